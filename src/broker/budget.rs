@@ -1,0 +1,60 @@
+//! Bytes that may be in work at once. Who takes some gives them back by dropping the [`Permit`].
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+/// Bytes of one unit of the semaphore behind a budget.
+const UNIT: u64 = 1024;
+
+/// A bounded number of bytes.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    units: Arc<Semaphore>,
+    whole: u32,
+}
+
+/// Bytes taken from a budget until it is dropped.
+#[derive(Debug)]
+pub struct Permit(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl Budget {
+    /// A budget of `bytes`, all of them free.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let whole = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
+        let whole = whole.clamp(1, most);
+        Self { units: Arc::new(Semaphore::new(whole as usize)), whole }
+    }
+
+    /// Takes `bytes` if they are free now. More than the whole budget counts as the whole.
+    pub(crate) fn try_take(&self, bytes: u64) -> Option<Permit> {
+        Arc::clone(&self.units).try_acquire_many_owned(self.units_for(bytes)).ok().map(Permit)
+    }
+
+    /// Takes `bytes` as soon as they are free, in the order of asking, unless that is after `deadline`.
+    pub(crate) async fn take(&self, bytes: u64, deadline: Instant) -> Option<Permit> {
+        let units = Arc::clone(&self.units).acquire_many_owned(self.units_for(bytes));
+        timeout_at(deadline, units).await.ok()?.ok().map(Permit)
+    }
+
+    fn units_for(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_when_the_permit_is_dropped() {
+        let budget = Budget::new(2048);
+        let first = budget.try_take(1025);
+        assert!(first.is_some());
+        assert!(budget.try_take(1).is_none());
+        drop(first);
+        assert!(budget.try_take(u64::MAX).is_some(), "the whole budget serves the largest request");
+    }
+}

@@ -1,0 +1,74 @@
+//! What the broker counts about itself. Every number only grows, except the gauges at the end; reading them is not a
+//! consistent cut.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::error::Reason;
+
+/// A number that grows. Relaxed: nothing is ordered by it.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// What was added so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The broker's counters.
+#[derive(Debug)]
+pub struct Counters {
+    /// Batches stored and acknowledged.
+    pub sends: Counter,
+    /// Messages in them.
+    pub sent_messages: Counter,
+    /// Bytes of them.
+    pub sent_bytes: Counter,
+    /// Pulls answered.
+    pub pulls: Counter,
+    /// Messages in those answers.
+    pub pulled_messages: Counter,
+    /// Bytes of them.
+    pub pulled_bytes: Counter,
+    /// Pulls that were parked at the end of a queue.
+    pub parked: Counter,
+    /// Queries answered.
+    pub queries: Counter,
+    refusals: Vec<Counter>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            sends: Counter::default(),
+            sent_messages: Counter::default(),
+            sent_bytes: Counter::default(),
+            pulls: Counter::default(),
+            pulled_messages: Counter::default(),
+            pulled_bytes: Counter::default(),
+            parked: Counter::default(),
+            queries: Counter::default(),
+            refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts a refused request.
+    pub(crate) fn refused(&self, reason: Reason) {
+        if let Some(counter) = self.refusals.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// Refused requests by reason, in the order of [`Reason::ALL`].
+    pub fn refusals(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
+        Reason::ALL.iter().copied().zip(self.refusals.iter().map(Counter::get))
+    }
+}

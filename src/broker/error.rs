@@ -1,0 +1,356 @@
+//! Why the broker refused, and under which name clients know the reason.
+//!
+//! Every refusal but [`BrokerError::FlushTimeout`], [`BrokerError::Unknown`] and [`BrokerError::Poisoned`] means that
+//! nothing was stored and nothing will be. Expected outcomes (nothing to read yet) are not errors.
+
+use crate::format::batch::{BatchError, TagFilterError};
+use crate::message::{PhysicalOffset, QueueId, QueueOffset};
+use crate::store::{AppendError, QueueRange, ReadError, SpaceError};
+
+use super::names::NameFault;
+
+/// Why a request to the broker was refused. Nothing was stored, except perhaps where [`BrokerError::stored`] says
+/// [`Stored::Unknown`].
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The name cannot be a topic's.
+    #[error(transparent)]
+    BadName(#[from] NameFault),
+    /// There is no such topic, or no more.
+    #[error("there is no such topic")]
+    UnknownTopic,
+    /// A topic of this name has another configuration.
+    #[error("the topic exists with another configuration")]
+    TopicExists,
+    /// So many topics may be made, or be made by sends, and no more.
+    #[error("no more than {limit} topics can be made this way")]
+    TopicLimit {
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The batch breaks a rule of its format.
+    #[error(transparent)]
+    BadBatch(#[from] BatchError),
+    /// The topic has fewer queues.
+    #[error("queue {queue} does not exist, the topic has {queues}")]
+    BadQueue {
+        /// The one that was named.
+        queue: QueueId,
+        /// How many the topic has, counted from 0.
+        queues: u32,
+    },
+    /// The topic does not take such messages.
+    #[error("{fault}")]
+    TypeConflict {
+        /// What does not fit.
+        fault: TypeFault,
+    },
+    /// The request contradicts itself or lacks something.
+    #[error("{fault}")]
+    BadRequest {
+        /// What is wrong with it.
+        fault: RequestFault,
+    },
+    /// The tag expression cannot be read.
+    #[error(transparent)]
+    BadFilter(#[from] TagFilterError),
+    /// A number or a length in the request is above its limit.
+    #[error("{what} of {found} exceeds the limit of {limit}")]
+    TooLarge {
+        /// Which one.
+        what: &'static str,
+        /// What was asked for.
+        found: u64,
+        /// The most there may be.
+        limit: u64,
+    },
+    /// The page token was not given out for this query.
+    #[error("the page token does not belong to this query")]
+    BadToken,
+    /// The id names no message that can be read.
+    #[error("there is no such message")]
+    MessageNotFound,
+    /// The queue offset cannot be read: outside what the queue holds.
+    #[error("queue offset {offset} is outside [{}, {}]", range.min, range.max)]
+    OffsetOutOfRange {
+        /// The one that was asked for.
+        offset: QueueOffset,
+        /// What the queue holds.
+        range: QueueRange,
+    },
+    /// Too much is in work already.
+    #[error("too many {what} at once")]
+    Overloaded {
+        /// Of what.
+        what: &'static str,
+    },
+    /// The log has no room for the record.
+    #[error("the log has no room")]
+    NoSpace,
+    /// The log had no room, and none could be made.
+    #[error("no room can be made in the log")]
+    Full(#[source] SpaceError),
+    /// The record at the queue offset cannot be read any more.
+    #[error("the record at queue offset {at} is damaged")]
+    Damaged {
+        /// Where reading stopped.
+        at: QueueOffset,
+        /// The next one that can be read.
+        next: QueueOffset,
+    },
+    /// The record at the position cannot be read any more.
+    #[error("the record at physical offset {at} is damaged")]
+    DamagedRecord {
+        /// Where it begins.
+        at: PhysicalOffset,
+    },
+    /// Stored, but not durable before the time was up.
+    #[error("stored, but not durable in time")]
+    FlushTimeout,
+    /// The write failed in a way that leaves open whether the record is there.
+    #[error("the record may or may not be stored")]
+    Unknown(#[source] AppendError),
+    /// A sync failed; the process is about to end.
+    #[error("the store cannot be trusted after a failed sync")]
+    Poisoned,
+    /// The broker is being stopped.
+    #[error("the broker is shutting down")]
+    Draining,
+    /// What is needed for the answer is still being rebuilt.
+    #[error("a file that is needed is being rebuilt")]
+    Rebuilding,
+    /// The disk refused to write.
+    #[error("the record could not be written")]
+    Write(#[source] AppendError),
+    /// The disk refused to read.
+    #[error("the record could not be read")]
+    Read(#[source] ReadError),
+}
+
+/// How a message and its topic's type disagree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TypeFault {
+    /// A NORMAL topic got a message group.
+    #[error("a NORMAL topic takes no message group")]
+    GroupOnNormal,
+    /// A FIFO topic got none.
+    #[error("a FIFO topic needs a message group")]
+    NoGroupOnFifo,
+    /// A DELAY topic got a message without a time.
+    #[error("a DELAY topic takes scheduled messages only")]
+    PlainOnDelay,
+    /// A TRANSACTION topic got a plain message.
+    #[error("a TRANSACTION topic takes transactional messages only")]
+    PlainOnTransaction,
+}
+
+/// How a request contradicts itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestFault {
+    /// The message group chooses the queue.
+    #[error("a message group chooses the queue, so no queue may be named")]
+    QueueAndGroup,
+    /// No selector in a query.
+    #[error("a query needs exactly one selector")]
+    NoSelector,
+    /// A key or id to look for is empty.
+    #[error("an empty key or id finds nothing")]
+    EmptyNeedle,
+    /// The text is no message id.
+    #[error("a message id is <epoch>-<physical offset>-<index> in lower-case hex")]
+    MessageId,
+    /// The range of times ends before it begins.
+    #[error("begin_ms is after end_ms")]
+    TimeRange,
+    /// Only queries by key and by producer's id have a range of times and pages.
+    #[error("only queries by key and by producer id take begin_ms, end_ms and page_token")]
+    NotPaged,
+    /// A topic has at least one queue.
+    #[error("a topic has at least 1 queue")]
+    NoQueues,
+    /// An enumeration's number is not known here.
+    #[error("{field} has a number that is not known")]
+    Enumeration {
+        /// Which field.
+        field: &'static str,
+    },
+}
+
+/// What a refusal leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Nothing, now and later.
+    No,
+    /// Perhaps what was asked for.
+    Unknown,
+}
+
+/// Declares [`Reason`] and its list in one place.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// The name under which clients and metrics know a refusal.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of declaration.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// As on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The name cannot be a topic's.
+    BadName = "BAD_NAME",
+    /// The batch breaks a rule of its format.
+    BadBatch = "BAD_BATCH",
+    /// The bodies are not those that were sent.
+    Checksum = "CHECKSUM",
+    /// The queue does not exist.
+    BadQueue = "BAD_QUEUE",
+    /// The request contradicts itself.
+    BadRequest = "BAD_REQUEST",
+    /// The page token belongs to another query.
+    BadToken = "BAD_TOKEN",
+    /// The compression is not taken.
+    Codec = "CODEC",
+    /// The topic does not take such messages.
+    TypeConflict = "TYPE_CONFLICT",
+    /// There is no such topic.
+    UnknownTopic = "UNKNOWN_TOPIC",
+    /// There is no such message.
+    MessageNotFound = "MESSAGE_NOT_FOUND",
+    /// The topic has another configuration.
+    TopicExists = "TOPIC_EXISTS",
+    /// Above a limit.
+    TooLarge = "TOO_LARGE",
+    /// Outside what the queue holds.
+    OffsetOutOfRange = "OFFSET_OUT_OF_RANGE",
+    /// Too much is in work.
+    Overloaded = "OVERLOADED",
+    /// Too many topics.
+    TopicLimit = "TOPIC_LIMIT",
+    /// The log has no room.
+    NoSpace = "NO_SPACE",
+    /// The record cannot be read any more.
+    Damaged = "DAMAGED",
+    /// Stored, not durable in time.
+    FlushTimeout = "FLUSH_TIMEOUT",
+    /// A sync failed.
+    Poisoned = "POISONED",
+    /// The broker stops.
+    Draining = "DRAINING",
+    /// A derived file is being rebuilt.
+    Rebuilding = "REBUILDING",
+    /// The disk refused an operation.
+    Storage = "STORAGE",
+}
+
+impl BrokerError {
+    /// Its name for clients and metrics.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::BadName(_) => Reason::BadName,
+            Self::UnknownTopic => Reason::UnknownTopic,
+            Self::TopicExists => Reason::TopicExists,
+            Self::TopicLimit { .. } => Reason::TopicLimit,
+            Self::BadBatch(fault) => batch_reason(fault),
+            Self::BadQueue { .. } => Reason::BadQueue,
+            Self::TypeConflict { .. } => Reason::TypeConflict,
+            Self::BadRequest { .. } | Self::BadFilter(TagFilterError::NoTag) => Reason::BadRequest,
+            Self::BadFilter(
+                TagFilterError::TooLong { .. } | TagFilterError::TooManyTags { .. },
+            ) => Reason::TooLarge,
+            Self::TooLarge { .. } => Reason::TooLarge,
+            Self::BadToken => Reason::BadToken,
+            Self::MessageNotFound => Reason::MessageNotFound,
+            Self::OffsetOutOfRange { .. } => Reason::OffsetOutOfRange,
+            Self::Overloaded { .. } => Reason::Overloaded,
+            Self::NoSpace | Self::Full(_) => Reason::NoSpace,
+            Self::Damaged { .. } | Self::DamagedRecord { .. } => Reason::Damaged,
+            Self::FlushTimeout => Reason::FlushTimeout,
+            Self::Unknown(_) | Self::Poisoned => Reason::Poisoned,
+            Self::Draining => Reason::Draining,
+            Self::Rebuilding => Reason::Rebuilding,
+            Self::Write(_) | Self::Read(_) => Reason::Storage,
+        }
+    }
+
+    /// What the refusal leaves behind.
+    pub fn stored(&self) -> Stored {
+        match self {
+            Self::FlushTimeout | Self::Unknown(_) | Self::Poisoned => Stored::Unknown,
+            _ => Stored::No,
+        }
+    }
+
+    /// The limit that was exceeded, if one was.
+    pub fn limit(&self) -> Option<u64> {
+        match self {
+            Self::TooLarge { limit, .. } | Self::TopicLimit { limit } => Some(*limit),
+            Self::BadBatch(fault) => fault.limit(),
+            Self::BadName(NameFault::TooLong { limit, .. })
+            | Self::BadFilter(
+                TagFilterError::TooLong { limit, .. } | TagFilterError::TooManyTags { limit, .. },
+            ) => u64::try_from(*limit).ok(),
+            _ => None,
+        }
+    }
+}
+
+fn batch_reason(fault: &BatchError) -> Reason {
+    match fault {
+        BatchError::Codec { .. } => Reason::Codec,
+        BatchError::Checksum { .. } => Reason::Checksum,
+        other if other.limit().is_some() => Reason::TooLarge,
+        _ => Reason::BadBatch,
+    }
+}
+
+impl From<AppendError> for BrokerError {
+    /// What an append that will not be tried again means for the caller.
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::TooLarge { len, max } => {
+                Self::TooLarge { what: "append set", found: len, limit: max }
+            }
+            AppendError::NoSuchQueue { .. } => Self::UnknownTopic,
+            AppendError::NotReady => Self::NoSpace,
+            AppendError::Deleted => Self::UnknownTopic,
+            AppendError::Write { .. } => Self::Write(error),
+            AppendError::Unknown { .. } => Self::Unknown(error),
+            AppendError::Poisoned => Self::Poisoned,
+            AppendError::Closed => Self::Draining,
+        }
+    }
+}
+
+impl From<SpaceError> for BrokerError {
+    fn from(error: SpaceError) -> Self {
+        match error {
+            SpaceError::Full | SpaceError::Refused => Self::Full(error),
+            SpaceError::Closed => Self::Draining,
+            SpaceError::Poisoned => Self::Poisoned,
+        }
+    }
+}
+
+impl From<ReadError> for BrokerError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged { at, .. } => Self::DamagedRecord { at },
+            ReadError::File(_) => Self::Read(error),
+            ReadError::Overloaded => Self::Overloaded { what: "reads off the disk" },
+            ReadError::Closed => Self::Draining,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Who waits at the end of a queue, and what wakes him: a message, the end of his time, a shutdown, the topic's deletion.
+//!
+//! The store keeps the waiters; here is how many there may be and what a wake-up means. Whoever was woken asks once more.
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Broker;
+use super::error::BrokerError;
+use super::state::topics::TopicEntry;
+use crate::message::{QueueId, QueueOffset};
+use crate::store::Arrival;
+
+/// Why a parked pull was woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// There may be something to read.
+    Look,
+    /// Nothing came in time, or the broker stops: answer with what there is.
+    Over,
+}
+
+impl Broker {
+    /// Parks until `queue` can be read beyond `from`, at most until `until`.
+    ///
+    /// # Errors
+    /// The topic was deleted, or too many are parked already.
+    pub(super) async fn park(
+        &self,
+        topic: &TopicEntry,
+        queue: QueueId,
+        from: QueueOffset,
+        until: Instant,
+    ) -> Result<Woken, BrokerError> {
+        let mut draining = self.draining.subscribe();
+        if *draining.borrow_and_update() || until <= Instant::now() {
+            return Ok(Woken::Over);
+        }
+        let Ok(_place) = self.waiters.try_acquire() else {
+            return Err(BrokerError::Overloaded { what: "parked pulls" });
+        };
+        self.counters.parked.add(1);
+        let arrival = self.store.arrival(topic.handle(), queue, from);
+        let woken = timeout_at(until, async {
+            tokio::select! {
+                arrival = arrival => Some(arrival),
+                _ = draining.changed() => None,
+            }
+        })
+        .await;
+        match woken {
+            Ok(Some(Arrival::Readable)) => Ok(Woken::Look),
+            Ok(Some(Arrival::Gone)) if self.table.has(topic) => Ok(Woken::Look),
+            Ok(Some(Arrival::Gone)) => Err(BrokerError::UnknownTopic),
+            Ok(Some(Arrival::Closed) | None) | Err(_) => Ok(Woken::Over),
+        }
+    }
+}

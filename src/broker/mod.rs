@@ -1,0 +1,231 @@
+//! What a broker means: topics, sends, pulls and queries over the store.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | [`state`] | the units of state and their one transition function |
+//! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs` | the services |
+//! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
+//! | `route.rs`, `names.rs`, `token.rs` | which queue, which names, which page |
+//! | `budget.rs`, [`counters`] | bytes in work; what is counted |
+//!
+//! The broker starts no task of its own: everything runs on the task of the request, and the store's threads wake it.
+//! Calls into the store that block do so for one write of the log at most. Every request has a deadline, and what it may
+//! wait for ends [`REPLY_RESERVE`] before it, so that the answer still arrives.
+
+mod budget;
+mod config;
+pub mod counters;
+mod error;
+mod long_poll;
+mod names;
+mod pull;
+mod query;
+mod route;
+mod send;
+pub mod state;
+#[cfg(test)]
+mod tests;
+mod token;
+mod topics;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::clock::Clock;
+use crate::file::disk::Disk;
+use crate::message::{Epoch, FlushMode, PhysicalOffset};
+use crate::store::{
+    CloseError, OpenError, StartReport, Store, StoreConfig, StoreStatus, Watermarks,
+};
+
+// What answers are made of: the rooms above know the store through the broker only.
+pub use crate::store::{Order, QueueRange, StoredRecord};
+
+pub use budget::Permit;
+pub use config::BrokerConfig;
+pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
+pub use names::NameFault;
+pub use pull::{PullRequest, Pulled};
+pub use query::{Page, QueriedMessage, QueryRequest, Selector};
+pub use send::{Receipt, SendRequest};
+pub use state::topics::{TopicEntry, TopicSettings};
+pub use topics::{QueueDescription, TopicDescription, TopicPage};
+
+/// The longest that an acknowledgement waits for the disk.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is kept of a request's time for its answer.
+pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
+
+use budget::Budget;
+use counters::Counters;
+use state::topics::TopicTable;
+
+/// A running broker. Dropping it does not close the store: call [`Broker::close`].
+pub struct Broker {
+    store: Store,
+    table: Arc<TopicTable>,
+    config: BrokerConfig,
+    /// The store's default, which broker-wide state is acknowledged by.
+    default_flush: FlushMode,
+    draining: watch::Sender<bool>,
+    sends: Budget,
+    replies: Budget,
+    waiters: Semaphore,
+    queries: Semaphore,
+    counters: Counters,
+    started: Vec<String>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// What the broker says about itself.
+#[derive(Clone, Debug)]
+pub struct BrokerStatus {
+    /// The store's own account.
+    pub store: StoreStatus,
+    /// How far the log has come.
+    pub watermarks: Watermarks,
+    /// The current epoch.
+    pub epoch: Epoch,
+    /// How many topics there are.
+    pub topics: u64,
+    /// How many queues they have together.
+    pub queues: u64,
+    /// What acknowledgements wait for unless the topic says otherwise.
+    pub flush_default: FlushMode,
+}
+
+impl Broker {
+    /// Opens the store and brings the state up to its log. Blocks until recovery is through.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        store: StoreConfig,
+        config: BrokerConfig,
+    ) -> Result<(Arc<Self>, StartReport), OpenError> {
+        let default_flush = store.flush;
+        let table = Arc::new(TopicTable::new(clock.now().get()));
+        let applier: Arc<TopicTable> = Arc::clone(&table);
+        let (store, report) = Store::open(disk, clock, store, applier)?;
+        let broker = Self {
+            table,
+            default_flush,
+            draining: watch::Sender::new(false),
+            sends: Budget::new(config.inflight_send_bytes),
+            replies: Budget::new(config.inflight_reply_bytes),
+            waiters: Semaphore::new(config.max_waiters as usize),
+            queries: Semaphore::new(query::MAX_AT_ONCE),
+            counters: Counters::default(),
+            started: report.to_string().lines().map(str::to_owned).collect(),
+            store,
+            config,
+        };
+        Ok((Arc::new(broker), report))
+    }
+
+    /// Refuses sends from now on and answers parked pulls at once. Other requests go on being served.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+        self.store.wake_all();
+    }
+
+    /// Whether [`Broker::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Ends the store: flushed, with a snapshot and a clean mark. Blocks. Call [`Broker::drain`] before, and let running
+    /// requests finish.
+    ///
+    /// # Errors
+    /// The store's; the log is as it was.
+    pub fn close(&self) -> Result<(), CloseError> {
+        self.drain();
+        self.store.close()
+    }
+
+    /// Waits until the store is poisoned by a failed sync, after which the process has to end.
+    pub async fn failed(&self) {
+        self.store.failed().await;
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many pulls are parked.
+    pub fn waiting(&self) -> usize {
+        (self.config.max_waiters as usize).saturating_sub(self.waiters.available_permits())
+    }
+
+    /// What the start found and did, a line each.
+    pub fn start_report(&self) -> &[String] {
+        &self.started
+    }
+
+    /// How the broker is. Does no I/O beyond asking for free space.
+    pub fn status(&self) -> BrokerStatus {
+        let (topics, queues) = self.table.counts();
+        BrokerStatus {
+            store: self.store.status(),
+            watermarks: self.store.watermarks(),
+            epoch: self.store.epoch(),
+            topics,
+            queues,
+            flush_default: self.default_flush,
+        }
+    }
+
+    /// The topic of a name that is to be read.
+    fn known(&self, name: &str) -> Result<Arc<TopicEntry>, BrokerError> {
+        if let Some(topic) = self.table.get(name) {
+            return Ok(topic);
+        }
+        names::check_known(name)?;
+        Err(BrokerError::UnknownTopic)
+    }
+
+    /// Waits until the log has room again, at most until the deadline.
+    async fn space(&self, deadline: Instant) -> Result<(), BrokerError> {
+        match timeout_at(before(deadline), self.store.space()).await {
+            Ok(room) => Ok(room?),
+            Err(_) => Err(BrokerError::NoSpace),
+        }
+    }
+
+    /// Waits until broker-wide state up to `end` may be revealed: durable, if that is the broker's default.
+    async fn settled(&self, end: PhysicalOffset, deadline: Instant) -> Result<(), BrokerError> {
+        match self.default_flush {
+            FlushMode::Async => Ok(()),
+            FlushMode::Sync => {
+                match timeout_at(flush_deadline(deadline), self.store.durable(end)).await {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(_poisoned)) => Err(BrokerError::Poisoned),
+                    Err(_) => Err(BrokerError::FlushTimeout),
+                }
+            }
+        }
+    }
+}
+
+/// When a request must stop waiting, so that its answer arrives before its deadline.
+fn before(deadline: Instant) -> Instant {
+    deadline.checked_sub(REPLY_RESERVE).unwrap_or(deadline)
+}
+
+/// When to stop waiting for the disk.
+fn flush_deadline(deadline: Instant) -> Instant {
+    before(deadline).min(Instant::now() + FLUSH_TIMEOUT)
+}

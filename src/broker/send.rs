@@ -1,0 +1,197 @@
+//! Sends: one batch becomes one record.
+//!
+//! Order of the checks: shutdown, room for the work, name, batch, type, queue; only then is an unknown topic made, so
+//! that a refused send leaves nothing behind.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::{BrokerError, RequestFault, TypeFault};
+use super::route::queue_of_group;
+use super::state::topics::{Creation, Origin, TopicEntry, TopicSettings};
+use super::{Broker, flush_deadline, names};
+use crate::format::batch::{self, Batch, BatchInfo};
+use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicType};
+use crate::store::{AppendError, NewRecord, Placed};
+
+/// Queues of a topic that a send makes.
+const AUTO_CREATED_QUEUES: u32 = 4;
+
+/// A batch for a topic.
+#[derive(Clone, Debug)]
+pub struct SendRequest<'a> {
+    /// Its name.
+    pub topic: &'a str,
+    /// Without it the broker chooses.
+    pub queue: Option<QueueId>,
+    /// One encoded batch.
+    pub batch: Bytes,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+}
+
+/// Where a batch was stored. It is acknowledged by its topic's flush mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The queue.
+    pub queue: QueueId,
+    /// Of the first message.
+    pub first_queue_offset: QueueOffset,
+    /// Of the record.
+    pub offset: PhysicalOffset,
+    /// In which it was written.
+    pub epoch: Epoch,
+    /// On the store clock.
+    pub store_time: Timestamp,
+    /// Messages in the batch.
+    pub message_count: u16,
+}
+
+impl Broker {
+    /// Stores a batch and waits until its topic's flush mode acknowledges it. To an unknown valid name it makes the
+    /// topic, if the configuration says so.
+    ///
+    /// # Errors
+    /// Nothing was stored, unless [`BrokerError::stored`] says otherwise.
+    pub async fn send(&self, request: SendRequest<'_>) -> Result<Receipt, BrokerError> {
+        if self.is_draining() {
+            return Err(BrokerError::Draining);
+        }
+        let len = u64::try_from(request.batch.len()).unwrap_or(u64::MAX);
+        let _permit =
+            self.sends.try_take(len).ok_or(BrokerError::Overloaded { what: "bytes to store" })?;
+        // A caller whose time is up has gone; nothing is stored for him.
+        if request.deadline <= Instant::now() {
+            return Err(BrokerError::Overloaded { what: "requests before this one" });
+        }
+        names::check_new(request.topic)?;
+        let info = batch::check(&request.batch)?;
+
+        let (topic, queue, placed) = self.store_batch(&request, &info).await?;
+        let acknowledged = self.store.acknowledged(topic.handle(), placed.end);
+        match timeout_at(flush_deadline(request.deadline), acknowledged).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_poisoned)) => return Err(BrokerError::Poisoned),
+            Err(_) => return Err(BrokerError::FlushTimeout),
+        }
+        self.counters.sends.add(1);
+        self.counters.sent_messages.add(info.message_count.into());
+        self.counters.sent_bytes.add(len);
+        Ok(Receipt {
+            queue,
+            first_queue_offset: placed.queue_offset,
+            offset: placed.offset,
+            epoch: placed.epoch,
+            store_time: placed.store_time,
+            message_count: info.message_count,
+        })
+    }
+
+    /// Appends, again after each wait for room. A topic that is deleted meanwhile is looked up, or made, anew.
+    async fn store_batch(
+        &self,
+        request: &SendRequest<'_>,
+        info: &BatchInfo,
+    ) -> Result<(Arc<TopicEntry>, QueueId, Placed), BrokerError> {
+        loop {
+            let topic = self.topic_for(request, info).await?;
+            let queue = choose_queue(&topic, request, info)?;
+            let batch = request.batch.clone();
+            let record = NewRecord::message(topic.handle(), queue, batch, info);
+            match self.store.append_one(record) {
+                Ok(placed) => return Ok((topic, queue, placed)),
+                Err(AppendError::NotReady) => self.space(request.deadline).await?,
+                // Out of the table for good: whoever sends to the name now means the next topic of that name. Still in
+                // the table: the deletion failed, and the topic lives on.
+                Err(AppendError::Deleted) => {
+                    let _lives = self.table.has(&topic);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if self.is_draining() {
+                return Err(BrokerError::Draining);
+            }
+        }
+    }
+
+    async fn topic_for(
+        &self,
+        request: &SendRequest<'_>,
+        info: &BatchInfo,
+    ) -> Result<Arc<TopicEntry>, BrokerError> {
+        if let Some(topic) = self.table.get(request.topic) {
+            check_fit(topic.settings(), request, info)?;
+            return Ok(topic);
+        }
+        if !self.config.auto_create_topics {
+            return Err(BrokerError::UnknownTopic);
+        }
+        let settings = TopicSettings {
+            queues: AUTO_CREATED_QUEUES,
+            flush: self.default_flush,
+            topic_type: TopicType::Mixed,
+        };
+        check_fit(settings, request, info)?;
+        let origin = Origin::Send { limit: self.config.auto_create_limit };
+        loop {
+            match self.table.create(&self.store, request.topic, settings, origin) {
+                // The creation lies before the batch in the log, so what acknowledges the batch covers it.
+                Ok((Creation::Ready(topic) | Creation::Conflict(topic), _)) => {
+                    check_fit(topic.settings(), request, info)?;
+                    return Ok(topic);
+                }
+                Ok((Creation::Limit(limit), _)) => return Err(BrokerError::TopicLimit { limit }),
+                Err(AppendError::NotReady) => self.space(request.deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Whether a topic of these settings takes the batch.
+fn check_fit(
+    settings: TopicSettings,
+    request: &SendRequest<'_>,
+    info: &BatchInfo,
+) -> Result<(), BrokerError> {
+    let fault = match (settings.topic_type, info.has_message_group) {
+        (TopicType::Mixed, _) | (TopicType::Normal, false) | (TopicType::Fifo, true) => None,
+        (TopicType::Normal, true) => Some(TypeFault::GroupOnNormal),
+        (TopicType::Fifo, false) => Some(TypeFault::NoGroupOnFifo),
+        (TopicType::Delay, _) => Some(TypeFault::PlainOnDelay),
+        (TopicType::Transaction, _) => Some(TypeFault::PlainOnTransaction),
+    };
+    if let Some(fault) = fault {
+        return Err(BrokerError::TypeConflict { fault });
+    }
+    match request.queue {
+        Some(_) if info.has_message_group => {
+            Err(BrokerError::BadRequest { fault: RequestFault::QueueAndGroup })
+        }
+        Some(queue) if queue.get() >= settings.queues => {
+            Err(BrokerError::BadQueue { queue, queues: settings.queues })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The named queue, else that of the message group, else the next of the round robin.
+fn choose_queue(
+    topic: &TopicEntry,
+    request: &SendRequest<'_>,
+    info: &BatchInfo,
+) -> Result<QueueId, BrokerError> {
+    if let Some(queue) = request.queue {
+        return Ok(queue);
+    }
+    if !info.has_message_group {
+        return Ok(topic.next_queue());
+    }
+    // All messages of a batch have the same group.
+    let batch = Batch::parse(&request.batch)?;
+    let first = batch.metas().next().transpose()?;
+    let group = first.and_then(|meta| meta.message_group()).unwrap_or_default();
+    Ok(QueueId::new(queue_of_group(group, topic.settings().queues)))
+}

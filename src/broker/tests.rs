@@ -1,0 +1,122 @@
+//! What a broker refuses before it does any work, and what it does under a shutdown.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::clock::SystemClock;
+use crate::file::disk::RealDisk;
+use crate::format::batch::{BatchBuilder, NewMeta};
+use crate::message::{QueueId, QueueOffset, TopicType};
+
+/// A broker on a directory of its own, which has to outlive it.
+fn broker(config: BrokerConfig) -> (Arc<Broker>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+    let clock = Arc::new(SystemClock::new());
+    let (broker, _) = Broker::open(Arc::new(RealDisk), clock, store, config).unwrap();
+    (broker, dir)
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn batch(len: usize) -> Bytes {
+    let mut batch = BatchBuilder::new();
+    batch.push(&NewMeta::default(), &vec![b'x'; len]);
+    batch.finish()
+}
+
+fn to(topic: &str, len: usize) -> SendRequest<'_> {
+    SendRequest { topic, queue: Some(QueueId::ZERO), batch: batch(len), deadline: soon() }
+}
+
+const SETTINGS: TopicSettings =
+    TopicSettings { queues: 1, flush: FlushMode::Sync, topic_type: TopicType::Normal };
+
+#[tokio::test]
+async fn a_draining_broker_refuses_what_would_append_and_still_reads() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    broker.send(to("t", 1)).await.unwrap();
+    broker.drain();
+    let sent = broker.send(to("t", 1)).await;
+    assert!(matches!(sent, Err(BrokerError::Draining)), "{sent:?}");
+    let made = broker.create_topic("u", SETTINGS, soon()).await;
+    assert!(matches!(made, Err(BrokerError::Draining)), "{made:?}");
+    let deleted = broker.delete_topic("t", soon()).await;
+    assert!(matches!(deleted, Err(BrokerError::Draining)), "{deleted:?}");
+    let mut request = PullRequest {
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        max_messages: 10,
+        max_bytes: 1024,
+        wait: Duration::from_secs(30),
+        tags: "",
+        deadline: soon(),
+    };
+    assert_eq!(broker.pull(request).await.unwrap().next, QueueOffset::new(1));
+    request.offset = QueueOffset::new(1);
+    let began = Instant::now();
+    assert_eq!(broker.pull(request).await.unwrap().records.len(), 0);
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody is parked any more");
+    broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn sends_beyond_the_bytes_in_work_are_refused_before_any_work() {
+    let config = BrokerConfig { inflight_send_bytes: 64 << 10, ..BrokerConfig::default() };
+    let (broker, _dir) = broker(config);
+    let others = broker.sends.try_take(60 << 10).unwrap();
+    let sent = broker.send(to("t", 8 << 10)).await;
+    assert!(matches!(sent, Err(BrokerError::Overloaded { .. })), "{sent:?}");
+    assert!(broker.table.get("t").is_none());
+    drop(others);
+    broker.send(to("t", 8 << 10)).await.unwrap();
+    broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_stored_for_a_caller_whose_time_is_up() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    let sent = broker.send(SendRequest { deadline: Instant::now(), ..to("t", 1) }).await;
+    assert!(matches!(sent, Err(BrokerError::Overloaded { .. })), "{sent:?}");
+    assert!(broker.table.get("t").is_none());
+    broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
+    let config = BrokerConfig { inflight_reply_bytes: 64 << 10, ..BrokerConfig::default() };
+    let (broker, _dir) = broker(config);
+    broker.send(to("t", 48 << 10)).await.unwrap();
+    let request = PullRequest {
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        max_messages: 1,
+        max_bytes: 1,
+        wait: Duration::ZERO,
+        tags: "",
+        deadline: soon(),
+    };
+    let pulled = broker.pull(request).await.unwrap();
+    assert!(broker.replies.try_take(32 << 10).is_none());
+    drop(pulled);
+    assert!(broker.replies.try_take(64 << 10).is_some());
+    broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_deletion_marks_the_topic_dead_and_removes_it_from_the_store() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    let topic = broker.create_topic("t", SETTINGS, soon()).await.unwrap();
+    assert!(!topic.handle().is_dead());
+    broker.delete_topic("t", soon()).await.unwrap();
+    assert!(topic.handle().is_dead());
+    assert!(broker.store.topics().get(topic.id()).is_none());
+    assert!(!broker.table.has(&topic));
+    broker.close().unwrap();
+}

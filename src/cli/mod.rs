@@ -1,0 +1,194 @@
+//! The command line: one file per noun, each asks the client and renders what it returns.
+//!
+//! | file | command |
+//! | --- | --- |
+//! | `serve.rs` | the broker itself |
+//! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs` | a client of a broker |
+//! | `demo/` | a broker, its producers and its readers, killed and checked |
+//! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
+//! | `error.rs` | what goes to stderr when it fails, and the exit codes |
+//!
+//! Data goes to stdout, everything else to stderr.
+
+mod demo;
+mod error;
+mod message;
+mod output;
+mod pull;
+mod query;
+mod send;
+mod serve;
+mod status;
+mod time;
+mod topic;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use self::output::{Format, Output};
+use crate::client::{Client, ClientError, Retry};
+
+/// How long a refusal that passes by itself is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After how long the person at the terminal is told about it.
+const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// Over the options that every command has.
+const COMMON: &str = "Common options";
+
+/// A message broker in one binary: one CommitLog, queues and a key index built from it, gRPC in front.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mainstem",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = error::HELP
+)]
+struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    /// How results are written to standard output
+    #[arg(
+        short,
+        long,
+        global = true,
+        default_value = "table",
+        value_name = "table|json|jsonl",
+        hide_possible_values = true,
+        help_heading = COMMON
+    )]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The broker to talk to.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Connection {
+    /// The broker to talk to
+    #[arg(
+        long,
+        global = true,
+        env = "MAINSTEM_SERVER",
+        hide_env_values = true,
+        default_value = "127.0.0.1:8081",
+        value_name = "HOST:PORT",
+        help_heading = COMMON
+    )]
+    server: String,
+}
+
+impl Connection {
+    /// Connects.
+    pub(crate) async fn open(&self) -> Result<Client, ClientError> {
+        Client::connect(&self.server).await
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a broker
+    Serve(serve::ServeArgs),
+    /// Make, list, show and delete topics
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    /// Send messages
+    Send(send::SendArgs),
+    /// Read messages in order
+    Pull(pull::PullArgs),
+    /// Find messages by key or id
+    Query(query::QueryArgs),
+    /// Show what a broker says about itself
+    Status,
+    /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
+    Demo(demo::DemoArgs),
+}
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => error::Exit::Done.into(),
+        Err(error) => error::report(&error).into(),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let output = Output::stdout(cli.output);
+    let command = match cli.command {
+        Command::Serve(args) => return serve::run(args, output),
+        command => command,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("client")
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(client_command(command, &cli.connection, output));
+    // Reads of standard input may block for ever; nothing that matters is left to wait for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn client_command(
+    command: Command,
+    connection: &Connection,
+    mut output: Output,
+) -> anyhow::Result<()> {
+    let output = &mut output;
+    match command {
+        Command::Serve(_) => Ok(()),
+        Command::Topic(command) => topic::run(command, connection, output).await,
+        Command::Send(args) => send::run(args, connection, output).await,
+        Command::Pull(args) => pull::run(args, connection, output).await,
+        Command::Query(args) => query::run(args, connection, output).await,
+        Command::Status => status::run(connection, output).await,
+        Command::Demo(args) => demo::run(args, output).await,
+    }
+}
+
+/// Repeats a call while the broker refuses it for a reason that passes by itself, for at most 30 s.
+///
+/// Nothing can happen twice: only definite refusals are repeated.
+async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, ClientError>
+where
+    F: Future<Output = Result<T, ClientError>>,
+{
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        match error.retry() {
+            Retry::After(pause)
+                if error.refusal().is_some() && started.elapsed() + pause < PATIENCE =>
+            {
+                if !told && started.elapsed() > TELL_AFTER {
+                    output::say(format_args!("waiting: {error}"));
+                    told = true;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            _ => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,575 @@
+//! The native client: batches in, messages out, over one HTTP/2 connection.
+//!
+//! | call | what it does |
+//! | --- | --- |
+//! | [`Client::send`] | stores one batch as one record |
+//! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
+//! | [`Client::query`] | one page of messages by key, id or place |
+//! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
+//! | [`Client::status`] | what the broker says about itself |
+//!
+//! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
+//! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
+//! can help and whether it is safe. No task of its own but the connection's.
+//!
+//! The broker sends whole records; messages below the wanted offset and messages whose tag does not match are dropped
+//! here, one by one.
+
+mod error;
+mod message;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
+pub use self::message::Message;
+use self::message::Place;
+use crate::format::batch::TagFilter;
+use crate::message::{
+    Epoch, FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
+    TopicType,
+};
+use crate::proto;
+use crate::proto::admin_client::AdminClient;
+use crate::proto::broker_client::BrokerClient;
+use crate::proto::query_messages_request as wire_query;
+
+/// Bytes that may be under way on one stream: several of the largest answers.
+const STREAM_WINDOW: u32 = 8 << 20;
+/// Bytes that may be under way on the connection.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The largest answer: 8 MiB of batches, one whole record over it, and what surrounds them.
+const MAX_ANSWER: usize = 17 << 20;
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take, beside the time a pull was asked to wait.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A connection to one broker. Cheap to clone; clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Client {
+    server: Arc<str>,
+    broker: BrokerClient<Channel>,
+    admin: AdminClient<Channel>,
+}
+
+/// Where a batch was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The queue that took it.
+    pub queue: QueueId,
+    /// Of the first message; the others follow without holes.
+    pub first_queue_offset: QueueOffset,
+    /// The id of the first message; the others count its index up.
+    pub first_id: MessageId,
+    /// On the store clock.
+    pub store_time: Timestamp,
+    /// Messages stored.
+    pub count: u32,
+}
+
+/// What to pull.
+#[derive(Clone, Debug)]
+pub struct Pull<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// One of its queues.
+    pub queue: QueueId,
+    /// The first message wanted.
+    pub offset: QueueOffset,
+    /// At most so many messages, but at least one whole record. `None`: the broker's choice.
+    pub max_messages: Option<u32>,
+    /// At most so many bytes of batches, but at least one whole record. `None`: the broker's choice.
+    pub max_bytes: Option<u32>,
+    /// At the end of the queue, wait so long for a message; at most 30 s.
+    pub wait: Duration,
+    /// The tags that are let through, as a text for the broker: `*`, or tags joined by `||`.
+    pub tags: &'a str,
+    /// The same, parsed.
+    pub filter: &'a TagFilter,
+}
+
+/// What a pull brought.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// In queue order. More than `max_messages` if one record holds more.
+    pub messages: Vec<Message>,
+    /// Where to go on; moves past what was filtered out.
+    pub next_offset: QueueOffset,
+    /// What can be pulled from this queue now.
+    pub range: OffsetRange,
+    /// The broker's epoch.
+    pub epoch: Epoch,
+}
+
+/// What to look for.
+#[derive(Clone, Copy, Debug)]
+pub enum Selector<'a> {
+    /// Messages of a topic that carry a key.
+    Key {
+        /// The topic's name.
+        topic: &'a str,
+        /// The whole key.
+        key: &'a str,
+    },
+    /// Messages of a topic with an id that the producer gave.
+    ProducerId {
+        /// The topic's name.
+        topic: &'a str,
+        /// The whole id.
+        id: &'a str,
+    },
+    /// The message with this id.
+    MessageId(MessageId),
+    /// The message at this place.
+    Offset {
+        /// The topic's name.
+        topic: &'a str,
+        /// One of its queues.
+        queue: QueueId,
+        /// The ordinal in it.
+        offset: QueueOffset,
+    },
+}
+
+/// In which order a query answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// By descending place in the log.
+    #[default]
+    NewestFirst,
+    /// By ascending place in the log.
+    OldestFirst,
+}
+
+/// One page of a query.
+#[derive(Clone, Debug)]
+pub struct Query<'a> {
+    /// What to look for.
+    pub selector: Selector<'a>,
+    /// The earliest store time; inclusive.
+    pub begin: Option<Timestamp>,
+    /// The latest store time; inclusive.
+    pub end: Option<Timestamp>,
+    /// Which come first.
+    pub order: Order,
+    /// Messages in this page, at most 1 000.
+    pub limit: u32,
+    /// [`Found::next_page`] of the page before.
+    pub page: String,
+}
+
+/// A page of an answer.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// In the order asked for.
+    pub messages: Vec<Message>,
+    /// What to ask for to get the next page, if there may be one.
+    pub next_page: Option<String>,
+    /// Why messages may be missing, if they may.
+    pub incomplete: Option<String>,
+}
+
+/// What a topic is made with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TopicSettings {
+    /// 1 to 65 536. `None`: 4.
+    pub queues: Option<u32>,
+    /// `None`: the broker's default.
+    pub flush: Option<FlushMode>,
+    /// `None`: mixed.
+    pub topic_type: Option<TopicType>,
+}
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// Its name.
+    pub name: String,
+    /// Its incarnation: another one after a delete.
+    pub id: TopicId,
+    /// Its queues are numbered from 0 to this, exclusive.
+    pub queues: u32,
+    /// What an acknowledgement waits for.
+    pub flush: FlushMode,
+    /// What it takes.
+    pub topic_type: TopicType,
+}
+
+/// A topic and what its queues hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// The topic.
+    pub topic: Topic,
+    /// Its queues in order, each with what can be pulled from it.
+    pub queues: Vec<(QueueId, OffsetRange)>,
+}
+
+/// What a broker says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Of the broker's program.
+    pub version: String,
+    /// Names the data directory's content for ever.
+    pub store_id: String,
+    /// Raised at every start.
+    pub epoch: Epoch,
+    /// The first byte that the store still has.
+    pub min: PhysicalOffset,
+    /// The end of what is written.
+    pub appended: PhysicalOffset,
+    /// The end of what queues and index know.
+    pub dispatched: PhysicalOffset,
+    /// The end of what is durable.
+    pub flushed: PhysicalOffset,
+    /// Topics.
+    pub topics: u64,
+    /// Queues of all topics.
+    pub queues: u64,
+    /// Segments of the log.
+    pub segments: u64,
+    /// Those whose queue and index files are not written yet.
+    pub unsealed_segments: u64,
+    /// Bytes free in the file system.
+    pub disk_free: u64,
+    /// The flush mode of topics that do not say otherwise.
+    pub flush_default: String,
+    /// What the last start found and did.
+    pub start_report: Vec<String>,
+    /// Byte ranges of the log that cannot be read.
+    pub damaged: Vec<std::ops::Range<PhysicalOffset>>,
+}
+
+impl Client {
+    /// Connects to the broker at `server`, `HOST:PORT`.
+    ///
+    /// # Errors
+    /// `BadAddress` or `Unreachable`.
+    pub async fn connect(server: &str) -> Result<Self, ClientError> {
+        let bad = || ClientError::BadAddress { server: server.to_owned() };
+        if !has_port(server) {
+            return Err(bad());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{server}"))
+            .map_err(|_| bad())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let channel = endpoint.connect().await.map_err(|source| ClientError::Unreachable {
+            server: server.to_owned(),
+            source: Box::new(source),
+        })?;
+        Ok(Self {
+            server: server.into(),
+            broker: BrokerClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER)
+                .max_encoding_message_size(MAX_ANSWER),
+            admin: AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER),
+        })
+    }
+
+    /// The address this client was connected to.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Stores `batch`, one encoded `Batch` of `format::batch`, as one record.
+    ///
+    /// OK means durable by the topic's flush mode. An unknown topic is created. Without a queue the message group
+    /// decides, else the broker takes the next.
+    ///
+    /// # Errors
+    /// [`ClientError::stored`] says whether the batch may be stored all the same.
+    pub async fn send(
+        &self,
+        topic: &str,
+        queue: Option<QueueId>,
+        batch: Bytes,
+    ) -> Result<Receipt, ClientError> {
+        let request =
+            proto::SendRequest { topic: topic.to_owned(), queue: queue.map(QueueId::get), batch };
+        let answer = self.broker.clone().send(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        Ok(Receipt {
+            queue: QueueId::new(answer.queue),
+            first_queue_offset: QueueOffset::new(answer.first_queue_offset),
+            first_id: MessageId {
+                epoch: Epoch::new(answer.epoch),
+                offset: PhysicalOffset::new(answer.physical_offset),
+                index: 0,
+            },
+            store_time: Timestamp::new(answer.store_time_ms),
+            count: answer.count,
+        })
+    }
+
+    /// Reads messages of one queue.
+    ///
+    /// # Errors
+    /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `UnknownTopic`,
+    /// `BadQueue`, `Rebuilding`.
+    pub async fn pull(&self, pull: &Pull<'_>) -> Result<Pulled, ClientError> {
+        let request = proto::PullRequest {
+            topic: pull.topic.to_owned(),
+            queue: pull.queue.get(),
+            offset: pull.offset.get(),
+            max_messages: pull.max_messages.unwrap_or(0),
+            max_bytes: pull.max_bytes.unwrap_or(0),
+            wait_ms: u32::try_from(pull.wait.as_millis()).unwrap_or(u32::MAX),
+            tags: pull.tags.to_owned(),
+        };
+        let answer = self.broker.clone().pull(within(request, CALL_TIMEOUT + pull.wait)).await;
+        let answer = self.answer(answer)?;
+        let mut messages = Vec::new();
+        for record in &answer.records {
+            let place = Place {
+                topic: pull.topic,
+                queue: pull.queue,
+                epoch: Epoch::new(record.epoch),
+                physical_offset: PhysicalOffset::new(record.physical_offset),
+                first_queue_offset: QueueOffset::new(record.first_queue_offset),
+                store_time: Timestamp::new(record.store_time_ms),
+            };
+            message::unpack(&place, &record.batch, pull.offset, pull.filter, &mut messages)
+                .map_err(|source| self.bad_answer(source))?;
+        }
+        Ok(Pulled {
+            messages,
+            next_offset: QueueOffset::new(answer.next_offset),
+            range: answer.range.map(OffsetRange::from).unwrap_or_default(),
+            epoch: Epoch::new(answer.epoch),
+        })
+    }
+
+    /// Finds one page of messages.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownTopic`, `MessageNotFound`, `BadToken`, `BadRequest`.
+    pub async fn query(&self, query: &Query<'_>) -> Result<Found, ClientError> {
+        let request = proto::QueryMessagesRequest {
+            selector: Some(selector(query.selector)),
+            begin_ms: query.begin.map(Timestamp::get),
+            end_ms: query.end.map(Timestamp::get),
+            order: match query.order {
+                Order::NewestFirst => wire_query::Order::NewestFirst,
+                Order::OldestFirst => wire_query::Order::OldestFirst,
+            }
+            .into(),
+            limit: query.limit,
+            page_token: query.page.clone(),
+        };
+        let answer = self.broker.clone().query_messages(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        let messages = answer
+            .messages
+            .into_iter()
+            .map(message::found)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|source| self.bad_answer(source))?;
+        Ok(Found {
+            messages,
+            next_page: Some(answer.next_page_token).filter(|token| !token.is_empty()),
+            incomplete: (!answer.complete).then_some(answer.incomplete_reason),
+        })
+    }
+
+    /// Creates a topic; it is there already with the same settings: OK too.
+    ///
+    /// # Errors
+    /// Refusals: `TopicExists` with other settings, `BadName`, `BadRequest`, `TopicLimit`.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        settings: TopicSettings,
+    ) -> Result<Topic, ClientError> {
+        let config = proto::TopicConfig {
+            queues: settings.queues.unwrap_or(0),
+            flush: settings.flush.map_or(proto::FlushMode::Unspecified, flush_to_wire).into(),
+            r#type: settings.topic_type.map_or(proto::TopicType::Unspecified, type_to_wire).into(),
+        };
+        let request = proto::CreateTopicRequest { name: name.to_owned(), config: Some(config) };
+        let answer = self.admin.clone().create_topic(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        self.topic(answer.topic)
+    }
+
+    /// Deletes a topic, at once for sends, pulls and queries.
+    ///
+    /// # Errors
+    /// Refusal: `UnknownTopic`.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
+        let request = proto::DeleteTopicRequest { name: name.to_owned() };
+        let answer = self.admin.clone().delete_topic(within(request, CALL_TIMEOUT)).await;
+        self.answer(answer).map(|_| ())
+    }
+
+    /// One page of topics in the order of their names, and whether there are more after the last of them.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn topics(&self, after: &str) -> Result<(Vec<Topic>, bool), ClientError> {
+        let request = proto::ListTopicsRequest { after: after.to_owned(), limit: 0 };
+        let answer = self.admin.clone().list_topics(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        let more = answer.more;
+        let topics = answer
+            .topics
+            .into_iter()
+            .map(|topic| self.topic(Some(topic)))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok((topics, more))
+    }
+
+    /// A topic with all its queues.
+    ///
+    /// # Errors
+    /// Refusal: `UnknownTopic`.
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, ClientError> {
+        let mut queues = Vec::new();
+        loop {
+            let request = proto::DescribeTopicRequest {
+                name: name.to_owned(),
+                first_queue: u32::try_from(queues.len()).unwrap_or(u32::MAX),
+                limit: 0,
+            };
+            let answer = self.admin.clone().describe_topic(within(request, CALL_TIMEOUT)).await;
+            let answer = self.answer(answer)?;
+            let topic = self.topic(answer.topic)?;
+            let page = answer.queues.len();
+            queues.extend(answer.queues.into_iter().map(|queue| {
+                let range = queue.range.map(OffsetRange::from).unwrap_or_default();
+                (QueueId::new(queue.queue), range)
+            }));
+            if page == 0 || queues.len() as u64 >= u64::from(topic.queues) {
+                return Ok(TopicDescription { topic, queues });
+            }
+        }
+    }
+
+    /// What the broker says about itself.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        let answer = self.admin.clone().status(within(proto::StatusRequest {}, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        let marks = answer.watermarks.unwrap_or_default();
+        Ok(Status {
+            version: answer.version,
+            store_id: answer.store_id,
+            epoch: Epoch::new(answer.epoch),
+            min: PhysicalOffset::new(marks.min),
+            appended: PhysicalOffset::new(marks.appended),
+            dispatched: PhysicalOffset::new(marks.dispatched),
+            flushed: PhysicalOffset::new(marks.flushed),
+            topics: answer.topics,
+            queues: answer.queues,
+            segments: answer.segments,
+            unsealed_segments: answer.unsealed_segments,
+            disk_free: answer.disk_free,
+            flush_default: answer.flush_default,
+            start_report: answer.start_report,
+            damaged: answer
+                .damaged
+                .iter()
+                .map(|range| PhysicalOffset::new(range.begin)..PhysicalOffset::new(range.end))
+                .collect(),
+        })
+    }
+
+    fn answer<T>(
+        &self,
+        answer: Result<tonic::Response<T>, tonic::Status>,
+    ) -> Result<T, ClientError> {
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(ClientError::from_status(&self.server, status)),
+        }
+    }
+
+    fn bad_answer(&self, source: AnswerError) -> ClientError {
+        ClientError::BadAnswer { server: self.server.to_string(), source }
+    }
+
+    fn topic(&self, topic: Option<proto::Topic>) -> Result<Topic, ClientError> {
+        let missing = |field| self.bad_answer(AnswerError::Missing { field });
+        let topic = topic.ok_or_else(|| missing("topic"))?;
+        let config = topic.config.ok_or_else(|| missing("config"))?;
+        Ok(Topic {
+            flush: match config.flush() {
+                proto::FlushMode::Sync => FlushMode::Sync,
+                proto::FlushMode::Async => FlushMode::Async,
+                proto::FlushMode::Unspecified => return Err(missing("flush")),
+            },
+            topic_type: match config.r#type() {
+                proto::TopicType::Normal => TopicType::Normal,
+                proto::TopicType::Fifo => TopicType::Fifo,
+                proto::TopicType::Delay => TopicType::Delay,
+                proto::TopicType::Transaction => TopicType::Transaction,
+                proto::TopicType::Mixed => TopicType::Mixed,
+                proto::TopicType::Unspecified => return Err(missing("type")),
+            },
+            name: topic.name,
+            id: TopicId::new(topic.id),
+            queues: config.queues,
+        })
+    }
+}
+
+/// A request with its deadline, which travels with it.
+fn within<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+fn has_port(server: &str) -> bool {
+    server
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn selector(selector: Selector<'_>) -> wire_query::Selector {
+    match selector {
+        Selector::Key { topic, key } => wire_query::Selector::Key(wire_query::ByKey {
+            topic: topic.to_owned(),
+            key: key.to_owned(),
+        }),
+        Selector::ProducerId { topic, id } => {
+            wire_query::Selector::ProducerId(wire_query::ByProducerId {
+                topic: topic.to_owned(),
+                id: id.to_owned(),
+            })
+        }
+        Selector::MessageId(id) => wire_query::Selector::MessageId(id.to_string()),
+        Selector::Offset { topic, queue, offset } => {
+            wire_query::Selector::Offset(wire_query::ByOffset {
+                topic: topic.to_owned(),
+                queue: queue.get(),
+                offset: offset.get(),
+            })
+        }
+    }
+}
+
+fn flush_to_wire(flush: FlushMode) -> proto::FlushMode {
+    match flush {
+        FlushMode::Sync => proto::FlushMode::Sync,
+        FlushMode::Async => proto::FlushMode::Async,
+    }
+}
+
+fn type_to_wire(topic_type: TopicType) -> proto::TopicType {
+    match topic_type {
+        TopicType::Normal => proto::TopicType::Normal,
+        TopicType::Fifo => proto::TopicType::Fifo,
+        TopicType::Delay => proto::TopicType::Delay,
+        TopicType::Transaction => proto::TopicType::Transaction,
+        TopicType::Mixed => proto::TopicType::Mixed,
+    }
+}

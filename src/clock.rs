@@ -1,0 +1,127 @@
+//! Time, injected. The only reader of wall time in the crate is [`SystemClock`].
+//!
+//! | clock | steps back | used for |
+//! | --- | --- | --- |
+//! | [`Clock::now`] | yes, when an operator or NTP turns it | fed into the store clock, nothing else |
+//! | [`StoreClock`] | never; stands still until wall time has caught up | every store time |
+//! | [`Clock::elapsed`] | never | intervals and deadlines |
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::message::Timestamp;
+
+/// Where time comes from: the system, or a test's hand.
+pub trait Clock: Send + Sync + 'static {
+    /// Wall time. A system clock before 1970 reads as 0.
+    fn now(&self) -> Timestamp;
+
+    /// Time since some fixed moment of this process; never steps back.
+    fn elapsed(&self) -> Duration;
+}
+
+/// The machine's clocks.
+#[derive(Debug)]
+pub struct SystemClock {
+    started: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose `elapsed` counts from now.
+    pub fn new() -> Self {
+        Self { started: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one reader of wall time")]
+    fn now(&self) -> Timestamp {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::new(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// The clock of the records: `max(last stamp, wall time)`, advanced under the append lock.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreClock {
+    last: Timestamp,
+}
+
+impl StoreClock {
+    /// A clock that never reads earlier than `last`, the newest store time found in the log.
+    pub fn starting_at(last: Timestamp) -> Self {
+        Self { last }
+    }
+
+    /// The stamp for what is appended now, given wall time.
+    pub fn stamp(&mut self, wall: Timestamp) -> Timestamp {
+        self.last = self.last.max(wall);
+        self.last
+    }
+
+    /// The newest stamp given.
+    pub fn last(&self) -> Timestamp {
+        self.last
+    }
+}
+
+/// A clock that moves only when told to.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug)]
+pub struct ManualClock {
+    wall_ms: std::sync::atomic::AtomicU64,
+    elapsed_ms: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl ManualClock {
+    /// A clock that reads `wall` until it is moved.
+    pub fn new(wall: Timestamp) -> Self {
+        Self { wall_ms: wall.get().into(), elapsed_ms: 0.into() }
+    }
+
+    /// Moves both clocks forward.
+    pub fn advance(&self, by: Duration) {
+        let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.wall_ms.fetch_add(ms, std::sync::atomic::Ordering::Relaxed);
+        self.elapsed_ms.fetch_add(ms, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Sets wall time, also backwards; `elapsed` does not notice.
+    pub fn set_wall(&self, wall: Timestamp) {
+        self.wall_ms.store(wall.get(), std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::new(self.wall_ms.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms.load(std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn store_clock_stands_still_until_wall_time_has_caught_up() {
+        let mut clock = StoreClock::starting_at(Timestamp::new(1_000));
+        assert_eq!(clock.stamp(Timestamp::new(1_500)).get(), 1_500);
+        assert_eq!(clock.stamp(Timestamp::new(200)).get(), 1_500);
+        assert_eq!(clock.stamp(Timestamp::new(1_501)).get(), 1_501);
+    }
+}

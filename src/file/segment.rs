@@ -1,0 +1,211 @@
+//! One fixed-size file of the CommitLog: write, publish, read, sync.
+//!
+//! A segment is made whole before it gets its name: temporary name, real blocks, zeros, header page, sync, rename,
+//! sync of the directory. From then on its length never changes. Positions are given as physical offsets; the file
+//! position is the offset minus the segment's base, and the header page counts.
+//!
+//! - One descriptor for writing and syncing, from `open` on: the kernel reports a failed write-back once per
+//!   descriptor, a fresh one could miss it.
+//! - Written only at and above the published end, published only after the write, read in place only below it (M1,
+//!   M2). The store calls `write_all` and `publish` under its append lock; the rest is for any thread.
+//! - It does not know records, retries no sync, and does not remember that one failed: its owner does.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::FileError;
+use super::disk::{self, Access, Disk, DiskFile, ZEROS};
+use super::mapping::Mapping;
+use crate::format::names::FileKind;
+use crate::format::segment_header::SegmentHeader;
+use crate::message::PhysicalOffset;
+
+/// How a new segment's blocks are prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefill {
+    /// Written with zeros: a sync after an append is nearly twice as fast, as it has no extents to convert.
+    Zeros,
+    /// Reserved only.
+    Blocks,
+}
+
+/// An open segment.
+pub struct Segment {
+    file: Arc<dyn DiskFile>,
+    mapping: Arc<Mapping>,
+    base: PhysicalOffset,
+}
+
+impl Segment {
+    /// Makes the segment that `header` describes in `dir`. When it returns, the segment survives a power cut.
+    ///
+    /// # Errors
+    /// There is no such segment, except after an error of `SyncDir`, or of opening it again: then it may be there.
+    pub fn create(
+        disk: &dyn Disk,
+        dir: &Path,
+        header: &SegmentHeader,
+        prefill: Prefill,
+    ) -> Result<Self, FileError> {
+        let name = FileKind::Segment.name(header.base);
+        disk::put_in_place(disk, dir, &name, |file| {
+            file.allocate(header.len)?;
+            if prefill == Prefill::Zeros {
+                write_zeros(file, header.len)?;
+            }
+            disk::write_all_at(file, &header.encode(), 0)
+        })?;
+        // A descriptor under the final name, so that errors tell it. All was synced, none can be missed by it.
+        Self::open(disk, &dir.join(name), header.base, header.len)
+    }
+
+    /// Opens the segment at `path` for reading and writing. Its header is the caller's to check. Nothing is published.
+    pub fn open(
+        disk: &dyn Disk,
+        path: &Path,
+        base: PhysicalOffset,
+        len: u64,
+    ) -> Result<Self, FileError> {
+        let file = disk.open(path, Access::ReadWrite)?;
+        let mapping = Arc::new(file.map(len)?);
+        Ok(Self { file, mapping, base })
+    }
+
+    /// The physical offset of its first byte, which is the header's.
+    pub fn base(&self) -> PhysicalOffset {
+        self.base
+    }
+
+    /// Bytes, with the header page.
+    #[expect(clippy::len_without_is_empty, reason = "a segment has a header page")]
+    pub fn len(&self) -> u64 {
+        self.mapping.len()
+    }
+
+    /// The physical offset behind its last byte: the base of the next segment.
+    pub fn end(&self) -> PhysicalOffset {
+        self.base.plus(self.len())
+    }
+
+    /// Writes all `buffers` one after the other at `at`, 1024 a call; uses `buffers` up. Readers see nothing of it
+    /// before `publish`, a power cut may keep any part of it before `sync`. May block.
+    ///
+    /// # Errors
+    /// Any part may have been written.
+    ///
+    /// # Panics
+    /// If the range is not wholly between the published end and the end of the segment: a broken invariant.
+    pub fn write_all(
+        &self,
+        buffers: &mut [IoSlice<'_>],
+        at: PhysicalOffset,
+    ) -> Result<(), FileError> {
+        let position = self.position(at);
+        let len: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        assert!(position >= self.mapping.published(), "published bytes never change");
+        assert!(len <= self.len().saturating_sub(position), "a write ends within its segment");
+        disk::write_all_vectored_at(&*self.file, buffers, position)
+    }
+
+    /// Makes the bytes below `end` readable in place, for all threads. They never change again. Never moves back.
+    ///
+    /// # Panics
+    /// If `end` lies outside of the segment: a broken invariant.
+    pub fn publish(&self, end: PhysicalOffset) {
+        self.mapping.publish(self.position(end));
+    }
+
+    /// The end of what can be read in place; the base, if nothing.
+    pub fn published(&self) -> PhysicalOffset {
+        self.base.plus(self.mapping.published())
+    }
+
+    /// `len` published bytes at `at`, in place. `None` unless all of them are published and in this segment. Touching
+    /// them may wait for the device where they are not cached.
+    pub fn slice(&self, at: PhysicalOffset, len: usize) -> Option<&[u8]> {
+        self.mapping.slice(at.get().checked_sub(self.base.get())?, len)
+    }
+
+    /// As [`Segment::slice`], owned: without a copy, the mapping lives as long as the last clone (M3), also after the
+    /// segment was closed and unlinked.
+    pub fn bytes(&self, at: PhysicalOffset, len: usize) -> Option<Bytes> {
+        let at = at.get().checked_sub(self.base.get())?;
+        self.mapping.slice(at, len)?;
+        Some(Bytes::from_owner(Published { mapping: Arc::clone(&self.mapping), at, len }))
+    }
+
+    /// Fills `buffer` from `at` by `pread`, published or not. May block.
+    ///
+    /// # Errors
+    /// `TooShort` if the range is not wholly in the file, or starts before it.
+    pub fn read_exact(&self, at: PhysicalOffset, buffer: &mut [u8]) -> Result<(), FileError> {
+        let Some(position) = at.get().checked_sub(self.base.get()) else {
+            return Err(FileError::TooShort { path: self.file.path().to_path_buf(), end: 0 });
+        };
+        disk::read_exact_at(&*self.file, buffer, position)
+    }
+
+    /// Makes durable what was written before the call. Blocks.
+    ///
+    /// # Errors
+    /// Final: what was not durable before may never be, whatever a later sync says.
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync()
+    }
+
+    /// Forgets cached pages that are clean, so that the next read is of what the device has.
+    pub fn drop_cache(&self) -> Result<(), FileError> {
+        self.file.drop_cache()
+    }
+
+    /// The file position of `at`.
+    fn position(&self, at: PhysicalOffset) -> u64 {
+        assert!(self.base <= at && at <= self.end(), "the offset lies in this segment");
+        at.since(self.base)
+    }
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment")
+            .field("path", &self.file.path())
+            .field("base", &self.base)
+            .field("mapping", &self.mapping)
+            .finish()
+    }
+}
+
+/// The owner of a zero-copy read.
+struct Published {
+    mapping: Arc<Mapping>,
+    at: u64,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Published {
+    fn as_ref(&self) -> &[u8] {
+        // Always there: it was when the owner was made, and the published end never moves back.
+        self.mapping.slice(self.at, self.len).unwrap_or_default()
+    }
+}
+
+/// Writes zeros over the whole file, 1 MiB at a call.
+fn write_zeros(file: &dyn DiskFile, len: u64) -> Result<(), FileError> {
+    const TURN: u64 = 1 << 20;
+    let mut position = 0;
+    while position < len {
+        let turn = (len - position).min(TURN) as usize;
+        let mut buffers = [IoSlice::new(&[]); TURN as usize / ZEROS.len()];
+        for (index, buffer) in buffers.iter_mut().enumerate() {
+            let rest = turn.saturating_sub(index * ZEROS.len());
+            *buffer = IoSlice::new(&ZEROS[..rest.min(ZEROS.len())]);
+        }
+        disk::write_all_vectored_at(file, &mut buffers, position)?;
+        position += turn as u64;
+    }
+    Ok(())
+}

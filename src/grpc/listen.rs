@@ -1,0 +1,312 @@
+//! One port: accept loop, HTTP/2 settings, caps, drain.
+//!
+//! | bound | value | when it is reached |
+//! | --- | --- | --- |
+//! | connections in all | from the configuration | the new one is closed |
+//! | connections of one address | [`MAX_PER_ADDRESS`] | the new one is closed |
+//! | time until the HTTP/2 preface is there | [`PREFACE_TIMEOUT`] | closed |
+//! | streams of a connection | [`MAX_STREAMS`] | the client waits |
+//! | bytes that a stream, a connection may have under way | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] | the client waits |
+//! | a frame, a header list | [`MAX_FRAME`], [`MAX_HEADERS`] | the stream is refused |
+//! | silence | a ping after [`PING_AFTER`], and [`PING_TIMEOUT`] for its answer | closed |
+//!
+//! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections tell their
+//! clients to go away and finish what they have begun, and what has not ended in time is dropped.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tonic::service::Routes;
+
+use super::Guarded;
+use crate::sync::{Mutex, lock};
+
+/// Bytes that a stream may have under way to us.
+const STREAM_WINDOW: u32 = 8 << 20;
+/// Bytes that a connection may have under way to us.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Bytes of a frame.
+const MAX_FRAME: u32 = 256 << 10;
+/// Calls of a connection at once.
+const MAX_STREAMS: u32 = 256;
+/// Bytes of a call's headers.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Bytes that a stream may have waiting for its client.
+const SEND_BUFFER: usize = 1 << 20;
+/// Silence after which a connection is asked whether it still lives.
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// How long it may take to say so.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection may take to say that it speaks HTTP/2.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections of one address.
+const MAX_PER_ADDRESS: usize = 1_024;
+/// A pause after a failed accept, such as for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Tells a listener to stop; cloned receivers see it at once.
+pub(crate) type Drain = watch::Receiver<bool>;
+
+/// How the port is served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Connections in all.
+    pub(crate) max_connections: usize,
+    /// How long connections may take to finish what they have begun.
+    pub(crate) drain_timeout: Duration,
+}
+
+/// Who is connected.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    /// Relaxed: changed under the lock only, and read outside it for the metrics.
+    total: Arc<AtomicUsize>,
+    /// Short lock; guards the counts by address, without entries for nobody.
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A place among the connections, until it is dropped.
+struct Place {
+    connections: Arc<Connections>,
+    address: IpAddr,
+}
+
+impl Connections {
+    /// Nobody yet. `total` follows how many there are.
+    pub(crate) fn counted_in(total: Arc<AtomicUsize>) -> Self {
+        Self { total, by_address: Mutex::default() }
+    }
+
+    fn count(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    fn admit(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<Place> {
+        let mut by_address = lock(&self.by_address);
+        let of_address = by_address.get(&address).copied().unwrap_or_default();
+        if self.count() >= max || of_address >= MAX_PER_ADDRESS {
+            return None;
+        }
+        self.total.fetch_add(1, Ordering::Relaxed);
+        by_address.insert(address, of_address + 1);
+        Some(Place { connections: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut by_address = lock(&self.connections.by_address);
+        self.connections.total.fetch_sub(1, Ordering::Relaxed);
+        match by_address.get_mut(&self.address) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Serves `service` until `drain` turns true, then lets connections finish for `drain_timeout`.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    service: Guarded<Routes>,
+    connections: Arc<Connections>,
+    limits: Limits,
+    mut drain: Drain,
+) {
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut drain) => break,
+            Some(_ended) = tasks.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(place) = connections.admit(peer.ip(), limits.max_connections) else {
+            tracing::warn!(%peer, "too many connections, closed");
+            continue;
+        };
+        let connection = connection(stream, peer, service.clone(), drain.clone());
+        tasks.spawn(async move {
+            let _place = place;
+            connection.await;
+        });
+    }
+    drop(listener);
+    let finish = async { while tasks.join_next().await.is_some() {} };
+    if timeout(limits.drain_timeout, finish).await.is_err() {
+        tracing::warn!(connections = connections.count(), "connections did not finish in time");
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: Guarded<Routes>,
+    mut drain: Drain,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "TCP_NODELAY refused");
+    }
+    let prefaced = tokio::select! {
+        prefaced = timeout(PREFACE_TIMEOUT, Prefaced::read(stream)) => prefaced,
+        () = stopped(&mut drain) => return,
+    };
+    let Ok(Ok(stream)) = prefaced else {
+        tracing::debug!(%peer, "no HTTP/2 preface, closed");
+        return;
+    };
+    let served =
+        settings().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = stopped(&mut drain) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// Ends when it is time to stop, or when nobody is left who could say so.
+async fn stopped(drain: &mut Drain) {
+    let _ = drain.wait_for(|stop| *stop).await;
+}
+
+fn settings() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .adaptive_window(false)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// A connection whose preface was read and is read again by whoever takes it over.
+struct Prefaced {
+    stream: TcpStream,
+    /// Bytes of the preface that were given out again.
+    given: usize,
+}
+
+impl Prefaced {
+    async fn read(mut stream: TcpStream) -> io::Result<Self> {
+        let mut found = [0; PREFACE.len()];
+        let mut len = 0;
+        while let Some(rest @ [_, ..]) = found.get_mut(len..) {
+            let read = stream.read(rest).await?;
+            len += read;
+            // A client that speaks something else is not kept until the deadline.
+            if read == 0 || found.get(..len) != PREFACE.get(..len) {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+        Ok(Self { stream, given: 0 })
+    }
+}
+
+impl AsyncRead for Prefaced {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(rest @ [_, ..]) = PREFACE.get(self.given..) {
+            let len = rest.len().min(buffer.remaining());
+            buffer.put_slice(rest.get(..len).unwrap_or_default());
+            self.given += len;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Prefaced {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caps_hold_in_all_and_by_address_and_places_come_back() {
+        let connections = Arc::new(Connections::default());
+        let here: IpAddr = [127, 0, 0, 1].into();
+        let there: IpAddr = [127, 0, 0, 2].into();
+        let mut places: Vec<_> =
+            (0..MAX_PER_ADDRESS).map(|_| connections.admit(here, usize::MAX)).collect();
+        assert!(places.iter().all(Option::is_some));
+        assert!(connections.admit(here, usize::MAX).is_none());
+        let other = connections.admit(there, MAX_PER_ADDRESS + 1);
+        assert!(other.is_some());
+        assert!(connections.admit(there, MAX_PER_ADDRESS + 1).is_none());
+        places.pop();
+        assert!(connections.admit(here, usize::MAX).is_some());
+        drop(places);
+        drop(other);
+        assert_eq!(connections.count(), 0);
+        assert!(lock(&connections.by_address).is_empty());
+    }
+}

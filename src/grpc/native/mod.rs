@@ -1,0 +1,131 @@
+//! `mainstem.v1`: check, ask the broker, convert. The proto file is the contract; limits and defaults that it names as
+//! "0: so many" are filled in here, everything else is the broker's.
+//!
+//! | file | calls |
+//! | --- | --- |
+//! | `send.rs` | Send |
+//! | `pull.rs` | Pull |
+//! | `query.rs` | QueryMessages |
+//! | `topics.rs` | CreateTopic, DeleteTopic, ListTopics, DescribeTopic |
+//! | `overview.rs` | Status |
+//! | [`status`] | none: what a refusal looks like on the wire |
+
+mod overview;
+mod pull;
+mod query;
+mod send;
+pub(super) mod status;
+mod topics;
+
+use std::sync::Arc;
+
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use crate::broker::QueueRange;
+use crate::broker::{Broker, BrokerError};
+use crate::proto::admin_server::{Admin, AdminServer};
+use crate::proto::broker_server::{Broker as BrokerService, BrokerServer};
+use crate::proto::{
+    CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
+    DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
+    OffsetRange, PullRequest, PullResponse, QueryMessagesRequest, QueryMessagesResponse,
+    SendRequest, SendResponse, StatusRequest, StatusResponse,
+};
+
+/// The largest request: the largest batch and room for what surrounds it.
+const MAX_REQUEST: usize = 9 << 20;
+
+/// Both services.
+#[derive(Clone, Debug)]
+struct Native {
+    broker: Arc<Broker>,
+}
+
+/// The routes of both services.
+pub(super) fn routes(broker: Arc<Broker>) -> Routes {
+    let native = Arc::new(Native { broker });
+    let messages =
+        BrokerServer::from_arc(Arc::clone(&native)).max_decoding_message_size(MAX_REQUEST);
+    let admin = AdminServer::from_arc(native).max_decoding_message_size(MAX_REQUEST);
+    Routes::new(messages).add_service(admin)
+}
+
+impl Native {
+    /// Counts a refusal and words it for the wire.
+    fn refuse(&self, error: BrokerError) -> Status {
+        self.broker.counters().refused(error.reason());
+        tracing::debug!(reason = error.reason().as_str(), %error, "refused");
+        status::of(&error)
+    }
+}
+
+#[tonic::async_trait]
+impl BrokerService for Native {
+    async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendResponse>, Status> {
+        send::send(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullResponse>, Status> {
+        pull::pull(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn query_messages(
+        &self,
+        request: Request<QueryMessagesRequest>,
+    ) -> Result<Response<QueryMessagesResponse>, Status> {
+        query::query(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Native {
+    async fn create_topic(
+        &self,
+        request: Request<CreateTopicRequest>,
+    ) -> Result<Response<CreateTopicResponse>, Status> {
+        topics::create(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn delete_topic(
+        &self,
+        request: Request<DeleteTopicRequest>,
+    ) -> Result<Response<DeleteTopicResponse>, Status> {
+        topics::delete(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn list_topics(
+        &self,
+        request: Request<ListTopicsRequest>,
+    ) -> Result<Response<ListTopicsResponse>, Status> {
+        topics::list(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn describe_topic(
+        &self,
+        request: Request<DescribeTopicRequest>,
+    ) -> Result<Response<DescribeTopicResponse>, Status> {
+        topics::describe(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        Ok(overview::status(&self.broker))
+    }
+}
+
+fn range(range: QueueRange) -> OffsetRange {
+    OffsetRange { min: range.min.get(), max: range.max.get() }
+}
+
+/// A number of which 0 stands for the default.
+fn or_default(number: u32, default: u32) -> u32 {
+    if number == 0 { default } else { number }
+}
+
+/// A count for the wire.
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,46 @@
+//! Status.
+
+use std::fmt::Write as _;
+
+use tonic::Response;
+
+use super::wide;
+use crate::broker::Broker;
+use crate::message::FlushMode;
+use crate::proto::{DamagedRange, StatusResponse, Watermarks};
+
+pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
+    let status = broker.status();
+    let damaged = status.store.damaged.iter();
+    let damaged =
+        damaged.map(|range| DamagedRange { begin: range.start.get(), end: range.end.get() });
+    Response::new(StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        store_id: hex(&status.store.store_id),
+        epoch: status.epoch.get(),
+        watermarks: Some(Watermarks {
+            appended: status.watermarks.appended.get(),
+            dispatched: status.watermarks.dispatched.get(),
+            flushed: status.watermarks.flushed.get(),
+            min: status.watermarks.min.get(),
+        }),
+        topics: status.topics,
+        queues: status.queues,
+        segments: wide(status.store.segments),
+        unsealed_segments: wide(status.store.unsealed),
+        disk_free: status.store.disk_free,
+        start_report: broker.start_report().to_vec(),
+        damaged: damaged.collect(),
+        flush_default: match status.flush_default {
+            FlushMode::Sync => "sync".to_owned(),
+            FlushMode::Async => "async".to_owned(),
+        },
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,170 @@
+//! What a refusal looks like on the wire: a gRPC status with a `mainstem.v1.Error` in its details.
+//!
+//! The details are a `google.rpc.Status`, which is what `grpc-status-details-bin` holds by convention: code, message, and
+//! one `google.protobuf.Any` with the type URL `type.googleapis.com/mainstem.v1.Error`.
+
+use std::error::Error as _;
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use super::range;
+use crate::broker::{BrokerError, Reason, Stored};
+use crate::proto;
+
+const TYPE_URL: &str = "type.googleapis.com/mainstem.v1.Error";
+
+/// When to come back after a refusal for want of room or of a free hand.
+const RETRY_AFTER_MS: u64 = 100;
+
+/// google/rpc/status.proto.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<Any>,
+}
+
+/// google/protobuf/any.proto.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Any {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    value: Bytes,
+}
+
+/// The code of a reason, and whether coming back later may help.
+fn code(reason: Reason) -> (Code, Option<u64>) {
+    match reason {
+        Reason::BadName
+        | Reason::BadBatch
+        | Reason::Checksum
+        | Reason::BadQueue
+        | Reason::BadRequest
+        | Reason::BadToken
+        | Reason::Codec
+        | Reason::TypeConflict => (Code::InvalidArgument, None),
+        Reason::UnknownTopic | Reason::MessageNotFound => (Code::NotFound, None),
+        Reason::TopicExists => (Code::AlreadyExists, None),
+        Reason::TooLarge | Reason::OffsetOutOfRange => (Code::OutOfRange, None),
+        Reason::Overloaded | Reason::NoSpace => (Code::ResourceExhausted, Some(RETRY_AFTER_MS)),
+        Reason::TopicLimit => (Code::ResourceExhausted, None),
+        Reason::Damaged => (Code::DataLoss, None),
+        Reason::FlushTimeout => (Code::DeadlineExceeded, None),
+        Reason::Draining | Reason::Rebuilding => (Code::Unavailable, Some(RETRY_AFTER_MS)),
+        Reason::Poisoned => (Code::Unavailable, None),
+        Reason::Storage => (Code::Internal, None),
+    }
+}
+
+/// The status of a refusal.
+pub(super) fn of(error: &BrokerError) -> Status {
+    let reason = error.reason();
+    let (code, retry_after_ms) = code(reason);
+    let (offset_range, next_offset) = match error {
+        BrokerError::OffsetOutOfRange { range: valid, .. } => (Some(range(*valid)), None),
+        BrokerError::Damaged { next, .. } => (None, Some(next.get())),
+        _ => (None, None),
+    };
+    let stored = match error.stored() {
+        Stored::No => proto::error::Stored::No,
+        Stored::Unknown => proto::error::Stored::Unknown,
+    };
+    let detail = proto::Error {
+        reason: reason.as_str().to_owned(),
+        stored: stored.into(),
+        limit: error.limit(),
+        range: offset_range,
+        next_offset,
+        retry_after_ms,
+    };
+    with_detail(code, with_sources(error), &detail)
+}
+
+/// The status of a call whose handler panicked: what it had done by then is not known.
+pub(in crate::grpc) fn of_panic() -> Status {
+    let detail = proto::Error {
+        reason: "BUG".to_owned(),
+        stored: proto::error::Stored::Unknown.into(),
+        ..proto::Error::default()
+    };
+    with_detail(Code::Internal, "the call failed in a way that is a defect".to_owned(), &detail)
+}
+
+fn with_detail(code: Code, message: String, detail: &proto::Error) -> Status {
+    let value = Bytes::from(detail.encode_to_vec());
+    let any = Any { type_url: TYPE_URL.to_owned(), value };
+    let rpc = RpcStatus { code: code.into(), message: message.clone(), details: vec![any] };
+    Status::with_details(code, message, Bytes::from(rpc.encode_to_vec()))
+}
+
+/// The text of an error and of all that it says it comes from.
+fn with_sources(error: &BrokerError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::QueueRange;
+    use crate::message::QueueOffset;
+
+    fn detail(status: &Status) -> proto::Error {
+        let rpc = RpcStatus::decode(status.details()).unwrap();
+        assert_eq!(rpc.code, i32::from(status.code()));
+        assert_eq!(rpc.message, status.message());
+        assert_eq!(rpc.details[0].type_url, TYPE_URL);
+        proto::Error::decode(rpc.details[0].value.clone()).unwrap()
+    }
+
+    #[test]
+    fn damage_is_data_loss_and_names_the_next_offset() {
+        let error = BrokerError::Damaged { at: QueueOffset::new(3), next: QueueOffset::new(7) };
+        let status = of(&error);
+        assert_eq!(status.code(), Code::DataLoss);
+        let detail = detail(&status);
+        assert_eq!((detail.reason.as_str(), detail.next_offset), ("DAMAGED", Some(7)));
+        assert_eq!(detail.stored(), proto::error::Stored::No);
+    }
+
+    #[test]
+    fn an_offset_out_of_range_comes_with_the_range() {
+        let range = QueueRange { min: QueueOffset::new(2), max: QueueOffset::new(9) };
+        let status = of(&BrokerError::OffsetOutOfRange { offset: QueueOffset::new(10), range });
+        assert_eq!(status.code(), Code::OutOfRange);
+        assert_eq!(detail(&status).range, Some(proto::OffsetRange { min: 2, max: 9 }));
+    }
+
+    #[test]
+    fn what_may_be_stored_says_so() {
+        for (error, code, reason) in [
+            (BrokerError::FlushTimeout, Code::DeadlineExceeded, "FLUSH_TIMEOUT"),
+            (BrokerError::Poisoned, Code::Unavailable, "POISONED"),
+        ] {
+            let status = of(&error);
+            let detail = detail(&status);
+            assert_eq!((status.code(), detail.reason.as_str()), (code, reason));
+            assert_eq!(detail.stored(), proto::error::Stored::Unknown);
+        }
+    }
+
+    #[test]
+    fn overload_comes_with_a_hint_when_to_retry() {
+        let status = of(&BrokerError::Overloaded { what: "bytes to store" });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(detail(&status).retry_after_ms, Some(RETRY_AFTER_MS));
+        assert_eq!(status.message(), "too many bytes to store at once");
+    }
+}

@@ -1,0 +1,116 @@
+//! The numbers at `/metrics`, read from the broker's own counters when somebody asks.
+
+use std::sync::atomic::Ordering;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text::encode};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::Told;
+
+/// Of the text.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All numbers as OpenMetrics text.
+///
+/// # Errors
+/// None that can happen: writing into a text does not fail.
+pub(super) fn text(told: &Told) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("mainstem");
+    registry.register_collector(Box::new(Numbers(told.clone())));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Numbers(Told);
+
+impl Collector for Numbers {
+    /// One line per number; long because there are many.
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Told { broker, connections, has_failed, is_open_to_others } = &self.0;
+        let (status, counters) = (broker.status(), broker.counters());
+        let at = status.watermarks;
+
+        let mut position = to.encode_descriptor(
+            "position",
+            "How far the log has come",
+            Some(&Unit::Bytes),
+            ConstGauge::new(0_u64).metric_type(),
+        )?;
+        for (mark, value) in [
+            ("min", at.min),
+            ("appended", at.appended),
+            ("dispatched", at.dispatched),
+            ("flushed", at.flushed),
+        ] {
+            let label = [("mark", mark)];
+            ConstGauge::new(value.get()).encode(position.encode_family(&label)?)?;
+        }
+        let behind =
+            |mark: crate::message::PhysicalOffset| at.appended.get().saturating_sub(mark.get());
+        let damaged = status.store.damaged.iter();
+        let damaged: u64 = damaged.map(|r| r.end.get().saturating_sub(r.start.get())).sum();
+        let bytes = Some(&Unit::Bytes);
+        for (name, help, unit, value) in [
+            ("dispatch_lag", "Appended and not yet dispatched", bytes, behind(at.dispatched)),
+            ("flush_lag", "Appended and not yet flushed", bytes, behind(at.flushed)),
+            ("disk_free", "Free on the file system of the data", bytes, status.store.disk_free),
+            ("damaged", "Of the log, that cannot be read", bytes, damaged),
+            ("segments", "Segments of the log", None, count(status.store.segments)),
+            ("unsealed_segments", "Segments in memory", None, count(status.store.unsealed)),
+            ("epoch", "Starts of the store", None, status.epoch.get()),
+            ("topics", "Topics", None, status.topics),
+            ("queues", "Queues of all topics", None, status.queues),
+            ("waiters", "Parked pulls", None, count(broker.waiting())),
+            (
+                "connections",
+                "Connections over gRPC",
+                None,
+                count(connections.load(Ordering::Relaxed)),
+            ),
+            ("draining", "1 while the server stops", None, broker.is_draining().into()),
+            ("failed", "1 after a failed sync", None, has_failed.load(Ordering::Relaxed).into()),
+            (
+                "no_authentication",
+                "1 if others than this machine can do everything",
+                None,
+                (*is_open_to_others).into(),
+            ),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let encoder = to.encode_descriptor(name, help, unit, gauge.metric_type())?;
+            gauge.encode(encoder)?;
+        }
+
+        for (name, help, unit, value) in [
+            ("sends", "Acknowledged sends", None, counters.sends.get()),
+            ("sent_messages", "Messages in them", None, counters.sent_messages.get()),
+            ("sent", "Bytes of them", bytes, counters.sent_bytes.get()),
+            ("pulls", "Answered pulls", None, counters.pulls.get()),
+            ("pulled_messages", "Messages in them", None, counters.pulled_messages.get()),
+            ("pulled", "Bytes of them", bytes, counters.pulled_bytes.get()),
+            ("parked", "Pulls that had to wait", None, counters.parked.get()),
+            ("queries", "Answered queries", None, counters.queries.get()),
+        ] {
+            let counter = ConstCounter::new(value);
+            let encoder = to.encode_descriptor(name, help, unit, counter.metric_type())?;
+            counter.encode(encoder)?;
+        }
+
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let mut refusals = to.encode_descriptor("refusals", "Refused requests", None, kind)?;
+        for (reason, value) in counters.refusals() {
+            let label = [("reason", reason.as_str())];
+            ConstCounter::new(value).encode(refusals.encode_family(&label)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn count(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

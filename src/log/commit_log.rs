@@ -1,0 +1,153 @@
+//! Segments behind one physical offset: find, read, walk. Passive: who may write where is the store's business.
+//!
+//! The segment list is swapped as a whole (a roll adds one, recovery removes some); readers hold an `Arc` of what they
+//! found, so that a segment outlives its removal from the list.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use crate::file::segment::Segment;
+use crate::format::identity::Identity;
+use crate::format::record::{HEADER_LEN, RecordHeader, verify_body};
+use crate::format::segment_header::PAGE_LEN;
+use crate::message::PhysicalOffset;
+
+/// What is at an offset where a record was expected.
+#[derive(Debug)]
+pub(crate) enum ReadRecord {
+    /// A verified record: its header, and its bytes behind the header (attributes, payload).
+    Whole(RecordHeader, Bytes),
+    /// No sound record starts here, or the disk refuses to give it.
+    Damaged,
+}
+
+/// How bytes are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// In place, through the mapping: for bytes that this process wrote lately.
+    Mapping,
+    /// By `pread`: for all others. Blocks for the disk.
+    Disk,
+}
+
+/// Below this, bytes read through the mapping are copied: a slice that keeps a segment mapped costs more.
+const COPY_BELOW: usize = 2 << 10;
+
+/// All segments of a store.
+pub(crate) struct CommitLog {
+    /// Ordered by base.
+    segments: ArcSwap<Vec<Arc<Segment>>>,
+    identity: Arc<Identity>,
+}
+
+impl CommitLog {
+    /// A log of `segments`, ordered by base.
+    pub(crate) fn new(segments: Vec<Arc<Segment>>, identity: Arc<Identity>) -> Self {
+        Self { segments: ArcSwap::from_pointee(segments), identity }
+    }
+
+    /// The segments as they are now, ordered by base.
+    pub(crate) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
+        self.segments.load_full()
+    }
+
+    /// The segment that covers `offset`.
+    pub(crate) fn segment_at(&self, offset: PhysicalOffset) -> Option<Arc<Segment>> {
+        let segments = self.segments.load();
+        let after = segments.partition_point(|segment| segment.base() <= offset);
+        let segment = segments.get(after.checked_sub(1)?)?;
+        (offset < segment.end()).then(|| Arc::clone(segment))
+    }
+
+    /// Adds the next segment. Under the append lock only.
+    pub(crate) fn push(&self, segment: Arc<Segment>) {
+        let mut segments = Vec::clone(&self.segments.load());
+        segments.push(segment);
+        self.segments.store(Arc::new(segments));
+    }
+
+    /// Forgets the segments behind the one at `base`. Recovery only.
+    pub(crate) fn truncate_after(&self, base: PhysicalOffset) {
+        let mut segments = Vec::clone(&self.segments.load());
+        segments.retain(|segment| segment.base() <= base);
+        self.segments.store(Arc::new(segments));
+    }
+
+    /// The first byte of the log.
+    pub(crate) fn min(&self) -> PhysicalOffset {
+        self.segments.load().first().map_or(PhysicalOffset::ZERO, |segment| segment.base())
+    }
+
+    /// The salt of the header checksums of a segment.
+    pub(crate) fn salt(&self, segment: &Segment) -> u32 {
+        self.identity.salt(segment.base())
+    }
+
+    /// The header at `at`, checksum verified, and its segment. `None`: no sound header starts there.
+    pub(crate) fn header(
+        &self,
+        at: PhysicalOffset,
+        via: Via,
+    ) -> Option<(RecordHeader, Arc<Segment>)> {
+        let segment = self.segment_at(at)?;
+        let first = segment.base().plus(PAGE_LEN as u64);
+        if at < first || segment.end().since(at) < HEADER_LEN as u64 {
+            return None;
+        }
+        let salt = self.salt(&segment);
+        let mut buffer = [0; HEADER_LEN];
+        let in_place = match via {
+            Via::Mapping => segment.slice(at, HEADER_LEN),
+            Via::Disk => None,
+        };
+        let decoded = match in_place {
+            Some(bytes) => RecordHeader::decode(bytes, at, salt),
+            None => {
+                read_or_log(&segment, at, &mut buffer)?;
+                RecordHeader::decode(&buffer, at, salt)
+            }
+        };
+        let header = decoded.ok().filter(|header| header.end() <= segment.end())?;
+        Some((header, segment))
+    }
+
+    /// The record at `at`, all checksums verified.
+    pub(crate) fn read(&self, at: PhysicalOffset, via: Via) -> ReadRecord {
+        self.read_sound(at, via)
+            .map_or(ReadRecord::Damaged, |(header, body)| ReadRecord::Whole(header, body))
+    }
+
+    fn read_sound(&self, at: PhysicalOffset, via: Via) -> Option<(RecordHeader, Bytes)> {
+        let (header, segment) = self.header(at, via)?;
+        let start = at.plus(HEADER_LEN as u64);
+        let len = header.attributes_len as usize + header.payload_len as usize;
+        let in_place = match via {
+            Via::Mapping if len < COPY_BELOW => {
+                segment.slice(start, len).map(Bytes::copy_from_slice)
+            }
+            Via::Mapping => segment.bytes(start, len),
+            Via::Disk => None,
+        };
+        let body = match in_place {
+            Some(body) => body,
+            None => {
+                // The length was checked against the segment's end by `header`.
+                let mut buffer = vec![0; len];
+                read_or_log(&segment, start, &mut buffer)?;
+                Bytes::from(buffer)
+            }
+        };
+        verify_body(&header, &body).ok()?;
+        Some((header, body))
+    }
+}
+
+/// Reads from the disk. A refusal is damage of what was wanted, and said in the log with its reason.
+fn read_or_log(segment: &Segment, at: PhysicalOffset, buffer: &mut [u8]) -> Option<()> {
+    segment
+        .read_exact(at, buffer)
+        .inspect_err(|error| tracing::error!(%error, offset = at.get(), "the log cannot be read"))
+        .ok()
+}

@@ -1,0 +1,604 @@
+//! The entries of all queues: what finds the records of a queue in the log.
+//!
+//! | where                | what                                                                  | who                     |
+//! | -------------------- | --------------------------------------------------------------------- | ----------------------- |
+//! | positions            | per queue its first and last segment, and the next offset sealed      | dispatcher, readers     |
+//! | parts                | the entries of one unsealed segment, in memory; the newest one grows  | dispatcher, readers     |
+//! | sealed `.cq` files   | the entries of one finished segment, never changed                    | seal worker, readers    |
+//!
+//! Parts are the newest segments, without holes between them; all older segments are sealed or missing. A part is frozen
+//! by the start of the next one. It is written to a file while readers keep using it; the file is listed before the part
+//! leaves, and readers look at parts first, so an entry is always found in one of them. The next offset of a queue is the
+//! end of its newest entries in memory; its position takes it over before the part leaves.
+//!
+//! One `put` at a time; everything else from any thread. `lookup`, `seal`, `rebuilt` and `adopt_sealed` do I/O, never
+//! under a lock. Locks: a shard of the positions, and a shard of a part, held for at most 64 entries; never both.
+//!
+//! **Memory**, counted by `memory_bytes`: a queue costs 42 to 85 bytes as a position (by the load of its table), 56 to
+//! 112 more in each part that has entries of it, and its entries 32 bytes each in steps of four or a quarter.
+
+mod part;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+
+pub(crate) use self::part::QueuePart;
+use self::part::{CompactKey, Sharded, find_in_order};
+use super::paged::{FileState, PageError, Reader, SealedError, SealedFiles, SealedSegment};
+use super::parts::{Listed, Parts};
+use super::{Packed64, SHARDS, table_bytes};
+use crate::file::FileError;
+use crate::file::disk::Disk;
+use crate::format::consume_queue::{
+    DIRECTORY_ROW_LEN, DirectoryRow, ENTRY_LEN, Origin, PackedEntry, QueueEntry, Sections,
+};
+use crate::format::pages::Kind;
+use crate::format::snapshot::QueuePosition;
+use crate::message::{PhysicalOffset, QueueKey, QueueOffset, TopicId};
+use crate::sync::{Mutex, lock};
+
+/// Memory of a queue's first entry in a segment, at most: its slot, and room for four entries.
+pub(crate) const QUEUE_COST: u64 = 248;
+/// Memory of each further entry of a queue in a segment, in the long run.
+pub(crate) const ENTRY_COST: u64 = 40;
+
+/// What a lookup found. `out` has entries only with `Found`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// At least one entry. The first covers `from`, or is the next one behind it: then what lies between is unreadable.
+    Found,
+    /// Nothing at or behind `from`. If `from < next`, the offsets between are unreadable.
+    AtEnd {
+        /// Of the queue.
+        next: QueueOffset,
+    },
+    /// `from` lies before all that is kept.
+    BelowFirst {
+        /// Of the queue's first entry; the next offset if it has none.
+        first: QueueOffset,
+    },
+    /// Not in memory: `lookup` knows.
+    NeedsDisk,
+    /// The file that would know has to be rebuilt first.
+    Rebuilding {
+        /// Of its segment.
+        base: PhysicalOffset,
+    },
+}
+
+/// What outlives the parts: 36 bytes with the key.
+#[derive(Clone, Copy)]
+struct Position {
+    /// At least of what is sealed or was restored; the parts know what follows, so that `put` need not come here.
+    next: Packed64,
+    first_segment: Packed64,
+    last_segment: Packed64,
+}
+
+impl Position {
+    const fn next(&self) -> QueueOffset {
+        QueueOffset::new(self.next.get())
+    }
+
+    const fn first_segment(&self) -> PhysicalOffset {
+        PhysicalOffset::new(self.first_segment.get())
+    }
+
+    const fn last_segment(&self) -> PhysicalOffset {
+        PhysicalOffset::new(self.last_segment.get())
+    }
+
+    fn full(&self, key: CompactKey) -> QueuePosition {
+        QueuePosition {
+            key: key.key(),
+            next: self.next(),
+            first_segment: self.first_segment(),
+            last_segment: self.last_segment(),
+        }
+    }
+}
+
+type Positions = HashMap<CompactKey, Position, RandomState>;
+
+/// The first run of a queue in memory that ends behind an offset, seen from that offset.
+enum InMemory {
+    /// Its entries were copied.
+    Found,
+    /// It begins behind the offset, and so may what is not in memory.
+    Begins { index: usize, first: QueueOffset },
+    /// There is an older run in memory, and nothing behind it.
+    Ended,
+    /// Memory has no entry of the queue.
+    Nothing,
+}
+
+/// The entries of all queues of a store.
+pub(crate) struct ConsumeQueues {
+    positions: Sharded<Positions>,
+    parts: Parts<QueuePart>,
+    files: SealedFiles,
+}
+
+impl ConsumeQueues {
+    /// No queues, no segments. `dir` is where the `.cq` files are; it must exist before a file is written.
+    pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, store_id: [u8; 16]) -> Self {
+        Self {
+            positions: Sharded::new(),
+            parts: Parts::new(),
+            files: SealedFiles::new(disk, dir, store_id, Kind::ConsumeQueue),
+        }
+    }
+
+    /// The entries of the segment at `base` follow; the part before is frozen. Bases grow.
+    pub(crate) fn start_part(&self, base: PhysicalOffset) {
+        self.parts.start(base, QueuePart::new(base));
+    }
+
+    /// Adds the next entry of a queue to the newest part; the queue's next offset is behind it then. By the dispatcher
+    /// only, in the order of the log.
+    pub(crate) fn put(&self, key: QueueKey, entry: &QueueEntry) {
+        self.parts.with_newest(|newest| {
+            if newest.part.put_and_tell(key, entry) {
+                self.advance(key, QueueOffset::ZERO, newest.base, newest.base);
+            }
+        });
+    }
+
+    /// Tells of an entry in a sealed segment, met by a walk: only the queue's position follows from it.
+    pub(crate) fn observe(&self, key: QueueKey, base: PhysicalOffset, entry: &QueueEntry) {
+        self.advance(key, entry.queue_end(), base, base);
+    }
+
+    /// The queue offset behind the last entry whose record ends at or below `limit`.
+    pub(crate) fn readable_next(&self, key: QueueKey, limit: PhysicalOffset) -> QueueOffset {
+        // The position first: an entry that it counts is in a part of the list, or sealed and thus below any limit.
+        let next = self.next_offset(key);
+        let parts = self.parts.list();
+        let mut readable = None;
+        for listed in parts.iter().rev() {
+            match listed.part.readable_next(key, limit) {
+                None => {}
+                Some((next, true)) => return next,
+                // Nothing of this part: the part before may hold back even more.
+                Some((first, false)) => readable = Some(first),
+            }
+        }
+        readable.unwrap_or(next)
+    }
+
+    /// How many queues have entries in the newest part, if that is the one at `base`.
+    pub(crate) fn queues_in(&self, base: PhysicalOffset) -> u64 {
+        let mut queues = 0;
+        self.parts.with_newest(|newest| {
+            if newest.base == base {
+                queues = newest.part.queue_count();
+            }
+        });
+        queues
+    }
+
+    /// Tells what a snapshot knows about a queue. Nothing moves back.
+    pub(crate) fn restore_position(&self, position: QueuePosition) {
+        let QueuePosition { key, next, first_segment, last_segment } = position;
+        self.advance(key, next, first_segment, last_segment);
+    }
+
+    #[inline]
+    fn advance(
+        &self,
+        key: QueueKey,
+        next: QueueOffset,
+        first_segment: PhysicalOffset,
+        last_segment: PhysicalOffset,
+    ) {
+        let Some(shard) = self.positions.of(key) else { return };
+        let mut shard = lock(shard);
+        let position = shard.entry(CompactKey::new(key)).or_insert(Position {
+            next: Packed64::new(next.get()),
+            first_segment: Packed64::new(first_segment.get()),
+            last_segment: Packed64::new(last_segment.get()),
+        });
+        if position.next() < next {
+            position.next = Packed64::new(next.get());
+        }
+        if position.first_segment() > first_segment {
+            position.first_segment = Packed64::new(first_segment.get());
+        }
+        if position.last_segment() < last_segment {
+            position.last_segment = Packed64::new(last_segment.get());
+        }
+    }
+
+    /// The offset that the queue's next message gets; 0 for a queue never heard of.
+    pub(crate) fn next_offset(&self, key: QueueKey) -> QueueOffset {
+        self.view(key).map_or(QueueOffset::ZERO, |view| view.next)
+    }
+
+    /// All queues as they stand now, in no order.
+    pub(crate) fn positions(&self) -> Vec<QueuePosition> {
+        let parts = self.parts.list();
+        self.positions_with(&parts)
+    }
+
+    /// All queues as they stood when the segment at `base` began, for a snapshot from which the log is replayed at
+    /// `base`. No segment from `base` on is sealed yet.
+    ///
+    /// `last_segment` is a bound: it may name a segment before `base` in which the queue has nothing.
+    pub(crate) fn positions_at(&self, base: PhysicalOffset) -> Vec<QueuePosition> {
+        let parts = self.parts.list();
+        let older = parts.iter().take_while(|listed| listed.base < base).count();
+        let older = parts.get(..older).unwrap_or_default();
+        let segments = self.files.segments();
+        let sealed = segments.iter().map(|segment| segment.base).filter(|known| *known < base);
+        let before = sealed.chain(older.iter().map(|listed| listed.base)).max();
+        let mut all = self.positions_with(older);
+        all.retain_mut(|position| {
+            position.last_segment = position.last_segment.min(before.unwrap_or_default());
+            position.first_segment < base
+        });
+        all
+    }
+
+    /// All queues, as far as `parts` and the segments before them go.
+    fn positions_with(&self, parts: &[Listed<QueuePart>]) -> Vec<QueuePosition> {
+        let mut all = Vec::new();
+        for shard in &self.positions.0 {
+            let known = all.len();
+            all.extend(lock(shard).iter().map(|(key, position)| position.full(*key)));
+            for position in all.iter_mut().skip(known) {
+                let in_memory = newest_range(parts, position.key).map(|(_, end)| end);
+                position.next = position.next.max(in_memory.unwrap_or_default());
+            }
+        }
+        all
+    }
+
+    /// Forgets the positions of a deleted topic's queues. Their entries stay with their segments.
+    pub(crate) fn remove_topic(&self, topic: TopicId) {
+        let topic = Packed64::new(topic.get());
+        for shard in &self.positions.0 {
+            lock(shard).retain(|key, _| key.topic != topic);
+        }
+    }
+
+    /// Writes the file of the part at `base`, which ends at `end` and is not the newest. Readers use the file from then
+    /// on, and the part's memory goes with its last reader, once all older parts are sealed too. Nothing to do if there
+    /// is no such part. The caller has made the log durable up to `end`.
+    ///
+    /// # Errors
+    /// The part stays in memory; call again.
+    pub(crate) fn seal(&self, base: PhysicalOffset, end: PhysicalOffset) -> Result<(), FileError> {
+        let Some(part) = self.parts.get(base) else { return Ok(()) };
+        let rows = part.queues();
+        self.write(&part, &rows, end)?;
+        // Before the part leaves, so that no next offset is seen to move back. Queues of deleted topics stay away.
+        for row in &rows {
+            let Some(shard) = self.positions.of(row.key) else { continue };
+            if let Some(position) = lock(shard).get_mut(&CompactKey::new(row.key)) {
+                position.next = Packed64::new(position.next.get().max(row.next.get()));
+            }
+        }
+        self.parts.retire(base);
+        Ok(())
+    }
+
+    /// Takes the `.cq` file of a finished segment, without reading more than its header page. `false`: there is none
+    /// that is right and known to this build, rebuild it.
+    pub(crate) fn adopt_sealed(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+    ) -> Result<bool, FileError> {
+        self.files.adopt(base, end)
+    }
+
+    /// The finished segment has no usable file. Lookups that need it answer `Rebuilding` until it is `rebuilt`.
+    pub(crate) fn mark_missing(&self, base: PhysicalOffset, end: PhysicalOffset) {
+        self.files.mark_missing(base, end);
+    }
+
+    /// The segments whose files have to be rebuilt: those marked, and those that reads found damaged or gone.
+    pub(crate) fn missing(&self) -> Vec<(PhysicalOffset, PhysicalOffset)> {
+        let segments = self.files.segments();
+        let missing = segments.iter().filter(|segment| segment.state == FileState::Missing);
+        missing.map(|segment| (segment.base, segment.end)).collect()
+    }
+
+    /// Writes the file of a finished segment from a part made by walking the segment again.
+    ///
+    /// # Errors
+    /// The segment stays missing.
+    pub(crate) fn rebuilt(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+        part: &QueuePart,
+    ) -> Result<(), FileError> {
+        debug_assert_eq!(part.base, base, "the part is the segment's");
+        self.write(part, &part.queues(), end)
+    }
+
+    /// Copies entries of the queue from `from` on into `out`, which is cleared first: at most `max` (at least 1), all of
+    /// one segment. Looks into memory only and never does I/O.
+    pub(crate) fn lookup_hot(
+        &self,
+        key: QueueKey,
+        from: QueueOffset,
+        max: usize,
+        out: &mut Vec<QueueEntry>,
+    ) -> Lookup {
+        out.clear();
+        let view = match self.view(key) {
+            Some(view) if from < view.next => view,
+            view => return Lookup::AtEnd { next: view.map_or(QueueOffset::ZERO, |v| v.next) },
+        };
+        match in_memory(&view.parts, key, from, max, out) {
+            InMemory::Found => Lookup::Found,
+            InMemory::Ended => Lookup::AtEnd { next: view.next },
+            InMemory::Begins { first, .. } if view.is_all_in_memory() => {
+                Lookup::BelowFirst { first }
+            }
+            InMemory::Begins { .. } | InMemory::Nothing => Lookup::NeedsDisk,
+        }
+    }
+
+    /// Like `lookup_hot`, and reads sealed files for what memory does not have. May block on I/O.
+    ///
+    /// # Errors
+    /// A file could not be read. If it is damaged or gone the segment is missing from now on: the next lookup that needs
+    /// it answers `Rebuilding`.
+    pub(crate) fn lookup(
+        &self,
+        key: QueueKey,
+        from: QueueOffset,
+        max: usize,
+        out: &mut Vec<QueueEntry>,
+    ) -> Result<Lookup, SealedError> {
+        out.clear();
+        let view = match self.view(key) {
+            Some(view) if from < view.next => view,
+            view => {
+                let next = view.map_or(QueueOffset::ZERO, |view| view.next);
+                return Ok(Lookup::AtEnd { next });
+            }
+        };
+        let memory = in_memory(&view.parts, key, from, max, out);
+        match memory {
+            InMemory::Found => return Ok(Lookup::Found),
+            InMemory::Ended => return Ok(Lookup::AtEnd { next: view.next }),
+            InMemory::Begins { .. } | InMemory::Nothing => {}
+        }
+        // Behind the view: of a part that had gone the file is listed.
+        let segments = self.files.segments();
+        let (first, last) = (view.position.first_segment(), view.position.last_segment());
+        let start = segments.partition_point(|segment| segment.base < first);
+        let end = segments.partition_point(|segment| {
+            segment.base <= last
+                && view.parts.first().is_none_or(|oldest| segment.base < oldest.base)
+        });
+        let place = self.find_segment(segments.get(start..end).unwrap_or_default(), key, from)?;
+        if let Some((segment, row)) = place.found {
+            if row.first > from && place.missing.is_none() && !place.has_older {
+                return Ok(Lookup::BelowFirst { first: row.first });
+            }
+            if row.first <= from || place.missing.is_none() {
+                self.files.read(&segment, |file| read_entries(file, &row, from, max, out))?;
+                return Ok(Lookup::Found);
+            }
+        }
+        if let Some(base) = place.missing {
+            return Ok(Lookup::Rebuilding { base });
+        }
+        Ok(match memory {
+            InMemory::Begins { index, first } if place.has_older => {
+                if let Some(listed) = view.parts.get(index) {
+                    listed.part.get(key, first, out, max.max(1));
+                }
+                Lookup::Found
+            }
+            InMemory::Begins { first, .. } => Lookup::BelowFirst { first },
+            _ if place.has_older => Lookup::AtEnd { next: view.next },
+            _ => Lookup::BelowFirst { first: view.next },
+        })
+    }
+
+    /// What all of it takes of memory: positions and parts.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let positions =
+            self.positions.0.iter().map(|shard| {
+                table_bytes(lock(shard).capacity(), size_of::<(CompactKey, Position)>())
+            });
+        let parts = self.parts.list();
+        let parts = parts.iter().map(|listed| listed.part.memory_bytes());
+        (SHARDS * size_of::<Mutex<Positions>>()) as u64
+            + positions.sum::<u64>()
+            + parts.sum::<u64>()
+    }
+
+    fn view(&self, key: QueueKey) -> Option<View> {
+        // First, so that of a part that is not in the list the position knows.
+        let parts = self.parts.list();
+        let position = *lock(self.positions.of(key)?).get(&CompactKey::new(key))?;
+        let in_memory = newest_range(&parts, key).map_or(QueueOffset::ZERO, |(_, end)| end);
+        let next = position.next().max(in_memory);
+        Some(View { parts, position, next })
+    }
+
+    fn write(
+        &self,
+        part: &QueuePart,
+        rows: &[DirectoryRow],
+        end: PhysicalOffset,
+    ) -> Result<(), FileError> {
+        let topics = part.topics(rows);
+        let sections = Sections {
+            first_time: part.first_time(),
+            queues: rows.len() as u64,
+            topics: topics.len() as u64,
+            entries: rows.iter().map(|row| u64::from(row.entries)).sum(),
+        };
+        let header = sections.header(self.files.store_id(), part.base, end);
+        self.files.write(&header, |file| {
+            let mut bytes = Vec::with_capacity(DIRECTORY_ROW_LEN);
+            for row in rows {
+                bytes.clear();
+                row.encode_into(&mut bytes);
+                file.push(&bytes)?;
+            }
+            for topic in &topics {
+                bytes.clear();
+                topic.encode_into(&mut bytes);
+                file.push(&bytes)?;
+            }
+            part.each_entry(rows, |_, entry| file.push(&entry.encode()))
+        })
+    }
+
+    /// Finds the first of `segments` with entries of the queue behind `from`: a binary search, in which a segment that
+    /// lacks the queue is stepped over. Missing ones are stepped over too, and named if they could hold what is asked.
+    fn find_segment(
+        &self,
+        segments: &[SealedSegment],
+        key: QueueKey,
+        from: QueueOffset,
+    ) -> Result<Place, SealedError> {
+        let (mut low, mut high) = (0, segments.len());
+        let mut place = Place { found: None, missing: None, has_older: false };
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let mut probe = None;
+            for (index, segment) in segments.iter().enumerate().take(high).skip(middle) {
+                if segment.state == FileState::Missing {
+                    continue;
+                }
+                if let Some(row) = self.files.read(segment, |file| find_row(file, key))? {
+                    probe = Some((index, *segment, row));
+                    break;
+                }
+            }
+            match probe {
+                Some((index, _, row)) if row.next <= from => {
+                    low = index + 1;
+                    place.has_older = true;
+                }
+                Some((_, segment, row)) => {
+                    place.found = Some((segment, row));
+                    if row.first <= from {
+                        return Ok(place);
+                    }
+                    high = middle;
+                }
+                None => high = middle,
+            }
+        }
+        // From `low` to the one found no segment is known to have the queue.
+        let end = place.found.map(|(segment, _)| segment.base);
+        let mut between =
+            segments.iter().skip(low).take_while(|s| end.is_none_or(|end| s.base < end));
+        let missing = between.find(|segment| segment.state == FileState::Missing);
+        place.missing = missing.map(|segment| segment.base);
+        Ok(place)
+    }
+}
+
+/// Where among sealed segments an offset of a queue is.
+struct Place {
+    /// The first segment known to have entries behind it.
+    found: Option<(SealedSegment, DirectoryRow)>,
+    /// A segment before that one which may have them, but cannot be read.
+    missing: Option<PhysicalOffset>,
+    /// Whether the queue is known to have entries before it.
+    has_older: bool,
+}
+
+/// A queue as one moment saw it.
+struct View {
+    parts: Arc<Vec<Listed<QueuePart>>>,
+    position: Position,
+    next: QueueOffset,
+}
+
+impl View {
+    /// Whether no segment before the parts has entries of the queue.
+    fn is_all_in_memory(&self) -> bool {
+        let first = self.position.first_segment();
+        self.parts.first().is_some_and(|oldest| oldest.base <= first)
+    }
+}
+
+/// The queue's offsets in the newest part that has some.
+fn newest_range(parts: &[Listed<QueuePart>], key: QueueKey) -> Option<(QueueOffset, QueueOffset)> {
+    parts.iter().rev().find_map(|listed| listed.part.range(key))
+}
+
+fn in_memory(
+    parts: &[Listed<QueuePart>],
+    key: QueueKey,
+    from: QueueOffset,
+    max: usize,
+    out: &mut Vec<QueueEntry>,
+) -> InMemory {
+    let mut has_older = false;
+    for (index, listed) in parts.iter().enumerate() {
+        match listed.part.range(key) {
+            None => {}
+            Some((_, end)) if end <= from => has_older = true,
+            Some((first, _)) if first > from && !has_older => {
+                return InMemory::Begins { index, first };
+            }
+            Some(_) => {
+                listed.part.get(key, from, out, max.max(1));
+                return InMemory::Found;
+            }
+        }
+    }
+    if has_older { InMemory::Ended } else { InMemory::Nothing }
+}
+
+/// The queue's row in the directory of a file.
+fn find_row(file: &mut Reader<'_>, key: QueueKey) -> Result<Option<DirectoryRow>, PageError> {
+    let sections = Sections::of(file.header()).map_err(|_| PageError::Damaged { page: 0 })?;
+    let (mut low, mut high) = (0, sections.queues);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let bytes = file.row::<DIRECTORY_ROW_LEN>(sections.directory_row_at(middle))?;
+        let row = DirectoryRow::decode(&bytes).map_err(|_| PageError::Damaged { page: 0 })?;
+        match row.key.cmp(&key) {
+            std::cmp::Ordering::Less => low = middle + 1,
+            std::cmp::Ordering::Greater => high = middle,
+            std::cmp::Ordering::Equal => return Ok(Some(row)),
+        }
+    }
+    Ok(None)
+}
+
+/// Copies at most `max` of the queue's entries that end behind `from`.
+fn read_entries(
+    file: &mut Reader<'_>,
+    row: &DirectoryRow,
+    from: QueueOffset,
+    max: usize,
+    out: &mut Vec<QueueEntry>,
+) -> Result<(), PageError> {
+    let sections = Sections::of(file.header()).map_err(|_| PageError::Damaged { page: 0 })?;
+    let origin =
+        Origin { base: file.header().base, first: row.first, first_time: sections.first_time };
+    let mut entry = |index: u64| {
+        let bytes = file.row::<ENTRY_LEN>(sections.entry_at(row.start.saturating_add(index)))?;
+        PackedEntry::decode(&bytes).map_err(|_| PageError::Damaged { page: 0 })
+    };
+    let count = u64::from(row.entries);
+    let delta = from.get().saturating_sub(row.first.get());
+    let start = find_in_order(count, delta, |index| entry(index).map(Some))?;
+    for index in (start..count).take(max.max(1)) {
+        out.push(entry(index)?.unpack(&origin));
+    }
+    // The row says that there is one; a file that contradicts itself was not written by us.
+    if out.is_empty() { Err(PageError::Damaged { page: 0 }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

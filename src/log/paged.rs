@@ -1,0 +1,375 @@
+//! The sealed files of one kind: which segments have one, and the few that are open.
+//!
+//! A file is written aside, synced, renamed into place and never changed (M5). At open only its header page is looked at;
+//! it is opened when somebody reads, at most [`MAX_OPEN`] at a time, the one not used for longest gives way. Each page is
+//! verified when it is read. A file that turns out damaged, or gone, is **missing** from then on: readers are told so at
+//! once, and whoever rebuilds it puts another into its place. Damage never concerns the log.
+//!
+//! Locks: `segments` guards the list, `open` the open files. Neither is held during I/O, nor both at once.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::file::FileError;
+use crate::file::Operation;
+use crate::file::disk::{Access, Disk, DiskFile, read_exact_at, write_all_at};
+use crate::format::names::{FileKind, temporary};
+use crate::format::pages::{self, Header, Kind, PAGE_LEN, PageWriter};
+use crate::message::PhysicalOffset;
+use crate::sync::{Mutex, lock};
+
+/// Descriptors held by one kind of file.
+const MAX_OPEN: usize = 256;
+/// Written at once while a file is made.
+const WRITE_LEN: usize = 256 * 1024;
+
+/// A sealed file could not be read. The log has lost nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SealedError {
+    /// The operating system refused. If it was a read, the file is missing from now on.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file of the segment at `base` is not what was written, or gone. It is missing from now on.
+    #[error("sealed file of the segment at {base} is damaged in page {page}")]
+    Damaged {
+        /// Of the segment.
+        base: PhysicalOffset,
+        /// In the file; 0 is the header, or the file as a whole.
+        page: u64,
+    },
+}
+
+/// Whether a segment's file can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileState {
+    /// In place.
+    Present,
+    /// Has to be rebuilt first.
+    Missing,
+}
+
+/// A finished segment whose entries are in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SealedSegment {
+    /// Its first byte.
+    pub(crate) base: PhysicalOffset,
+    /// Behind its last byte.
+    pub(crate) end: PhysicalOffset,
+    /// Of its file.
+    pub(crate) state: FileState,
+    /// Which of the files that stood in this place one after the other.
+    generation: u64,
+}
+
+/// A file that is open, with its header.
+pub(crate) struct SealedFile {
+    file: Arc<dyn DiskFile>,
+    header: Header,
+    salt: u32,
+}
+
+#[derive(Default)]
+struct List {
+    /// By base. Copied if a reader holds it while it changes.
+    segments: Arc<Vec<SealedSegment>>,
+    generation: u64,
+}
+
+#[derive(Default)]
+struct OpenFiles {
+    files: HashMap<(PhysicalOffset, u64), (Arc<SealedFile>, u64)>,
+    uses: u64,
+}
+
+/// All sealed files of one kind.
+pub(crate) struct SealedFiles {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    store_id: [u8; 16],
+    kind: Kind,
+    segments: Mutex<List>,
+    open: Mutex<OpenFiles>,
+}
+
+impl SealedFiles {
+    pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, store_id: [u8; 16], kind: Kind) -> Self {
+        let (segments, open) = (Mutex::default(), Mutex::default());
+        Self { disk, dir, store_id, kind, segments, open }
+    }
+
+    pub(crate) const fn store_id(&self) -> [u8; 16] {
+        self.store_id
+    }
+
+    /// The finished segments by base, as they stand now.
+    pub(crate) fn segments(&self) -> Arc<Vec<SealedSegment>> {
+        lock(&self.segments).segments.clone()
+    }
+
+    /// Takes the file of the segment from `base` to `end`, if its header is right. Its pages are verified when read.
+    pub(crate) fn adopt(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+    ) -> Result<bool, FileError> {
+        let fits = self.load(base, end)?.is_some();
+        if fits {
+            self.set(base, end, FileState::Present);
+        }
+        Ok(fits)
+    }
+
+    /// The file of the segment has to be rebuilt before it can be read.
+    pub(crate) fn mark_missing(&self, base: PhysicalOffset, end: PhysicalOffset) {
+        self.set(base, end, FileState::Missing);
+    }
+
+    /// Writes the file that `header` describes and puts it into place; readers find it when this returns. `fill` writes
+    /// the stream.
+    ///
+    /// # Errors
+    /// The old file, if there was one, is as it was; only if the directory could not be synced, either may be there.
+    pub(crate) fn write(
+        &self,
+        header: &Header,
+        fill: impl FnOnce(&mut StreamWriter) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let path = self.path(header.base);
+        let aside = self.dir.join(temporary(&self.name(header.base)));
+        let written = self.write_aside(header, &aside, fill);
+        let placed = written.and_then(|()| self.disk.rename(&aside, &path));
+        if let Err(error) = placed {
+            // The disk may be full; what is left behind helps nobody. The error that counts is the first one.
+            let _ = self.disk.unlink(&aside);
+            return Err(error);
+        }
+        self.disk.sync_dir(&self.dir)?;
+        self.set(header.base, header.end, FileState::Present);
+        Ok(())
+    }
+
+    fn write_aside(
+        &self,
+        header: &Header,
+        path: &std::path::Path,
+        fill: impl FnOnce(&mut StreamWriter) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let mut writer = StreamWriter {
+            file: self.disk.create(path)?,
+            pages: PageWriter::new(header.salt()),
+            buffer: header.encode().to_vec(),
+            position: 0,
+            stream_len: 0,
+        };
+        fill(&mut writer)?;
+        assert_eq!(writer.stream_len, header.stream_len, "the header describes what was written");
+        let StreamWriter { file, pages, mut buffer, position, .. } = writer;
+        pages.finish(&mut buffer);
+        write_all_at(&*file, &buffer, position)?;
+        file.sync()
+    }
+
+    /// Runs `read` over the segment's file. What it finds damaged makes the file missing.
+    pub(crate) fn read<T>(
+        &self,
+        segment: &SealedSegment,
+        read: impl FnOnce(&mut Reader<'_>) -> Result<T, PageError>,
+    ) -> Result<T, SealedError> {
+        let done = match self.opened(segment)? {
+            Some(file) => read(&mut Reader::new(&file)),
+            None => Err(PageError::Damaged { page: 0 }),
+        };
+        match done {
+            Ok(value) => Ok(value),
+            Err(PageError::Damaged { page }) => {
+                self.lose(segment);
+                Err(SealedError::Damaged { base: segment.base, page })
+            }
+            Err(PageError::File(error)) => {
+                // What cannot be read now is made anew on other blocks.
+                if matches!(error, FileError::Io { operation: Operation::Read, .. }) {
+                    self.lose(segment);
+                }
+                Err(SealedError::File(error))
+            }
+        }
+    }
+
+    fn opened(&self, segment: &SealedSegment) -> Result<Option<Arc<SealedFile>>, FileError> {
+        let name = (segment.base, segment.generation);
+        {
+            let mut open = lock(&self.open);
+            open.uses += 1;
+            let now = open.uses;
+            if let Some((file, used)) = open.files.get_mut(&name) {
+                *used = now;
+                return Ok(Some(file.clone()));
+            }
+        }
+        let Some(file) = self.load(segment.base, segment.end)? else { return Ok(None) };
+        let file = Arc::new(file);
+        let mut open = lock(&self.open);
+        if open.files.len() >= MAX_OPEN {
+            let oldest = open.files.iter().min_by_key(|(_, (_, used))| *used);
+            let oldest = oldest.map(|(name, _)| *name);
+            oldest.map(|name| open.files.remove(&name));
+        }
+        let now = open.uses;
+        open.files.insert(name, (file.clone(), now));
+        Ok(Some(file))
+    }
+
+    /// Opens the file. `None`: there is none, or it is not the one of this segment, or of a version not known here.
+    fn load(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+    ) -> Result<Option<SealedFile>, FileError> {
+        let file = match self.disk.open(&self.path(base), Access::Read) {
+            Err(FileError::NotFound { .. }) => return Ok(None),
+            opened => opened?,
+        };
+        let mut page = [0; PAGE_LEN];
+        match read_exact_at(&*file, &mut page, 0) {
+            Err(FileError::TooShort { .. }) => return Ok(None),
+            read => read?,
+        }
+        let Ok(header) = Header::decode(self.kind, &page) else { return Ok(None) };
+        let ours = header.store_id == self.store_id && header.base == base && header.end == end;
+        if !ours || file.len()? != header.file_len() {
+            return Ok(None);
+        }
+        Ok(Some(SealedFile { file, header, salt: header.salt() }))
+    }
+
+    fn set(&self, base: PhysicalOffset, end: PhysicalOffset, state: FileState) {
+        let mut list = lock(&self.segments);
+        list.generation += 1;
+        let segment = SealedSegment { base, end, state, generation: list.generation };
+        let segments = Arc::make_mut(&mut list.segments);
+        let index = segments.partition_point(|known| known.base < base);
+        match segments.get_mut(index) {
+            Some(known) if known.base == base => *known = segment,
+            _ => segments.insert(index, segment),
+        }
+        drop(list);
+        // An older file of that name may still be open.
+        let mut open = lock(&self.open);
+        open.files.retain(|(known, _), _| *known != base);
+    }
+
+    /// Makes the file missing, unless another has taken its place meanwhile.
+    fn lose(&self, segment: &SealedSegment) {
+        let mut list = lock(&self.segments);
+        let index = list.segments.partition_point(|known| known.base < segment.base);
+        if list.segments.get(index) == Some(segment)
+            && let Some(known) = Arc::make_mut(&mut list.segments).get_mut(index)
+        {
+            known.state = FileState::Missing;
+        }
+        drop(list);
+        lock(&self.open).files.remove(&(segment.base, segment.generation));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn open_files(&self) -> usize {
+        lock(&self.open).files.len()
+    }
+
+    fn name(&self, base: PhysicalOffset) -> String {
+        match self.kind {
+            Kind::ConsumeQueue => FileKind::ConsumeQueue.name(base),
+            Kind::Index => FileKind::Index.name(base),
+        }
+    }
+
+    fn path(&self, base: PhysicalOffset) -> PathBuf {
+        self.dir.join(self.name(base))
+    }
+}
+
+/// Takes the stream of a file in the making.
+pub(crate) struct StreamWriter {
+    file: Arc<dyn DiskFile>,
+    pages: PageWriter,
+    buffer: Vec<u8>,
+    position: u64,
+    stream_len: u64,
+}
+
+impl StreamWriter {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        self.pages.push(bytes, &mut self.buffer);
+        self.stream_len += bytes.len() as u64;
+        if self.buffer.len() >= WRITE_LEN {
+            write_all_at(&*self.file, &self.buffer, self.position)?;
+            self.position += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Why a stream could not be read.
+pub(crate) enum PageError {
+    /// The operating system refused.
+    File(FileError),
+    /// The page is not what was written.
+    Damaged { page: u64 },
+}
+
+/// Reads a stream, and remembers the last page for what comes next.
+pub(crate) struct Reader<'a> {
+    file: &'a SealedFile,
+    page: [u8; PAGE_LEN],
+    /// Which page that is; 0 for none, since the stream begins at 1.
+    number: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &'a SealedFile) -> Self {
+        Self { file, page: [0; PAGE_LEN], number: 0 }
+    }
+
+    pub(crate) const fn header(&self) -> &Header {
+        &self.file.header
+    }
+
+    /// Fills `out` from byte `at` of the stream on.
+    pub(crate) fn read(&mut self, mut at: u64, mut out: &mut [u8]) -> Result<(), PageError> {
+        while !out.is_empty() {
+            let (number, within) = pages::place(at);
+            let content = self.content(number)?.get(within..).unwrap_or_default();
+            let len = content.len().min(out.len());
+            let (now, later) = out.split_at_mut(len);
+            now.copy_from_slice(content.get(..len).unwrap_or_default());
+            out = later;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads a row of `N` bytes.
+    pub(crate) fn row<const N: usize>(&mut self, at: u64) -> Result<[u8; N], PageError> {
+        let mut row = [0; N];
+        self.read(at, &mut row)?;
+        Ok(row)
+    }
+
+    fn content(&mut self, number: u64) -> Result<&[u8], PageError> {
+        let damaged = PageError::Damaged { page: number };
+        if self.number != number {
+            self.number = 0;
+            let position = number.saturating_mul(PAGE_LEN as u64);
+            match read_exact_at(&*self.file.file, &mut self.page, position) {
+                Err(FileError::TooShort { .. }) => return Err(damaged),
+                read => read.map_err(PageError::File)?,
+            }
+            pages::verify(&self.page, number, self.file.salt)
+                .map_err(|_| PageError::Damaged { page: number })?;
+            self.number = number;
+        }
+        self.page.get(..pages::CONTENT_LEN).ok_or(damaged)
+    }
+}

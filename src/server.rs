@@ -1,0 +1,240 @@
+//! A server from its start to its end: wire, serve, drain in order.
+//!
+//! | step of a stop | what clients see |
+//! | --- | --- |
+//! | readiness and health turn false | balancers look elsewhere |
+//! | new sends are refused, parked pulls answered | UNAVAILABLE with DRAINING; an empty answer |
+//! | connections finish what they have begun, at most `server.drain_timeout` | GOAWAY |
+//! | the store is flushed and closed with a clean mark | nothing is left to see |
+//!
+//! After a failed sync the store cannot be trusted: nothing is drained and nothing marked clean, [`run`] returns
+//! [`ServerError::Poisoned`], and the process has to end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinError;
+use tokio::time::timeout;
+
+use crate::broker::Broker;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::file::disk::RealDisk;
+use crate::grpc::listen::{self, Connections};
+use crate::grpc::{self, Health, ServiceError};
+use crate::http;
+use crate::store::{CloseError, OpenError};
+
+/// How long answers may take to leave after a failed sync.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Where a server listens, with the ports that it got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// HTTP.
+    pub http: SocketAddr,
+}
+
+/// Why a server did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The store could not be opened. Nothing was served.
+    #[error("the store could not be opened")]
+    Open(#[from] OpenError),
+    /// An address could not be listened on. Nothing was served; the store was closed.
+    #[error("{key} = {address} cannot be listened on")]
+    Listen {
+        /// Of the configuration.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The services could not be put together. Nothing was served.
+    #[error(transparent)]
+    Services(#[from] ServiceError),
+    /// The store could not be closed: the next start has more to do, and nothing acknowledged is lost.
+    #[error("the store could not be closed")]
+    Close(#[from] CloseError),
+    /// A sync failed. What waited was answered with "unknown"; the process has to end with code 74.
+    #[error("a sync of the log failed; what was not acknowledged may or may not be stored")]
+    Poisoned,
+    /// A task of the server panicked.
+    #[error("a task of the server ended in a panic")]
+    Task(#[from] JoinError),
+}
+
+/// Runs a server until `shutdown` resolves, then drains it. `started` gets the addresses once everything is served; it is
+/// dropped if the start fails.
+///
+/// # Errors
+/// See [`ServerError`]; after [`ServerError::Poisoned`] the process must end without further writes.
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+    started: Option<oneshot::Sender<Listening>>,
+) -> Result<(), ServerError> {
+    let broker = open(&config).await?;
+    let running = match Running::start(&config, Arc::clone(&broker)).await {
+        Ok(running) => running,
+        Err(error) => {
+            close(broker).await?;
+            return Err(error);
+        }
+    };
+    let Listening { grpc, http } = running.listening;
+    tracing::info!(%grpc, %http, data = %config.server.data.display(), "serving");
+    if let Some(started) = started {
+        // Nobody is obliged to listen.
+        let _ = started.send(running.listening);
+    }
+
+    tokio::select! {
+        () = shutdown => {}
+        () = broker.failed() => return Err(running.fail().await),
+    }
+    tracing::info!("draining");
+    tokio::select! {
+        ended = running.drain(&broker) => ended?,
+        () = broker.failed() => {
+            tracing::error!("a sync of the log failed while the server was stopping");
+            return Err(ServerError::Poisoned);
+        }
+    }
+    close(broker).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, without the clean mark.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("stopped by a second signal; the next start recovers");
+            std::process::exit(1);
+        });
+    })
+}
+
+async fn open(config: &Config) -> Result<Arc<Broker>, ServerError> {
+    let (store, broker) = (config.store(), config.broker());
+    let opened = tokio::task::spawn_blocking(move || {
+        Broker::open(Arc::new(RealDisk), Arc::new(SystemClock::new()), store, broker)
+    });
+    let (broker, _) = opened.await??;
+    for line in broker.start_report() {
+        tracing::info!("{line}");
+    }
+    Ok(broker)
+}
+
+async fn close(broker: Arc<Broker>) -> Result<(), ServerError> {
+    let closed = tokio::task::spawn_blocking(move || broker.close());
+    Ok(closed.await??)
+}
+
+/// The two ports and their tasks.
+struct Running {
+    listening: Listening,
+    health: Health,
+    has_failed: Arc<AtomicBool>,
+    stop_grpc: watch::Sender<bool>,
+    stop_http: watch::Sender<bool>,
+    grpc: tokio::task::JoinHandle<()>,
+    http: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(config: &Config, broker: Arc<Broker>) -> Result<Self, ServerError> {
+        let (grpc_listener, grpc) = bind("server.listen", config.server.listen).await?;
+        let (http_listener, http) = bind("server.http", config.server.http).await?;
+        let is_open_to_others = !grpc.ip().is_loopback();
+        if is_open_to_others {
+            tracing::warn!(%grpc, "no authentication: whoever reaches this address can do everything");
+        }
+        let (services, health) = grpc::services(Arc::clone(&broker)).await?;
+        let open_connections = Arc::new(AtomicUsize::new(0));
+        let connections = Arc::new(Connections::counted_in(Arc::clone(&open_connections)));
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let told = http::Told {
+            broker,
+            connections: open_connections,
+            has_failed: Arc::clone(&has_failed),
+            is_open_to_others,
+        };
+        let limits = listen::Limits {
+            max_connections: config.server.max_connections as usize,
+            drain_timeout: config.server.drain_timeout,
+        };
+        let (stop_grpc, grpc_stopped) = watch::channel(false);
+        let (stop_http, http_stopped) = watch::channel(false);
+        let serve = listen::serve(grpc_listener, services, connections, limits, grpc_stopped);
+        Ok(Self {
+            listening: Listening { grpc, http },
+            health,
+            has_failed,
+            stop_grpc,
+            stop_http,
+            grpc: tokio::spawn(serve),
+            http: tokio::spawn(http::serve(http_listener, told, http_stopped)),
+        })
+    }
+
+    /// Stops in order. HTTP goes last, so that it can tell of the drain.
+    async fn drain(self, broker: &Broker) -> Result<(), JoinError> {
+        broker.drain();
+        self.health.stop().await;
+        self.stop_grpc.send_replace(true);
+        self.grpc.await?;
+        self.stop_http.send_replace(true);
+        self.http.await
+    }
+
+    /// Says why on every channel there is, and lets those who waited hear it.
+    async fn fail(self) -> ServerError {
+        self.has_failed.store(true, Ordering::Relaxed);
+        self.health.stop().await;
+        self.stop_grpc.send_replace(true);
+        let mut grpc = self.grpc;
+        if timeout(LAST_WORDS, &mut grpc).await.is_err() {
+            grpc.abort();
+        }
+        self.http.abort();
+        let error = ServerError::Poisoned;
+        tracing::error!("{error}");
+        error
+    }
+}
+
+async fn bind(
+    key: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), ServerError> {
+    let refused = |source| ServerError::Listen { key, address, source };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let bound = listener.local_addr().map_err(refused)?;
+    Ok((listener, bound))
+}

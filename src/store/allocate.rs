@@ -1,0 +1,81 @@
+//! Makes the next CommitLog segment before it is needed, so that a roll costs a swap.
+
+use std::time::Duration;
+
+use super::error::SpaceError;
+use super::signal::Progress;
+use super::{Shared, StoreConfig};
+use crate::file::FileError;
+use crate::file::disk::Disk;
+use crate::file::segment::{Prefill, Segment};
+use crate::format::identity::Identity;
+use crate::format::names::FileKind;
+use crate::format::segment_header::SegmentHeader;
+use crate::message::{FlushMode, PhysicalOffset};
+use crate::sync::{Arc, lock};
+
+/// After a failure the disk is asked again so often.
+const RETRY: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The state of the allocate worker.
+pub struct AllocateWorker {
+    shared: Arc<Shared>,
+}
+
+impl AllocateWorker {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Makes the next segment if there is none ready.
+    pub fn step(&mut self) -> Progress {
+        let shared = &self.shared;
+        if shared.ready.load().is_some() || shared.is_poisoned() {
+            return Progress::Idle(IDLE);
+        }
+        // The list grows under the append lock only after `ready` was taken, so its last segment is the active one.
+        let Some(base) = shared.log.segments().last().map(|last| last.end()) else {
+            return Progress::Idle(IDLE);
+        };
+        let outcome = make_segment(&shared.config, &shared.identity, &*shared.disk, base);
+        let progress = match outcome {
+            Ok(segment) => {
+                *lock(&shared.no_space) = None;
+                shared.ready.store(Some(Arc::new(segment)));
+                Progress::Worked
+            }
+            Err(error) => {
+                tracing::error!(%error, "the next segment cannot be made; appends wait for it");
+                *lock(&shared.no_space) = Some(match error {
+                    FileError::Full { .. } => SpaceError::Full,
+                    _ => SpaceError::Refused,
+                });
+                Progress::Idle(RETRY)
+            }
+        };
+        shared.space.notify_waiters();
+        progress
+    }
+}
+
+/// A new segment at `base`, durable and empty. What a failed attempt left under the temporary name is replaced.
+pub(super) fn make_segment(
+    config: &StoreConfig,
+    identity: &Identity,
+    disk: &dyn Disk,
+    base: PhysicalOffset,
+) -> Result<Segment, FileError> {
+    let header = SegmentHeader {
+        store_id: identity.store_id,
+        base,
+        len: config.segment_size,
+        salt: identity.salt(base),
+    };
+    let prefill = match config.flush {
+        FlushMode::Sync => Prefill::Zeros,
+        FlushMode::Async => Prefill::Blocks,
+    };
+    let dir = config.dir.join(FileKind::Segment.directory());
+    Segment::create(disk, &dir, &header, prefill)
+}

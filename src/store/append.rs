@@ -1,0 +1,642 @@
+//! The way into the log. One lock, one write, one publish.
+//!
+//! Append runs on the caller's own thread. Senders that meet share a write: each moves its set into `pending`, then
+//! takes `tail`; whoever holds `tail` writes what is pending, at most [`TURN_BYTES`] a turn or one larger set, and
+//! leaves the results where their owners find them. `pending` is never held during I/O.
+//!
+//! | lock | guards | taken after | taken before |
+//! | --- | --- | --- | --- |
+//! | `tail` | the end of the log, next queue offsets, results | a unit of broker state | `pending` |
+//! | `pending` | the sets that wait for a turn | `tail` or nothing | – |
+//!
+//! In a turn: refuse what cannot be stored; store time; offsets; header checksums; one `pwritev` per segment; one
+//! publish of `appended` with Release. Queue offsets advance only after the write succeeded, so there are no holes. A
+//! write that failed is undone with zeros; only if that fails too is the store poisoned.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::Bytes;
+
+use super::Shared;
+use super::error::AppendError;
+use super::topics::TopicHandle;
+use crate::clock::StoreClock;
+use crate::file::segment::Segment;
+use crate::format::batch::BatchInfo;
+use crate::format::record::{
+    ALIGN, HEADER_LEN, RecordFlags, RecordHeader, RecordKind, payload_crc, record_len,
+};
+use crate::format::segment_header::PAGE_LEN;
+use crate::log::{consume_queue, index};
+use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+use crate::sync::{Arc, Mutex, Ordering, lock};
+
+/// A turn takes pending sets up to this many bytes, or one larger set: bounds how long a sender writes for others.
+const TURN_BYTES: u64 = 1 << 20;
+/// The unit in which pages are first touched, so that a write never makes the kernel read before it.
+const PAGE: u64 = 4 << 10;
+/// Store times in queue entries are 32-bit milliseconds from the segment's first record; 30 days is well below.
+const MAX_SEGMENT_AGE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// Undispatched bytes above which appends wait: the dispatcher is slower than the senders.
+const MAX_UNDISPATCHED: u64 = 64 << 20;
+
+/// Entry bytes times this are what queues can cost at most, were every entry a queue's first.
+const QUEUE_TO_ENTRY_COST: u64 = consume_queue::QUEUE_COST / consume_queue::ENTRY_COST + 1;
+/// A record's place in its set is 16 bits; callers bound what they put into one request far below.
+const MAX_SET_RECORDS: usize = u16::MAX as usize;
+
+static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+
+/// A record to append. What the log adds (offsets, time, checksums of the header) is not in it yet.
+#[derive(Clone, Debug)]
+pub struct NewRecord {
+    kind: RecordKind,
+    topic: Option<Arc<TopicHandle>>,
+    queue: QueueId,
+    flags: RecordFlags,
+    message_count: u16,
+    tag_bits: u64,
+    group_hash: u32,
+    index_entries: u32,
+    attributes: Bytes,
+    payload: Bytes,
+    payload_crc: u32,
+}
+
+impl NewRecord {
+    /// A record of messages: `batch` as it was checked, `info` what the check found. Computes the payload checksum, on
+    /// the caller's thread and before any lock.
+    pub fn message(
+        topic: &Arc<TopicHandle>,
+        queue: QueueId,
+        batch: Bytes,
+        info: &BatchInfo,
+    ) -> Self {
+        let mut flags = RecordFlags::default();
+        if info.has_untagged {
+            flags = flags.with(RecordFlags::HAS_UNTAGGED);
+        }
+        if info.has_message_group {
+            flags = flags.with(RecordFlags::HAS_MESSAGE_GROUP);
+        }
+        Self {
+            kind: RecordKind::Message,
+            topic: Some(Arc::clone(topic)),
+            queue,
+            flags,
+            message_count: info.message_count,
+            tag_bits: info.tag_bits,
+            group_hash: info.group_hash,
+            index_entries: info.index_entries,
+            attributes: Bytes::new(),
+            payload_crc: payload_crc(&[], &batch),
+            payload: batch,
+        }
+    }
+
+    /// A record of the broker's own state: a run of transitions.
+    pub fn state(transitions: Vec<u8>) -> Self {
+        Self::internal(RecordKind::State, transitions)
+    }
+
+    /// The record that begins an epoch.
+    pub(super) fn epoch(payload: Vec<u8>) -> Self {
+        Self::internal(RecordKind::Epoch, payload)
+    }
+
+    fn internal(kind: RecordKind, payload: Vec<u8>) -> Self {
+        Self {
+            kind,
+            topic: None,
+            queue: QueueId::ZERO,
+            flags: RecordFlags::NO_QUEUE_OFFSET,
+            message_count: 0,
+            tag_bits: 0,
+            group_hash: 0,
+            index_entries: 0,
+            attributes: Bytes::new(),
+            payload_crc: payload_crc(&[], &payload),
+            payload: Bytes::from(payload),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        record_len(self.attributes.len(), self.payload.len())
+    }
+
+    /// What its entries will occupy in memory until their segment is sealed.
+    fn entry_bytes(&self) -> u64 {
+        consume_queue::ENTRY_COST + u64::from(self.index_entries) * index::ENTRY_COST
+    }
+}
+
+/// Where a record went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Its first byte.
+    pub offset: PhysicalOffset,
+    /// The byte behind it: durable once `flushed` is here.
+    pub end: PhysicalOffset,
+    /// Of its first message; 0 for a record without one.
+    pub queue_offset: QueueOffset,
+    /// On the store clock.
+    pub store_time: Timestamp,
+    /// In which it was written.
+    pub epoch: Epoch,
+}
+
+/// A set that is stored whole or not at all.
+enum Set {
+    One(NewRecord),
+    Many(Vec<NewRecord>),
+}
+
+impl Set {
+    fn records(&self) -> &[NewRecord] {
+        match self {
+            Self::One(record) => std::slice::from_ref(record),
+            Self::Many(records) => records,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.records().iter().map(NewRecord::len).sum()
+    }
+
+    fn entry_bytes(&self) -> u64 {
+        self.records().iter().map(NewRecord::entry_bytes).sum()
+    }
+}
+
+/// Where the records of a set went.
+enum Placements {
+    One(Placed),
+    Many(Vec<Placed>),
+}
+
+type Outcome = Result<Placements, AppendError>;
+
+/// Sets that wait for a turn, in the order in which they came.
+#[derive(Default)]
+pub(super) struct Pending {
+    sets: VecDeque<Set>,
+    /// The ticket of the next set to come.
+    next_ticket: u64,
+}
+
+/// The end of the log, and what only its writer knows. The append lock is the mutex around it.
+pub(super) struct Tail {
+    segment: Arc<Segment>,
+    end: PhysicalOffset,
+    /// Pages below this were written before, by zeros if not by records.
+    touched: PhysicalOffset,
+    clock: StoreClock,
+    epoch: Epoch,
+    /// What the entries of this segment occupy in memory, as estimated from what was appended.
+    entry_bytes: u64,
+    /// Of the segment's first record.
+    first_time: Option<Timestamp>,
+    /// Outcomes that their owners have not fetched, by ticket from `first_ticket` on.
+    outcomes: VecDeque<Option<Outcome>>,
+    first_ticket: u64,
+    scratch: Scratch,
+}
+
+/// Memory that turns use again and again.
+#[derive(Default)]
+struct Scratch {
+    headers: Vec<[u8; HEADER_LEN]>,
+    placed: Vec<Placed>,
+    buffers: Vec<IoSlice<'static>>,
+}
+
+impl Tail {
+    /// A tail at `end` in `segment`; all from there to the segment's end is zero.
+    pub(super) fn new(
+        segment: Arc<Segment>,
+        end: PhysicalOffset,
+        clock: StoreClock,
+        epoch: Epoch,
+        first_time: Option<Timestamp>,
+        entry_bytes: u64,
+    ) -> Self {
+        let touched = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
+        Self {
+            segment,
+            end,
+            touched,
+            clock,
+            epoch,
+            entry_bytes,
+            first_time,
+            outcomes: VecDeque::new(),
+            first_ticket: 0,
+            scratch: Scratch::default(),
+        }
+    }
+
+    pub(super) fn last_store_time(&self) -> Timestamp {
+        self.clock.last()
+    }
+
+    fn take_outcome(&mut self, ticket: u64) -> Option<Outcome> {
+        let index = usize::try_from(ticket.checked_sub(self.first_ticket)?).ok()?;
+        let outcome = self.outcomes.get_mut(index)?.take();
+        while let Some(None) = self.outcomes.front() {
+            self.outcomes.pop_front();
+            self.first_ticket += 1;
+        }
+        outcome
+    }
+}
+
+/// Aborts the process if a panic unwinds past it: the tail may be half changed.
+pub(super) struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Shared {
+    /// Appends one record.
+    pub(super) fn append_one(&self, record: NewRecord) -> Result<Placed, AppendError> {
+        match self.append_set(Set::One(record))? {
+            Placements::One(placed) => Ok(placed),
+            Placements::Many(_) => unreachable!("one record has one place"),
+        }
+    }
+
+    /// Appends `records`, all or nothing.
+    pub(super) fn append_many(&self, records: Vec<NewRecord>) -> Result<Vec<Placed>, AppendError> {
+        match self.append_set(Set::Many(records))? {
+            Placements::Many(placed) => Ok(placed),
+            Placements::One(_) => unreachable!("a set has a list of places"),
+        }
+    }
+
+    fn append_set(&self, set: Set) -> Outcome {
+        self.admit(&set)?;
+        let ticket = {
+            let mut pending = lock(&self.pending);
+            pending.sets.push_back(set);
+            pending.next_ticket += 1;
+            pending.next_ticket - 1
+        };
+        let _guard = AbortOnPanic;
+        let outcome = loop {
+            let mut tail = lock(&self.tail);
+            if let Some(outcome) = tail.take_outcome(ticket) {
+                break outcome;
+            }
+            self.turn(&mut tail);
+        };
+        self.wake_after_append();
+        outcome
+    }
+
+    /// What can be refused without the lock.
+    fn admit(&self, set: &Set) -> Result<(), AppendError> {
+        let (len, max) = (set.len(), self.config.max_append_set());
+        if len > max {
+            return Err(AppendError::TooLarge { len, max });
+        }
+        debug_assert!(
+            set.records().len() <= MAX_SET_RECORDS,
+            "a set's records are counted in 16 bits"
+        );
+        for record in set.records() {
+            if let Some(topic) = &record.topic
+                && topic.next_offset(record.queue).is_none()
+            {
+                return Err(AppendError::NoSuchQueue { queues: topic.queues() });
+            }
+        }
+        if self.is_lagging() {
+            return Err(AppendError::NotReady);
+        }
+        Ok(())
+    }
+
+    /// Whether flush or dispatch are so far behind that senders wait for them.
+    pub(super) fn is_lagging(&self) -> bool {
+        let view = self.marks.view(PhysicalOffset::ZERO);
+        view.appended.since(view.flushed) > self.config.max_unflushed
+            || view.appended.since(view.dispatched) > MAX_UNDISPATCHED
+    }
+
+    /// Writes what is pending, oldest first: at most `TURN_BYTES`, or one larger set.
+    fn turn(&self, tail: &mut Tail) {
+        let mut sets = Vec::new();
+        let mut bytes = 0;
+        {
+            let mut pending = lock(&self.pending);
+            while let Some(set) = pending.sets.front() {
+                bytes += set.len();
+                if bytes > TURN_BYTES && !sets.is_empty() {
+                    break;
+                }
+                sets.extend(pending.sets.pop_front());
+            }
+        }
+        let stamp = tail.clock.stamp(self.clock.now());
+        let mut rest = sets.as_slice();
+        while !rest.is_empty() {
+            let run = self.fitting(tail, stamp, rest);
+            let (run, behind) = rest.split_at(run);
+            if !run.is_empty() {
+                self.write_run(tail, stamp, run);
+                rest = behind;
+            } else if let Err(error) = self.refusal(&rest[0]).and_then(|()| self.roll(tail)) {
+                // NotReady holds for all behind it, so that sets are stored in the order in which they came; what
+                // concerns this set alone is its own.
+                let count = if matches!(error, AppendError::Deleted) { 1 } else { rest.len() };
+                tail.outcomes.extend((0..count).map(|_| Some(Err(error.clone()))));
+                rest = &rest[count..];
+            }
+        }
+    }
+
+    /// Why a set cannot be stored, wherever the tail is.
+    fn refusal(&self, set: &Set) -> Result<(), AppendError> {
+        if self.is_poisoned() {
+            return Err(AppendError::Poisoned);
+        }
+        if self.is_closed() {
+            return Err(AppendError::Closed);
+        }
+        let dead = |record: &NewRecord| record.topic.as_ref().is_some_and(|topic| topic.is_dead());
+        if set.records().iter().any(dead) {
+            return Err(AppendError::Deleted);
+        }
+        Ok(())
+    }
+
+    /// How many of `sets` can be written to the current segment in one run.
+    fn fitting(&self, tail: &Tail, stamp: Timestamp, sets: &[Set]) -> usize {
+        let mut end = tail.end;
+        let mut entry_bytes = tail.entry_bytes;
+        let too_old =
+            tail.first_time.is_some_and(|first| stamp.get() - first.get() > MAX_SEGMENT_AGE_MS);
+        // A queue's first entry in a segment costs more than the others; only the dispatcher knows which those are.
+        if entry_bytes * QUEUE_TO_ENTRY_COST > self.config.unsealed_memory {
+            entry_bytes += self.queues.queues_in(tail.segment.base()) * consume_queue::QUEUE_COST;
+        }
+        let mut count = 0;
+        for set in sets {
+            let (len, entries) = (set.len(), set.entry_bytes());
+            let empty = end == tail.segment.base().plus(PAGE_LEN as u64);
+            let memory_full = entry_bytes + entries > self.config.unsealed_memory;
+            if end.get() + len > tail.segment.end().get()
+                || (!empty && (memory_full || too_old))
+                || self.refusal(set).is_err()
+            {
+                break;
+            }
+            end = end.plus(len);
+            entry_bytes += entries;
+            count += 1;
+        }
+        count
+    }
+
+    /// Ends the current segment and goes on in the next.
+    fn roll(&self, tail: &mut Tail) -> Result<(), AppendError> {
+        if !self.may_roll() {
+            return Err(AppendError::NotReady);
+        }
+        let Some(next) = self.ready.swap(None) else {
+            self.allocate_signal.wake();
+            return Err(AppendError::NotReady);
+        };
+        if let Err(error) = self.end_segment(tail) {
+            self.ready.store(Some(next));
+            return Err(error);
+        }
+        self.log.push(Arc::clone(&next));
+        tail.end = next.base().plus(PAGE_LEN as u64);
+        tail.touched = tail.end;
+        tail.segment = next;
+        tail.entry_bytes = 0;
+        tail.first_time = None;
+        self.marks.appended.advance(tail.end);
+        self.allocate_signal.wake();
+        Ok(())
+    }
+
+    /// Writes the filler record, if a header fits; zeros mark the end where it does not.
+    fn end_segment(&self, tail: &mut Tail) -> Result<(), AppendError> {
+        let segment = Arc::clone(&tail.segment);
+        let left = segment.end().since(tail.end);
+        if left >= HEADER_LEN as u64 {
+            let filler = RecordHeader {
+                kind: RecordKind::Filler,
+                flags: RecordFlags::NO_QUEUE_OFFSET,
+                // Segments are at most 1 GiB.
+                total_len: u32::try_from(left).unwrap_or(u32::MAX),
+                payload_crc: 0,
+                attributes_len: 0,
+                payload_len: 0,
+                queue: QueueId::ZERO,
+                physical_offset: tail.end,
+                queue_offset: QueueOffset::ZERO,
+                store_time: tail.clock.last(),
+                topic: TopicId::ZERO,
+                tag_bits: 0,
+                epoch: tail.epoch,
+                group_hash: 0,
+                durable_lag: durable_lag(tail.end, self.marks.flushed.get()),
+                message_count: 0,
+                set_index: 0,
+                set_count: 1,
+            };
+            let header = filler.encode(self.log.salt(&segment));
+            let end = tail.end.plus(HEADER_LEN as u64);
+            let page_end = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
+            let padding = if end > tail.touched { page_end.since(end) } else { 0 };
+            let mut buffers = [IoSlice::new(&header), IoSlice::new(&ZEROS[..padding as usize])];
+            if let Err(source) = segment.write_all(&mut buffers, tail.end) {
+                return Err(self.undo(&segment, tail.end, page_end.max(tail.touched), source));
+            }
+        }
+        segment.publish(segment.end());
+        Ok(())
+    }
+
+    /// Writes a run of sets that fit, and leaves an outcome for each.
+    fn write_run(&self, tail: &mut Tail, stamp: Timestamp, sets: &[Set]) {
+        let segment = Arc::clone(&tail.segment);
+        let start = tail.end;
+        let end = self.lay_out(tail, stamp, sets);
+        let page_end = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
+        let padding = if end > tail.touched { page_end.since(end) } else { 0 };
+
+        let mut buffers = recycle(std::mem::take(&mut tail.scratch.buffers));
+        let headers = std::mem::take(&mut tail.scratch.headers);
+        for (record, header) in sets.iter().flat_map(Set::records).zip(&headers) {
+            buffers.push(IoSlice::new(header));
+            let parts = [&record.attributes, &record.payload];
+            buffers.extend(parts.into_iter().filter(|b| !b.is_empty()).map(|b| IoSlice::new(b)));
+            let used = HEADER_LEN + record.attributes.len() + record.payload.len();
+            let pad = used.next_multiple_of(ALIGN as usize) - used;
+            if pad > 0 {
+                buffers.push(IoSlice::new(&ZEROS[..pad]));
+            }
+        }
+        if padding > 0 {
+            buffers.push(IoSlice::new(&ZEROS[..padding as usize]));
+        }
+        let written = segment.write_all(&mut buffers, start);
+        tail.scratch.buffers = recycle(buffers);
+        tail.scratch.headers = headers;
+
+        match written {
+            Ok(()) => {
+                segment.publish(end);
+                tail.end = end;
+                tail.touched = tail.touched.max(if padding > 0 { page_end } else { end });
+                tail.entry_bytes += sets.iter().map(Set::entry_bytes).sum::<u64>();
+                tail.first_time = tail.first_time.or(Some(stamp));
+                self.marks.appended.advance(end);
+                let mut placed = tail.scratch.placed.iter().copied();
+                for set in sets {
+                    let placements = match set {
+                        Set::One(_) => placed.next().map(Placements::One),
+                        Set::Many(records) => {
+                            Some(Placements::Many(placed.by_ref().take(records.len()).collect()))
+                        }
+                    };
+                    // One place per record: `lay_out` made them from the same sets.
+                    tail.outcomes.extend(placements.map(|placements| Some(Ok(placements))));
+                }
+            }
+            Err(source) => {
+                for record in sets.iter().rev().flat_map(|set| set.records().iter().rev()) {
+                    if let Some(next) = record.next_offset() {
+                        next.fetch_sub(u64::from(record.message_count), Ordering::Relaxed);
+                    }
+                }
+                let error = self.undo(&segment, start, page_end.max(tail.touched), source);
+                tail.outcomes.extend(sets.iter().map(|_| Some(Err(error.clone()))));
+            }
+        }
+    }
+
+    /// Gives every record of `sets` its place, and encodes the headers. Returns the end of the last.
+    fn lay_out(&self, tail: &mut Tail, stamp: Timestamp, sets: &[Set]) -> PhysicalOffset {
+        let salt = self.log.salt(&tail.segment);
+        let flushed = self.marks.flushed.get();
+        let mut at = tail.end;
+        tail.scratch.headers.clear();
+        tail.scratch.placed.clear();
+        for set in sets {
+            let set_count = u16::try_from(set.records().len()).unwrap_or(u16::MAX);
+            for (set_index, record) in set.records().iter().enumerate() {
+                let len = record.len();
+                let queue_offset = record.next_offset().map_or(0, |next| {
+                    next.fetch_add(u64::from(record.message_count), Ordering::Relaxed)
+                });
+                let header = RecordHeader {
+                    kind: record.kind,
+                    flags: record.flags,
+                    // `admit` bounds a set by 64 MiB.
+                    total_len: u32::try_from(len).unwrap_or(u32::MAX),
+                    payload_crc: record.payload_crc,
+                    attributes_len: u32::try_from(record.attributes.len()).unwrap_or(u32::MAX),
+                    payload_len: u32::try_from(record.payload.len()).unwrap_or(u32::MAX),
+                    queue: record.queue,
+                    physical_offset: at,
+                    queue_offset: QueueOffset::new(queue_offset),
+                    store_time: stamp,
+                    topic: record.topic.as_ref().map_or(TopicId::ZERO, |topic| topic.id()),
+                    tag_bits: record.tag_bits,
+                    epoch: tail.epoch,
+                    group_hash: record.group_hash,
+                    durable_lag: durable_lag(at, flushed),
+                    message_count: record.message_count,
+                    set_index: u16::try_from(set_index).unwrap_or(u16::MAX),
+                    set_count,
+                };
+                tail.scratch.headers.push(header.encode(salt));
+                tail.scratch.placed.push(Placed {
+                    offset: at,
+                    end: at.plus(len),
+                    queue_offset: header.queue_offset,
+                    store_time: stamp,
+                    epoch: tail.epoch,
+                });
+                at = at.plus(len);
+            }
+        }
+        at
+    }
+
+    /// Writes zeros over what a failed write may have touched and syncs them, so that no recovery finds half a set. If
+    /// that fails, nobody knows what is on the disk: the store is poisoned.
+    fn undo(
+        &self,
+        segment: &Segment,
+        start: PhysicalOffset,
+        end: PhysicalOffset,
+        source: crate::file::FileError,
+    ) -> AppendError {
+        let mut at = start;
+        let zeroed = loop {
+            if at >= end {
+                break segment.sync();
+            }
+            let len = end.since(at).min(PAGE);
+            if let Err(error) = segment.write_all(&mut [IoSlice::new(&ZEROS[..len as usize])], at) {
+                break Err(error);
+            }
+            at = at.plus(len);
+        };
+        match zeroed {
+            Ok(()) => AppendError::Write { at: start, source: Arc::new(source) },
+            Err(error) => {
+                self.poison(&format!("undoing a failed write at {start}: {error}"));
+                AppendError::Unknown { at: start }
+            }
+        }
+    }
+
+    /// Wakes the dispatcher if it sleeps and somebody waits for it or much is undispatched.
+    fn wake_after_append(&self) {
+        let view = self.marks.view(PhysicalOffset::ZERO);
+        if view.appended.since(view.dispatched) >= TURN_BYTES
+            || self.arrivals.len() > 0
+            || !self.dispatch_waiters.is_empty()
+        {
+            self.dispatch_signal.wake();
+        }
+        if view.appended.since(view.flushed) >= self.config.flush_bytes {
+            self.flush_signal.wake();
+        }
+    }
+}
+
+impl NewRecord {
+    fn next_offset(&self) -> Option<&crate::sync::AtomicU64> {
+        self.topic.as_ref()?.next_offset(self.queue)
+    }
+}
+
+/// How far behind `at` the flushed mark was. Capped: a claim may be too modest, never too bold.
+fn durable_lag(at: PhysicalOffset, flushed: PhysicalOffset) -> u32 {
+    u32::try_from(at.since(flushed)).unwrap_or(u32::MAX)
+}
+
+/// Empties a list of buffers and keeps its memory, for buffers of another lifetime.
+fn recycle<'a>(mut buffers: Vec<IoSlice<'_>>) -> Vec<IoSlice<'a>> {
+    buffers.clear();
+    buffers.into_iter().map(|_| IoSlice::new(&[])).collect()
+}
+
+/// The locks of this file, made at open.
+pub(super) fn locks(tail: Tail) -> (Mutex<Tail>, Mutex<Pending>) {
+    (Mutex::new(tail), Mutex::new(Pending::default()))
+}

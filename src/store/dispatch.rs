@@ -1,0 +1,258 @@
+//! CommitLog → ConsumeQueues and Index.
+//!
+//! A walk over record headers from `dispatched` to `appended`; there is no other way by which an entry gets into a
+//! queue or the index of fresh bytes. A step covers at most [`STEP_BYTES`] or one larger record and runs under the
+//! dispatcher's mutex, by its thread or by a reader that must wait. It never waits for a disk: fresh bytes are in the
+//! mapping, entries in memory.
+
+use std::time::Duration;
+
+use super::Shared;
+use super::signal::Progress;
+use crate::format::batch::{Batch, BatchError};
+use crate::format::consume_queue::{EntryFlags, QueueEntry};
+use crate::format::index::{IndexKind, key_hash};
+use crate::format::record::{HEADER_LEN, RecordFlags, RecordHeader, RecordKind, verify_body};
+use crate::format::segment_header::PAGE_LEN;
+use crate::log::commit_log::Via;
+
+use crate::message::{PhysicalOffset, QueueKey};
+use crate::sync::{Arc, Ordering, fence, lock};
+
+/// A step covers at most so many bytes, or one larger record.
+const STEP_BYTES: u64 = 1 << 20;
+/// How often the thread looks when nobody wakes it.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The state behind the dispatcher's mutex.
+#[derive(Debug, Default)]
+pub(super) struct Dispatcher {
+    hashes: Vec<u64>,
+}
+
+/// The dispatch thread's handle on its work.
+pub struct DispatchWorker {
+    shared: Arc<Shared>,
+}
+
+impl DispatchWorker {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Dispatches one step of what is appended.
+    pub fn step(&mut self) -> Progress {
+        if self.shared.dispatch_step(&mut lock(&self.shared.dispatcher)) {
+            Progress::Worked
+        } else {
+            Progress::Idle(LOOK)
+        }
+    }
+}
+
+/// The entry of a record's queue.
+pub(super) fn queue_entry(header: &RecordHeader) -> QueueEntry {
+    let mut flags = EntryFlags::default();
+    if header.message_count > 1 {
+        flags = flags.with(EntryFlags::TAG_IS_MASK);
+    }
+    if header.flags.contains(RecordFlags::HAS_UNTAGGED) {
+        flags = flags.with(EntryFlags::HAS_UNTAGGED);
+    }
+    if header.flags.contains(RecordFlags::HAS_MESSAGE_GROUP) {
+        flags = flags.with(EntryFlags::HAS_MESSAGE_GROUP);
+    }
+    QueueEntry {
+        offset: header.physical_offset,
+        len: header.total_len,
+        queue_offset: header.queue_offset,
+        messages: header.message_count,
+        flags,
+        store_time: header.store_time,
+        group_hash: header.group_hash,
+        tag_bits: header.tag_bits,
+    }
+}
+
+/// The queue that a record belongs to, if it is in one.
+pub(super) fn queue_key(header: &RecordHeader) -> Option<QueueKey> {
+    let in_queue =
+        header.kind == RecordKind::Message && !header.flags.contains(RecordFlags::NO_QUEUE_OFFSET);
+    in_queue.then_some(QueueKey { topic: header.topic, queue: header.queue })
+}
+
+/// The distinct hashes under which the index finds the messages of `batch`: each key and each producer's id.
+pub(super) fn index_hashes(
+    seed: u64,
+    header: &RecordHeader,
+    batch: &[u8],
+    hashes: &mut Vec<u64>,
+) -> Result<(), BatchError> {
+    hashes.clear();
+    for meta in Batch::parse(batch)?.metas() {
+        let meta = meta?;
+        for key in meta.keys() {
+            hashes.push(key_hash(seed, IndexKind::Key, header.topic, key.as_bytes()));
+        }
+        if let Some(id) = meta.id() {
+            hashes.push(key_hash(seed, IndexKind::Id, header.topic, id.as_bytes()));
+        }
+    }
+    if hashes.len() > 1 {
+        hashes.sort_unstable();
+        hashes.dedup();
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// Walks one step. False: there was nothing to do.
+    pub(super) fn dispatch_step(&self, dispatcher: &mut Dispatcher) -> bool {
+        let (start, appended) = (self.marks.dispatched.get(), self.marks.appended.get());
+        if start == appended {
+            return false;
+        }
+        let mut at = start;
+        while at < appended && at.since(start) < STEP_BYTES {
+            let Some(next) = self.dispatch_record(dispatcher, at) else {
+                return false;
+            };
+            at = next;
+        }
+        self.marks.dispatched.advance(at);
+        // Who parks registers first and looks at the mark then; the mark moves first and the table is looked at then.
+        fence(Ordering::SeqCst);
+        self.dispatch_waiters.release(at);
+        if self.arrivals.len() > 0 {
+            self.wake_arrived(start, at);
+        }
+        self.space.notify_waiters();
+        true
+    }
+
+    /// Puts the entries of the record at `at`, and says where the next one starts. `None`: the log cannot be walked,
+    /// the store is poisoned.
+    fn dispatch_record(
+        &self,
+        dispatcher: &mut Dispatcher,
+        at: PhysicalOffset,
+    ) -> Option<PhysicalOffset> {
+        let segment = self.log.segment_at(at)?;
+        if segment.end().since(at) < HEADER_LEN as u64 {
+            return Some(self.begin_part(segment.end()));
+        }
+        let Some((header, _)) = self.log.header(at, Via::Mapping) else {
+            self.poison(&format!("fresh bytes at {at} do not hold a record"));
+            return None;
+        };
+        if header.kind == RecordKind::Filler {
+            return Some(self.begin_part(segment.end()));
+        }
+        if let Some(key) = queue_key(&header) {
+            let body = segment.slice(
+                at.plus(HEADER_LEN as u64),
+                header.attributes_len as usize + header.payload_len as usize,
+            )?;
+            let (_, batch) = body.split_at_checked(header.attributes_len as usize)?;
+            // The batch was checked before it was appended.
+            if let Err(error) =
+                index_hashes(self.index_seed, &header, batch, &mut dispatcher.hashes)
+            {
+                self.poison(&format!("fresh batch at {at} cannot be walked: {error}"));
+                return None;
+            }
+            for hash in &dispatcher.hashes {
+                self.indexes.put(*hash, at);
+            }
+            self.queues.put(key, &queue_entry(&header));
+        }
+        Some(header.end())
+    }
+
+    /// The walk enters the segment at `base`: what it found so far is whole, and can be sealed once it is flushed.
+    fn begin_part(&self, base: PhysicalOffset) -> PhysicalOffset {
+        self.queues.start_part(base);
+        self.indexes.start_part(base);
+        self.seal_signal.wake();
+        base.plus(PAGE_LEN as u64)
+    }
+
+    /// Wakes who waits for the queues of the records in `start..end`, which were just dispatched; for a sync topic
+    /// after its flush. A second look at the headers, only while somebody is parked.
+    fn wake_arrived(&self, start: PhysicalOffset, end: PhysicalOffset) {
+        let mut at = start;
+        while at < end {
+            let Some(segment) = self.log.segment_at(at) else { return };
+            let next_base = segment.end().plus(PAGE_LEN as u64);
+            if segment.end().since(at) < HEADER_LEN as u64 {
+                at = next_base;
+                continue;
+            }
+            let Some((header, _)) = self.log.header(at, Via::Mapping) else { return };
+            if let Some(key) = queue_key(&header)
+                && self.arrivals.has(key)
+            {
+                self.wake_when_visible(header.end(), key);
+            }
+            at = if header.kind == RecordKind::Filler { next_base } else { header.end() };
+        }
+    }
+
+    fn wake_when_visible(&self, end: PhysicalOffset, key: QueueKey) {
+        let visible =
+            self.topics.get(key.topic).is_none_or(|topic| end <= self.visible_end(&topic));
+        if visible {
+            self.arrivals.wake(key);
+        } else {
+            lock(&self.unflushed_arrivals).push((end, key));
+            // The flush may have passed `end` between the look and the push.
+            self.wake_flushed_arrivals(self.marks.flushed.get());
+        }
+    }
+
+    /// Wakes who waits for queues of sync topics whose entries are durable now.
+    pub(super) fn wake_flushed_arrivals(&self, flushed: PhysicalOffset) {
+        let mut waiting = lock(&self.unflushed_arrivals);
+        if waiting.is_empty() {
+            return;
+        }
+        let mut reached = Vec::new();
+        waiting.retain(|(end, key)| {
+            if *end <= flushed {
+                reached.push(*key);
+            }
+            *end > flushed
+        });
+        drop(waiting);
+        for key in reached {
+            self.arrivals.wake(key);
+        }
+    }
+}
+
+/// What a verified record puts into queues and index; used by the walks of recovery and rebuild, which read from the
+/// disk and therefore verify bodies too.
+pub(super) struct Derived<'a> {
+    pub(super) key: QueueKey,
+    pub(super) entry: QueueEntry,
+    pub(super) hashes: &'a [u64],
+}
+
+/// Derives the entries of a record from its bytes; `body` is `None` if they are damaged: the entry says so.
+pub(super) fn derive<'a>(
+    seed: u64,
+    header: &RecordHeader,
+    body: Option<&[u8]>,
+    hashes: &'a mut Vec<u64>,
+) -> Option<Derived<'a>> {
+    let key = queue_key(header)?;
+    let mut entry = queue_entry(header);
+    hashes.clear();
+    let sound = body
+        .and_then(|body| verify_body(header, body).ok())
+        .is_some_and(|(_, batch)| index_hashes(seed, header, batch, hashes).is_ok());
+    if !sound {
+        entry.flags = entry.flags.with(EntryFlags::DAMAGED);
+    }
+    Some(Derived { key, entry, hashes })
+}

@@ -1,0 +1,926 @@
+//! Makes the log and what is derived from it a store; owns every storage thread.
+//!
+//! | thread | runs | woken by |
+//! | --- | --- | --- |
+//! | `mainstem-dispatch` | [`DispatchWorker::step`] | an append while somebody waits or much is undispatched; else every 10 ms |
+//! | `mainstem-flush` | [`FlushWorker::step`] | who waits for durability; else the flush interval |
+//! | `mainstem-seal` | [`SealWorker::step`] | a finished segment, a read that misses a file |
+//! | `mainstem-allocate` | [`AllocateWorker::step`] | a roll |
+//! | `mainstem-read-N` | reads that may wait for a disk | a queue |
+//!
+//! Append runs on its caller. A worker is a step function; its thread is a loop around it, and a test calls the steps
+//! in an order of its own. All threads end in [`Store::close`] or with the last handle.
+//!
+//! Locks, in the order in which they may be taken: dispatcher → (queue and index shards); tail → pending; all others
+//! are leaves.
+
+mod allocate;
+mod append;
+mod checkpoint;
+mod cold;
+mod config;
+mod dispatch;
+mod error;
+mod flush;
+mod query;
+mod read;
+mod recover;
+mod seal;
+mod signal;
+#[cfg(test)]
+mod tests;
+mod topics;
+mod waiters;
+mod watermarks;
+
+use std::future::Future;
+use std::ops::Range;
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+
+use self::append::{Pending, Tail};
+use self::checkpoint::CheckpointFile;
+use self::cold::ReadPool;
+use self::dispatch::Dispatcher;
+use self::read::May;
+use self::signal::Signal;
+use self::waiters::{ArrivalWaiters, PositionWaiters};
+use self::watermarks::Marks;
+use crate::clock::{Clock, StoreClock};
+use crate::file::FileError;
+use crate::file::disk::{DirLock, Disk};
+use crate::file::segment::Segment;
+use crate::format::DecodeError;
+use crate::format::identity::Identity;
+use crate::format::names;
+use crate::format::segment_header::PAGE_LEN;
+use crate::log::commit_log::CommitLog;
+use crate::log::consume_queue::{ConsumeQueues, Lookup};
+use crate::log::index::{Coverage, Indexes};
+use crate::log::paged::SealedError;
+use crate::message::{Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
+
+pub use self::allocate::AllocateWorker;
+pub use self::append::{NewRecord, Placed};
+pub use self::config::StoreConfig;
+pub use self::dispatch::DispatchWorker;
+pub use self::error::{AppendError, CloseError, OpenError, ReadError, SpaceError};
+pub use self::flush::FlushWorker;
+pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteReason};
+pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
+pub use self::recover::{StartReport, TailCut};
+pub use self::seal::SealWorker;
+pub use self::signal::Progress;
+pub use self::topics::{TopicHandle, Topics};
+pub use self::waiters::Arrival;
+pub use self::watermarks::Watermarks;
+pub use crate::format::index::IndexKind;
+pub use crate::log::index::Order;
+
+/// At most so many segments are finished and not sealed; appends wait at the end of the next.
+const MAX_UNSEALED: usize = 2;
+
+/// The state above the store, as far as the store has to know it: handed down at open, called in replay and for
+/// snapshots.
+pub trait Applier: Send + Sync + 'static {
+    /// A snapshot's state, once, before any `apply`; `applied` is the end of the last record in it.
+    ///
+    /// # Errors
+    /// The state cannot be decoded or contradicts itself; the open fails.
+    fn restore(
+        &self,
+        topics: &Topics,
+        state: &[u8],
+        applied: PhysicalOffset,
+    ) -> Result<(), DecodeError>;
+
+    /// A state record that ends at `end`, in log order, in replay only. What `restore` contained comes again and is to
+    /// be passed over.
+    ///
+    /// # Errors
+    /// As `restore`.
+    fn apply(
+        &self,
+        topics: &Topics,
+        transitions: &[u8],
+        end: PhysicalOffset,
+    ) -> Result<(), DecodeError>;
+
+    /// The state as it is now. Called by the seal worker and by `close`.
+    fn snapshot(&self) -> StateSnapshot;
+}
+
+/// The state above the store at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateSnapshot {
+    /// In the form that `restore` takes.
+    pub state: Vec<u8>,
+    /// The end of the last state record that it contains.
+    pub applied: PhysicalOffset,
+}
+
+/// The store failed or was closed before the position was durable: it may be stored or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("store is poisoned by a failed sync, or closed")]
+pub struct Poisoned;
+
+/// Counts what has no other trace.
+#[derive(Debug, Default)]
+pub(crate) struct StoreMetrics {
+    pub(crate) syncs: Counter,
+    pub(crate) damaged_reads: Counter,
+    pub(crate) rebuilt: Counter,
+}
+
+/// A number that only grows. Relaxed: it orders nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn increment(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The store as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct StoreStatus {
+    /// CommitLog segments.
+    pub segments: usize,
+    /// Those whose entries are in memory, the active one included.
+    pub unsealed: usize,
+    /// Bytes that may still be written to the file system; 0 if it does not say.
+    pub disk_free: u64,
+    /// Byte ranges of the log that cannot be read.
+    pub damaged: Vec<Range<PhysicalOffset>>,
+    /// Of this store.
+    pub store_id: [u8; 16],
+    /// Memory of the entries of unsealed segments and of queue positions, in bytes.
+    pub entry_memory: u64,
+    /// Successful syncs of the log since open.
+    pub syncs: u64,
+    /// Reads that met damage since open.
+    pub damaged_reads: u64,
+    /// Queue and index files made again since open.
+    pub rebuilt: u64,
+}
+
+/// What all handles and workers share.
+pub(crate) struct Shared {
+    config: StoreConfig,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    applier: Arc<dyn Applier>,
+    identity: Arc<Identity>,
+    index_seed: u64,
+    epoch: Epoch,
+    /// What this process appended begins here: read in place. What was found is read from the disk.
+    own_from: PhysicalOffset,
+    damaged: Vec<Range<PhysicalOffset>>,
+    log: CommitLog,
+    queues: ConsumeQueues,
+    indexes: Indexes,
+    topics: Topics,
+    marks: Marks,
+
+    tail: Mutex<Tail>,
+    pending: Mutex<Pending>,
+    dispatcher: Mutex<Dispatcher>,
+    /// The next segment, made ahead.
+    ready: ArcSwapOption<Segment>,
+    /// Why there is none, after a failed attempt.
+    no_space: Mutex<Option<SpaceError>>,
+    /// A segment whose missing files a read asked for.
+    wanted: Mutex<Option<PhysicalOffset>>,
+    /// Segments whose files cannot be made again.
+    given_up: Mutex<Vec<PhysicalOffset>>,
+    /// Parked readers of sync topics whose entries are dispatched and not flushed: end and queue.
+    unflushed_arrivals: Mutex<Vec<(PhysicalOffset, QueueKey)>>,
+
+    arrivals: ArrivalWaiters,
+    flush_waiters: PositionWaiters,
+    dispatch_waiters: PositionWaiters,
+    space: Notify,
+    dispatch_signal: Signal,
+    flush_signal: Signal,
+    seal_signal: Signal,
+    allocate_signal: Signal,
+
+    /// One-way: a sync failed.
+    poisoned: AtomicBool,
+    poison_reason: Mutex<Option<String>>,
+    failed: Notify,
+    closed: AtomicBool,
+    draining: AtomicBool,
+    stopping: AtomicBool,
+    metrics: StoreMetrics,
+}
+
+impl Shared {
+    fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn last_store_time(&self) -> Timestamp {
+        lock(&self.tail).last_store_time()
+    }
+
+    /// A sync failed: nothing that is not flushed may be assumed stored, ever. Who waits is told that nobody knows.
+    fn poison(&self, reason: &str) {
+        if !self.poisoned.swap(true, Ordering::SeqCst) {
+            tracing::error!(reason, "the store is poisoned; nothing is stored any more");
+            *lock(&self.poison_reason) = Some(reason.to_owned());
+        }
+        self.flush_waiters.stop();
+        self.dispatch_waiters.stop();
+        self.arrivals.end_where(|_| true, Arrival::Closed);
+        self.space.notify_waiters();
+        self.failed.notify_waiters();
+    }
+
+    fn lookup_on_disk(
+        &self,
+        key: QueueKey,
+        from: QueueOffset,
+        out: &mut Vec<crate::format::consume_queue::QueueEntry>,
+    ) -> Result<Lookup, ReadError> {
+        match self.queues.lookup(key, from, 64, out) {
+            Ok(found) => Ok(found),
+            // The file was marked missing by the lookup: it is made again.
+            Err(SealedError::Damaged { base, .. }) => Ok(Lookup::Rebuilding { base }),
+            Err(SealedError::File(error)) => Err(error.into()),
+        }
+    }
+
+    fn find_candidates(
+        &self,
+        hash: u64,
+        window: Range<PhysicalOffset>,
+        order: Order,
+        max: usize,
+        out: &mut Vec<PhysicalOffset>,
+    ) -> Result<Coverage, ReadError> {
+        match self.indexes.find(hash, window.clone(), order, max, out) {
+            Ok(coverage) => Ok(coverage),
+            Err(SealedError::Damaged { base, .. }) => {
+                // The file was marked missing: the second attempt passes it over and says so.
+                out.clear();
+                match self.indexes.find(hash, window, order, max, out) {
+                    Ok(coverage) => Ok(coverage),
+                    Err(SealedError::Damaged { .. }) => Ok(Coverage { incomplete: vec![base] }),
+                    Err(SealedError::File(error)) => Err(error.into()),
+                }
+            }
+            Err(SealedError::File(error)) => Err(error.into()),
+        }
+    }
+
+    /// Why appends cannot go on now, if they cannot.
+    fn space_is_short(&self) -> Option<Result<(), SpaceError>> {
+        if self.is_poisoned() {
+            return Some(Err(SpaceError::Poisoned));
+        }
+        if self.is_closed() {
+            return Some(Err(SpaceError::Closed));
+        }
+        if self.ready.load().is_none() {
+            return Some(lock(&self.no_space).map_or(Ok(()), Err));
+        }
+        (self.is_lagging() || !self.may_roll()).then_some(Ok(()))
+    }
+}
+
+/// A store: cheap to clone, closed by [`Store::close`].
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    report: Arc<StartReport>,
+    pool: Arc<ReadPool>,
+    threads: Arc<Threads>,
+}
+
+/// The storage threads and what ends with them.
+struct Threads {
+    shared: Arc<Shared>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    dispatch: Option<JoinHandle<DispatchWorker>>,
+    flush: Option<JoinHandle<FlushWorker>>,
+    seal: Option<JoinHandle<SealWorker>>,
+    allocate: Option<JoinHandle<AllocateWorker>>,
+    lock: Option<Box<dyn DirLock>>,
+}
+
+/// The workers of a store that is stepped by hand.
+pub struct Workers {
+    /// CommitLog → queues and index.
+    pub dispatch: DispatchWorker,
+    /// Durability and checkpoint.
+    pub flush: FlushWorker,
+    /// Sealed files and snapshots.
+    pub seal: SealWorker,
+    /// The next segment.
+    pub allocate: AllocateWorker,
+}
+
+impl Store {
+    /// Opens the store in `config.dir`, made if it is missing, and starts its threads. Blocks for recovery: as long as
+    /// it takes to read what was not sealed.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: StoreConfig,
+        applier: Arc<dyn Applier>,
+    ) -> Result<(Self, StartReport), OpenError> {
+        let threads = config.read_threads.max(1);
+        let (store, workers, lock) = Self::recover(disk, clock, config, applier, threads)?;
+        store.start(workers, lock).map_err(OpenError::Thread)?;
+        let report = StartReport::clone(&store.report);
+        Ok((store, report))
+    }
+
+    /// Opens a store without threads: its workers are stepped by the caller, reads run on the caller.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_stepped(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: StoreConfig,
+        applier: Arc<dyn Applier>,
+    ) -> Result<(Self, Workers), OpenError> {
+        let (store, workers, dir_lock) = Self::recover(disk, clock, config, applier, 0)?;
+        lock(&store.threads.running).lock = Some(dir_lock);
+        Ok((store, workers))
+    }
+
+    fn recover(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: StoreConfig,
+        applier: Arc<dyn Applier>,
+        read_threads: usize,
+    ) -> Result<(Self, Workers, Box<dyn DirLock>), OpenError> {
+        check(&config)?;
+        recover::make_directories(&*disk, &config.dir)?;
+        let lock_path = config.dir.join(names::LOCK);
+        let dir_lock = disk.lock(&lock_path).map_err(|error| match error {
+            FileError::Locked { .. } => OpenError::Locked { path: config.dir.clone() },
+            other => other.into(),
+        })?;
+        let topics = Topics::default();
+        let found = recover::recover(&disk, &config, &topics, &*applier)?;
+        let checkpoint = CheckpointFile::open(&*disk, &config.dir, found.checkpoint.as_ref())?;
+
+        let mut report = found.report;
+        report.epoch = found.epoch;
+        let mut segment = found.log.segment_at(found.tail);
+        let mut tail = found.tail;
+        let mut ready = found.ready;
+        if segment.is_none() {
+            let next = match ready.take() {
+                Some(next) => next,
+                None => Arc::new(allocate::make_segment(&config, &found.identity, &*disk, tail)?),
+            };
+            tail = next.base().plus(PAGE_LEN as u64);
+            found.log.push(Arc::clone(&next));
+            found.queues.start_part(next.base());
+            found.indexes.start_part(next.base());
+            segment = Some(next);
+        }
+        let Some(segment) = segment else {
+            unreachable!("a segment was found or made");
+        };
+        segment.publish(tail);
+        let (tail_lock, pending) = append::locks(Tail::new(
+            segment,
+            tail,
+            StoreClock::starting_at(found.store_clock),
+            found.epoch,
+            found.first_time,
+            found.entry_bytes,
+        ));
+        let shared = Arc::new(Shared {
+            index_seed: found.identity.index_seed(),
+            identity: found.identity,
+            epoch: found.epoch,
+            own_from: tail,
+            damaged: report.damaged.clone(),
+            log: found.log,
+            queues: found.queues,
+            indexes: found.indexes,
+            topics,
+            marks: Marks::starting_at(tail, found.sealed),
+            tail: tail_lock,
+            pending,
+            dispatcher: Mutex::new(Dispatcher::default()),
+            ready: ArcSwapOption::new(ready),
+            no_space: Mutex::new(None),
+            wanted: Mutex::new(None),
+            given_up: Mutex::new(Vec::new()),
+            unflushed_arrivals: Mutex::new(Vec::new()),
+            arrivals: ArrivalWaiters::new(),
+            flush_waiters: PositionWaiters::default(),
+            dispatch_waiters: PositionWaiters::default(),
+            space: Notify::new(),
+            dispatch_signal: Signal::default(),
+            flush_signal: Signal::default(),
+            seal_signal: Signal::default(),
+            allocate_signal: Signal::default(),
+            poisoned: AtomicBool::new(false),
+            poison_reason: Mutex::new(None),
+            failed: Notify::new(),
+            closed: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            metrics: StoreMetrics::default(),
+            config,
+            disk,
+            clock,
+            applier,
+        });
+        shared.remove_temporaries()?;
+        let mut workers = Workers {
+            dispatch: DispatchWorker::new(Arc::clone(&shared)),
+            flush: FlushWorker::new(Arc::clone(&shared), checkpoint),
+            seal: SealWorker::new(Arc::clone(&shared)),
+            allocate: AllocateWorker::new(Arc::clone(&shared)),
+        };
+        begin_epoch(&shared, &mut workers, &report)?;
+        let store = Self {
+            pool: Arc::new(ReadPool::start(read_threads).map_err(OpenError::Thread)?),
+            threads: Arc::new(Threads {
+                shared: Arc::clone(&shared),
+                running: Mutex::new(Running::default()),
+            }),
+            report: Arc::new(report),
+            shared,
+        };
+        Ok((store, workers, dir_lock))
+    }
+
+    fn start(&self, workers: Workers, dir_lock: Box<dyn DirLock>) -> std::io::Result<()> {
+        let Workers { dispatch, flush, seal, allocate } = workers;
+        let mut running = lock(&self.threads.running);
+        running.lock = Some(dir_lock);
+        running.dispatch =
+            Some(self.run("mainstem-dispatch", dispatch, DispatchWorker::step, |shared| {
+                &shared.dispatch_signal
+            })?);
+        running.flush = Some(
+            self.run("mainstem-flush", flush, FlushWorker::step, |shared| &shared.flush_signal)?,
+        );
+        running.seal =
+            Some(self.run("mainstem-seal", seal, SealWorker::step, |shared| &shared.seal_signal)?);
+        running.allocate =
+            Some(self.run("mainstem-allocate", allocate, AllocateWorker::step, |shared| {
+                &shared.allocate_signal
+            })?);
+        Ok(())
+    }
+
+    /// A thread that steps `worker` until the store stops, and gives it back then.
+    fn run<W: Send + 'static>(
+        &self,
+        name: &str,
+        mut worker: W,
+        step: fn(&mut W) -> Progress,
+        signal: fn(&Shared) -> &Signal,
+    ) -> std::io::Result<JoinHandle<W>> {
+        let shared = Arc::clone(&self.shared);
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _guard = append::AbortOnPanic;
+            while !shared.stopping.load(Ordering::Acquire) {
+                if let Progress::Idle(limit) = step(&mut worker) {
+                    signal(&shared).sleep(limit);
+                }
+            }
+            worker
+        })
+    }
+
+    /// The topics that can be written and read.
+    pub fn topics(&self) -> &Topics {
+        &self.shared.topics
+    }
+
+    /// Appends one record. Blocks for one write at most.
+    ///
+    /// Readers of async topics see it once dispatched, of sync topics once it is flushed too. It survives a power cut
+    /// only after the flushed position passes its end.
+    ///
+    /// # Errors
+    /// Nothing was stored, except in `Unknown`. `NotReady`: no space yet, await [`Store::space`].
+    pub fn append_one(&self, record: NewRecord) -> Result<Placed, AppendError> {
+        self.shared.append_one(record)
+    }
+
+    /// Appends records, all or nothing: one segment, one publish.
+    ///
+    /// # Errors
+    /// As [`Store::append_one`].
+    pub fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Placed>, AppendError> {
+        self.shared.append_many(records)
+    }
+
+    /// Resolves when an append that got `NotReady` may be tried again.
+    ///
+    /// # Errors
+    /// Why there will be no space: no segment can be made now, or the store stopped.
+    pub fn space(&self) -> impl Future<Output = Result<(), SpaceError>> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            loop {
+                let notified = shared.space.notified();
+                tokio::pin!(notified);
+                // Registered before the look: what is released in between is not missed.
+                notified.as_mut().enable();
+                match shared.space_is_short() {
+                    None => return Ok(()),
+                    Some(Err(error)) => return Err(error),
+                    Some(Ok(())) => {}
+                }
+                shared.allocate_signal.wake();
+                shared.seal_signal.wake();
+                shared.flush_signal.wake();
+                shared.dispatch_signal.wake();
+                notified.await;
+            }
+        }
+    }
+
+    /// Resolves when all below `end` is on stable media.
+    ///
+    /// # Errors
+    /// The store failed before: nobody knows.
+    pub fn durable(
+        &self,
+        end: PhysicalOffset,
+    ) -> impl Future<Output = Result<(), Poisoned>> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            if shared.marks.flushed.get() >= end {
+                return Ok(());
+            }
+            let reached = shared.flush_waiters.register(end);
+            fence(Ordering::SeqCst);
+            if shared.marks.flushed.get() >= end {
+                return Ok(());
+            }
+            shared.flush_signal.wake();
+            match reached.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) | Err(_) => Err(Poisoned),
+            }
+        }
+    }
+
+    /// Resolves when a record of `topic` that ends at `end` may be acknowledged: at once for an async topic, when it is
+    /// durable for a sync one.
+    ///
+    /// # Errors
+    /// As [`Store::durable`].
+    pub fn acknowledged(
+        &self,
+        topic: &TopicHandle,
+        end: PhysicalOffset,
+    ) -> impl Future<Output = Result<(), Poisoned>> + Send + use<> {
+        let visible = self.shared.visible_end(topic) >= end;
+        let durable = self.durable(end);
+        async move { if visible { Ok(()) } else { durable.await } }
+    }
+
+    /// The readable offsets of a queue.
+    pub fn queue_range(&self, topic: &TopicHandle, queue: QueueId) -> QueueRange {
+        self.shared.queue_range(topic, queue)
+    }
+
+    /// Reads records of a queue from an offset on. What is not in memory is read by the pool.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; damage of single records is an outcome.
+    pub fn read(
+        &self,
+        request: ReadRequest,
+    ) -> impl Future<Output = Result<ReadOutcome, ReadError>> + Send + use<> {
+        let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
+        async move {
+            if let Some(outcome) = shared.read(&request, May::Memory)? {
+                return Ok(outcome);
+            }
+            pool.run(move || {
+                // With the disk allowed there always is an answer.
+                shared
+                    .read(&request, May::Disk)
+                    .map(|outcome| outcome.unwrap_or(ReadOutcome::Rebuilding))
+            })
+            .await
+        }
+    }
+
+    /// Resolves when the queue may have something at or behind `from`, or when there is a reason to look again.
+    pub fn arrival(
+        &self,
+        topic: &Arc<TopicHandle>,
+        queue: QueueId,
+        from: QueueOffset,
+    ) -> impl Future<Output = Arrival> + Send + use<> {
+        let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
+        async move {
+            let key = QueueKey { topic: topic.id(), queue };
+            let arrived = shared.arrivals.register(key);
+            // Parked first, then the look: who moves a mark does it the other way round.
+            fence(Ordering::SeqCst);
+            if topic.is_dead() {
+                return Arrival::Gone;
+            }
+            if shared.is_poisoned() || shared.draining.load(Ordering::SeqCst) {
+                return Arrival::Closed;
+            }
+            if shared.queue_range(&topic, queue).max > from {
+                return Arrival::Readable;
+            }
+            shared.dispatch_signal.wake();
+            arrived.await.unwrap_or(Arrival::Closed)
+        }
+    }
+
+    /// How many readers are parked in [`Store::arrival`].
+    pub fn parked(&self) -> usize {
+        self.shared.arrivals.len()
+    }
+
+    /// Ends the parked reads of a topic that was deleted.
+    pub fn end_arrivals(&self, topic: &TopicHandle) {
+        let id = topic.id();
+        self.shared.arrivals.end_where(|key| key.topic == id, Arrival::Gone);
+    }
+
+    /// Read your writes: resolves when all that may be acknowledged for `topic` now can be found by queue and key.
+    pub fn caught_up(&self, topic: &TopicHandle) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        let target = shared.visible_end(topic);
+        async move {
+            if shared.marks.dispatched.get() >= target {
+                return;
+            }
+            let reached = shared.dispatch_waiters.register(target);
+            if let Ok(mut dispatcher) = shared.dispatcher.try_lock() {
+                // One step on this thread; more is the dispatcher's.
+                shared.dispatch_step(&mut dispatcher);
+            }
+            fence(Ordering::SeqCst);
+            if shared.marks.dispatched.get() < target {
+                shared.dispatch_signal.wake();
+                // Stopped: the answer that follows says so.
+                let _reached = reached.await;
+            }
+        }
+    }
+
+    /// A page of messages by key or producer's id.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn find(
+        &self,
+        request: FindRequest,
+    ) -> impl Future<Output = Result<Found, ReadError>> + Send + use<> {
+        let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
+        async move { pool.run(move || shared.find(&request)).await }
+    }
+
+    /// The record that a message id names, if it is there and visible.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn by_id(
+        &self,
+        id: MessageId,
+    ) -> impl Future<Output = Result<Option<StoredRecord>, ReadError>> + Send + use<> {
+        let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
+        async move { pool.run(move || shared.by_id(id)).await }
+    }
+
+    /// How far the store has come.
+    pub fn watermarks(&self) -> Watermarks {
+        self.shared.marks.view(self.shared.log.min())
+    }
+
+    /// The epoch of this start.
+    pub fn epoch(&self) -> Epoch {
+        self.shared.epoch
+    }
+
+    /// The mode of state, and of topics that name none.
+    pub fn default_flush(&self) -> crate::message::FlushMode {
+        self.shared.config.flush
+    }
+
+    /// The longest append set, in bytes of records.
+    pub fn max_append_set(&self) -> u64 {
+        self.shared.config.max_append_set()
+    }
+
+    /// What the start found and did.
+    pub fn start_report(&self) -> &StartReport {
+        &self.report
+    }
+
+    /// Facts for operators.
+    pub fn status(&self) -> StoreStatus {
+        let shared = &self.shared;
+        let segments = shared.log.segments();
+        let sealed = shared.marks.sealed.get();
+        StoreStatus {
+            segments: segments.len(),
+            unsealed: segments.iter().filter(|segment| segment.base() >= sealed).count(),
+            disk_free: shared.disk.free_space(&shared.config.dir).unwrap_or_default(),
+            damaged: shared.damaged.clone(),
+            store_id: shared.identity.store_id,
+            entry_memory: shared.queues.memory_bytes() + shared.indexes.memory_bytes(),
+            syncs: shared.metrics.syncs.get(),
+            damaged_reads: shared.metrics.damaged_reads.get(),
+            rebuilt: shared.metrics.rebuilt.get(),
+        }
+    }
+
+    /// Resolves when the store is poisoned; the text says why.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            loop {
+                let notified = shared.failed.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if let Some(reason) = &*lock(&shared.poison_reason) {
+                    return reason.clone();
+                }
+                notified.await;
+            }
+        }
+    }
+
+    /// Ends all parked reads, now and later: the broker drains.
+    pub fn wake_all(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        self.shared.arrivals.end_where(|_| true, Arrival::Closed);
+    }
+
+    /// Refuses further appends, makes all durable, writes snapshot and checkpoint, ends the threads and releases the
+    /// directory. Blocks. A second call finds nothing to do.
+    ///
+    /// # Errors
+    /// The store was poisoned, or the last sync failed: no clean stop is recorded.
+    pub fn close(&self) -> Result<(), CloseError> {
+        self.wake_all();
+        self.pool.stop();
+        self.threads.stop()
+    }
+
+    /// Closes a store that is stepped by hand.
+    ///
+    /// # Errors
+    /// As [`Store::close`].
+    pub fn close_stepped(&self, mut workers: Workers) -> Result<(), CloseError> {
+        self.wake_all();
+        self.shared.refuse_appends();
+        let closed = self.shared.finish(&mut workers.flush, &mut workers.seal);
+        lock(&self.threads.running).lock = None;
+        closed
+    }
+}
+
+impl Shared {
+    /// No append begins after this; those under way are done when it returns.
+    fn refuse_appends(&self) {
+        self.closed.store(true, Ordering::Release);
+        drop(lock(&self.tail));
+        self.space.notify_waiters();
+    }
+
+    /// Flush → dispatch → snapshot → checkpoint.
+    fn finish(&self, flush: &mut FlushWorker, seal: &mut SealWorker) -> Result<(), CloseError> {
+        flush.flush_all();
+        {
+            let mut dispatcher = lock(&self.dispatcher);
+            while self.dispatch_step(&mut dispatcher) {}
+        }
+        if !self.is_poisoned() {
+            seal.snapshot_now();
+            flush.record(true);
+        }
+        let outcome = match &*lock(&self.poison_reason) {
+            None => Ok(()),
+            Some(reason) => Err(CloseError::Poisoned { reason: reason.clone() }),
+        };
+        self.flush_waiters.stop();
+        self.dispatch_waiters.stop();
+        outcome
+    }
+}
+
+impl Threads {
+    fn stop(&self) -> Result<(), CloseError> {
+        let shared = &self.shared;
+        shared.refuse_appends();
+        shared.stopping.store(true, Ordering::Release);
+        let mut running = lock(&self.running);
+        for signal in [
+            &shared.dispatch_signal,
+            &shared.flush_signal,
+            &shared.seal_signal,
+            &shared.allocate_signal,
+        ] {
+            signal.wake();
+        }
+        // A storage thread that panics ends the process, so each gives its worker back.
+        let _dispatch = running.dispatch.take().map(JoinHandle::join);
+        let _allocate = running.allocate.take().map(JoinHandle::join);
+        let workers = (
+            running.flush.take().and_then(|thread| thread.join().ok()),
+            running.seal.take().and_then(|thread| thread.join().ok()),
+        );
+        let outcome = match workers {
+            (Some(mut flush), Some(mut seal)) => shared.finish(&mut flush, &mut seal),
+            _ => Ok(()),
+        };
+        running.lock = None;
+        outcome
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::error!(%error, "the store was not closed cleanly");
+        }
+    }
+}
+
+fn check(config: &StoreConfig) -> Result<(), OpenError> {
+    let size = config.segment_size;
+    let in_range = (StoreConfig::MIN_SEGMENT_SIZE..=StoreConfig::MAX_SEGMENT_SIZE).contains(&size);
+    if !in_range || !size.is_multiple_of(PAGE_LEN as u64) {
+        let range = "16 KiB to 1 GiB in steps of 4 KiB";
+        return Err(OpenError::Config { key: "segment_size", value: size, range });
+    }
+    Ok(())
+}
+
+/// Appends the record of this start and makes it durable before anything else is appended.
+fn begin_epoch(
+    shared: &Arc<Shared>,
+    workers: &mut Workers,
+    report: &StartReport,
+) -> Result<(), OpenError> {
+    let epoch = shared.epoch;
+    let mut attempts = 0;
+    loop {
+        let record = recover::epoch_record(report, shared.last_store_time());
+        match shared.append_one(record) {
+            Ok(_) => break,
+            // No room in the last segment: make the next, and seal what is finished.
+            Err(AppendError::NotReady) if attempts < 8 => {
+                attempts += 1;
+                workers.allocate.step();
+                workers.flush.flush_all();
+                while workers.dispatch.step() == Progress::Worked {}
+                workers.seal.step();
+                if let Some(error) = *lock(&shared.no_space) {
+                    tracing::error!(%error, "no room to begin an epoch");
+                }
+            }
+            Err(source) => return Err(OpenError::Epoch { epoch, source }),
+        }
+    }
+    workers.flush.flush_all();
+    if shared.is_poisoned() {
+        return Err(OpenError::Epoch { epoch, source: AppendError::Poisoned });
+    }
+    workers.flush.record(false);
+    Ok(())
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("watermarks", &self.watermarks()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,369 @@
+//! The way out of the log: by queue offset, or by place.
+//!
+//! [`Shared::load`] is the one place where records leave the store, and holds the one gate: a record leaves only if it
+//! ends at or below `readable_end`, the lower of `dispatched` and what the topic's flush mode makes visible.
+//!
+//! | bytes | are read | by |
+//! | --- | --- | --- |
+//! | what this process appended lately (`hot_bytes`) | in place, through the mapping | the caller's thread |
+//! | all others | with `pread` | a bounded pool of threads |
+//!
+//! Either way every checksum is verified before a byte is handed out.
+
+use bytes::Bytes;
+
+use super::Shared;
+use super::error::ReadError;
+use super::topics::TopicHandle;
+use crate::format::batch::TagFilter;
+use crate::format::consume_queue::{EntryFlags, QueueEntry};
+use crate::format::record::RecordHeader;
+use crate::log::commit_log::{ReadRecord, Via};
+use crate::log::consume_queue::Lookup;
+use crate::message::{
+    Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
+};
+use crate::sync::Arc;
+
+/// Entries looked up at a time.
+const LOOKUP: usize = 64;
+/// Entries that a filter may pass over in one call: bounds the time of a call that finds nothing.
+const SCAN_BUDGET: usize = 20_000;
+
+/// The readable offsets of a queue: `min` is the first, `max` the next to become readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueRange {
+    /// The first that can be read.
+    pub min: QueueOffset,
+    /// One behind the last that can be read.
+    pub max: QueueOffset,
+}
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    /// Of which topic.
+    pub topic: Arc<TopicHandle>,
+    /// Of which queue.
+    pub queue: QueueId,
+    /// The first offset wanted.
+    pub from: QueueOffset,
+    /// Messages at most, but at least one record.
+    pub max_messages: usize,
+    /// Record bytes at most, but at least one record.
+    pub max_bytes: usize,
+    /// Records that cannot match are left out.
+    pub filter: Arc<TagFilter>,
+}
+
+/// A record as it was stored, all checksums verified.
+#[derive(Clone, Debug)]
+pub struct StoredRecord {
+    /// In which it was written.
+    pub epoch: Epoch,
+    /// Where it starts.
+    pub offset: PhysicalOffset,
+    /// Of its first message.
+    pub first_queue_offset: QueueOffset,
+    /// Messages in it.
+    pub message_count: u16,
+    /// On the store clock.
+    pub store_time: Timestamp,
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its topic.
+    pub topic: TopicId,
+    /// What the broker added.
+    pub attributes: Bytes,
+    /// What the producer sent, byte for byte.
+    pub batch: Bytes,
+}
+
+/// What a read found.
+#[derive(Clone, Debug)]
+pub enum ReadOutcome {
+    /// Whole records in queue order; the first may begin below the wanted offset.
+    Records {
+        /// At least one.
+        records: Vec<StoredRecord>,
+        /// Where to go on.
+        next: QueueOffset,
+        /// The readable offsets, as of this read.
+        range: QueueRange,
+    },
+    /// Nothing, yet.
+    Empty {
+        /// Where to go on: moved past what the filter left out.
+        next: QueueOffset,
+        /// The readable offsets, as of this read.
+        range: QueueRange,
+    },
+    /// The offset lies outside the readable ones.
+    OutOfRange {
+        /// The readable offsets.
+        range: QueueRange,
+    },
+    /// What was stored at `at` cannot be read any more.
+    Damaged {
+        /// The first unreadable offset.
+        at: QueueOffset,
+        /// The next offset that can be tried.
+        next: QueueOffset,
+        /// The readable offsets.
+        range: QueueRange,
+    },
+    /// The queue's entries in a segment are being rebuilt; try again.
+    Rebuilding,
+}
+
+/// Where a read may look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum May {
+    /// In memory only: the caller's thread must not wait for a disk.
+    Memory,
+    /// On the disk too.
+    Disk,
+}
+
+/// A record that was let out, or why not.
+pub(super) enum Loaded {
+    Record(StoredRecord),
+    /// Not visible yet.
+    NotYet,
+    Damaged,
+    NeedsDisk,
+}
+
+impl Shared {
+    /// All below this may be acknowledged for `topic`.
+    pub(super) fn visible_end(&self, topic: &TopicHandle) -> PhysicalOffset {
+        // `flushed` before `appended`, so that it is not seen ahead.
+        let flushed = self.marks.flushed.get();
+        topic.visible_end(self.marks.appended.get(), flushed)
+    }
+
+    /// Records of `topic` leave the store below this.
+    pub(super) fn readable_end(&self, topic: &TopicHandle) -> PhysicalOffset {
+        self.visible_end(topic).min(self.marks.dispatched.get())
+    }
+
+    /// How bytes at `at` are read.
+    pub(super) fn via(&self, at: PhysicalOffset) -> Via {
+        let recent = self.marks.appended.get().get().saturating_sub(self.config.hot_bytes);
+        if at >= self.own_from && at.get() >= recent { Via::Mapping } else { Via::Disk }
+    }
+
+    /// The record at `at` of `topic`: the gate.
+    pub(super) fn load(
+        &self,
+        topic: &TopicHandle,
+        at: PhysicalOffset,
+        end: PhysicalOffset,
+        may: May,
+    ) -> Loaded {
+        if end > self.readable_end(topic) {
+            return Loaded::NotYet;
+        }
+        let via = self.via(at);
+        if via == Via::Disk && may == May::Memory {
+            return Loaded::NeedsDisk;
+        }
+        match self.log.read(at, via) {
+            ReadRecord::Whole(header, body)
+                if header.topic == topic.id() && header.end() == end =>
+            {
+                Loaded::Record(stored(&header, &body))
+            }
+            ReadRecord::Whole(..) | ReadRecord::Damaged => {
+                self.metrics.damaged_reads.increment();
+                Loaded::Damaged
+            }
+        }
+    }
+
+    /// The readable offsets of a queue.
+    pub(super) fn queue_range(&self, topic: &TopicHandle, queue: QueueId) -> QueueRange {
+        let key = QueueKey { topic: topic.id(), queue };
+        let max = self.queues.readable_next(key, self.readable_end(topic));
+        QueueRange { min: QueueOffset::ZERO, max }
+    }
+
+    /// Reads records. `None`: the answer is on the disk, and the caller may not look there.
+    pub(super) fn read(
+        &self,
+        request: &ReadRequest,
+        may: May,
+    ) -> Result<Option<ReadOutcome>, ReadError> {
+        let range = self.queue_range(&request.topic, request.queue);
+        if request.from < range.min || request.from > range.max {
+            return Ok(Some(ReadOutcome::OutOfRange { range }));
+        }
+        let mut read =
+            Read { shared: self, request, may, range, found: Vec::new(), messages: 0, bytes: 0 };
+        read.run().map(|stop| read.answer(stop))
+    }
+
+    /// The record that a message id names, if it is there and visible.
+    pub(super) fn by_id(&self, id: MessageId) -> Result<Option<StoredRecord>, ReadError> {
+        let damaged = |at| self.damaged.iter().any(|range| range.contains(&at));
+        let at = id.offset;
+        if at >= self.marks.dispatched.get() {
+            return Ok(None);
+        }
+        let header = match self.log.header(at, self.via(at)) {
+            Some((header, _)) => header,
+            None if damaged(at) => return Err(ReadError::Damaged { at }),
+            None => return Ok(None),
+        };
+        if header.epoch != id.epoch || id.index >= header.message_count {
+            return Ok(None);
+        }
+        let Some(topic) = self.topics.get(header.topic) else {
+            return Ok(None);
+        };
+        match self.load(&topic, at, header.end(), May::Disk) {
+            Loaded::Record(record) => Ok(Some(record)),
+            Loaded::Damaged => Err(ReadError::Damaged { at }),
+            Loaded::NotYet | Loaded::NeedsDisk => Ok(None),
+        }
+    }
+}
+
+fn stored(header: &RecordHeader, body: &Bytes) -> StoredRecord {
+    let batch_at = header.attributes_len as usize;
+    StoredRecord {
+        epoch: header.epoch,
+        offset: header.physical_offset,
+        first_queue_offset: header.queue_offset,
+        message_count: header.message_count,
+        store_time: header.store_time,
+        queue: header.queue,
+        topic: header.topic,
+        attributes: body.slice(..batch_at),
+        batch: body.slice(batch_at..batch_at + header.payload_len as usize),
+    }
+}
+
+/// One read under way.
+struct Read<'a> {
+    shared: &'a Shared,
+    request: &'a ReadRequest,
+    may: May,
+    range: QueueRange,
+    found: Vec<StoredRecord>,
+    messages: usize,
+    bytes: usize,
+}
+
+/// Why a read ended, and where to go on.
+enum Stop {
+    /// Enough, or nothing more to be had now.
+    At(QueueOffset),
+    Damage {
+        at: QueueOffset,
+        next: QueueOffset,
+    },
+    Rebuilding {
+        at: QueueOffset,
+    },
+    NeedsDisk {
+        at: QueueOffset,
+    },
+}
+
+impl Read<'_> {
+    fn run(&mut self) -> Result<Stop, ReadError> {
+        let key = QueueKey { topic: self.request.topic.id(), queue: self.request.queue };
+        let queues = &self.shared.queues;
+        let mut entries = Vec::with_capacity(LOOKUP);
+        let mut next = self.request.from;
+        let mut scanned = 0;
+        while next < self.range.max && scanned < SCAN_BUDGET {
+            entries.clear();
+            let lookup = match queues.lookup_hot(key, next, LOOKUP, &mut entries) {
+                Lookup::NeedsDisk if self.may == May::Memory => {
+                    return Ok(Stop::NeedsDisk { at: next });
+                }
+                Lookup::NeedsDisk => self.shared.lookup_on_disk(key, next, &mut entries)?,
+                found => found,
+            };
+            match lookup {
+                Lookup::Found => {}
+                Lookup::AtEnd { next: end } | Lookup::BelowFirst { first: end } => {
+                    // Offsets below the readable end without entries: their records cannot be read.
+                    return Ok(Stop::Damage { at: next, next: end.max(next.plus(1)) });
+                }
+                Lookup::Rebuilding { base } => {
+                    self.shared.want_rebuilt(base);
+                    return Ok(Stop::Rebuilding { at: next });
+                }
+                Lookup::NeedsDisk => return Ok(Stop::NeedsDisk { at: next }),
+            }
+            scanned += entries.len();
+            for entry in &entries {
+                match self.take(entry, next) {
+                    None => next = entry.queue_end(),
+                    Some(stop) => return Ok(stop),
+                }
+            }
+        }
+        Ok(Stop::At(next))
+    }
+
+    /// Takes one entry into the answer or passes over it. `Some`: the read ends before it.
+    fn take(&mut self, entry: &QueueEntry, next: QueueOffset) -> Option<Stop> {
+        if entry.queue_offset > next {
+            return Some(Stop::Damage { at: next, next: entry.queue_offset });
+        }
+        let behind = Stop::Damage { at: next, next: entry.queue_end() };
+        if entry.flags.contains(EntryFlags::DAMAGED) {
+            return Some(behind);
+        }
+        let may_match = self.request.filter.may_match(
+            entry.tag_bits,
+            entry.flags.contains(EntryFlags::TAG_IS_MASK),
+            entry.flags.contains(EntryFlags::HAS_UNTAGGED),
+        );
+        let end = entry.offset.plus(u64::from(entry.len));
+        if !may_match && end <= self.shared.readable_end(&self.request.topic) {
+            return None;
+        }
+        let full = self.messages + usize::from(entry.messages) > self.request.max_messages
+            || self.bytes + entry.len as usize > self.request.max_bytes;
+        if full && !self.found.is_empty() {
+            return Some(Stop::At(next));
+        }
+        match self.shared.load(&self.request.topic, entry.offset, end, self.may) {
+            Loaded::Record(record) => {
+                self.bytes += entry.len as usize;
+                self.messages += usize::from(entry.messages);
+                self.found.push(record);
+                None
+            }
+            Loaded::NotYet => Some(Stop::At(next)),
+            Loaded::Damaged => Some(behind),
+            Loaded::NeedsDisk => Some(Stop::NeedsDisk { at: next }),
+        }
+    }
+
+    /// What was found goes out first; the reason for the stop meets the next read.
+    fn answer(self, stop: Stop) -> Option<ReadOutcome> {
+        let range = self.range;
+        let next = match stop {
+            Stop::At(next) => next,
+            Stop::Damage { at, next } if self.found.is_empty() => {
+                return Some(ReadOutcome::Damaged { at, next, range });
+            }
+            Stop::Rebuilding { .. } if self.found.is_empty() => {
+                return Some(ReadOutcome::Rebuilding);
+            }
+            Stop::NeedsDisk { .. } if self.found.is_empty() => return None,
+            Stop::Damage { at, .. } | Stop::Rebuilding { at } | Stop::NeedsDisk { at } => at,
+        };
+        Some(if self.found.is_empty() {
+            ReadOutcome::Empty { next, range }
+        } else {
+            ReadOutcome::Records { records: self.found, next, range }
+        })
+    }
+}

@@ -1,0 +1,928 @@
+//! From what is found in the data directory to a log that can be appended to.
+//!
+//! The CommitLog is the truth; queues, index and state are brought to it, never the other way round. The walk reads
+//! with `pread` after the unsealed segments were synced and their cached pages dropped, so that what is served later is
+//! really on the disk.
+//!
+//! `durable` is the highest of the checkpoint's flushed position and of every durable claim in a sound header. At an
+//! invalid record at X:
+//!
+//! | found | X < durable | X >= durable |
+//! | --- | --- | --- |
+//! | header sound, body not | damage: the entry stays, marked | torn: cut at X |
+//! | no sound header, a later record at Y | damage up to Y, or up to `durable` if that is first, then cut | torn: cut at X |
+//! | no sound header to the end | damage up to `durable`, the tail is there | torn, or the clean end if all is zero |
+//! | a record of a lower epoch than before | as no sound header | stale: as no sound header |
+//! | an append set that does not end | kept | cut at its first record |
+//!
+//! Whether a claim of a *later* record lies beyond X is found by reading on to the end before anything is cut. A cut
+//! copies what it removes to `quarantine/` (bounded), writes zeros to the end of the segment, removes later segments
+//! and syncs. Each of these writes may be the last before the power goes: the next start finds the same table.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::StoreConfig;
+use super::append::NewRecord;
+use super::dispatch::derive;
+use super::error::OpenError;
+use super::topics::Topics;
+use super::{Applier, CheckpointFile};
+use crate::file::FileError;
+use crate::file::disk::{Access, Disk, read_exact_at, read_file, write_file_atomically};
+use crate::file::segment::Segment;
+use crate::format::DecodeError;
+use crate::format::FORMAT_VERSION;
+use crate::format::checkpoint::Checkpoint;
+use crate::format::consume_queue::QueueEntry;
+use crate::format::epoch::{Cut, EpochRecord, MAX_DAMAGED};
+use crate::format::identity::{self, Identity};
+use crate::format::names::{self, FileKind};
+use crate::format::record::{RecordHeader, RecordKind, unknown_required};
+use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
+use crate::format::snapshot::Snapshot;
+use crate::log::commit_log::CommitLog;
+use crate::log::consume_queue::{self, ConsumeQueues};
+use crate::log::index::{self, Indexes};
+use crate::log::walk::{SegmentWalk, Step};
+use crate::message::{Epoch, PhysicalOffset, QueueKey, Timestamp};
+use crate::sync::Arc;
+
+/// Of what a cut removes, so much is kept aside.
+const QUARANTINE_BYTES: usize = 16 << 20;
+/// The rest of the last segment is looked at and zeroed in pieces of so many bytes.
+const CLEAR_PIECE: usize = 1 << 20;
+/// A snapshot or a small derived file is never read beyond this.
+const MAX_SNAPSHOT: u64 = 1 << 30;
+
+/// What a start found and did. Printed at every start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartReport {
+    /// Whether the store was made by this start.
+    pub created: bool,
+    /// Whether the last stop was a clean one.
+    pub clean: bool,
+    /// The epoch that began.
+    pub epoch: Epoch,
+    /// Segments found.
+    pub segments: usize,
+    /// Where the walk began.
+    pub replayed_from: PhysicalOffset,
+    /// Records that were walked and verified.
+    pub replayed_records: u64,
+    /// Their bytes.
+    pub replayed_bytes: u64,
+    /// The tail that was cut off: where, how many bytes, and why.
+    pub cut: Option<TailCut>,
+    /// Byte ranges that were acknowledged and cannot be read.
+    pub damaged: Vec<Range<PhysicalOffset>>,
+    /// State records may be among the damaged ones: topics may be missing.
+    pub damage_may_hold_state: bool,
+    /// Sealed segments whose queue or index file has to be made again, in the background.
+    pub rebuilding: usize,
+    /// Anything else that an operator should know, a line each.
+    pub remarks: Vec<String>,
+}
+
+/// A torn tail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailCut {
+    /// The new end of the log.
+    pub at: PhysicalOffset,
+    /// Bytes from there to the last one that was not zero.
+    pub len: u64,
+    /// What was wrong there.
+    pub reason: String,
+    /// Where the bytes were kept.
+    pub kept_in: Option<PathBuf>,
+}
+
+impl std::fmt::Display for StartReport {
+    /// One line per fact.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.lines().join("\n"))
+    }
+}
+
+impl StartReport {
+    /// The report as lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.created {
+            lines.push(format!("new store, epoch {}", self.epoch));
+        } else {
+            let stop = if self.clean { "clean stop" } else { "unclean stop" };
+            lines.push(format!(
+                "opened after a {stop}, epoch {}: {} segments, replayed {} records ({} bytes) from offset {}",
+                self.epoch,
+                self.segments,
+                self.replayed_records,
+                self.replayed_bytes,
+                self.replayed_from
+            ));
+        }
+        if let Some(cut) = &self.cut {
+            let kept = cut.kept_in.as_ref().map(|path| format!(", kept in {}", path.display()));
+            lines.push(format!(
+                "cut a torn tail of {} bytes at offset {} ({}){}; nothing durable was in it",
+                cut.len,
+                cut.at,
+                cut.reason,
+                kept.unwrap_or_default()
+            ));
+        }
+        for range in &self.damaged {
+            lines.push(format!(
+                "DAMAGED: bytes {}..{} of the log cannot be read; reads of them say so, all else is served",
+                range.start, range.end
+            ));
+        }
+        if self.damage_may_hold_state {
+            lines.push("the damage may have held state: a topic may be missing".to_owned());
+        }
+        if self.rebuilding > 0 {
+            lines.push(format!(
+                "rebuilding the queue and index files of {} segments in the background",
+                self.rebuilding
+            ));
+        }
+        lines.extend(self.remarks.iter().cloned());
+        lines
+    }
+}
+
+/// What recovery hands to the store.
+pub(super) struct Recovered {
+    pub(super) identity: Arc<Identity>,
+    pub(super) log: CommitLog,
+    pub(super) queues: ConsumeQueues,
+    pub(super) indexes: Indexes,
+    /// The end of the log, in the last segment.
+    pub(super) tail: PhysicalOffset,
+    /// An empty segment behind the last one, made ahead before.
+    pub(super) ready: Option<Arc<Segment>>,
+    pub(super) sealed: PhysicalOffset,
+    pub(super) epoch: Epoch,
+    pub(super) store_clock: Timestamp,
+    /// Of the first record in the last segment.
+    pub(super) first_time: Option<Timestamp>,
+    /// Bytes that the entries of the last segment occupy in memory, as the append lock counts them.
+    pub(super) entry_bytes: u64,
+    pub(super) checkpoint: Option<Checkpoint>,
+    pub(super) report: StartReport,
+}
+
+/// Makes the data directory and its subdirectories if they are missing.
+pub(super) fn make_directories(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
+    disk.create_dir(dir).map_err(|error| match error {
+        FileError::NotFound { .. } => OpenError::NoParent { path: dir.to_owned() },
+        other => other.into(),
+    })
+}
+
+/// Brings the store in `config.dir` to a state that can be appended to. The directory is locked by the caller.
+pub(super) fn recover(
+    disk: &Arc<dyn Disk>,
+    config: &StoreConfig,
+    topics: &Topics,
+    applier: &dyn Applier,
+) -> Result<Recovered, OpenError> {
+    for kind in FileKind::ALL {
+        disk.create_dir(&config.dir.join(kind.directory()))?;
+    }
+    disk.create_dir(&config.dir.join(names::QUARANTINE_DIR))?;
+    let mut report = StartReport::default();
+    let found = found_segments(&**disk, config)?;
+    let identity = Arc::new(load_identity(&**disk, config, found.is_empty(), &mut report)?);
+    let segments = open_segments(&**disk, &found, &identity, &mut report)?;
+    report.segments = segments.len();
+    let checkpoint = CheckpointFile::read(&**disk, &config.dir)?;
+    report.clean = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.clean);
+    let log_end = segments.last().map_or(PhysicalOffset::ZERO, |segment| segment.end());
+    let snapshot = newest_snapshot(&**disk, config, log_end, &mut report)?;
+
+    let queues = ConsumeQueues::new(
+        Arc::clone(disk),
+        config.dir.join(FileKind::ConsumeQueue.directory()),
+        identity.store_id,
+    );
+    let indexes = Indexes::new(
+        Arc::clone(disk),
+        config.dir.join(FileKind::Index.directory()),
+        identity.store_id,
+    );
+    let log = CommitLog::new(segments, Arc::clone(&identity));
+    let mut recovery = Recovery {
+        config,
+        topics,
+        applier,
+        seed: identity.index_seed(),
+        queues: &queues,
+        indexes: &indexes,
+        log: &log,
+        // A snapshot gets its name only when all in it is flushed.
+        durable: checkpoint
+            .as_ref()
+            .map_or(PhysicalOffset::ZERO, |c| c.flushed)
+            .max(snapshot.as_ref().map_or(PhysicalOffset::ZERO, |s| s.reach)),
+        claims_read: false,
+        epoch: checkpoint.as_ref().map_or(Epoch::ZERO, |c| c.epoch),
+        store_clock: Timestamp::ZERO,
+        set: Vec::new(),
+        hashes: Vec::new(),
+        unsealed_from: PhysicalOffset::ZERO,
+        first_time: None,
+        entry_bytes: 0,
+        epoch_walked: Epoch::ZERO,
+        empty: Vec::new(),
+        report: &mut report,
+    };
+    let sealed = recovery.adopt_sealed(checkpoint.as_ref(), snapshot.as_ref())?;
+    let start = recovery.restore(snapshot, sealed)?;
+    recovery.sync_unsealed()?;
+    let end = recovery.walk(start)?;
+    let (epoch, store_clock) = (recovery.epoch, recovery.store_clock);
+    let (first_time, entry_bytes) = (recovery.first_time, recovery.entry_bytes);
+    let (tail, ready) = recovery.settle_tail(&**disk, end)?;
+    for position in queues.positions() {
+        topics.restore_next(position.key.topic, position.key.queue, position.next);
+    }
+    Ok(Recovered {
+        identity,
+        log,
+        queues,
+        indexes,
+        tail,
+        ready,
+        sealed,
+        epoch: Epoch::new(epoch.get() + 1),
+        store_clock,
+        first_time,
+        entry_bytes,
+        checkpoint,
+        report,
+    })
+}
+
+/// The record that begins the epoch of this start, and says what the start found.
+pub(super) fn epoch_record(report: &StartReport, store_clock: Timestamp) -> NewRecord {
+    let record = EpochRecord {
+        epoch: report.epoch,
+        store_clock,
+        format_version: FORMAT_VERSION,
+        cut: report.cut.as_ref().map(|cut| Cut { at: cut.at, len: cut.len }),
+        damaged_count: report.damaged.len() as u64,
+        damaged: report.damaged.iter().take(MAX_DAMAGED).cloned().collect(),
+    };
+    NewRecord::epoch(record.encode())
+}
+
+/// A segment file by its name.
+struct FoundSegment {
+    path: PathBuf,
+    base: PhysicalOffset,
+    len: u64,
+}
+
+fn found_segments(disk: &dyn Disk, config: &StoreConfig) -> Result<Vec<FoundSegment>, OpenError> {
+    let dir = config.dir.join(FileKind::Segment.directory());
+    let mut found = Vec::new();
+    for entry in disk.list(&dir)? {
+        let path = dir.join(&entry.name);
+        match FileKind::Segment.parse(&entry.name) {
+            // A file with a final name was whole when it got it; a shorter one was damaged since.
+            Some(base) if entry.len > PAGE_LEN as u64 => {
+                found.push(FoundSegment { path, base, len: entry.len });
+            }
+            Some(_) => tracing::warn!(file = %path.display(), "segment without content is ignored"),
+            None if names::parse_temporary(&entry.name).is_some() => disk.unlink(&path)?,
+            None => tracing::warn!(file = %path.display(), "not a segment, ignored"),
+        }
+    }
+    found.sort_by_key(|segment| segment.base);
+    for pair in found.windows(2) {
+        if let [before, after] = pair
+            && before.base.plus(before.len) > after.base
+        {
+            return Err(OpenError::Overlap { path: after.path.clone() });
+        }
+    }
+    Ok(found)
+}
+
+fn load_identity(
+    disk: &dyn Disk,
+    config: &StoreConfig,
+    log_is_empty: bool,
+    report: &mut StartReport,
+) -> Result<Identity, OpenError> {
+    let dir = &config.dir;
+    let read = |name: &str| -> Result<Option<Identity>, OpenError> {
+        let path = dir.join(name);
+        match read_file(disk, &path, identity::LEN as u64) {
+            Ok(bytes) => match Identity::decode(&bytes) {
+                Ok(identity) => Ok(Some(identity)),
+                Err(DecodeError::UnsupportedVersion { found, supported, .. }) => {
+                    Err(OpenError::Newer { path, found, supported })
+                }
+                Err(_) => Ok(None),
+            },
+            Err(
+                FileError::NotFound { .. } | FileError::TooShort { .. } | FileError::TooLong { .. },
+            ) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    };
+    let write = |name: &str, identity: &Identity| {
+        write_file_atomically(disk, dir, name, &identity.encode())
+    };
+    match (read(names::IDENTITY)?, read(names::IDENTITY_COPY)?) {
+        (Some(identity), Some(_)) => Ok(identity),
+        (Some(identity), None) => {
+            report.remarks.push("the copy of the identity was missing or damaged: restored".into());
+            write(names::IDENTITY_COPY, &identity)?;
+            Ok(identity)
+        }
+        (None, Some(identity)) => {
+            report.remarks.push("the identity was missing or damaged: restored".into());
+            write(names::IDENTITY, &identity)?;
+            Ok(identity)
+        }
+        (None, None) if log_is_empty => {
+            let identity = new_identity(disk)?;
+            write(names::IDENTITY, &identity)?;
+            write(names::IDENTITY_COPY, &identity)?;
+            report.created = true;
+            report.remarks.clear();
+            Ok(identity)
+        }
+        (None, None) => Err(OpenError::Identity { path: dir.join(names::IDENTITY) }),
+    }
+}
+
+fn new_identity(disk: &dyn Disk) -> Result<Identity, FileError> {
+    let mut identity =
+        Identity { store_id: [0; 16], broker_id: 0, salt_secret: 0, handle_key: [0; 32] };
+    let (mut broker_id, mut salt_secret) = ([0; 8], [0; 8]);
+    disk.fill_random(&mut identity.store_id)?;
+    disk.fill_random(&mut broker_id)?;
+    disk.fill_random(&mut salt_secret)?;
+    disk.fill_random(&mut identity.handle_key)?;
+    identity.broker_id = u64::from_le_bytes(broker_id);
+    identity.salt_secret = u64::from_le_bytes(salt_secret);
+    Ok(identity)
+}
+
+fn open_segments(
+    disk: &dyn Disk,
+    found: &[FoundSegment],
+    identity: &Identity,
+    report: &mut StartReport,
+) -> Result<Vec<Arc<Segment>>, OpenError> {
+    let mut segments = Vec::with_capacity(found.len());
+    for file in found {
+        let handle = disk.open(&file.path, Access::Read)?;
+        let mut page = [0; PAGE_LEN];
+        let header = match read_exact_at(&*handle, &mut page, 0) {
+            Ok(()) => SegmentHeader::decode(&page),
+            // An unreadable page is redundant as a damaged one is.
+            Err(_) => Err(DecodeError::TooShort { needed: PAGE_LEN as u64, found: 0 }),
+        };
+        match header {
+            Ok(header) if header.store_id != identity.store_id => {
+                return Err(OpenError::Foreign { path: file.path.clone() });
+            }
+            Ok(header) if header.base == file.base && header.len == file.len => {}
+            Err(DecodeError::UnsupportedVersion { found, supported, .. }) => {
+                return Err(OpenError::Newer { path: file.path.clone(), found, supported });
+            }
+            // The page is redundant: name, size and identity say the same.
+            Ok(_) | Err(_) => report.remarks.push(format!(
+                "header page of {} is damaged; file name, size and identity stand in for it",
+                file.path.display()
+            )),
+        }
+        segments.push(Arc::new(Segment::open(disk, &file.path, file.base, file.len)?));
+    }
+    Ok(segments)
+}
+
+/// The newest sound snapshot that does not reach beyond the log.
+fn newest_snapshot(
+    disk: &dyn Disk,
+    config: &StoreConfig,
+    log_end: PhysicalOffset,
+    report: &mut StartReport,
+) -> Result<Option<Snapshot>, OpenError> {
+    let dir = config.dir.join(FileKind::Snapshot.directory());
+    for entry in disk.list(&dir)?.iter().rev() {
+        if FileKind::Snapshot.parse(&entry.name).is_none() {
+            continue;
+        }
+        let decoded = match read_file(disk, &dir.join(&entry.name), MAX_SNAPSHOT) {
+            Ok(bytes) => Snapshot::decode(&bytes),
+            Err(_) => Err(DecodeError::TooShort { needed: 1, found: 0 }),
+        };
+        match decoded {
+            Ok(snapshot) if snapshot.reach <= log_end => return Ok(Some(snapshot)),
+            Ok(_) => report
+                .remarks
+                .push(format!("snapshot {} reaches beyond the log: ignored", entry.name)),
+            Err(error) => report.remarks.push(format!("snapshot {}: {error}: ignored", entry.name)),
+        }
+    }
+    Ok(None)
+}
+
+/// Where the walk came to.
+struct WalkEnd {
+    tail: PhysicalOffset,
+    /// Why the bytes behind are not part of the log, if there are any.
+    reason: Option<DecodeError>,
+    /// Nothing but zeros follows in the segment.
+    rest_is_zero: bool,
+}
+
+struct Recovery<'a> {
+    config: &'a StoreConfig,
+    topics: &'a Topics,
+    applier: &'a dyn Applier,
+    seed: u64,
+    queues: &'a ConsumeQueues,
+    indexes: &'a Indexes,
+    log: &'a CommitLog,
+    /// All below was durable once.
+    durable: PhysicalOffset,
+    /// Whether the claims of all later records are in `durable`.
+    claims_read: bool,
+    epoch: Epoch,
+    store_clock: Timestamp,
+    set: Vec<HeldRecord>,
+    hashes: Vec<u64>,
+    /// Segments from here on have their entries in memory.
+    unsealed_from: PhysicalOffset,
+    first_time: Option<Timestamp>,
+    entry_bytes: u64,
+    /// The highest epoch of a walked record: a lower one behind it is left from an earlier life of its bytes.
+    epoch_walked: Epoch,
+    /// Segments behind the tail that hold nothing but zeros.
+    empty: Vec<PhysicalOffset>,
+    report: &'a mut StartReport,
+}
+
+impl Recovery<'_> {
+    /// Takes over the files of sealed segments; those that are missing or unusable are made again later.
+    fn adopt_sealed(
+        &mut self,
+        checkpoint: Option<&Checkpoint>,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<PhysicalOffset, OpenError> {
+        let claimed = checkpoint
+            .map_or(PhysicalOffset::ZERO, |c| c.sealed_end)
+            .max(snapshot.map_or(PhysicalOffset::ZERO, |s| s.offset));
+        let segments = self.log.segments();
+        // Without anything to go by, only the last segments are taken into memory.
+        let in_memory = segments.len().saturating_sub(super::MAX_UNSEALED + 1);
+        let bounded = segments.get(in_memory).map_or(PhysicalOffset::ZERO, |s| s.base());
+        // A claim that no segment boundary answers to is not one of this log.
+        let claimed = segments
+            .iter()
+            .map(|s| s.end())
+            .filter(|end| *end <= claimed)
+            .max()
+            .unwrap_or(PhysicalOffset::ZERO);
+        self.unsealed_from =
+            claimed.max(bounded).max(segments.first().map_or(PhysicalOffset::ZERO, |s| s.base()));
+        for segment in segments.iter().filter(|s| s.base() < self.unsealed_from) {
+            let (base, end) = (segment.base(), segment.end());
+            let queues = self.queues.adopt_sealed(base, end)?;
+            let index = self.indexes.adopt_sealed(base, end)?;
+            if !queues {
+                self.queues.mark_missing(base, end);
+            }
+            if !index {
+                self.indexes.mark_missing(base, end);
+            }
+            self.report.rebuilding += usize::from(!queues || !index);
+        }
+        Ok(self.unsealed_from)
+    }
+
+    /// Restores the snapshot. Returns where the walk starts.
+    fn restore(
+        &mut self,
+        snapshot: Option<Snapshot>,
+        sealed: PhysicalOffset,
+    ) -> Result<PhysicalOffset, OpenError> {
+        let Some(snapshot) = snapshot else {
+            return Ok(self.log.min());
+        };
+        self.applier
+            .restore(self.topics, &snapshot.state, snapshot.applied)
+            .map_err(|source| OpenError::State { at: snapshot.offset, source })?;
+        for position in &snapshot.queues {
+            self.queues.restore_position(*position);
+        }
+        self.epoch = self.epoch.max(snapshot.epoch);
+        self.store_clock = snapshot.store_clock;
+        Ok(snapshot.offset.min(sealed).max(self.log.min()))
+    }
+
+    /// Makes durable what the page cache may still hold, and forgets it, so that the walk reads the disk.
+    fn sync_unsealed(&self) -> Result<(), OpenError> {
+        for segment in self.log.segments().iter().filter(|s| s.base() >= self.unsealed_from) {
+            segment.sync().map_err(OpenError::Sync)?;
+            // A hint: without it the walk reads the same bytes from memory.
+            if let Err(error) = segment.drop_cache() {
+                tracing::debug!(%error, "cached pages stay");
+            }
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, start: PhysicalOffset) -> Result<WalkEnd, OpenError> {
+        self.report.replayed_from = start;
+        let segments = self.log.segments();
+        let mut before: Option<&Arc<Segment>> = None;
+        let mut end = WalkEnd { tail: start, reason: None, rest_is_zero: true };
+        for segment in segments.iter().filter(|s| s.end() > start) {
+            if let Some(before) = before
+                && before.end() != segment.base()
+            {
+                // A whole segment is gone. What lies behind it cannot have been torn from the tail.
+                self.damage(before.end()..segment.base());
+            }
+            before = Some(segment);
+            let first = segment.base().plus(PAGE_LEN as u64);
+            if segment.base() >= self.unsealed_from {
+                self.queues.start_part(segment.base());
+                self.indexes.start_part(segment.base());
+            }
+            (self.first_time, self.entry_bytes) = (None, 0);
+            match self.walk_segment(segment, first.max(start))? {
+                SegmentEnd::Rolled => end.tail = segment.end(),
+                SegmentEnd::Tail(tail) => return Ok(tail),
+            }
+        }
+        self.release_set()?;
+        Ok(end)
+    }
+
+    fn walk_segment(
+        &mut self,
+        segment: &Arc<Segment>,
+        from: PhysicalOffset,
+    ) -> Result<SegmentEnd, OpenError> {
+        let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), from);
+        loop {
+            let at = walk.at();
+            match walk.step()? {
+                Step::End => return Ok(SegmentEnd::Rolled),
+                Step::Record { header, .. } if header.epoch < self.epoch_walked => {
+                    let newest = self.epoch_walked;
+                    let reason = DecodeError::StaleEpoch { found: header.epoch, newest };
+                    if self.is_torn(at, header.end())? {
+                        return Ok(self.cut(at, reason, false));
+                    }
+                    self.damage(at..header.end());
+                }
+                Step::Record { header, body: Err(reason) } => {
+                    if self.is_torn(at, header.end())? {
+                        return Ok(self.cut(at, reason, false));
+                    }
+                    self.take(&header, None)?;
+                    self.damage(at..header.end());
+                }
+                Step::Record { header, body: Ok(()) } => {
+                    self.take(&header, Some(walk.body(&header)))?;
+                }
+                Step::Gap { end, reason, zeros } => {
+                    if self.is_torn(at, end)? {
+                        return Ok(self.cut(at, reason, zeros && end >= segment.end()));
+                    }
+                    // What was durable is kept, also of a set whose rest is in the gap.
+                    self.release_set()?;
+                    self.report.damage_may_hold_state = true;
+                    self.damage(at..end.min(self.durable));
+                    if self.durable < end {
+                        return Ok(self.cut(self.durable, reason, false));
+                    }
+                    if end >= segment.end() {
+                        return Ok(SegmentEnd::Rolled);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether an invalid record at `at` was never durable. Reads on to the end first, for the claims of later records.
+    /// `gap`: the bytes from `at` to here hold no record.
+    fn is_torn(&mut self, at: PhysicalOffset, gap: PhysicalOffset) -> Result<bool, OpenError> {
+        if at >= self.durable && !self.claims_read {
+            self.claims_read = true;
+            self.read_claims(gap)?;
+        }
+        Ok(at >= self.durable)
+    }
+
+    fn read_claims(&mut self, from: PhysicalOffset) -> Result<(), OpenError> {
+        for segment in self.log.segments().iter().filter(|s| s.end() > from) {
+            let first = segment.base().plus(PAGE_LEN as u64).max(from);
+            let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), first);
+            loop {
+                let at = walk.at();
+                match walk.step()? {
+                    Step::End => break,
+                    Step::Gap { end, zeros, .. } => {
+                        if zeros && at == segment.base().plus(PAGE_LEN as u64) {
+                            self.empty.push(segment.base());
+                        }
+                        if end >= segment.end() {
+                            break;
+                        }
+                    }
+                    Step::Record { header, .. } if header.epoch >= self.epoch_walked => {
+                        self.durable = self.durable.max(header.durable_claim());
+                    }
+                    Step::Record { .. } => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The log ends at `at`, or at the begin of an append set that is not whole there.
+    fn cut(&mut self, at: PhysicalOffset, reason: DecodeError, rest_is_zero: bool) -> SegmentEnd {
+        let broken = self.set.first().map(|first| first.header.physical_offset);
+        self.set.clear();
+        let (tail, rest_is_zero) = match broken {
+            Some(begin) => (begin, false),
+            None => (at, rest_is_zero),
+        };
+        SegmentEnd::Tail(WalkEnd { tail, reason: Some(reason), rest_is_zero })
+    }
+
+    fn damage(&mut self, range: Range<PhysicalOffset>) {
+        match self.report.damaged.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.report.damaged.push(range),
+        }
+    }
+
+    /// Takes a record with a sound header into account; `body` is `None` if the rest of it is damaged.
+    fn take(&mut self, header: &RecordHeader, body: Option<&[u8]>) -> Result<(), OpenError> {
+        self.durable = self.durable.max(header.durable_claim());
+        self.epoch_walked = self.epoch_walked.max(header.epoch);
+        self.epoch = self.epoch.max(header.epoch);
+        self.store_clock = self.store_clock.max(header.store_time);
+        self.first_time = self.first_time.or(Some(header.store_time));
+        self.report.replayed_records += 1;
+        self.report.replayed_bytes += u64::from(header.total_len);
+        let at = header.physical_offset;
+        if let Some(body) = body
+            && let Some(attributes) = body.get(..header.attributes_len as usize)
+            && let Some(tag) = unknown_required(attributes, &[])
+        {
+            let source = DecodeError::UnknownRequired { tag };
+            return Err(OpenError::NotUnderstood { at, source });
+        }
+        let mut hashes = std::mem::take(&mut self.hashes);
+        let record = match derive(self.seed, header, body, &mut hashes) {
+            Some(derived) => FoundRecord {
+                end: header.end(),
+                at,
+                what: Found::Message {
+                    key: derived.key,
+                    entry: derived.entry,
+                    hashes: derived.hashes,
+                },
+            },
+            None => {
+                let payload = body.and_then(|body| body.get(header.attributes_len as usize..));
+                FoundRecord {
+                    end: header.end(),
+                    at,
+                    what: Found::Internal { kind: header.kind, payload },
+                }
+            }
+        };
+        let outcome = if header.set_count == 1 {
+            self.release_set().and_then(|()| self.apply(&record))
+        } else {
+            if header.set_index == 0 {
+                self.release_set()?;
+            }
+            self.set.push(record.hold(header));
+            if header.set_index + 1 == header.set_count { self.release_set() } else { Ok(()) }
+        };
+        self.hashes = hashes;
+        outcome
+    }
+
+    /// Applies the records of a set that is whole, or of which more cannot come.
+    fn release_set(&mut self) -> Result<(), OpenError> {
+        for held in std::mem::take(&mut self.set) {
+            self.apply(&held.record())?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, record: &FoundRecord<'_>) -> Result<(), OpenError> {
+        let at = record.at;
+        match &record.what {
+            Found::Message { key, entry, hashes } => {
+                if at < self.unsealed_from {
+                    let base = self.log.segment_at(at).map_or(at, |segment| segment.base());
+                    self.queues.observe(*key, base, entry);
+                } else {
+                    self.queues.put(*key, entry);
+                    for hash in *hashes {
+                        self.indexes.put(*hash, at);
+                    }
+                    self.entry_bytes +=
+                        consume_queue::ENTRY_COST + hashes.len() as u64 * index::ENTRY_COST;
+                }
+            }
+            Found::Internal { payload: None, .. } => self.report.damage_may_hold_state = true,
+            Found::Internal { kind: RecordKind::State, payload: Some(payload) } => {
+                self.applier.apply(self.topics, payload, record.end).map_err(
+                    |source| match source {
+                        DecodeError::UnknownTransition { .. } => {
+                            OpenError::NotUnderstood { at, source }
+                        }
+                        _ => OpenError::State { at: record.end, source },
+                    },
+                )?;
+            }
+            Found::Internal { kind: RecordKind::Epoch, payload: Some(payload) } => {
+                let epoch = EpochRecord::decode(payload)
+                    .map_err(|source| OpenError::NotUnderstood { at, source })?;
+                self.store_clock = self.store_clock.max(epoch.store_clock);
+            }
+            Found::Internal { kind: RecordKind::Message | RecordKind::Filler, .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Makes the bytes behind the tail what an append expects: zeros, and no later segments but an empty one. Keeps
+    /// aside what was there.
+    fn settle_tail(
+        &mut self,
+        disk: &dyn Disk,
+        end: WalkEnd,
+    ) -> Result<(PhysicalOffset, Option<Arc<Segment>>), OpenError> {
+        let segments = self.log.segments();
+        let Some(active) = self.log.segment_at(end.tail) else {
+            return Ok((end.tail, None));
+        };
+        if !end.rest_is_zero {
+            let len = self.clear_rest(disk, &active, end.tail)?;
+            if len > 0 {
+                let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
+                let kept_in = Some(self.quarantine_path(end.tail));
+                self.report.cut = Some(TailCut { at: end.tail, len, reason, kept_in });
+            }
+        }
+        let mut ready = None;
+        let dir = self.config.dir.join(FileKind::Segment.directory());
+        for segment in segments.iter().filter(|s| s.base() > active.base()) {
+            let reusable = self.empty.contains(&segment.base())
+                && segment.base() == active.end()
+                && segment.len() == self.config.segment_size;
+            if reusable {
+                ready = Some(Arc::clone(segment));
+            } else {
+                if !self.empty.contains(&segment.base()) {
+                    self.report.remarks.push(format!(
+                        "removed segment {}: all in it came after the cut, nothing durable was in it",
+                        segment.base()
+                    ));
+                }
+                disk.unlink(&dir.join(FileKind::Segment.name(segment.base())))?;
+            }
+        }
+        disk.sync_dir(&dir)?;
+        self.log.truncate_after(active.base());
+        Ok((end.tail, ready))
+    }
+
+    fn quarantine_path(&self, at: PhysicalOffset) -> PathBuf {
+        let name = names::torn(at, Epoch::new(self.epoch.get() + 1));
+        self.config.dir.join(names::QUARANTINE_DIR).join(name)
+    }
+
+    /// Copies what is behind `tail` aside, then zeroes and syncs it. Returns how many bytes there were to the last one
+    /// that was not zero.
+    fn clear_rest(
+        &self,
+        disk: &dyn Disk,
+        segment: &Segment,
+        tail: PhysicalOffset,
+    ) -> Result<u64, OpenError> {
+        let mut kept = Vec::new();
+        let mut dirty = Vec::new();
+        let mut used = 0;
+        let mut at = tail;
+        let mut piece = vec![0; CLEAR_PIECE];
+        while at < segment.end() {
+            let len = segment.end().since(at).min(CLEAR_PIECE as u64);
+            let bytes = &mut piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
+            let readable = segment.read_exact(at, bytes).is_ok();
+            let last = bytes.iter().rposition(|byte| *byte != 0);
+            if let Some(last) = last.filter(|_| readable) {
+                used = at.plus(last as u64 + 1).since(tail);
+            }
+            if last.is_some() || !readable {
+                dirty.push((at, len));
+            }
+            if readable && kept.len() < QUARANTINE_BYTES {
+                kept.extend_from_slice(bytes);
+            }
+            at = at.plus(len);
+        }
+        if dirty.is_empty() {
+            return Ok(0);
+        }
+        kept.truncate(usize::try_from(used).unwrap_or(usize::MAX).min(QUARANTINE_BYTES));
+        let path = self.quarantine_path(tail);
+        if let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+        {
+            write_file_atomically(disk, dir, name, &kept)?;
+        }
+        piece.fill(0);
+        for (at, len) in dirty {
+            let zeros = &piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
+            segment.write_all(&mut [IoSlice::new(zeros)], at)?;
+        }
+        segment.sync().map_err(OpenError::Sync)?;
+        Ok(used)
+    }
+}
+
+/// A record as the walk met it.
+struct FoundRecord<'a> {
+    at: PhysicalOffset,
+    end: PhysicalOffset,
+    what: Found<'a>,
+}
+
+enum Found<'a> {
+    Message {
+        key: QueueKey,
+        entry: QueueEntry,
+        hashes: &'a [u64],
+    },
+    /// Of the broker or the store itself; `None`: its payload is damaged.
+    Internal {
+        kind: RecordKind,
+        payload: Option<&'a [u8]>,
+    },
+}
+
+/// A record of an append set that is not whole yet.
+struct HeldRecord {
+    header: RecordHeader,
+    what: Held,
+}
+
+enum Held {
+    Message { key: QueueKey, entry: QueueEntry, hashes: Vec<u64> },
+    Internal { payload: Option<Vec<u8>> },
+}
+
+impl FoundRecord<'_> {
+    fn hold(&self, header: &RecordHeader) -> HeldRecord {
+        let what = match &self.what {
+            Found::Message { key, entry, hashes } => {
+                Held::Message { key: *key, entry: *entry, hashes: hashes.to_vec() }
+            }
+            Found::Internal { payload, .. } => {
+                Held::Internal { payload: payload.map(<[u8]>::to_vec) }
+            }
+        };
+        HeldRecord { header: *header, what }
+    }
+}
+
+impl HeldRecord {
+    fn record(&self) -> FoundRecord<'_> {
+        let what = match &self.what {
+            Held::Message { key, entry, hashes } => {
+                Found::Message { key: *key, entry: *entry, hashes }
+            }
+            Held::Internal { payload } => {
+                Found::Internal { kind: self.header.kind, payload: payload.as_deref() }
+            }
+        };
+        FoundRecord { at: self.header.physical_offset, end: self.header.end(), what }
+    }
+}
+
+/// How a segment ended.
+enum SegmentEnd {
+    /// With a filler, or without room for a header: the log goes on in the next.
+    Rolled,
+    /// The log ends in it.
+    Tail(WalkEnd),
+}

@@ -1,0 +1,236 @@
+//! Turns the entries of a finished segment into its `.cq` and `.idx` files, takes snapshots, and rebuilds files that
+//! are missing or damaged.
+//!
+//! | step | waits for | then |
+//! | --- | --- | --- |
+//! | seal | the segment is dispatched and flushed to its end | write aside, sync, rename; `sealed` moves |
+//! | snapshot | `flushed` has passed all that is in it | write aside, sync, rename; older ones go |
+//! | rebuild | nothing else to do; what a read asked for comes first | walk the segment, write as above |
+//!
+//! All of it is derived from the log: an error costs time at the next start, or keeps entries in memory longer, and is
+//! tried again.
+
+use std::time::Duration;
+
+use super::Shared;
+use super::dispatch::derive;
+use super::signal::Progress;
+use crate::file::FileError;
+use crate::file::disk::write_file_atomically;
+use crate::file::segment::Segment;
+use crate::format::names::FileKind;
+use crate::format::segment_header::PAGE_LEN;
+use crate::format::snapshot::Snapshot;
+use crate::log::consume_queue::QueuePart;
+use crate::log::index::IndexPart;
+use crate::log::walk::{SegmentWalk, Step};
+use crate::message::PhysicalOffset;
+use crate::sync::{Arc, lock};
+
+/// How many snapshots are kept: the newest, and one to fall back to.
+const SNAPSHOTS_KEPT: usize = 2;
+/// After an error the disk is asked again so often.
+const RETRY: Duration = Duration::from_secs(1);
+/// A prepared snapshot waits for the next flush, which nobody may ask for.
+const AWAIT_FLUSH: Duration = Duration::from_millis(20);
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The state of the seal worker.
+pub struct SealWorker {
+    shared: Arc<Shared>,
+    /// Taken, but some of what it contains is not flushed yet.
+    prepared: Option<Snapshot>,
+}
+
+impl SealWorker {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, prepared: None }
+    }
+
+    /// Seals, writes a snapshot or rebuilds: the first that can be done.
+    pub fn step(&mut self) -> Progress {
+        if self.shared.is_poisoned() {
+            return Progress::Idle(IDLE);
+        }
+        match self.try_step() {
+            Ok(progress) => progress,
+            Err(error) => {
+                tracing::warn!(%error, "sealing or rebuilding failed; it is tried again");
+                Progress::Idle(RETRY)
+            }
+        }
+    }
+
+    fn try_step(&mut self) -> Result<Progress, FileError> {
+        if let Some(segment) = self.shared.sealable() {
+            self.shared.seal(&segment)?;
+            self.prepared = Some(self.shared.take_snapshot());
+            return Ok(Progress::Worked);
+        }
+        if let Some(snapshot) = &self.prepared {
+            if self.shared.marks.flushed.get() >= snapshot.reach {
+                self.shared.write_snapshot(snapshot)?;
+                self.prepared = None;
+                return Ok(Progress::Worked);
+            }
+            return Ok(Progress::Idle(AWAIT_FLUSH));
+        }
+        let missing = self.shared.missing();
+        if let Some(base) = missing {
+            self.shared.rebuild(base)?;
+            return Ok(Progress::Worked);
+        }
+        Ok(Progress::Idle(IDLE))
+    }
+
+    /// Takes and writes a snapshot of all there is. For a clean stop: everything is flushed and dispatched.
+    pub fn snapshot_now(&mut self) {
+        let snapshot = self.shared.take_snapshot();
+        if self.shared.marks.flushed.get() < snapshot.reach {
+            return;
+        }
+        if let Err(error) = self.shared.write_snapshot(&snapshot) {
+            tracing::warn!(%error, "snapshot not written; the next start replays more");
+        }
+    }
+}
+
+impl Shared {
+    /// The next segment to seal, if it is whole and durable.
+    fn sealable(&self) -> Option<Arc<Segment>> {
+        let segment = self.log.segment_at(self.marks.sealed.get())?;
+        let whole = self.marks.dispatched.get() > segment.end();
+        (whole && self.marks.flushed.get() >= segment.end()).then_some(segment)
+    }
+
+    /// Whether another segment may be finished: at most two are finished and not sealed.
+    pub(super) fn may_roll(&self) -> bool {
+        let sealed = self.marks.sealed.get();
+        let unsealed = self.log.segments().iter().filter(|s| s.base() >= sealed).count();
+        unsealed <= super::MAX_UNSEALED
+    }
+
+    fn seal(&self, segment: &Segment) -> Result<(), FileError> {
+        let (base, end) = (segment.base(), segment.end());
+        self.queues.seal(base, end)?;
+        self.indexes.seal(base, end)?;
+        self.marks.sealed.advance(end);
+        self.space.notify_waiters();
+        self.flush_signal.wake();
+        Ok(())
+    }
+
+    /// What a start needs beside the unsealed segments: queue positions as of the end of the last sealed one, the state
+    /// as it is now. Replay from there meets some of that state again, which changes nothing.
+    fn take_snapshot(&self) -> Snapshot {
+        let state = self.applier.snapshot();
+        let sealed = self.marks.sealed.get();
+        let queues = self.queues.positions_at(sealed);
+        let (queues, dead): (Vec<_>, Vec<_>) =
+            queues.into_iter().partition(|position| self.topics.get(position.key.topic).is_some());
+        // Behind damage a topic may be unknown without being deleted: then what is known of its queues stays.
+        if self.damaged.is_empty() {
+            for position in dead {
+                self.queues.remove_topic(position.key.topic);
+            }
+        }
+        Snapshot {
+            offset: sealed,
+            epoch: self.epoch,
+            applied: state.applied,
+            reach: sealed.max(state.applied),
+            store_clock: self.last_store_time(),
+            state: state.state,
+            queues,
+        }
+    }
+
+    fn write_snapshot(&self, snapshot: &Snapshot) -> Result<(), FileError> {
+        let dir = self.config.dir.join(FileKind::Snapshot.directory());
+        let name = FileKind::Snapshot.name(snapshot.reach);
+        write_file_atomically(&*self.disk, &dir, &name, &snapshot.encode())?;
+        let mut kept: Vec<_> = self
+            .disk
+            .list(&dir)?
+            .into_iter()
+            .filter(|entry| FileKind::Snapshot.parse(&entry.name).is_some())
+            .collect();
+        let surplus = kept.len().saturating_sub(SNAPSHOTS_KEPT);
+        for old in kept.drain(..surplus) {
+            self.disk.unlink(&dir.join(&old.name))?;
+        }
+        Ok(())
+    }
+
+    /// A segment whose `.cq` or `.idx` has to be made again; what a read asked for first.
+    fn missing(&self) -> Option<PhysicalOffset> {
+        let wanted = lock(&self.wanted).take();
+        let missing: Vec<_> = self
+            .queues
+            .missing()
+            .into_iter()
+            .chain(self.indexes.missing())
+            .map(|(base, _)| base)
+            .filter(|base| !lock(&self.given_up).contains(base))
+            .collect();
+        wanted.filter(|base| missing.contains(base)).or_else(|| missing.into_iter().min())
+    }
+
+    /// Asks for the files of the segment at `base` before others.
+    pub(super) fn want_rebuilt(&self, base: PhysicalOffset) {
+        *lock(&self.wanted) = Some(base);
+        self.seal_signal.wake();
+    }
+
+    /// Walks a sealed segment and writes both of its files anew.
+    fn rebuild(&self, base: PhysicalOffset) -> Result<(), FileError> {
+        let Some(segment) = self.log.segment_at(base) else {
+            // The segment itself is gone: nothing to rebuild from.
+            lock(&self.given_up).push(base);
+            return Ok(());
+        };
+        let (queues, index) = self.parts_of(&segment)?;
+        self.queues.rebuilt(base, segment.end(), &queues)?;
+        self.indexes.rebuilt(base, segment.end(), &index)?;
+        self.metrics.rebuilt.increment();
+        tracing::info!(segment = base.get(), "queue and index files rebuilt");
+        Ok(())
+    }
+
+    fn parts_of(&self, segment: &Arc<Segment>) -> Result<(QueuePart, IndexPart), FileError> {
+        let base = segment.base();
+        let (queues, index) = (QueuePart::new(base), IndexPart::new(base));
+        let mut hashes = Vec::new();
+        let from = base.plus(PAGE_LEN as u64);
+        let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), from);
+        loop {
+            match walk.step()? {
+                Step::End => return Ok((queues, index)),
+                Step::Gap { end, .. } if end >= segment.end() => return Ok((queues, index)),
+                Step::Gap { .. } => {}
+                Step::Record { header, body } => {
+                    let body = body.is_ok().then(|| walk.body(&header));
+                    if let Some(derived) = derive(self.index_seed, &header, body, &mut hashes) {
+                        for hash in derived.hashes {
+                            index.put(*hash, header.physical_offset);
+                        }
+                        queues.put(derived.key, &derived.entry);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes what an interrupted write left behind.
+    pub(super) fn remove_temporaries(&self) -> Result<(), FileError> {
+        for kind in FileKind::ALL {
+            let dir = self.config.dir.join(kind.directory());
+            for entry in self.disk.list(&dir)? {
+                if crate::format::names::parse_temporary(&entry.name).is_some() {
+                    self.disk.unlink(&dir.join(&entry.name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

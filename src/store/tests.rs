@@ -1,0 +1,390 @@
+//! The store as a whole, stepped by hand on the simulated disk, and with its threads on the real one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
+use crate::format::state_record::Transition;
+use crate::message::{FlushMode, TopicId, TopicType};
+use crate::testing::{CrashChoice, SimDisk, TopicsOnly, now};
+
+struct Rig {
+    disk: SimDisk,
+    clock: Arc<ManualClock>,
+    applier: Arc<TopicsOnly>,
+    store: Store,
+    workers: Option<Workers>,
+}
+
+fn config() -> StoreConfig {
+    StoreConfig { segment_size: 64 << 10, ..StoreConfig::new("/data") }
+}
+
+impl Rig {
+    fn open(disk: SimDisk) -> Self {
+        let clock = Arc::new(ManualClock::new(Timestamp::new(1_000_000_000)));
+        let applier = Arc::new(TopicsOnly::default());
+        let (store, workers) =
+            Store::open_stepped(Arc::new(disk.clone()), clock.clone(), config(), applier.clone())
+                .unwrap();
+        Self { disk, clock, applier, store, workers: Some(workers) }
+    }
+
+    fn settle(&mut self) {
+        self.workers.as_mut().unwrap().settle();
+    }
+
+    fn topic(&self, id: u64, queues: u32, flush: FlushMode) -> Arc<TopicHandle> {
+        let mut payload = Vec::new();
+        let topic_type = TopicType::Mixed;
+        let (id, name) = (TopicId::new(id), format!("t{id}"));
+        Transition::TopicCreated { id, name, queues, flush, topic_type }.encode_into(&mut payload);
+        let placed = self.store.append_one(NewRecord::state(payload.clone())).unwrap();
+        self.applier.applied(self.store.topics(), &payload, placed.end).unwrap();
+        self.store.topics().get(id).unwrap()
+    }
+
+    fn send(&self, topic: &Arc<TopicHandle>, queue: u32, key: &str, body: &[u8]) -> Placed {
+        let batch = batch(key, body);
+        let info = check(&batch).unwrap();
+        self.store.append_one(NewRecord::message(topic, QueueId::new(queue), batch, &info)).unwrap()
+    }
+
+    fn read(&self, topic: &Arc<TopicHandle>, queue: u32, from: u64) -> ReadOutcome {
+        let request = ReadRequest {
+            topic: Arc::clone(topic),
+            queue: QueueId::new(queue),
+            from: QueueOffset::new(from),
+            max_messages: 1_000,
+            max_bytes: 1 << 20,
+            filter: Arc::new(TagFilter::All),
+        };
+        now(self.store.read(request)).unwrap().unwrap()
+    }
+
+    /// All bodies of a queue, read to its end.
+    fn bodies(&self, topic: &Arc<TopicHandle>, queue: u32) -> Vec<Vec<u8>> {
+        let (mut bodies, mut from) = (Vec::new(), 0);
+        loop {
+            match self.read(topic, queue, from) {
+                ReadOutcome::Records { records, next, .. } => {
+                    for record in records {
+                        assert_eq!(record.first_queue_offset.get(), bodies.len() as u64);
+                        bodies.push(body(&record.batch));
+                    }
+                    from = next.get();
+                }
+                ReadOutcome::Empty { next, range } => {
+                    assert_eq!((next.get(), range.max.get()), (from, from));
+                    return bodies;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn find(&self, topic: &Arc<TopicHandle>, key: &str) -> Vec<Vec<u8>> {
+        let request = FindRequest {
+            topic: Arc::clone(topic),
+            kind: IndexKind::Key,
+            bytes: Bytes::copy_from_slice(key.as_bytes()),
+            begin: Timestamp::ZERO,
+            end: Timestamp::new(u64::MAX),
+            order: Order::OldestFirst,
+            limit: 1_000,
+            after: None,
+        };
+        let found = now(self.store.find(request)).unwrap().unwrap();
+        assert!(found.complete, "{:?}", found.reason);
+        found.messages.iter().map(|message| body(&message.record.batch)).collect()
+    }
+
+    /// The disk as a cut of the power may leave it now, opened again.
+    fn cut_power(self, choice: &CrashChoice) -> Self {
+        let disk = self.disk.crash_image(choice);
+        std::mem::forget(self.store);
+        std::mem::forget(self.workers);
+        Self::open(disk)
+    }
+
+    fn close_and_reopen(mut self) -> Self {
+        self.store.close_stepped(self.workers.take().unwrap()).unwrap();
+        Self::open(self.disk.clone())
+    }
+}
+
+fn batch(key: &str, body: &[u8]) -> Bytes {
+    let mut builder = BatchBuilder::new();
+    builder.push(&NewMeta { keys: vec![key], ..NewMeta::default() }, body);
+    builder.finish()
+}
+
+fn body(batch: &[u8]) -> Vec<u8> {
+    crate::format::batch::Batch::parse(batch).unwrap().bodies().to_vec()
+}
+
+fn numbered(count: usize, len: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|n| format!("{n:0len$}").into_bytes()).collect()
+}
+
+#[test]
+fn what_was_sent_comes_back_in_order_and_by_key() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 2, FlushMode::Async);
+    let sent = numbered(200, 1_000);
+    for (n, body) in sent.iter().enumerate() {
+        rig.send(&topic, n as u32 % 2, &format!("k{}", n % 10), body);
+        if n % 7 == 0 {
+            rig.settle();
+        }
+    }
+    rig.settle();
+    let even: Vec<_> = sent.iter().step_by(2).cloned().collect();
+    assert_eq!(rig.bodies(&topic, 0), even);
+    let third: Vec<_> = sent.iter().skip(3).step_by(10).cloned().collect();
+    assert_eq!(rig.find(&topic, "k3"), third);
+    assert!(rig.store.status().segments > 3, "the log must have rolled");
+
+    let rig = rig.close_and_reopen();
+    let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
+    assert_eq!(rig.bodies(&topic, 0), even);
+    assert_eq!(rig.find(&topic, "k3"), third);
+    assert_eq!(rig.send(&topic, 0, "new", b"x").queue_offset.get(), 100);
+    assert!(rig.store.start_report().clean);
+}
+
+#[test]
+fn a_sync_topic_shows_a_record_only_once_it_is_flushed_an_async_one_at_once() {
+    let rig = &mut Rig::open(SimDisk::new());
+    let sync = rig.topic(1, 1, FlushMode::Sync);
+    let asynchronous = rig.topic(2, 1, FlushMode::Async);
+    let mut workers = rig.workers.take().unwrap();
+    for n in 0..10_u8 {
+        rig.send(&sync, 0, "s", &[n]);
+        rig.send(&asynchronous, 0, "a", &[n]);
+    }
+    workers.dispatch.step();
+    assert_eq!(rig.store.queue_range(&sync, QueueId::new(0)).max.get(), 0);
+    assert_eq!(rig.bodies(&asynchronous, 0).len(), 10);
+    assert_eq!(rig.find(&sync, "s").len(), 0);
+    assert_eq!(rig.find(&asynchronous, "a").len(), 10);
+    workers.flush.flush_all();
+    assert_eq!(rig.bodies(&sync, 0).len(), 10);
+    assert_eq!(rig.find(&sync, "s").len(), 10);
+    let before = rig.store.watermarks();
+    assert_eq!((before.appended, before.appended), (before.dispatched, before.flushed));
+}
+
+#[test]
+fn a_power_cut_takes_only_what_was_not_flushed() {
+    for choice in [CrashChoice::NOTHING, CrashChoice::EVERYTHING] {
+        let mut rig = Rig::open(SimDisk::new());
+        let topic = rig.topic(1, 1, FlushMode::Async);
+        let sent = numbered(50, 1_000);
+        for body in &sent[..40] {
+            rig.send(&topic, 0, "k", body);
+        }
+        rig.settle();
+        for body in &sent[40..] {
+            rig.send(&topic, 0, "k", body);
+        }
+        let mut rig = rig.cut_power(&choice);
+        rig.settle();
+        let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
+        let found = rig.bodies(&topic, 0);
+        assert!(found.len() >= 40, "{choice:?}");
+        assert_eq!(found, sent[..found.len()], "{choice:?}");
+        assert_eq!(rig.find(&topic, "k"), found);
+        assert!(!rig.store.start_report().clean);
+        assert_eq!(rig.store.epoch().get(), 2);
+        assert_eq!(
+            rig.send(&topic, 0, "k", b"next").queue_offset.get(),
+            found.len() as u64,
+            "{choice:?}"
+        );
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_middle_costs_that_record_alone() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Sync);
+    let sent = numbered(30, 1_000);
+    let placed: Vec<_> = sent.iter().map(|body| rig.send(&topic, 0, "k", body)).collect();
+    rig.settle();
+    // Long enough for the checkpoint to vouch for the burst.
+    rig.clock.advance(Duration::from_millis(60));
+    rig.settle();
+    let log = Path::new("/data/commitlog/00000000000000000000.log");
+    rig.disk.corrupt(log, placed[10].offset.get() + 500, 0x40).unwrap();
+    let rig = rig.cut_power(&CrashChoice::EVERYTHING);
+    let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
+    assert_eq!(rig.store.start_report().damaged, [placed[10].offset..placed[10].end]);
+    match rig.read(&topic, 0, 10) {
+        ReadOutcome::Damaged { at, next, range } => {
+            assert_eq!((at.get(), next.get(), range.max.get()), (10, 11, 30));
+        }
+        other => panic!("{other:?}"),
+    }
+    match rig.read(&topic, 0, 11) {
+        ReadOutcome::Records { records, .. } => assert_eq!(records.len(), 19),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rig.send(&topic, 0, "k", b"on").queue_offset.get(), 30);
+}
+
+#[test]
+fn a_failed_sync_poisons_the_store_for_good() {
+    use crate::file::Operation;
+    use crate::testing::{Fault, FaultRule, Times};
+
+    let rig = &mut Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Sync);
+    let mut workers = rig.workers.take().unwrap();
+    workers.settle();
+    rig.disk.fail(FaultRule {
+        operation: Operation::Sync,
+        path_contains: Some("commitlog".to_owned()),
+        nth: 1,
+        times: Times::Once,
+        error: Fault::Eio,
+    });
+    let placed = rig.send(&topic, 0, "k", b"unknown");
+    let durable = rig.store.durable(placed.end);
+    workers.flush.flush_all();
+    assert_eq!(now(durable), Some(Err(Poisoned)));
+    let flushed = rig.store.watermarks().flushed;
+    workers.flush.flush_all();
+    assert_eq!(rig.store.watermarks().flushed, flushed, "no sync is tried again");
+    let batch = batch("k", b"later");
+    let info = check(&batch).unwrap();
+    let later = NewRecord::message(&topic, QueueId::new(0), batch, &info);
+    assert!(matches!(rig.store.append_one(later), Err(AppendError::Poisoned)));
+    assert!(now(rig.store.failed()).is_some());
+}
+
+#[test]
+fn deleting_all_that_is_derived_changes_nothing() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(7, 3, FlushMode::Async);
+    let sent = numbered(400, 900);
+    for (n, body) in sent.iter().enumerate() {
+        rig.send(&topic, n as u32 % 3, &format!("k{}", n % 50), body);
+        rig.settle();
+    }
+    let disk = rig.disk.clone();
+    rig.store.close_stepped(rig.workers.take().unwrap()).unwrap();
+    for path in disk.paths() {
+        let text = path.to_string_lossy().into_owned();
+        if ["consumequeue/", "index/", "state/", "checkpoint"].iter().any(|d| text.contains(d)) {
+            disk.remove(&path).unwrap();
+        }
+    }
+    let mut rig = Rig::open(disk);
+    assert!(rig.store.start_report().rebuilding > 0);
+    rig.settle();
+    let topic = rig.store.topics().get(TopicId::new(7)).unwrap();
+    for queue in 0..3 {
+        let expected: Vec<_> = sent.iter().skip(queue).step_by(3).cloned().collect();
+        assert_eq!(rig.bodies(&topic, queue as u32), expected);
+    }
+    let expected: Vec<_> = sent.iter().skip(9).step_by(50).cloned().collect();
+    assert_eq!(rig.find(&topic, "k9"), expected);
+}
+
+#[test]
+fn a_clock_that_jumps_back_does_not_move_store_time_back() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    let first = rig.send(&topic, 0, "k", b"a");
+    rig.clock.set_wall(Timestamp::new(first.store_time.get() - 3_600_000));
+    let second = rig.send(&topic, 0, "k", b"b");
+    assert_eq!(second.store_time, first.store_time);
+    rig.settle();
+    let rig = rig.close_and_reopen();
+    let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
+    assert!(rig.send(&topic, 0, "k", b"c").store_time >= first.store_time);
+}
+
+#[test]
+fn a_store_with_threads_on_the_real_disk_survives_a_reopen() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { segment_size: 1 << 20, ..StoreConfig::new(dir.path().join("s")) };
+    let sent = numbered(3_000, 1_000);
+    for round in 0..2 {
+        let clock = Arc::new(crate::clock::SystemClock::new());
+        let applier = Arc::new(TopicsOnly::default());
+        let disk = Arc::new(crate::file::disk::RealDisk);
+        let (store, report) =
+            Store::open(disk.clone(), clock, config.clone(), applier.clone()).unwrap();
+        let locked = Store::open(
+            disk,
+            Arc::new(crate::clock::SystemClock::new()),
+            config.clone(),
+            Arc::new(TopicsOnly::default()),
+        );
+        assert!(matches!(locked, Err(OpenError::Locked { .. })));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        if round == 0 {
+            assert!(report.created);
+            let mut payload = Vec::new();
+            Transition::TopicCreated {
+                id: TopicId::new(1),
+                name: "t".to_owned(),
+                queues: 1,
+                flush: FlushMode::Sync,
+                topic_type: TopicType::Mixed,
+            }
+            .encode_into(&mut payload);
+            let placed = store.append_one(NewRecord::state(payload.clone())).unwrap();
+            applier.applied(store.topics(), &payload, placed.end).unwrap();
+            let topic = store.topics().get(TopicId::new(1)).unwrap();
+            let mut end = placed.end;
+            for body in &sent {
+                let batch = batch("k", body);
+                let info = check(&batch).unwrap();
+                let record = NewRecord::message(&topic, QueueId::new(0), batch, &info);
+                end = loop {
+                    match store.append_one(record.clone()) {
+                        Ok(placed) => break placed.end,
+                        Err(AppendError::NotReady) => {
+                            runtime.block_on(store.space()).unwrap();
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                };
+            }
+            runtime.block_on(store.acknowledged(&topic, end)).unwrap();
+            assert!(store.watermarks().flushed >= end);
+        }
+        let topic = store.topics().get(TopicId::new(1)).unwrap();
+        runtime.block_on(store.caught_up(&topic));
+        let (mut from, mut count) = (0, 0);
+        while count < sent.len() {
+            let request = ReadRequest {
+                topic: Arc::clone(&topic),
+                queue: QueueId::new(0),
+                from: QueueOffset::new(from),
+                max_messages: 100,
+                max_bytes: 1 << 20,
+                filter: Arc::new(TagFilter::All),
+            };
+            match runtime.block_on(store.read(request)).unwrap() {
+                ReadOutcome::Records { records, next, .. } => {
+                    for record in records {
+                        assert_eq!(body(&record.batch), sent[count]);
+                        count += 1;
+                    }
+                    from = next.get();
+                }
+                other => panic!("round {round} at {from}: {other:?}"),
+            }
+        }
+        store.close().unwrap();
+    }
+}

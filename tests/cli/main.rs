@@ -1,0 +1,245 @@
+//! The command line as a person sees it: what it prints, where, and how it ends.
+//!
+//! The files beside this one are sessions: commands, their output, `[..]` where a text differs from run to run. Each
+//! runs against its own broker; `TRYCMD=overwrite cargo test --test cli` writes them anew.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod fake;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Stdio};
+
+use fake::Fake;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_mainstem");
+
+fn session(file: &str, server: &str) {
+    trycmd::TestCases::new()
+        .register_bin("mainstem", std::path::Path::new(BINARY))
+        .env("MAINSTEM_SERVER", server)
+        .insert_var("[SERVER]", server.to_owned())
+        .unwrap()
+        .case(file);
+}
+
+#[test]
+fn every_command_explains_itself() {
+    session("tests/cli/help.trycmd", "127.0.0.1:1");
+}
+
+#[test]
+fn without_a_broker_the_cause_and_the_cure_are_named() {
+    session("tests/cli/no_broker.trycmd", "127.0.0.1:1");
+}
+
+#[test]
+fn topics_are_made_listed_shown_and_deleted() {
+    session("tests/cli/topics.trycmd", &Fake::start().to_string());
+}
+
+#[test]
+fn messages_are_sent_read_and_found() {
+    session("tests/cli/messages.trycmd", &Fake::start().to_string());
+}
+
+#[test]
+fn faults_are_told_with_their_exit_codes() {
+    session("tests/cli/faults.trycmd", &Fake::start().to_string());
+}
+
+#[test]
+fn a_real_broker_answers_every_command() {
+    let broker = RealBroker::start();
+    session("tests/cli/broker.trycmd", &broker.grpc);
+}
+
+#[test]
+fn a_broker_that_is_told_to_stop_ends_with_zero() {
+    let mut broker = RealBroker::start();
+    assert_eq!(mainstem(&broker.grpc, &["send", "-t", "orders", "hello"], "").2, Some(0));
+    // The end of its standard input is the word to stop.
+    drop(broker.child.stdin.take());
+    assert_eq!(broker.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_address_that_is_taken_is_named_with_a_cure() {
+    let broker = RealBroker::start();
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let args = ["serve", "--data", data.to_str().unwrap(), "--listen", &broker.grpc];
+    let (stdout, stderr, code) = mainstem(&broker.grpc, &args, "");
+    let last = stderr.lines().last().unwrap();
+    let expected = format!(
+        "error: cannot listen on {} (Address already in use (os error 98)): is a broker running \
+         there? Name another address with --listen",
+        broker.grpc
+    );
+    assert_eq!((stdout.as_str(), last, code), ("", expected.as_str(), Some(1)));
+}
+
+#[test]
+fn the_demo_holds_every_promise_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new(BINARY)
+        .args(["demo", "-o", "json"])
+        .env("TMPDIR", directory.path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((stderr.as_str(), output.status.code()), ("", Some(0)));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["ok"], true, "{report:#}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+/// `mainstem serve` on free ports in a directory of its own, gone with the test.
+struct RealBroker {
+    child: Child,
+    grpc: String,
+    _directory: tempfile::TempDir,
+}
+
+impl RealBroker {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = Command::new(BINARY)
+            .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["--set", "store.segment_size=64MiB"])
+            .args(["--print-addresses", "--until-stdin-closes", "--data"])
+            .arg(directory.path().join("data"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let addresses: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let grpc = addresses["grpc"].as_str().unwrap().to_owned();
+        Self { child, grpc, _directory: directory }
+    }
+}
+
+impl Drop for RealBroker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn mainstem(server: &str, args: &[&str], input: &str) -> (String, String, Option<i32>) {
+    let mut child = Command::new(BINARY)
+        .args(args)
+        .env("MAINSTEM_SERVER", server)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr), output.status.code())
+}
+
+#[test]
+fn lines_of_standard_input_come_back_in_their_order() {
+    let server = Fake::start().to_string();
+    let input: String = (0..2_500).map(|number| format!("line {number}\n")).collect();
+    let send = ["send", "-t", "numbers", "--queue", "0", "--lines", "-", "--batch", "100"];
+    let (stdout, stderr, code) = mainstem(&server, &send, &input);
+    let expected = "TOPIC    QUEUE  MESSAGES  NEXT OFFSET\n\
+        numbers  0      2500      2500\n\n2500 messages in 25 records\n";
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), (expected, "", Some(0)));
+
+    let (stdout, stderr, code) = mainstem(&server, &["pull", "-t", "numbers", "-o", "jsonl"], "");
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let bodies: Vec<String> = stdout
+        .lines()
+        .map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).unwrap();
+            message["body"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let expected: Vec<String> = (0..2_500).map(|number| format!("line {number}")).collect();
+    assert_eq!(bodies, expected);
+}
+
+#[test]
+fn what_pull_writes_is_what_send_reads() {
+    let server = Fake::start().to_string();
+    let input = concat!(
+        r#"{"key":"a","tag":"t","properties":{"p":"1","q":"2"},"body":"first"}"#,
+        "\n\n",
+        r#"{"keys":["b","c"],"producer_id":"mine","message_group":"g","born_time":"2026-07-01T12:00:00Z","body_base64":"/wA="}"#,
+        "\n",
+    );
+    let (_, stderr, code) = mainstem(&server, &["send", "-t", "one", "--jsonl", "-"], input);
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let (first, _, _) = mainstem(&server, &["pull", "-t", "one", "-o", "jsonl"], "");
+    let (_, stderr, code) = mainstem(&server, &["send", "-t", "two", "--jsonl", "-"], &first);
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let (second, _, _) = mainstem(&server, &["pull", "-t", "two", "-o", "jsonl"], "");
+
+    let content = |text: &str| -> Vec<serde_json::Value> {
+        text.lines()
+            .map(|line| {
+                let mut message: serde_json::Value = serde_json::from_str(line).unwrap();
+                for field in ["id", "topic", "queue", "offset", "store_time"] {
+                    message.as_object_mut().unwrap().remove(field).unwrap();
+                }
+                message
+            })
+            .collect()
+    };
+    assert_eq!(content(&first), content(&second));
+    assert_eq!(content(&first).len(), 2);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_command_quietly() {
+    let server = Fake::start().to_string();
+    let input: String = (0..5_000).map(|number| format!("line {number}\n")).collect();
+    let send = ["send", "-t", "numbers", "--lines", "-", "--batch", "1000"];
+    assert_eq!(mainstem(&server, &send, &input).2, Some(0));
+
+    let mut child = Command::new(BINARY)
+        .args(["pull", "-t", "numbers", "-o", "jsonl"])
+        .env("MAINSTEM_SERVER", &server)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.stderr.as_slice(), output.status.code()), (&b""[..], Some(0)));
+}
+
+#[test]
+fn pull_waits_for_what_is_not_there_yet() {
+    let server = Fake::start().to_string();
+    assert_eq!(mainstem(&server, &["topic", "create", "later", "--queues", "1"], "").2, Some(0));
+    let args =
+        ["pull", "-t", "later", "--from", "latest", "-n", "1", "--wait", "1m", "-o", "jsonl"];
+    let reader = Command::new(BINARY)
+        .args(args)
+        .env("MAINSTEM_SERVER", &server)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Whether the reader is there before or after the first of them, one of them it sees.
+    let sender = std::thread::spawn({
+        let server = server.clone();
+        move || {
+            for _ in 0..50 {
+                assert_eq!(mainstem(&server, &["send", "-t", "later", "hello"], "").2, Some(0));
+            }
+        }
+    });
+    let output = reader.wait_with_output().unwrap();
+    sender.join().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let message: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(message["body"], "hello");
+}

@@ -1,0 +1,10 @@
+//! The native API as a client sees it: a real server on free ports, a real client, one test per behaviour.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod pull;
+mod query;
+mod send;
+mod server;
+mod support;
+mod topics;

@@ -30,7 +30,7 @@ use crate::format::record::{
 use crate::format::segment_header::PAGE_LEN;
 use crate::log::{consume_queue, index};
 use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
-use crate::sync::{Arc, Mutex, Ordering, lock};
+use crate::sync::{Arc, Mutex, Ordering, fence, lock};
 
 /// A turn takes pending sets up to this many bytes, or one larger set: bounds how long a sender writes for others.
 const TURN_BYTES: u64 = 1 << 20;
@@ -606,6 +606,8 @@ impl Shared {
 
     /// Wakes the dispatcher if it sleeps and somebody waits for it or much is undispatched.
     fn wake_after_append(&self) {
+        // Appended first, then the look at who sleeps or waits; they do it the other way round.
+        fence(Ordering::SeqCst);
         let view = self.marks.view(PhysicalOffset::ZERO);
         if view.appended.since(view.dispatched) >= TURN_BYTES
             || self.arrivals.len() > 0
@@ -613,7 +615,10 @@ impl Shared {
         {
             self.dispatch_signal.wake();
         }
-        if view.appended.since(view.flushed) >= self.config.flush_bytes {
+        let is_much = view.appended.since(view.flushed) >= self.config.flush_bytes;
+        let is_first = self.flush_is_idle.load(Ordering::Relaxed)
+            && self.flush_is_idle.swap(false, Ordering::SeqCst);
+        if is_much || is_first {
             self.flush_signal.wake();
         }
     }

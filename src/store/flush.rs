@@ -15,7 +15,7 @@ use super::Shared;
 use super::checkpoint::CheckpointFile;
 use super::signal::Progress;
 use crate::message::PhysicalOffset;
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering, fence};
 
 /// A sync without a successor for so long is recorded in the checkpoint.
 const CHECKPOINT_IDLE: Duration = Duration::from_millis(50);
@@ -49,7 +49,12 @@ impl FlushWorker {
         let (flushed, appended) = (shared.marks.flushed.get(), shared.marks.appended.get());
         if appended == flushed {
             self.unflushed_since = None;
-            return self.checkpoint_if_due(now);
+            let progress = self.checkpoint_if_due(now);
+            // The next append ends the sleep, so that the flush interval counts from it. Said first, looked at then.
+            shared.flush_is_idle.store(true, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            let is_idle = shared.marks.appended.get() == appended;
+            return if is_idle { progress } else { Progress::Worked };
         }
         let since = *self.unflushed_since.get_or_insert(now);
         let waited = now.saturating_sub(since);

@@ -213,6 +213,8 @@ pub(crate) struct Shared {
     seal_signal: Signal,
     allocate_signal: Signal,
 
+    /// The flush worker sleeps until something is appended.
+    flush_is_idle: AtomicBool,
     /// One-way: a sync failed.
     poisoned: AtomicBool,
     poison_reason: Mutex<Option<String>>,
@@ -444,6 +446,7 @@ impl Store {
             flush_signal: Signal::default(),
             seal_signal: Signal::default(),
             allocate_signal: Signal::default(),
+            flush_is_idle: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             poison_reason: Mutex::new(None),
             failed: Notify::new(),

@@ -291,9 +291,11 @@ fn found_segments(disk: &dyn Disk, config: &StoreConfig) -> Result<Vec<FoundSegm
     for entry in disk.list(&dir)? {
         let path = dir.join(&entry.name);
         match FileKind::Segment.parse(&entry.name) {
-            // A file with a final name was whole when it got it; a shorter one was damaged since.
-            Some(base) if entry.len > PAGE_LEN as u64 => {
-                found.push(FoundSegment { path, base, len: entry.len });
+            // A file with a final name was whole when it got it; a shorter one was damaged since, and has no whole
+            // last page.
+            Some(base) if entry.len >= 2 * PAGE_LEN as u64 => {
+                let len = entry.len - entry.len % PAGE_LEN as u64;
+                found.push(FoundSegment { path, base, len });
             }
             Some(_) => tracing::warn!(file = %path.display(), "segment without content is ignored"),
             None if names::parse_temporary(&entry.name).is_some() => disk.unlink(&path)?,

@@ -193,19 +193,15 @@ impl AsRef<[u8]> for Published {
     }
 }
 
-/// Writes zeros over the whole file, 1 MiB at a call.
+/// Writes zeros over the whole file, 64 KiB at a call. The kernel caches what one call wrote as one large folio and
+/// walks all its blocks in each later write to it: after calls of 1 MiB an append of 1 KiB took 2.4 µs, after 64 KiB
+/// 1.0 µs; calls below slow down appends of 100 KiB.
 fn write_zeros(file: &dyn DiskFile, len: u64) -> Result<(), FileError> {
-    const TURN: u64 = 1 << 20;
     let mut position = 0;
     while position < len {
-        let turn = (len - position).min(TURN) as usize;
-        let mut buffers = [IoSlice::new(&[]); TURN as usize / ZEROS.len()];
-        for (index, buffer) in buffers.iter_mut().enumerate() {
-            let rest = turn.saturating_sub(index * ZEROS.len());
-            *buffer = IoSlice::new(&ZEROS[..rest.min(ZEROS.len())]);
-        }
-        disk::write_all_vectored_at(file, &mut buffers, position)?;
-        position += turn as u64;
+        let turn = (len - position).min(ZEROS.len() as u64);
+        disk::write_all_at(file, &ZEROS[..turn as usize], position)?;
+        position += turn;
     }
     Ok(())
 }

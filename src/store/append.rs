@@ -22,6 +22,7 @@ use super::Shared;
 use super::error::AppendError;
 use super::topics::TopicHandle;
 use crate::clock::StoreClock;
+use crate::file::FileError;
 use crate::file::segment::Segment;
 use crate::format::batch::BatchInfo;
 use crate::format::record::{
@@ -38,6 +39,8 @@ const TURN_BYTES: u64 = 1 << 20;
 const PAGE: u64 = 4 << 10;
 /// Store times in queue entries are 32-bit milliseconds from the segment's first record; 30 days is well below.
 const MAX_SEGMENT_AGE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// A shorter run is copied into one buffer: that costs less than what the kernel does for a list of small ones.
+const GATHER_BELOW: u64 = 8 << 10;
 /// Undispatched bytes above which appends wait: the dispatcher is slower than the senders.
 const MAX_UNDISPATCHED: u64 = 64 << 20;
 
@@ -125,6 +128,12 @@ impl NewRecord {
         record_len(self.attributes.len(), self.payload.len())
     }
 
+    /// Zeros behind the payload.
+    fn padding_len(&self) -> usize {
+        let used = HEADER_LEN + self.attributes.len() + self.payload.len();
+        used.next_multiple_of(ALIGN as usize) - used
+    }
+
     /// What its entries will occupy in memory until their segment is sealed.
     fn entry_bytes(&self) -> u64 {
         consume_queue::ENTRY_COST + u64::from(self.index_entries) * index::ENTRY_COST
@@ -209,6 +218,43 @@ struct Scratch {
     headers: Vec<[u8; HEADER_LEN]>,
     placed: Vec<Placed>,
     buffers: Vec<IoSlice<'static>>,
+    gathered: Vec<u8>,
+}
+
+impl Scratch {
+    /// Copies records, each behind its header, and `padding` zeros into `gathered`.
+    fn gather<'a>(&mut self, records: impl Iterator<Item = &'a NewRecord>, padding: u64) {
+        self.gathered.clear();
+        for (record, header) in records.zip(&self.headers) {
+            self.gathered.extend_from_slice(header);
+            self.gathered.extend_from_slice(&record.attributes);
+            self.gathered.extend_from_slice(&record.payload);
+            self.gathered.extend_from_slice(&ZEROS[..record.padding_len()]);
+        }
+        self.gathered.extend_from_slice(&ZEROS[..padding as usize]);
+    }
+
+    /// Writes records, each behind its header, and `padding` zeros from where they are.
+    fn write_vectored<'a>(
+        &mut self,
+        records: impl Iterator<Item = &'a NewRecord>,
+        padding: u64,
+        segment: &Segment,
+        start: PhysicalOffset,
+    ) -> Result<(), FileError> {
+        let mut buffers = recycle(std::mem::take(&mut self.buffers));
+        for (record, header) in records.zip(&self.headers) {
+            let pad = &ZEROS[..record.padding_len()];
+            let parts = [header, &record.attributes[..], &record.payload[..], pad];
+            buffers.extend(parts.into_iter().filter(|part| !part.is_empty()).map(IoSlice::new));
+        }
+        if padding > 0 {
+            buffers.push(IoSlice::new(&ZEROS[..padding as usize]));
+        }
+        let written = segment.write_all(&mut buffers, start);
+        self.buffers = recycle(buffers);
+        written
+    }
 }
 
 impl Tail {
@@ -475,24 +521,13 @@ impl Shared {
         let page_end = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
         let padding = if end > tail.touched { page_end.since(end) } else { 0 };
 
-        let mut buffers = recycle(std::mem::take(&mut tail.scratch.buffers));
-        let headers = std::mem::take(&mut tail.scratch.headers);
-        for (record, header) in sets.iter().flat_map(Set::records).zip(&headers) {
-            buffers.push(IoSlice::new(header));
-            let parts = [&record.attributes, &record.payload];
-            buffers.extend(parts.into_iter().filter(|b| !b.is_empty()).map(|b| IoSlice::new(b)));
-            let used = HEADER_LEN + record.attributes.len() + record.payload.len();
-            let pad = used.next_multiple_of(ALIGN as usize) - used;
-            if pad > 0 {
-                buffers.push(IoSlice::new(&ZEROS[..pad]));
-            }
-        }
-        if padding > 0 {
-            buffers.push(IoSlice::new(&ZEROS[..padding as usize]));
-        }
-        let written = segment.write_all(&mut buffers, start);
-        tail.scratch.buffers = recycle(buffers);
-        tail.scratch.headers = headers;
+        let records = sets.iter().flat_map(Set::records);
+        let written = if end.since(start) + padding < GATHER_BELOW {
+            tail.scratch.gather(records, padding);
+            segment.write_all(&mut [IoSlice::new(&tail.scratch.gathered)], start)
+        } else {
+            tail.scratch.write_vectored(records, padding, &segment, start)
+        };
 
         match written {
             Ok(()) => {
@@ -582,7 +617,7 @@ impl Shared {
         segment: &Segment,
         start: PhysicalOffset,
         end: PhysicalOffset,
-        source: crate::file::FileError,
+        source: FileError,
     ) -> AppendError {
         let mut at = start;
         let zeroed = loop {

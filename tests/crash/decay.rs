@@ -1,0 +1,1 @@
+use super::rig as _;

@@ -1,0 +1,21 @@
+//! What a power cut, a failing disk and decay leave of a store, on the simulated disk.
+//!
+//! | file        | what                                                                                     |
+//! | ----------- | ---------------------------------------------------------------------------------------- |
+//! | `rig`       | a store stepped by hand, and what a client does with it                                  |
+//! | `script`    | a fixed list of steps, and the ledger of what they appended, acknowledged and gave out   |
+//! | `oracle`    | the log as its bytes say it is, read without the store; what a store must show for it    |
+//! | `power_cut` | the power goes at every operation of every script                                        |
+//! | `faults`    | one call fails, for every call                                                           |
+//! | `decay`     | bytes and files change while nobody looks                                                |
+//!
+//! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod decay;
+mod faults;
+mod oracle;
+mod power_cut;
+mod rig;
+mod script;

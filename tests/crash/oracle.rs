@@ -1,0 +1,168 @@
+//! The log as its bytes say it is, read without the store, and what a store must show for it.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use bytes::Bytes;
+use mainstem::format::batch::Batch;
+use mainstem::format::identity::Identity;
+use mainstem::format::record::{HEADER_LEN, RecordHeader, RecordKind, verify_body};
+use mainstem::format::segment_header::{PAGE_LEN, SegmentHeader};
+use mainstem::format::state_record::{Transition, transitions};
+use mainstem::message::{FlushMode, MessageId, PhysicalOffset};
+use mainstem::store::{IndexKind, Order};
+use mainstem::testing::SimDisk;
+
+use crate::rig::{Dice, Rig, files, path};
+
+/// A record, as the bytes of the log have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Logged {
+    pub(crate) header: RecordHeader,
+    pub(crate) payload: Bytes,
+}
+
+/// Walks the durable bytes of the log from its first to its last record. There is no damage, and nothing but zeros
+/// behind the end.
+pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
+    let identity = Identity::decode(&disk.durable_bytes(&path("identity")).unwrap()).unwrap();
+    let mut found: Vec<Logged> = Vec::new();
+    let mut ended = None;
+    let mut next_base = None;
+    for file in files(disk, "commitlog") {
+        let bytes = disk.durable_bytes(&file).unwrap();
+        let header = SegmentHeader::decode(&bytes).unwrap();
+        let base = header.base;
+        assert!(next_base.is_none_or(|next| next == base), "{case}: a segment is missing");
+        next_base = Some(base.plus(header.len));
+        let mut at = PAGE_LEN;
+        while bytes.len() - at >= HEADER_LEN {
+            let here = base.plus(at as u64);
+            let header = match RecordHeader::decode(&bytes[at..], here, identity.salt(base)) {
+                Ok(header) => header,
+                Err(error) => {
+                    let rest = bytes[at..].iter().position(|byte| *byte != 0);
+                    assert_eq!(rest, None, "{case}: {error} at {here}, and no zeros to the end");
+                    ended = ended.or(Some(here));
+                    break;
+                }
+            };
+            assert_eq!(ended, None, "{case}: a record at {here} behind the end of the log");
+            if header.kind == RecordKind::Filler {
+                break;
+            }
+            let end = at + header.total_len as usize;
+            let (_, payload) = verify_body(&header, &bytes[at + HEADER_LEN..end]).unwrap();
+            if let Some(before) = found.last() {
+                assert!(header.epoch >= before.header.epoch, "{case}: epochs never decrease");
+                assert!(header.store_time >= before.header.store_time, "{case}: nor do times");
+            }
+            found.push(Logged { header, payload: Bytes::copy_from_slice(payload) });
+            at = end;
+        }
+    }
+    found
+}
+
+/// Live topics by id: queues and mode.
+pub(crate) fn live_topics(log: &[Logged]) -> BTreeMap<u64, (u32, FlushMode)> {
+    let mut live = BTreeMap::new();
+    for record in log.iter().filter(|record| record.header.kind == RecordKind::State) {
+        for transition in transitions(&record.payload) {
+            match transition.unwrap() {
+                Transition::TopicCreated { id, queues, flush, .. } => {
+                    live.insert(id.get(), (queues, flush));
+                }
+                Transition::TopicDeleted { id } => {
+                    live.remove(&id.get());
+                }
+                Transition::NextTopicId { .. } => {}
+            }
+        }
+    }
+    live
+}
+
+/// Checks that topics, queues, index and ids show what the log holds, all of which is dispatched and flushed. Keys and
+/// ids are looked up by sample.
+pub(crate) fn agrees(rig: &Rig, log: &[Logged], seed: u64, case: &dyn Display) {
+    let mut dice = Dice(seed);
+    let live = live_topics(log);
+    let mut known: Vec<u64> = rig
+        .applier
+        .live()
+        .iter()
+        .map(|transition| match transition {
+            Transition::TopicCreated { id, .. } => id.get(),
+            other => panic!("{case}: {other:?}"),
+        })
+        .collect();
+    known.sort_unstable();
+    assert_eq!(known, live.keys().copied().collect::<Vec<_>>(), "{case}: topics");
+    for (id, (queues, flush)) in live {
+        let topic = rig.topic(id).unwrap();
+        assert_eq!((topic.queues(), topic.flush()), (queues, flush), "{case}: topic {id}");
+        let of_topic = || {
+            log.iter().filter(move |record| {
+                record.header.topic.get() == id && record.header.kind == RecordKind::Message
+            })
+        };
+        for queue in 0..queues {
+            let expected: Vec<_> =
+                of_topic().filter(|record| record.header.queue.get() == queue).collect();
+            let mut next = 0;
+            for record in &expected {
+                assert_eq!(record.header.queue_offset.get(), next, "{case}: dense offsets");
+                next += u64::from(record.header.message_count);
+            }
+            let found = rig.read_all(&topic, queue);
+            assert_eq!(found.len(), expected.len(), "{case}: records of queue {queue} of {id}");
+            for (found, expected) in found.iter().zip(expected) {
+                let header = &expected.header;
+                assert_eq!(found.batch, expected.payload, "{case}: bytes");
+                assert_eq!(
+                    (found.offset, found.first_queue_offset, found.epoch, found.store_time),
+                    (
+                        header.physical_offset,
+                        header.queue_offset,
+                        header.epoch,
+                        header.store_time
+                    ),
+                    "{case}"
+                );
+            }
+        }
+        let key = format!("k{}", dice.below(5));
+        let mut expected: Vec<(PhysicalOffset, u16)> = Vec::new();
+        let (mut some_id, mut ids) = (None, 0);
+        for record in of_topic() {
+            for (index, meta) in (0_u16..).zip(Batch::parse(&record.payload).unwrap().metas()) {
+                let meta = meta.unwrap();
+                if meta.keys().any(|k| k == key) {
+                    expected.push((record.header.physical_offset, index));
+                }
+                ids += 1;
+                if dice.one_in(ids) {
+                    let id = meta.id().unwrap().to_owned();
+                    some_id = Some((id, record.header.clone(), index));
+                }
+            }
+        }
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            let found = rig.find(&topic, IndexKind::Key, &key, order);
+            assert!(found.complete, "{case}: {:?}", found.reason);
+            let places: Vec<_> =
+                found.messages.iter().map(|found| (found.record.offset, found.index)).collect();
+            assert_eq!(places, expected, "{case}: key {key} of topic {id}, {order:?}");
+            expected.reverse();
+        }
+        if let Some((text, header, index)) = some_id {
+            let found = rig.find(&topic, IndexKind::Id, &text, Order::NewestFirst);
+            let places: Vec<_> =
+                found.messages.iter().map(|found| (found.record.offset, found.index)).collect();
+            assert_eq!(places, [(header.physical_offset, index)], "{case}: id {text}");
+            let id = MessageId { epoch: header.epoch, offset: header.physical_offset, index };
+            assert_eq!(rig.by_id(id).unwrap().offset, id.offset, "{case}: {id}");
+        }
+    }
+}

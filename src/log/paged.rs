@@ -113,7 +113,12 @@ impl SealedFiles {
         base: PhysicalOffset,
         end: PhysicalOffset,
     ) -> Result<bool, FileError> {
-        let fits = self.load(base, end)?.is_some();
+        let fits = match self.load(base, end) {
+            Ok(file) => file.is_some(),
+            // What cannot be read now is made anew on other blocks.
+            Err(FileError::Io { operation: Operation::Read, .. }) => false,
+            Err(error) => return Err(error),
+        };
         if fits {
             self.set(base, end, FileState::Present);
         }

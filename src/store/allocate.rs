@@ -31,12 +31,17 @@ impl AllocateWorker {
     /// Makes the next segment if there is none ready.
     pub fn step(&mut self) -> Progress {
         let shared = &self.shared;
-        if shared.ready.load().is_some() || shared.is_poisoned() {
+        if shared.is_poisoned() {
             return Progress::Idle(IDLE);
         }
-        // The list grows under the append lock only after `ready` was taken, so its last segment is the active one.
-        let Some(base) = shared.log.segments().last().map(|last| last.end()) else {
-            return Progress::Idle(IDLE);
+        let base = {
+            // A roll takes the ready segment, ends the old one and lists the new one under this lock: a look in between
+            // would find neither, and make a segment in the place of one that is about to be written.
+            let _tail = lock(&shared.tail);
+            match (&*shared.ready.load(), shared.log.segments().last()) {
+                (None, Some(active)) => active.end(),
+                _ => return Progress::Idle(IDLE),
+            }
         };
         let outcome = make_segment(&shared.config, &shared.identity, &*shared.disk, base);
         let progress = match outcome {

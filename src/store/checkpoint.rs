@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::file::FileError;
 use crate::file::disk::{Access, Disk, DiskFile, read_file, write_all_at, write_file_atomically};
+use crate::file::{FileError, Operation};
 use crate::format::checkpoint::{Checkpoint, SLOT_LEN, newest};
 use crate::format::names::CHECKPOINT;
 use crate::message::{Epoch, PhysicalOffset};
@@ -22,6 +22,11 @@ impl CheckpointFile {
         match read_file(disk, &dir.join(CHECKPOINT), 2 * SLOT_LEN as u64) {
             Ok(bytes) => Ok(newest(&bytes)),
             Err(FileError::NotFound { .. } | FileError::TooLong { .. }) => Ok(None),
+            // Derived: what cannot be read is as good as not there.
+            Err(error @ FileError::Io { operation: Operation::Read, .. }) => {
+                tracing::warn!(%error, "checkpoint ignored");
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -56,9 +61,8 @@ impl CheckpointFile {
         sealed_end: PhysicalOffset,
         clean: bool,
     ) -> Result<(), FileError> {
-        self.sequence += 1;
         let checkpoint = Checkpoint {
-            sequence: self.sequence,
+            sequence: self.sequence + 1,
             flushed,
             epoch,
             sealed_end,
@@ -67,6 +71,9 @@ impl CheckpointFile {
         };
         let position = checkpoint.position();
         write_all_at(&*self.file, &checkpoint.encode(), position)?;
-        self.file.sync()
+        self.file.sync()?;
+        // Only now: after an error the same slot is tried again, the other one stays whole.
+        self.sequence = checkpoint.sequence;
+        Ok(())
     }
 }

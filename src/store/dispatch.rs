@@ -15,8 +15,8 @@ use crate::format::index::{IndexKind, key_hash};
 use crate::format::record::{HEADER_LEN, RecordFlags, RecordHeader, RecordKind, verify_body};
 use crate::format::segment_header::PAGE_LEN;
 use crate::log::commit_log::Via;
-
-use crate::message::{PhysicalOffset, QueueKey};
+use crate::log::consume_queue::Lookup;
+use crate::message::{PhysicalOffset, QueueKey, QueueOffset};
 use crate::sync::{Arc, Ordering, fence, lock};
 
 /// A step covers at most so many bytes, or one larger record.
@@ -206,6 +206,19 @@ impl Shared {
         } else {
             lock(&self.unflushed_arrivals).push((end, key));
             // The flush may have passed `end` between the look and the push.
+            self.wake_flushed_arrivals(self.marks.flushed.get());
+        }
+    }
+
+    /// For a reader that parks behind the dispatcher: if what it waits for is dispatched already, only the flush is left
+    /// to wake it.
+    pub(super) fn wake_when_flushed(&self, key: QueueKey, from: QueueOffset) {
+        let mut entries = Vec::new();
+        // What is not in memory is sealed, hence flushed.
+        if self.queues.lookup_hot(key, from, 1, &mut entries) == Lookup::Found {
+            let ends = entries.iter().map(|entry| entry.offset.plus(u64::from(entry.len)));
+            lock(&self.unflushed_arrivals).extend(ends.map(|end| (end, key)));
+            // As above.
             self.wake_flushed_arrivals(self.marks.flushed.get());
         }
     }

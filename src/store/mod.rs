@@ -660,6 +660,7 @@ impl Store {
             if shared.queue_range(&topic, queue).max > from {
                 return Arrival::Readable;
             }
+            shared.wake_when_flushed(key, from);
             shared.dispatch_signal.wake();
             arrived.await.unwrap_or(Arrival::Closed)
         }

@@ -39,7 +39,7 @@ use crate::format::consume_queue::QueueEntry;
 use crate::format::epoch::{Cut, EpochRecord, MAX_DAMAGED};
 use crate::format::identity::{self, Identity};
 use crate::format::names::{self, FileKind};
-use crate::format::record::{RecordHeader, RecordKind, unknown_required};
+use crate::format::record::{ALIGN, RecordHeader, RecordKind, unknown_required};
 use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
 use crate::format::snapshot::Snapshot;
 use crate::log::commit_log::CommitLog;
@@ -112,9 +112,9 @@ impl StartReport {
         if self.created {
             lines.push(format!("new store, epoch {}", self.epoch));
         } else {
-            let stop = if self.clean { "clean stop" } else { "unclean stop" };
+            let stop = if self.clean { "a clean stop" } else { "an unclean stop" };
             lines.push(format!(
-                "opened after a {stop}, epoch {}: {} segments, replayed {} records ({} bytes) from offset {}",
+                "opened after {stop}, epoch {}: {} segments, replayed {} records ({} bytes) from offset {}",
                 self.epoch,
                 self.segments,
                 self.replayed_records,
@@ -291,11 +291,10 @@ fn found_segments(disk: &dyn Disk, config: &StoreConfig) -> Result<Vec<FoundSegm
     for entry in disk.list(&dir)? {
         let path = dir.join(&entry.name);
         match FileKind::Segment.parse(&entry.name) {
-            // A file with a final name was whole when it got it; a shorter one was damaged since, and has no whole
-            // last page.
-            Some(base) if entry.len >= 2 * PAGE_LEN as u64 => {
-                let len = entry.len - entry.len % PAGE_LEN as u64;
-                found.push(FoundSegment { path, base, len });
+            // A file with a final name was whole when it got it; a shorter one was damaged since.
+            // Records end at multiples of their alignment, and so do segments.
+            Some(base) if entry.len > PAGE_LEN as u64 => {
+                found.push(FoundSegment { path, base, len: entry.len - entry.len % ALIGN });
             }
             Some(_) => tracing::warn!(file = %path.display(), "segment without content is ignored"),
             None if names::parse_temporary(&entry.name).is_some() => disk.unlink(&path)?,
@@ -484,8 +483,9 @@ impl Recovery<'_> {
             .map_or(PhysicalOffset::ZERO, |c| c.sealed_end)
             .max(snapshot.map_or(PhysicalOffset::ZERO, |s| s.offset));
         let segments = self.log.segments();
-        // Without anything to go by, only the last segments are taken into memory.
-        let in_memory = segments.len().saturating_sub(super::MAX_UNSEALED + 1);
+        // Without anything to go by, only the last segments are taken into memory: those that may be finished and not
+        // sealed, the active one, and one made ahead. What lies before them was sealed, hence flushed: no tail is there.
+        let in_memory = segments.len().saturating_sub(super::MAX_UNSEALED + 2);
         let bounded = segments.get(in_memory).map_or(PhysicalOffset::ZERO, |s| s.base());
         // A claim that no segment boundary answers to is not one of this log.
         let claimed = segments
@@ -568,6 +568,12 @@ impl Recovery<'_> {
             }
         }
         self.release_set()?;
+        if end.tail < self.durable {
+            // The end of the log is gone, and it was durable: none of its offsets is given again.
+            self.report.damage_may_hold_state = true;
+            self.damage(end.tail..self.durable);
+            end.tail = self.durable;
+        }
         Ok(end)
     }
 
@@ -599,6 +605,15 @@ impl Recovery<'_> {
                 Step::Record { header, body: Ok(()) } => {
                     self.take(&header, Some(walk.body(&header)))?;
                 }
+                // A sound header in its own place, from a newer build: not damage, and never to be cut.
+                Step::Gap {
+                    reason:
+                        source @ (DecodeError::UnsupportedVersion { .. }
+                        | DecodeError::Kind { .. }
+                        | DecodeError::Flags { .. }
+                        | DecodeError::Reserved { .. }),
+                    ..
+                } => return Err(OpenError::NotUnderstood { at, source }),
                 Step::Gap { end, reason, zeros } => {
                     if self.is_torn(at, end)? {
                         return Ok(self.cut(at, reason, zeros && end >= segment.end()));
@@ -779,10 +794,9 @@ impl Recovery<'_> {
             return Ok((end.tail, None));
         };
         if !end.rest_is_zero {
-            let len = self.clear_rest(disk, &active, end.tail)?;
+            let (len, kept_in) = self.clear_rest(disk, &active, end.tail)?;
             if len > 0 {
                 let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
-                let kept_in = Some(self.quarantine_path(end.tail));
                 self.report.cut = Some(TailCut { at: end.tail, len, reason, kept_in });
             }
         }
@@ -809,19 +823,14 @@ impl Recovery<'_> {
         Ok((end.tail, ready))
     }
 
-    fn quarantine_path(&self, at: PhysicalOffset) -> PathBuf {
-        let name = names::torn(at, Epoch::new(self.epoch.get() + 1));
-        self.config.dir.join(names::QUARANTINE_DIR).join(name)
-    }
-
     /// Copies what is behind `tail` aside, then zeroes and syncs it. Returns how many bytes there were to the last one
-    /// that was not zero.
+    /// that was not zero, and where they are kept.
     fn clear_rest(
-        &self,
+        &mut self,
         disk: &dyn Disk,
         segment: &Segment,
         tail: PhysicalOffset,
-    ) -> Result<u64, OpenError> {
+    ) -> Result<(u64, Option<PathBuf>), OpenError> {
         let mut kept = Vec::new();
         let mut dirty = Vec::new();
         let mut used = 0;
@@ -844,21 +853,27 @@ impl Recovery<'_> {
             at = at.plus(len);
         }
         if dirty.is_empty() {
-            return Ok(0);
+            return Ok((0, None));
         }
         kept.truncate(usize::try_from(used).unwrap_or(usize::MAX).min(QUARANTINE_BYTES));
-        let path = self.quarantine_path(tail);
-        if let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
-        {
-            write_file_atomically(disk, dir, name, &kept)?;
-        }
+        let dir = self.config.dir.join(names::QUARANTINE_DIR);
+        let name = names::torn(tail, Epoch::new(self.epoch.get() + 1));
+        let kept_in = match write_file_atomically(disk, &dir, &name, &kept) {
+            Ok(()) => Some(dir.join(name)),
+            // Nothing durable is in it: a full disk must not keep the store from starting.
+            Err(error @ FileError::Full { .. }) => {
+                self.report.remarks.push(format!("the torn tail was not kept: {error}"));
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
         piece.fill(0);
         for (at, len) in dirty {
             let zeros = &piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
             segment.write_all(&mut [IoSlice::new(zeros)], at)?;
         }
         segment.sync().map_err(OpenError::Sync)?;
-        Ok(used)
+        Ok((used, kept_in))
     }
 }
 

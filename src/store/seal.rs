@@ -98,7 +98,9 @@ impl SealWorker {
 impl Shared {
     /// The next segment to seal, if it is whole and durable.
     fn sealable(&self) -> Option<Arc<Segment>> {
-        let segment = self.log.segment_at(self.marks.sealed.get())?;
+        let sealed = self.marks.sealed.get();
+        // Not by its base: a segment may be gone, or shorter than it was.
+        let segment = self.log.segments().iter().find(|s| s.end() > sealed).map(Arc::clone)?;
         let whole = self.marks.dispatched.get() > segment.end();
         (whole && self.marks.flushed.get() >= segment.end()).then_some(segment)
     }

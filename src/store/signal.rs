@@ -32,7 +32,8 @@ impl Signal {
                 Ok((guard, _)) => guard,
                 Err(poisoned) => poisoned.into_inner().0,
             };
-            self.woken.store(false, Ordering::SeqCst);
+            // A swap, not a store: it takes over what a waker did before it found the flag set.
+            self.woken.swap(false, Ordering::SeqCst);
         }
         *sleeping = false;
     }

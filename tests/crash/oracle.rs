@@ -122,12 +122,7 @@ pub(crate) fn agrees(rig: &Rig, log: &[Logged], seed: u64, case: &dyn Display) {
                 assert_eq!(found.batch, expected.payload, "{case}: bytes");
                 assert_eq!(
                     (found.offset, found.first_queue_offset, found.epoch, found.store_time),
-                    (
-                        header.physical_offset,
-                        header.queue_offset,
-                        header.epoch,
-                        header.store_time
-                    ),
+                    (header.physical_offset, header.queue_offset, header.epoch, header.store_time),
                     "{case}"
                 );
             }

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use mainstem::file::Operation;
 use mainstem::message::FlushMode;
 use mainstem::store::StoreConfig;
-use mainstem::testing::{
-    CrashChoice, NameChoice, PendingCounts, SimDisk, Torn, WriteChoice,
-};
+use mainstem::testing::{CrashChoice, NameChoice, PendingCounts, SimDisk, Torn, WriteChoice};
 
 use crate::oracle;
 use crate::rig::{Dice, tiny};
@@ -179,11 +177,8 @@ fn cut_the_recovery<'a>(
     for _ in 0..2 {
         let again = image.crash_image(&CrashChoice::EVERYTHING);
         again.crash_inside(dice.below(operations), dice.below(2_000) as usize);
-        let started = crate::rig::Rig::try_open(
-            std::sync::Arc::new(again.clone()),
-            &tiny(),
-            1_000_000,
-        );
+        let started =
+            crate::rig::Rig::try_open(std::sync::Arc::new(again.clone()), &tiny(), 1_000_000);
         if let Ok(mut rig) = started {
             rig.workers.settle();
         }
@@ -193,7 +188,8 @@ fn cut_the_recovery<'a>(
             CrashChoice::random(dice.roll(), again.pending_counts()),
         ] {
             let image = again.crash_image(&second);
-            let all = if *choice == CrashChoice::EVERYTHING { choice } else { &CrashChoice::NOTHING };
+            let all =
+                if *choice == CrashChoice::EVERYTHING { choice } else { &CrashChoice::NOTHING };
             let phase = format!("then cut while recovering, {second:?}");
             run.after_cut(image, all, &Also(case(""), &phase));
         }

@@ -103,7 +103,12 @@ impl Rig {
         self.topic(id).unwrap()
     }
 
-    pub(crate) fn send(&self, topic: u64, queue: u32, batch: &Bytes) -> Result<Placed, AppendError> {
+    pub(crate) fn send(
+        &self,
+        topic: u64,
+        queue: u32,
+        batch: &Bytes,
+    ) -> Result<Placed, AppendError> {
         self.store.append_one(self.record(topic, queue, batch))
     }
 
@@ -182,7 +187,13 @@ impl Rig {
 
 pub(crate) fn created(id: u64, queues: u32, flush: FlushMode) -> Transition {
     let topic_type = TopicType::Mixed;
-    Transition::TopicCreated { id: TopicId::new(id), name: format!("t{id}"), queues, flush, topic_type }
+    Transition::TopicCreated {
+        id: TopicId::new(id),
+        name: format!("t{id}"),
+        queues,
+        flush,
+        topic_type,
+    }
 }
 
 /// A batch of `count` messages of `len` bytes each: message `n` has the key `k<n % 5>`, the id `i<n>` and a tag or none.

@@ -20,10 +20,21 @@ use crate::rig::{Dice, Rig, batch, created};
 /// What a script does next.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Create { topic: u64, queues: u32, flush: FlushMode },
-    Delete { topic: u64 },
+    Create {
+        topic: u64,
+        queues: u32,
+        flush: FlushMode,
+    },
+    Delete {
+        topic: u64,
+    },
     /// One record of so many messages of so many bytes.
-    Send { topic: u64, queue: u32, count: u64, len: usize },
+    Send {
+        topic: u64,
+        queue: u32,
+        count: u64,
+        len: usize,
+    },
     /// One append set: topic, queue, bytes of each record.
     Set(Vec<(u64, u32, usize)>),
     Dispatch,
@@ -216,8 +227,7 @@ impl Run {
                     let Rig { store, workers, .. } = rig;
                     let closed = store.close_stepped(workers);
                     let is_off = self.disk.is_off();
-                    self.ledger.flushed =
-                        self.ledger.flushed.max(store.watermarks().flushed);
+                    self.ledger.flushed = self.ledger.flushed.max(store.watermarks().flushed);
                     drop(store);
                     let opened = self.reopen();
                     assert!(

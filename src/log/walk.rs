@@ -43,18 +43,25 @@ pub(crate) struct SegmentWalk {
     /// Bytes of the segment from `buffer_at` on.
     buffer: Vec<u8>,
     buffer_at: PhysicalOffset,
+    /// The first refusal of the disk, which shows as a gap.
+    refused: Option<FileError>,
 }
 
 impl SegmentWalk {
     /// A walk from `from`, where a record is expected to start.
     pub(crate) fn new(segment: Arc<Segment>, salt: u32, from: PhysicalOffset) -> Self {
         let buffer_at = from;
-        Self { segment, salt, at: from, buffer: Vec::new(), buffer_at }
+        Self { segment, salt, at: from, buffer: Vec::new(), buffer_at, refused: None }
     }
 
     /// Where the next step starts.
     pub(crate) fn at(&self) -> PhysicalOffset {
         self.at
+    }
+
+    /// Why some of what was walked shows as a gap although it may be sound: the disk did not give it.
+    pub(crate) fn take_refusal(&mut self) -> Option<FileError> {
+        self.refused.take()
     }
 
     /// The bytes behind the header of the record that the last step met at `header`.
@@ -160,8 +167,9 @@ impl SegmentWalk {
     fn read_by_pages(&mut self) {
         let mut at = self.buffer_at;
         for page in self.buffer.chunks_mut(PAGE) {
-            if self.segment.read_exact(at, page).is_err() {
+            if let Err(error) = self.segment.read_exact(at, page) {
                 page.fill(UNREADABLE);
+                self.refused.get_or_insert(error);
             }
             at = at.plus(page.len() as u64);
         }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::file::FileError;
 use crate::file::disk::{Access, Disk, DiskFile, read_file, write_all_at, write_file_atomically};
-use crate::file::{FileError, Operation};
 use crate::format::checkpoint::{Checkpoint, SLOT_LEN, newest};
 use crate::format::names::CHECKPOINT;
 use crate::message::{Epoch, PhysicalOffset};
@@ -22,11 +22,7 @@ impl CheckpointFile {
         match read_file(disk, &dir.join(CHECKPOINT), 2 * SLOT_LEN as u64) {
             Ok(bytes) => Ok(newest(&bytes)),
             Err(FileError::NotFound { .. } | FileError::TooLong { .. }) => Ok(None),
-            // Derived: what cannot be read is as good as not there.
-            Err(error @ FileError::Io { operation: Operation::Read, .. }) => {
-                tracing::warn!(%error, "checkpoint ignored");
-                Ok(None)
-            }
+            // Not passed over: what it vouches for would be taken for a torn tail where the log cannot be read either.
             Err(error) => Err(error),
         }
     }

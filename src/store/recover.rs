@@ -590,13 +590,13 @@ impl Recovery<'_> {
                 Step::Record { header, .. } if header.epoch < self.epoch_walked => {
                     let newest = self.epoch_walked;
                     let reason = DecodeError::StaleEpoch { found: header.epoch, newest };
-                    if self.is_torn(at, header.end())? {
+                    if self.is_torn(&mut walk, at, header.end())? {
                         return Ok(self.cut(at, reason, false));
                     }
                     self.damage(at..header.end());
                 }
                 Step::Record { header, body: Err(reason) } => {
-                    if self.is_torn(at, header.end())? {
+                    if self.is_torn(&mut walk, at, header.end())? {
                         return Ok(self.cut(at, reason, false));
                     }
                     self.take(&header, None)?;
@@ -615,7 +615,7 @@ impl Recovery<'_> {
                     ..
                 } => return Err(OpenError::NotUnderstood { at, source }),
                 Step::Gap { end, reason, zeros } => {
-                    if self.is_torn(at, end)? {
+                    if self.is_torn(&mut walk, at, end)? {
                         return Ok(self.cut(at, reason, zeros && end >= segment.end()));
                     }
                     // What was durable is kept, also of a set whose rest is in the gap.
@@ -635,12 +635,27 @@ impl Recovery<'_> {
 
     /// Whether an invalid record at `at` was never durable. Reads on to the end first, for the claims of later records.
     /// `gap`: the bytes from `at` to here hold no record.
-    fn is_torn(&mut self, at: PhysicalOffset, gap: PhysicalOffset) -> Result<bool, OpenError> {
+    /// An error: the disk did not give the bytes. They may be sound, so they are not cut off.
+    fn is_torn(
+        &mut self,
+        walk: &mut SegmentWalk,
+        at: PhysicalOffset,
+        gap: PhysicalOffset,
+    ) -> Result<bool, OpenError> {
         if at >= self.durable && !self.claims_read {
             self.claims_read = true;
             self.read_claims(gap)?;
         }
-        Ok(at >= self.durable)
+        match walk.take_refusal() {
+            Some(error) if at >= self.durable => Err(error.into()),
+            Some(error) => {
+                self.report
+                    .remarks
+                    .push(format!("the disk does not give the log at {at}: {error}"));
+                Ok(false)
+            }
+            None => Ok(at >= self.durable),
+        }
     }
 
     fn read_claims(&mut self, from: PhysicalOffset) -> Result<(), OpenError> {
@@ -649,7 +664,11 @@ impl Recovery<'_> {
             let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), first);
             loop {
                 let at = walk.at();
-                match walk.step()? {
+                let step = walk.step()?;
+                if let Some(error) = walk.take_refusal() {
+                    return Err(error.into());
+                }
+                match step {
                     Step::End => break,
                     Step::Gap { end, zeros, .. } => {
                         if zeros && at == segment.base().plus(PAGE_LEN as u64) {
@@ -839,15 +858,12 @@ impl Recovery<'_> {
         while at < segment.end() {
             let len = segment.end().since(at).min(CLEAR_PIECE as u64);
             let bytes = &mut piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
-            let readable = segment.read_exact(at, bytes).is_ok();
-            let last = bytes.iter().rposition(|byte| *byte != 0);
-            if let Some(last) = last.filter(|_| readable) {
+            segment.read_exact(at, bytes)?;
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
                 used = at.plus(last as u64 + 1).since(tail);
-            }
-            if last.is_some() || !readable {
                 dirty.push((at, len));
             }
-            if readable && kept.len() < QUARANTINE_BYTES {
+            if kept.len() < QUARANTINE_BYTES {
                 kept.extend_from_slice(bytes);
             }
             at = at.plus(len);

@@ -34,17 +34,22 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A prepared snapshot waits for the next flush, which nobody may ask for.
 const AWAIT_FLUSH: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(3600);
+/// A segment that the disk does not give whole is walked so often before its files are made without the rest: what they
+/// lack stays lacking when the disk is well again.
+const REBUILD_ATTEMPTS: u32 = 60;
 
 /// The state of the seal worker.
 pub struct SealWorker {
     shared: Arc<Shared>,
     /// Taken, but some of what it contains is not flushed yet.
     prepared: Option<Snapshot>,
+    /// Rebuilds in a row to which the disk refused a part of the log.
+    refused: u32,
 }
 
 impl SealWorker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, prepared: None }
+        Self { shared, prepared: None, refused: 0 }
     }
 
     /// Seals, writes a snapshot or rebuilds: the first that can be done.
@@ -77,7 +82,9 @@ impl SealWorker {
         }
         let missing = self.shared.missing();
         if let Some(base) = missing {
-            self.shared.rebuild(base)?;
+            self.refused += 1;
+            self.shared.rebuild(base, self.refused >= REBUILD_ATTEMPTS)?;
+            self.refused = 0;
             return Ok(Progress::Worked);
         }
         Ok(Progress::Idle(IDLE))
@@ -184,14 +191,19 @@ impl Shared {
         self.seal_signal.wake();
     }
 
-    /// Walks a sealed segment and writes both of its files anew.
-    fn rebuild(&self, base: PhysicalOffset) -> Result<(), FileError> {
+    /// Walks a sealed segment and writes both of its files anew. `in_part`: also if the disk refuses some of it.
+    fn rebuild(&self, base: PhysicalOffset, in_part: bool) -> Result<(), FileError> {
         let Some(segment) = self.log.segment_at(base) else {
             // The segment itself is gone: nothing to rebuild from.
             lock(&self.given_up).push(base);
             return Ok(());
         };
-        let (queues, index) = self.parts_of(&segment)?;
+        let (queues, index, refusal) = self.parts_of(&segment)?;
+        match refusal {
+            Some(error) if !in_part => return Err(error),
+            Some(error) => tracing::error!(%error, "rebuilt without what cannot be read"),
+            None => {}
+        }
         self.queues.rebuilt(base, segment.end(), &queues)?;
         self.indexes.rebuilt(base, segment.end(), &index)?;
         self.metrics.rebuilt.increment();
@@ -199,7 +211,11 @@ impl Shared {
         Ok(())
     }
 
-    fn parts_of(&self, segment: &Arc<Segment>) -> Result<(QueuePart, IndexPart), FileError> {
+    /// The entries of a segment, and why some may be missing.
+    fn parts_of(
+        &self,
+        segment: &Arc<Segment>,
+    ) -> Result<(QueuePart, IndexPart, Option<FileError>), FileError> {
         let base = segment.base();
         let (queues, index) = (QueuePart::new(base), IndexPart::new(base));
         let mut hashes = Vec::new();
@@ -207,8 +223,10 @@ impl Shared {
         let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), from);
         loop {
             match walk.step()? {
-                Step::End => return Ok((queues, index)),
-                Step::Gap { end, .. } if end >= segment.end() => return Ok((queues, index)),
+                Step::End => return Ok((queues, index, walk.take_refusal())),
+                Step::Gap { end, .. } if end >= segment.end() => {
+                    return Ok((queues, index, walk.take_refusal()));
+                }
                 Step::Gap { .. } => {}
                 Step::Record { header, body } => {
                     let body = body.is_ok().then(|| walk.body(&header));

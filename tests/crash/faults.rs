@@ -1,1 +1,357 @@
-use super::rig as _;
+//! One call fails, for every call of a script and every kind of call: then the store is right or refuses.
+
+use std::fmt;
+
+use bytes::Bytes;
+use mainstem::file::Operation;
+use mainstem::message::FlushMode;
+use mainstem::store::{AppendError, CloseError, Poisoned, ReadOutcome, SpaceError};
+use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times, now};
+
+use crate::oracle;
+use crate::rig::{DATA, Rig, batch, tiny};
+use crate::script::{Run, Step, without_epochs};
+
+const EVERYTHING: &CrashChoice = &CrashChoice::EVERYTHING;
+const NOTHING: &CrashChoice = &CrashChoice::NOTHING;
+
+struct Case<'a>(&'a FaultRule, &'a str);
+
+impl fmt::Display for Case<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FaultRule { operation, nth, times, error, .. } = self.0;
+        write!(f, "{error:?} at {operation:?} {nth}, {times:?}, {}", self.1)
+    }
+}
+
+/// Every kind of call, and every file: sends, sets, rolls, seals, snapshots, a clean stop and a start.
+fn script() -> Vec<Step> {
+    let mut steps = vec![
+        Step::Create { topic: 1, queues: 1, flush: FlushMode::Sync },
+        Step::Create { topic: 2, queues: 1, flush: FlushMode::Async },
+    ];
+    for n in 0..9 {
+        steps.extend([
+            Step::Send { topic: 1, queue: 0, count: 1, len: 1_400 },
+            Step::Set(vec![(1, 0, 700), (2, 0, 700)]),
+            Step::Dispatch,
+            Step::FlushStep,
+            Step::Send { topic: 2, queue: 0, count: 2, len: 700 },
+        ]);
+        match n % 3 {
+            0 => steps.extend([Step::Allocate, Step::Read]),
+            1 => steps.push(Step::Settle),
+            _ => steps.extend([Step::Delete { topic: 3 }, Step::Seal]),
+        }
+        if n == 5 {
+            steps.extend([
+                Step::CloseAndReopen,
+                Step::Create { topic: 3, queues: 1, flush: FlushMode::Sync },
+            ]);
+        }
+    }
+    steps.extend([Step::Settle, Step::Read]);
+    steps
+}
+
+const OPERATIONS: [Operation; 16] = [
+    Operation::CreateDir,
+    Operation::List,
+    Operation::Create,
+    Operation::Open,
+    Operation::Len,
+    Operation::Allocate,
+    Operation::Write,
+    Operation::Read,
+    Operation::Sync,
+    Operation::DropCache,
+    Operation::Map,
+    Operation::Rename,
+    Operation::Unlink,
+    Operation::SyncDir,
+    Operation::FreeSpace,
+    Operation::Lock,
+];
+
+#[test]
+fn one_failing_call_leaves_a_store_that_is_right_or_refuses() {
+    let steps = script();
+    let sound = SimDisk::new();
+    Run::start(sound.clone(), &tiny()).run(&steps);
+    let (mut cases, mut poisoned, mut refused, mut unopened) = (0, 0, 0, 0);
+    for operation in OPERATIONS {
+        let errors: &[Fault] = match operation {
+            Operation::Write => &[Fault::Eio, Fault::Enospc, Fault::ShortWrite(100)],
+            Operation::Create | Operation::Allocate | Operation::Sync => {
+                &[Fault::Eio, Fault::Enospc]
+            }
+            _ => &[Fault::Eio],
+        };
+        for nth in 1..=sound.calls(operation) {
+            for (times, error) in
+                errors.iter().flat_map(|error| [(Times::Once, error), (Times::Always, error)])
+            {
+                let rule = FaultRule { operation, path_contains: None, nth, times, error: *error };
+                println!("{}", Case(&rule, ""));
+                let run = fail(&rule, &steps);
+                cases += 1;
+                poisoned += usize::from(run.rig.as_ref().is_some_and(Rig::is_poisoned));
+                refused += run.ledger.refused;
+                unopened += usize::from(run.rig.is_none());
+                recovers(run, &rule);
+            }
+        }
+    }
+    println!("{cases} faults: {poisoned} poisoned, {refused} appends refused, {unopened} unopened");
+    assert!(cases > 500 && poisoned > 50 && refused > 50 && unopened > 50);
+}
+
+/// Runs the script with the fault, and a while on.
+fn fail(rule: &FaultRule, steps: &[Step]) -> Run {
+    let disk = SimDisk::new();
+    disk.fail(rule.clone());
+    let mut run = Run::start_faulty(disk.clone(), &tiny());
+    run.run(steps);
+    if let Some(rig) = &mut run.rig {
+        let flushed = rig.store.watermarks().flushed;
+        disk.clear_faults();
+        rig.workers.settle();
+        if rig.is_poisoned() {
+            let case = Case(rule, "poisoned");
+            assert_eq!(rig.store.watermarks().flushed, flushed, "{case}: flushed stands still");
+            let later = rig.topic(1).map(|_| rig.send(1, 0, &batch(0, 1, 10)));
+            let is_refused = matches!(later, None | Some(Err(AppendError::Poisoned)));
+            assert!(is_refused, "{case}: {later:?}");
+            run.notice();
+            assert_eq!(run.unanswered(), 0, "{case}: who waited is told");
+        } else if rig.store.start_report().damaged.is_empty() {
+            // The device is well again, and so is the store, without a restart.
+            run.is_faulty = false;
+            run.run(&[
+                Step::Settle,
+                Step::Send { topic: 2, queue: 0, count: 1, len: 700 },
+                Step::Settle,
+            ]);
+            run.check(true, &Case(rule, "goes on"));
+            assert_eq!(run.unanswered(), 0, "{}: everybody is told", Case(rule, "goes on"));
+        }
+    }
+    run
+}
+
+/// Whatever the fault did, the next start, of the process or of the machine, keeps the promises.
+fn recovers(mut run: Run, rule: &FaultRule) {
+    // A failed sync may lose what was not flushed; every other fault loses nothing of what was accepted.
+    let loses = rule.operation == Operation::Sync;
+    let all = if loses { NOTHING } else { EVERYTHING };
+    let is_damaged =
+        run.rig.as_ref().is_some_and(|rig| !rig.store.start_report().damaged.is_empty());
+    run.rig = None;
+    run.disk.clear_faults();
+    if is_damaged {
+        // What could not be read at a start is missing from what was derived then; not from the log.
+        delete_derived(&run.disk);
+    }
+    let cut = run.disk.crash_image(NOTHING);
+    run.after_cut(cut, NOTHING, &Case(rule, "then a power cut"));
+    let restarted = run.after_cut(run.disk.clone(), all, &Case(rule, "then a restart"));
+    let log = without_epochs(oracle::walk(&restarted.disk, &Case(rule, "")));
+    let copy = restarted.disk.crash_image(NOTHING);
+    let again = restarted.after_cut(copy, EVERYTHING, &Case(rule, "and another"));
+    assert!(log == without_epochs(oracle::walk(&again.disk, &Case(rule, ""))));
+}
+
+fn delete_derived(disk: &SimDisk) {
+    for path in disk.paths() {
+        let text = path.to_string_lossy().into_owned();
+        if ["consumequeue/", "index/", "state/"].iter().any(|part| text.contains(part)) {
+            disk.remove(&path).unwrap();
+        }
+    }
+}
+
+fn rule(operation: Operation, part: &str, nth: u64, times: Times, error: Fault) -> FaultRule {
+    FaultRule { operation, path_contains: Some(part.to_owned()), nth, times, error }
+}
+
+#[test]
+fn a_failed_sync_is_final_and_the_next_start_recovers() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    let topic = rig.create(1, 1, FlushMode::Sync);
+    rig.send(1, 0, &batch(0, 1, 500)).unwrap();
+    rig.workers.settle();
+    let placed = rig.send(1, 0, &batch(1, 1, 500)).unwrap();
+    let waiting = rig.store.acknowledged(&topic, placed.end);
+    let flushed = rig.store.watermarks().flushed;
+    disk.fail(rule(Operation::Sync, "commitlog", 1, Times::Once, Fault::Eio));
+    rig.workers.flush.flush_all();
+    assert_eq!(now(waiting), Some(Err(Poisoned)));
+    rig.workers.settle();
+    rig.workers.flush.flush_all();
+    assert_eq!(rig.store.watermarks().flushed, flushed, "no later sync counts");
+    assert_eq!(now(rig.store.durable(placed.end)), Some(Err(Poisoned)));
+    assert_eq!(now(rig.store.space()), Some(Err(SpaceError::Poisoned)));
+    assert!(matches!(rig.send(1, 0, &batch(2, 1, 500)), Err(AppendError::Poisoned)));
+    let Rig { store, workers, .. } = rig;
+    let reason = match store.close_stepped(workers) {
+        Err(CloseError::Poisoned { reason }) => reason,
+        Ok(()) => panic!("a poisoned store does not close cleanly"),
+    };
+    assert!(reason.contains("sync of the log"), "{reason}");
+    drop(store);
+
+    let rig = Rig::open(&disk);
+    assert!(!rig.store.start_report().clean);
+    let topic = rig.topic(1).unwrap();
+    let found: Vec<Bytes> = rig.read_all(&topic, 0).into_iter().map(|r| r.batch).collect();
+    assert_eq!(found, [batch(0, 1, 500)], "the unacknowledged one went with its pages");
+    assert_eq!(rig.send(1, 0, &batch(3, 1, 500)).unwrap().queue_offset.get(), 1);
+}
+
+#[test]
+fn a_full_disk_is_told_and_sends_go_on_after_room_returns_without_a_restart() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    rig.workers.settle();
+    let used: u64 =
+        disk.paths().iter().map(|path| disk.durable_bytes(path).unwrap().len() as u64).sum();
+    disk.set_capacity(Some(used + 5_000));
+    let mut sent = 0;
+    let error = loop {
+        match rig.send(1, 0, &batch(sent, 1, 1_000)) {
+            Ok(_) => sent += 1,
+            Err(error) => {
+                rig.workers.settle();
+                if rig.store.watermarks().appended == rig.store.watermarks().flushed
+                    && now(rig.store.space()) != Some(Ok(()))
+                {
+                    break error;
+                }
+            }
+        }
+    };
+    assert!(matches!(error, AppendError::NotReady), "{error}");
+    assert_eq!(now(rig.store.space()), Some(Err(SpaceError::Full)));
+    assert!(sent > 10, "what was made ahead is used up first");
+    // Reads, and a state change that still fits, go on.
+    let topic = rig.topic(1).unwrap();
+    assert_eq!(rig.read_all(&topic, 0).len() as u64, sent);
+
+    // A store that is full can be stopped and started.
+    rig.kill();
+    let mut rig = Rig::open(&disk);
+    rig.workers.settle();
+    let topic = rig.topic(1).unwrap();
+    assert_eq!(rig.read_all(&topic, 0).len() as u64, sent);
+
+    disk.set_capacity(None);
+    rig.workers.settle();
+    assert_eq!(now(rig.store.space()), Some(Ok(())));
+    assert_eq!(rig.send(1, 0, &batch(sent, 1, 1_000)).unwrap().queue_offset.get(), sent);
+    rig.workers.settle();
+    assert_eq!(rig.read_all(&topic, 0).len() as u64, sent + 1);
+}
+
+#[test]
+fn a_torn_tail_on_a_full_disk_does_not_keep_the_store_from_starting() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    rig.workers.settle();
+    rig.send(1, 0, &batch(0, 1, 3_000)).unwrap();
+    // The header lands, what is behind it does not.
+    let torn = mainstem::testing::Torn { version: 0, keep: 1_000 };
+    let writes = mainstem::testing::WriteChoice::None;
+    let names = mainstem::testing::NameChoice::All;
+    let image = disk.crash_image(&CrashChoice { names, writes, torn: Some(torn) });
+    image.set_capacity(Some(0));
+    let rig = Rig::open(&image);
+    let cut = rig.store.start_report().cut.clone().unwrap();
+    assert_eq!(cut.kept_in, None);
+    let remarks = &rig.store.start_report().remarks;
+    assert!(remarks.iter().any(|remark| remark.contains("no space left")), "{remarks:?}");
+}
+
+#[test]
+fn a_failed_write_is_undone_and_the_next_append_takes_its_place() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    let topic = rig.create(1, 2, FlushMode::Async);
+    rig.workers.settle();
+    let first = rig.send(1, 0, &batch(0, 1, 600)).unwrap();
+    // 200 bytes of the set are written, then the device fails.
+    disk.fail(rule(Operation::Write, "commitlog", 1, Times::Once, Fault::ShortWrite(200)));
+    disk.fail(rule(Operation::Write, "commitlog", 2, Times::Once, Fault::Eio));
+    let set = (1..4).map(|n| rig.record(1, n % 2, &batch(n.into(), 1, 600))).collect();
+    match rig.store.append(set) {
+        Err(AppendError::Write { at, .. }) => assert_eq!(at, first.end),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rig.store.watermarks().appended, first.end);
+    let next = rig.send(1, 0, &batch(9, 1, 100)).unwrap();
+    assert_eq!((next.offset, next.queue_offset.get()), (first.end, 1), "no hole");
+    for choice in [NOTHING, EVERYTHING] {
+        let mut rig = Rig::open(&disk.crash_image(choice));
+        rig.workers.settle();
+        let topic = rig.topic(1).unwrap();
+        let found: Vec<Bytes> = rig.read_all(&topic, 0).into_iter().map(|r| r.batch).collect();
+        let sent = [batch(0, 1, 600), batch(9, 1, 100)];
+        assert_eq!(found, sent[..found.len()], "{choice:?}");
+        assert_eq!(rig.read_all(&topic, 1).len(), 0, "{choice:?}: nothing of the failed set");
+    }
+    rig.workers.settle();
+    assert_eq!(rig.read_all(&topic, 0).len(), 2);
+}
+
+#[test]
+fn a_failed_write_that_cannot_be_undone_is_unknown_and_poisons() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Async);
+    rig.workers.settle();
+    disk.fail(rule(Operation::Write, "commitlog", 1, Times::Always, Fault::Eio));
+    let at = rig.store.watermarks().appended;
+    match rig.send(1, 0, &batch(0, 1, 600)) {
+        Err(AppendError::Unknown { at: found }) => assert_eq!(found, at),
+        other => panic!("{other:?}"),
+    }
+    disk.clear_faults();
+    assert!(matches!(rig.send(1, 0, &batch(1, 1, 600)), Err(AppendError::Poisoned)));
+    assert!(now(rig.store.failed()).unwrap().contains("undoing a failed write"));
+}
+
+#[test]
+fn a_page_of_the_log_that_cannot_be_read_costs_what_is_in_it() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    let topic = rig.create(1, 1, FlushMode::Sync);
+    for n in 0..40 {
+        while let Err(error) = rig.send(1, 0, &batch(n, 1, 1_000)) {
+            assert!(matches!(error, AppendError::NotReady), "{error}");
+            rig.workers.settle();
+        }
+    }
+    rig.workers.settle();
+    disk.fail(rule(
+        Operation::Read,
+        "commitlog/00000000000000000000",
+        1,
+        Times::Always,
+        Fault::Eio,
+    ));
+    match rig.read(&topic, 0, 0, 10) {
+        ReadOutcome::Damaged { at, range, .. } => {
+            assert_eq!((at.get(), range.max.get()), (0, 40));
+        }
+        other => panic!("{other:?}"),
+    }
+    match rig.read(&topic, 0, 39, 10) {
+        ReadOutcome::Records { records, .. } => assert_eq!(records.len(), 1),
+        other => panic!("{other:?}"),
+    }
+    disk.clear_faults();
+    assert_eq!(rig.read_all(&topic, 0).len(), 40, "nothing was given up");
+    assert!(disk.paths().iter().all(|path| path.starts_with(DATA)));
+}

@@ -11,8 +11,8 @@ use mainstem::message::{
     FlushMode, MessageId, QueueId, QueueOffset, Timestamp, TopicId, TopicType,
 };
 use mainstem::store::{
-    AppendError, FindRequest, Found, IndexKind, NewRecord, OpenError, Order, Placed, ReadOutcome,
-    ReadRequest, Store, StoreConfig, StoredRecord, TopicHandle, Workers,
+    AppendError, FindRequest, Found, IndexKind, NewRecord, OpenError, Order, Placed, ReadError,
+    ReadOutcome, ReadRequest, Store, StoreConfig, StoredRecord, TopicHandle, Workers,
 };
 use mainstem::testing::{ManualClock, SimDisk, TopicsOnly, now};
 
@@ -125,6 +125,16 @@ impl Rig {
         from: u64,
         max_messages: usize,
     ) -> ReadOutcome {
+        self.try_read(topic, queue, from, max_messages).unwrap()
+    }
+
+    pub(crate) fn try_read(
+        &self,
+        topic: &Arc<TopicHandle>,
+        queue: u32,
+        from: u64,
+        max_messages: usize,
+    ) -> Result<ReadOutcome, ReadError> {
         let request = ReadRequest {
             topic: Arc::clone(topic),
             queue: QueueId::new(queue),
@@ -133,7 +143,11 @@ impl Rig {
             max_bytes: 1 << 20,
             filter: Arc::new(TagFilter::All),
         };
-        now(self.store.read(request)).expect("a stepped read answers at once").unwrap()
+        now(self.store.read(request)).expect("a stepped read answers at once")
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        now(self.store.failed()).is_some()
     }
 
     /// All records of a queue up to its end, of which none is damaged.

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use mainstem::format::record::RecordKind;
 use mainstem::format::state_record::Transition;
 use mainstem::message::{FlushMode, PhysicalOffset, TopicId};
-use mainstem::store::{AppendError, OpenError, Placed, Poisoned, ReadOutcome, StoreConfig};
+use mainstem::store::{
+    AppendError, OpenError, Placed, Poisoned, ReadError, ReadOutcome, StoreConfig,
+};
 use mainstem::testing::{CrashChoice, SimDisk};
 
 use crate::oracle::{self, Logged, agrees, live_topics};
@@ -101,11 +103,22 @@ pub(crate) struct Run {
     pub(crate) ledger: Ledger,
     waiting: Vec<(PhysicalOffset, Ack)>,
     wall: u64,
+    /// Calls fail: a store may refuse to open or to read.
+    pub(crate) is_faulty: bool,
 }
 
 impl Run {
     /// Opens a store that the ledger knows nothing of yet.
     pub(crate) fn start(disk: SimDisk, config: &StoreConfig) -> Self {
+        Self::begin(disk, config, false)
+    }
+
+    /// As `start`, on a disk of which calls fail.
+    pub(crate) fn start_faulty(disk: SimDisk, config: &StoreConfig) -> Self {
+        Self::begin(disk, config, true)
+    }
+
+    fn begin(disk: SimDisk, config: &StoreConfig, is_faulty: bool) -> Self {
         let mut run = Self {
             disk,
             config: config.clone(),
@@ -113,6 +126,7 @@ impl Run {
             ledger: Ledger::default(),
             waiting: Vec::new(),
             wall: 1_000_000,
+            is_faulty,
         };
         // The power may go before there is a store.
         let _failed = run.reopen();
@@ -229,9 +243,16 @@ impl Run {
                     let is_off = self.disk.is_off();
                     self.ledger.flushed = self.ledger.flushed.max(store.watermarks().flushed);
                     drop(store);
+                    if self.is_faulty && closed.is_err() {
+                        // The process ends here.
+                        return;
+                    }
                     let opened = self.reopen();
                     assert!(
-                        is_off || self.disk.is_off() || (closed.is_ok() && opened.is_ok()),
+                        is_off
+                            || self.is_faulty
+                            || self.disk.is_off()
+                            || (closed.is_ok() && opened.is_ok()),
                         "{closed:?}, {opened:?}"
                     );
                 }
@@ -304,6 +325,14 @@ impl Run {
         }
     }
 
+    fn outcome(&self, read: Result<ReadOutcome, ReadError>) -> Option<ReadOutcome> {
+        match read {
+            Ok(outcome) => Some(outcome),
+            Err(_) if self.is_faulty => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     /// Reads every queue and compares what comes with what was sent.
     fn read(&mut self) {
         let Some(rig) = &self.rig else { return };
@@ -312,8 +341,8 @@ impl Run {
             let topic = rig.topic(id.get()).unwrap();
             for queue in 0..queues {
                 let mut from = 0;
-                while let ReadOutcome::Records { records, next, .. } =
-                    rig.read(&topic, queue, from, 7)
+                while let Some(ReadOutcome::Records { records, next, .. }) =
+                    self.outcome(rig.try_read(&topic, queue, from, 7))
                 {
                     from = next.get();
                     for record in records {
@@ -346,6 +375,7 @@ impl Run {
             ledger: self.ledger.clone(),
             waiting: Vec::new(),
             wall: self.wall,
+            is_faulty: false,
         };
         if let Err(error) = run.reopen() {
             panic!("{case}: {error:?}");

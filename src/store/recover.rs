@@ -199,7 +199,12 @@ pub(super) fn recover(
     report.segments = segments.len();
     let checkpoint = CheckpointFile::read(&**disk, &config.dir)?;
     report.clean = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.clean);
-    let log_end = segments.last().map_or(PhysicalOffset::ZERO, |segment| segment.end());
+    // What the checkpoint vouches for was there, if it is gone now too.
+    let log_end = segments
+        .last()
+        .map(|segment| segment.end())
+        .max(checkpoint.as_ref().map(|checkpoint| checkpoint.flushed))
+        .unwrap_or_default();
     let snapshot = newest_snapshot(&**disk, config, log_end, &mut report)?;
 
     let queues = ConsumeQueues::new(

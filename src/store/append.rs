@@ -1,19 +1,14 @@
 //! The way into the log. One lock, one write, one publish.
 //!
-//! Append runs on the caller's own thread. Senders that meet share a write: each moves its set into `pending`, then
-//! takes `tail`; whoever holds `tail` writes what is pending, at most [`TURN_BYTES`] a turn or one larger set, and
-//! leaves the results where their owners find them. `pending` is never held during I/O.
+//! Append runs on the caller's own thread. Senders that meet wait at one mutex, `tail`: the end of the log, next queue
+//! offsets and the memory for laying out a set. It is taken after a unit of broker state and before no other lock.
 //!
-//! | lock | guards | taken after | taken before |
-//! | --- | --- | --- | --- |
-//! | `tail` | the end of the log, next queue offsets, results | a unit of broker state | `pending` |
-//! | `pending` | the sets that wait for a turn | `tail` or nothing | – |
+//! Under it: refuse what cannot be stored; store time; offsets; header checksums; one write; one publish of `appended`
+//! with Release. Queue offsets advance only after the write succeeded, so there are no holes. A write that failed is
+//! undone with zeros; only if that fails too is the store poisoned.
 //!
-//! In a turn: refuse what cannot be stored; store time; offsets; header checksums; one `pwritev` per segment; one
-//! publish of `appended` with Release. Queue offsets advance only after the write succeeded, so there are no holes. A
-//! write that failed is undone with zeros; only if that fails too is the store poisoned.
+//! Sharing one write between senders that meet was measured, and lost: see the bench `append` with 4 threads.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::Bytes;
@@ -31,10 +26,10 @@ use crate::format::record::{
 use crate::format::segment_header::PAGE_LEN;
 use crate::log::{consume_queue, index};
 use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
-use crate::sync::{Arc, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, Ordering, fence, lock};
 
-/// A turn takes pending sets up to this many bytes, or one larger set: bounds how long a sender writes for others.
-const TURN_BYTES: u64 = 1 << 20;
+/// So many undispatched bytes wake the dispatcher even if nobody waits for them.
+const WAKE_DISPATCH: u64 = 1 << 20;
 /// The unit in which pages are first touched, so that a write never makes the kernel read before it.
 const PAGE: u64 = 4 << 10;
 /// Store times in queue entries are 32-bit milliseconds from the segment's first record; 30 days is well below.
@@ -155,43 +150,21 @@ pub struct Placed {
     pub epoch: Epoch,
 }
 
-/// A set that is stored whole or not at all.
-enum Set {
-    One(NewRecord),
-    Many(Vec<NewRecord>),
+/// What a set asks of the segment.
+#[derive(Clone, Copy)]
+struct Need {
+    len: u64,
+    entry_bytes: u64,
 }
 
-impl Set {
-    fn records(&self) -> &[NewRecord] {
-        match self {
-            Self::One(record) => std::slice::from_ref(record),
-            Self::Many(records) => records,
-        }
+impl Need {
+    fn of(records: &[NewRecord]) -> Self {
+        let add = |need: Self, record: &NewRecord| Self {
+            len: need.len + record.len(),
+            entry_bytes: need.entry_bytes + record.entry_bytes(),
+        };
+        records.iter().fold(Self { len: 0, entry_bytes: 0 }, add)
     }
-
-    fn len(&self) -> u64 {
-        self.records().iter().map(NewRecord::len).sum()
-    }
-
-    fn entry_bytes(&self) -> u64 {
-        self.records().iter().map(NewRecord::entry_bytes).sum()
-    }
-}
-
-/// Where the records of a set went.
-enum Placements {
-    One(Placed),
-    Many(Vec<Placed>),
-}
-
-type Outcome = Result<Placements, AppendError>;
-
-/// Sets that wait for a turn, in the order in which they came.
-#[derive(Default)]
-pub(super) struct Pending {
-    sets: VecDeque<Set>,
-    /// The ticket of the next set to come.
-    next_ticket: u64,
 }
 
 /// The end of the log, and what only its writer knows. The append lock is the mutex around it.
@@ -206,13 +179,10 @@ pub(super) struct Tail {
     entry_bytes: u64,
     /// Of the segment's first record.
     first_time: Option<Timestamp>,
-    /// Outcomes that their owners have not fetched, by ticket from `first_ticket` on.
-    outcomes: VecDeque<Option<Outcome>>,
-    first_ticket: u64,
     scratch: Scratch,
 }
 
-/// Memory that turns use again and again.
+/// Memory that appends use again and again.
 #[derive(Default)]
 struct Scratch {
     headers: Vec<[u8; HEADER_LEN]>,
@@ -223,9 +193,9 @@ struct Scratch {
 
 impl Scratch {
     /// Copies records, each behind its header, and `padding` zeros into `gathered`.
-    fn gather<'a>(&mut self, records: impl Iterator<Item = &'a NewRecord>, padding: u64) {
+    fn gather(&mut self, records: &[NewRecord], padding: u64) {
         self.gathered.clear();
-        for (record, header) in records.zip(&self.headers) {
+        for (record, header) in records.iter().zip(&self.headers) {
             self.gathered.extend_from_slice(header);
             self.gathered.extend_from_slice(&record.attributes);
             self.gathered.extend_from_slice(&record.payload);
@@ -235,15 +205,15 @@ impl Scratch {
     }
 
     /// Writes records, each behind its header, and `padding` zeros from where they are.
-    fn write_vectored<'a>(
+    fn write_vectored(
         &mut self,
-        records: impl Iterator<Item = &'a NewRecord>,
+        records: &[NewRecord],
         padding: u64,
         segment: &Segment,
         start: PhysicalOffset,
     ) -> Result<(), FileError> {
         let mut buffers = recycle(std::mem::take(&mut self.buffers));
-        for (record, header) in records.zip(&self.headers) {
+        for (record, header) in records.iter().zip(&self.headers) {
             let pad = &ZEROS[..record.padding_len()];
             let parts = [header, &record.attributes[..], &record.payload[..], pad];
             buffers.extend(parts.into_iter().filter(|part| !part.is_empty()).map(IoSlice::new));
@@ -276,24 +246,12 @@ impl Tail {
             epoch,
             entry_bytes,
             first_time,
-            outcomes: VecDeque::new(),
-            first_ticket: 0,
             scratch: Scratch::default(),
         }
     }
 
     pub(super) fn last_store_time(&self) -> Timestamp {
         self.clock.last()
-    }
-
-    fn take_outcome(&mut self, ticket: u64) -> Option<Outcome> {
-        let index = usize::try_from(ticket.checked_sub(self.first_ticket)?).ok()?;
-        let outcome = self.outcomes.get_mut(index)?.take();
-        while let Some(None) = self.outcomes.front() {
-            self.outcomes.pop_front();
-            self.first_ticket += 1;
-        }
-        outcome
     }
 }
 
@@ -311,51 +269,43 @@ impl Drop for AbortOnPanic {
 impl Shared {
     /// Appends one record.
     pub(super) fn append_one(&self, record: NewRecord) -> Result<Placed, AppendError> {
-        match self.append_set(Set::One(record))? {
-            Placements::One(placed) => Ok(placed),
-            Placements::Many(_) => unreachable!("one record has one place"),
-        }
+        self.append_set(std::slice::from_ref(&record), |placed| match placed {
+            [one] => *one,
+            _ => unreachable!("one record has one place"),
+        })
     }
 
     /// Appends `records`, all or nothing.
     pub(super) fn append_many(&self, records: Vec<NewRecord>) -> Result<Vec<Placed>, AppendError> {
-        match self.append_set(Set::Many(records))? {
-            Placements::Many(placed) => Ok(placed),
-            Placements::One(_) => unreachable!("a set has a list of places"),
-        }
+        self.append_set(&records, <[Placed]>::to_vec)
     }
 
-    fn append_set(&self, set: Set) -> Outcome {
-        self.admit(&set)?;
-        let ticket = {
-            let mut pending = lock(&self.pending);
-            pending.sets.push_back(set);
-            pending.next_ticket += 1;
-            pending.next_ticket - 1
-        };
-        let _guard = AbortOnPanic;
-        let outcome = loop {
+    /// Appends a set, and shows where its records went.
+    fn append_set<T>(
+        &self,
+        records: &[NewRecord],
+        show: impl FnOnce(&[Placed]) -> T,
+    ) -> Result<T, AppendError> {
+        let need = Need::of(records);
+        self.admit(records, need)?;
+        let shown = {
             let mut tail = lock(&self.tail);
-            if let Some(outcome) = tail.take_outcome(ticket) {
-                break outcome;
-            }
-            self.turn(&mut tail);
+            let _guard = AbortOnPanic;
+            let stored = self.store_set(&mut tail, records, need);
+            stored.map(|()| show(&tail.scratch.placed))
         };
         self.wake_after_append();
-        outcome
+        shown
     }
 
     /// What can be refused without the lock.
-    fn admit(&self, set: &Set) -> Result<(), AppendError> {
-        let (len, max) = (set.len(), self.config.max_append_set());
+    fn admit(&self, records: &[NewRecord], need: Need) -> Result<(), AppendError> {
+        let (len, max) = (need.len, self.config.max_append_set());
         if len > max {
             return Err(AppendError::TooLarge { len, max });
         }
-        debug_assert!(
-            set.records().len() <= MAX_SET_RECORDS,
-            "a set's records are counted in 16 bits"
-        );
-        for record in set.records() {
+        debug_assert!(records.len() <= MAX_SET_RECORDS, "a set's records are counted in 16 bits");
+        for record in records {
             if let Some(topic) = &record.topic
                 && topic.next_offset(record.queue).is_none()
             {
@@ -375,40 +325,24 @@ impl Shared {
             || view.appended.since(view.dispatched) > MAX_UNDISPATCHED
     }
 
-    /// Writes what is pending, oldest first: at most `TURN_BYTES`, or one larger set.
-    fn turn(&self, tail: &mut Tail) {
-        let mut sets = Vec::new();
-        let mut bytes = 0;
-        {
-            let mut pending = lock(&self.pending);
-            while let Some(set) = pending.sets.front() {
-                bytes += set.len();
-                if bytes > TURN_BYTES && !sets.is_empty() {
-                    break;
-                }
-                sets.extend(pending.sets.pop_front());
-            }
-        }
+    /// Stores a set in the current segment, or at the begin of the next.
+    fn store_set(
+        &self,
+        tail: &mut Tail,
+        records: &[NewRecord],
+        need: Need,
+    ) -> Result<(), AppendError> {
+        self.refusal(records)?;
         let stamp = tail.clock.stamp(self.clock.now());
-        let mut rest = sets.as_slice();
-        while !rest.is_empty() {
-            let run = self.fitting(tail, stamp, rest);
-            let (run, behind) = rest.split_at(run);
-            if !run.is_empty() {
-                self.write_run(tail, stamp, run);
-                rest = behind;
-            } else if let Err(error) = self.refusal(&rest[0]).and_then(|()| self.roll(tail)) {
-                // NotReady holds for all behind it, so that sets are stored in the order in which they came; what
-                // concerns this set alone is its own.
-                let count = if matches!(error, AppendError::Deleted) { 1 } else { rest.len() };
-                tail.outcomes.extend((0..count).map(|_| Some(Err(error.clone()))));
-                rest = &rest[count..];
-            }
+        if !self.fits(tail, stamp, need) {
+            // A set is at most a quarter of a segment: the next has room for it.
+            self.roll(tail)?;
         }
+        self.write_set(tail, stamp, records, need)
     }
 
     /// Why a set cannot be stored, wherever the tail is.
-    fn refusal(&self, set: &Set) -> Result<(), AppendError> {
+    fn refusal(&self, records: &[NewRecord]) -> Result<(), AppendError> {
         if self.is_poisoned() {
             return Err(AppendError::Poisoned);
         }
@@ -416,38 +350,25 @@ impl Shared {
             return Err(AppendError::Closed);
         }
         let dead = |record: &NewRecord| record.topic.as_ref().is_some_and(|topic| topic.is_dead());
-        if set.records().iter().any(dead) {
+        if records.iter().any(dead) {
             return Err(AppendError::Deleted);
         }
         Ok(())
     }
 
-    /// How many of `sets` can be written to the current segment in one run.
-    fn fitting(&self, tail: &Tail, stamp: Timestamp, sets: &[Set]) -> usize {
-        let mut end = tail.end;
-        let mut entry_bytes = tail.entry_bytes;
+    /// Whether a set can be written to the current segment.
+    fn fits(&self, tail: &Tail, stamp: Timestamp, need: Need) -> bool {
         let too_old =
             tail.first_time.is_some_and(|first| stamp.get() - first.get() > MAX_SEGMENT_AGE_MS);
+        let mut entry_bytes = tail.entry_bytes + need.entry_bytes;
         // A queue's first entry in a segment costs more than the others; only the dispatcher knows which those are.
         if entry_bytes * QUEUE_TO_ENTRY_COST > self.config.unsealed_memory {
             entry_bytes += self.queues.queues_in(tail.segment.base()) * consume_queue::QUEUE_COST;
         }
-        let mut count = 0;
-        for set in sets {
-            let (len, entries) = (set.len(), set.entry_bytes());
-            let empty = end == tail.segment.base().plus(PAGE_LEN as u64);
-            let memory_full = entry_bytes + entries > self.config.unsealed_memory;
-            if end.get() + len > tail.segment.end().get()
-                || (!empty && (memory_full || too_old))
-                || self.refusal(set).is_err()
-            {
-                break;
-            }
-            end = end.plus(len);
-            entry_bytes += entries;
-            count += 1;
-        }
-        count
+        let memory_full = entry_bytes > self.config.unsealed_memory;
+        let empty = tail.end == tail.segment.base().plus(PAGE_LEN as u64);
+        let has_room = tail.end.get() + need.len <= tail.segment.end().get();
+        has_room && (empty || !(memory_full || too_old))
     }
 
     /// Ends the current segment and goes on in the next.
@@ -513,99 +434,85 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes a run of sets that fit, and leaves an outcome for each.
-    fn write_run(&self, tail: &mut Tail, stamp: Timestamp, sets: &[Set]) {
+    /// Writes a set that fits, and publishes it.
+    fn write_set(
+        &self,
+        tail: &mut Tail,
+        stamp: Timestamp,
+        records: &[NewRecord],
+        need: Need,
+    ) -> Result<(), AppendError> {
         let segment = Arc::clone(&tail.segment);
         let start = tail.end;
-        let end = self.lay_out(tail, stamp, sets);
+        let end = self.lay_out(tail, stamp, records);
         let page_end = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
         let padding = if end > tail.touched { page_end.since(end) } else { 0 };
-
-        let records = sets.iter().flat_map(Set::records);
         let written = if end.since(start) + padding < GATHER_BELOW {
             tail.scratch.gather(records, padding);
             segment.write_all(&mut [IoSlice::new(&tail.scratch.gathered)], start)
         } else {
             tail.scratch.write_vectored(records, padding, &segment, start)
         };
-
-        match written {
-            Ok(()) => {
-                segment.publish(end);
-                tail.end = end;
-                tail.touched = tail.touched.max(if padding > 0 { page_end } else { end });
-                tail.entry_bytes += sets.iter().map(Set::entry_bytes).sum::<u64>();
-                tail.first_time = tail.first_time.or(Some(stamp));
-                self.marks.appended.advance(end);
-                let mut placed = tail.scratch.placed.iter().copied();
-                for set in sets {
-                    let placements = match set {
-                        Set::One(_) => placed.next().map(Placements::One),
-                        Set::Many(records) => {
-                            Some(Placements::Many(placed.by_ref().take(records.len()).collect()))
-                        }
-                    };
-                    // One place per record: `lay_out` made them from the same sets.
-                    tail.outcomes.extend(placements.map(|placements| Some(Ok(placements))));
+        if let Err(source) = written {
+            for record in records.iter().rev() {
+                if let Some(next) = record.next_offset() {
+                    next.fetch_sub(u64::from(record.message_count), Ordering::Relaxed);
                 }
             }
-            Err(source) => {
-                for record in sets.iter().rev().flat_map(|set| set.records().iter().rev()) {
-                    if let Some(next) = record.next_offset() {
-                        next.fetch_sub(u64::from(record.message_count), Ordering::Relaxed);
-                    }
-                }
-                let error = self.undo(&segment, start, page_end.max(tail.touched), source);
-                tail.outcomes.extend(sets.iter().map(|_| Some(Err(error.clone()))));
-            }
+            return Err(self.undo(&segment, start, page_end.max(tail.touched), source));
         }
+        segment.publish(end);
+        tail.end = end;
+        tail.touched = tail.touched.max(if padding > 0 { page_end } else { end });
+        tail.entry_bytes += need.entry_bytes;
+        tail.first_time = tail.first_time.or(Some(stamp));
+        self.marks.appended.advance(end);
+        Ok(())
     }
 
-    /// Gives every record of `sets` its place, and encodes the headers. Returns the end of the last.
-    fn lay_out(&self, tail: &mut Tail, stamp: Timestamp, sets: &[Set]) -> PhysicalOffset {
+    /// Gives every record its place, and encodes the headers. Returns the end of the last.
+    fn lay_out(&self, tail: &mut Tail, stamp: Timestamp, records: &[NewRecord]) -> PhysicalOffset {
         let salt = self.log.salt(&tail.segment);
         let flushed = self.marks.flushed.get();
         let mut at = tail.end;
         tail.scratch.headers.clear();
         tail.scratch.placed.clear();
-        for set in sets {
-            let set_count = u16::try_from(set.records().len()).unwrap_or(u16::MAX);
-            for (set_index, record) in set.records().iter().enumerate() {
-                let len = record.len();
-                let queue_offset = record.next_offset().map_or(0, |next| {
-                    next.fetch_add(u64::from(record.message_count), Ordering::Relaxed)
-                });
-                let header = RecordHeader {
-                    kind: record.kind,
-                    flags: record.flags,
-                    // `admit` bounds a set by 64 MiB.
-                    total_len: u32::try_from(len).unwrap_or(u32::MAX),
-                    payload_crc: record.payload_crc,
-                    attributes_len: u32::try_from(record.attributes.len()).unwrap_or(u32::MAX),
-                    payload_len: u32::try_from(record.payload.len()).unwrap_or(u32::MAX),
-                    queue: record.queue,
-                    physical_offset: at,
-                    queue_offset: QueueOffset::new(queue_offset),
-                    store_time: stamp,
-                    topic: record.topic.as_ref().map_or(TopicId::ZERO, |topic| topic.id()),
-                    tag_bits: record.tag_bits,
-                    epoch: tail.epoch,
-                    group_hash: record.group_hash,
-                    durable_lag: durable_lag(at, flushed),
-                    message_count: record.message_count,
-                    set_index: u16::try_from(set_index).unwrap_or(u16::MAX),
-                    set_count,
-                };
-                tail.scratch.headers.push(header.encode(salt));
-                tail.scratch.placed.push(Placed {
-                    offset: at,
-                    end: at.plus(len),
-                    queue_offset: header.queue_offset,
-                    store_time: stamp,
-                    epoch: tail.epoch,
-                });
-                at = at.plus(len);
-            }
+        let set_count = u16::try_from(records.len()).unwrap_or(u16::MAX);
+        for (set_index, record) in records.iter().enumerate() {
+            let len = record.len();
+            let queue_offset = record.next_offset().map_or(0, |next| {
+                next.fetch_add(u64::from(record.message_count), Ordering::Relaxed)
+            });
+            let header = RecordHeader {
+                kind: record.kind,
+                flags: record.flags,
+                // `admit` bounds a set by 64 MiB.
+                total_len: u32::try_from(len).unwrap_or(u32::MAX),
+                payload_crc: record.payload_crc,
+                attributes_len: u32::try_from(record.attributes.len()).unwrap_or(u32::MAX),
+                payload_len: u32::try_from(record.payload.len()).unwrap_or(u32::MAX),
+                queue: record.queue,
+                physical_offset: at,
+                queue_offset: QueueOffset::new(queue_offset),
+                store_time: stamp,
+                topic: record.topic.as_ref().map_or(TopicId::ZERO, |topic| topic.id()),
+                tag_bits: record.tag_bits,
+                epoch: tail.epoch,
+                group_hash: record.group_hash,
+                durable_lag: durable_lag(at, flushed),
+                message_count: record.message_count,
+                set_index: u16::try_from(set_index).unwrap_or(u16::MAX),
+                set_count,
+            };
+            tail.scratch.headers.push(header.encode(salt));
+            tail.scratch.placed.push(Placed {
+                offset: at,
+                end: at.plus(len),
+                queue_offset: header.queue_offset,
+                store_time: stamp,
+                epoch: tail.epoch,
+            });
+            at = at.plus(len);
         }
         at
     }
@@ -644,7 +551,7 @@ impl Shared {
         // Appended first, then the look at who sleeps or waits; they do it the other way round.
         fence(Ordering::SeqCst);
         let view = self.marks.view(PhysicalOffset::ZERO);
-        if view.appended.since(view.dispatched) >= TURN_BYTES
+        if view.appended.since(view.dispatched) >= WAKE_DISPATCH
             || self.arrivals.len() > 0
             || !self.dispatch_waiters.is_empty()
         {
@@ -674,9 +581,4 @@ fn durable_lag(at: PhysicalOffset, flushed: PhysicalOffset) -> u32 {
 fn recycle<'a>(mut buffers: Vec<IoSlice<'_>>) -> Vec<IoSlice<'a>> {
     buffers.clear();
     buffers.into_iter().map(|_| IoSlice::new(&[])).collect()
-}
-
-/// The locks of this file, made at open.
-pub(super) fn locks(tail: Tail) -> (Mutex<Tail>, Mutex<Pending>) {
-    (Mutex::new(tail), Mutex::new(Pending::default()))
 }

@@ -11,8 +11,7 @@
 //! Append runs on its caller. A worker is a step function; its thread is a loop around it, and a test calls the steps
 //! in an order of its own. All threads end in [`Store::close`] or with the last handle.
 //!
-//! Locks, in the order in which they may be taken: dispatcher → (queue and index shards); tail → pending; all others
-//! are leaves.
+//! Locks, in the order in which they may be taken: dispatcher → (queue and index shards); all others are leaves.
 
 mod allocate;
 mod append;
@@ -40,7 +39,7 @@ use std::thread::JoinHandle;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use self::append::{Pending, Tail};
+use self::append::Tail;
 use self::checkpoint::CheckpointFile;
 use self::cold::ReadPool;
 use self::dispatch::Dispatcher;
@@ -191,7 +190,6 @@ pub(crate) struct Shared {
     marks: Marks,
 
     tail: Mutex<Tail>,
-    pending: Mutex<Pending>,
     dispatcher: Mutex<Dispatcher>,
     /// The next segment, made ahead.
     ready: ArcSwapOption<Segment>,
@@ -411,7 +409,7 @@ impl Store {
             unreachable!("a segment was found or made");
         };
         segment.publish(tail);
-        let (tail_lock, pending) = append::locks(Tail::new(
+        let tail_lock = Mutex::new(Tail::new(
             segment,
             tail,
             StoreClock::starting_at(found.store_clock),
@@ -431,7 +429,6 @@ impl Store {
             topics,
             marks: Marks::starting_at(tail, found.sealed),
             tail: tail_lock,
-            pending,
             dispatcher: Mutex::new(Dispatcher::default()),
             ready: ArcSwapOption::new(ready),
             no_space: Mutex::new(None),

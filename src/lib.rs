@@ -1,6 +1,33 @@
-//! Mainstem: a message broker in one binary.
+//! Mainstem: a message broker in one binary. Every topic appends into one CommitLog; queues and a key index are derived
+//! from it; a native gRPC API sends, pulls and queries.
 //!
-//! stub map
+//! The crate is a house of rooms on floors. A room knows rooms of lower floors and nobody above; news goes up through
+//! something that was handed down when the lower room was made ([`store::Applier`], a watermark, a waker).
+//!
+//! | floor | room | is | knows |
+//! | ----: | ---- | -- | ----- |
+//! | 0 | [`message`] | the vocabulary: offsets, ids, times, modes as types that do not mix | – |
+//! | 0 | [`clock`] | time, injected; the only reader of wall time; the store clock that never steps back | `message` |
+//! | 0 | `sync` | locks and atomics: std's, or shuttle's when a test explores interleavings | – |
+//! | 1 | [`format`] | every byte on disk: pure functions over slices, and the one table of limits | `message` |
+//! | 2 | [`file`] | files: the one door to the operating system, the simulated disk, and the fence around `unsafe` | floors 0–1 |
+//! | 3 | `log` | CommitLog, ConsumeQueue, Index: passive structures without threads, channels or clocks | floors 0–2 |
+//! | 4 | [`store`] | makes logs a store: append, read, query, recovery, watermarks; owns every storage thread | floors 0–3 |
+//! | 5 | [`broker`] | what a broker means: topics, sends, pulls, queries, budgets; no protobuf | `store`, `format`, `file::disk`, floor 0 |
+//! | 6 | `grpc` | `mainstem.v1`, health and reflection on one port: check, ask the broker, convert | `broker`, [`proto`], floor 0 |
+//! | 6 | `http` | `/healthz`, `/readyz`, `/metrics` | `broker`, floor 0 |
+//! | 6 | [`client`] | the native client: batches in, messages out | [`proto`], `format::batch`, floor 0 |
+//! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |
+//! | 7 | [`server`] | one server from its start to its end: wire, serve, drain in order | `config`, floors 0–6 without `client` |
+//! | 7 | [`telemetry`] | what the process logs to stderr | – |
+//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], every other command asks a [`client`] | `client`, `server`, `config`, `telemetry`, errors of `store`, `format::batch`, floor 0 |
+//!
+//! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc` and `client` alone name;
+//! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand, a
+//! store stepped by hand.
+//!
+//! Where to begin: [`store`] for how a message survives, [`format`] for what is on the disk, [`broker`] for what a
+//! request may do, and `README.md` for the way of a send, a pull, a query and a restart through these files.
 
 pub mod broker;
 pub mod cli;

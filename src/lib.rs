@@ -9,8 +9,8 @@
 //! | 0 | [`message`] | the vocabulary: offsets, ids, times, modes as types that do not mix | – |
 //! | 0 | [`clock`] | time, injected; the only reader of wall time; the store clock that never steps back | `message` |
 //! | 0 | `sync` | locks and atomics: std's, or shuttle's when a test explores interleavings | – |
-//! | 1 | [`format`] | every byte on disk: pure functions over slices, and the one table of limits | `message` |
-//! | 2 | [`file`] | files: the one door to the operating system, the simulated disk, and the fence around `unsafe` | floors 0–1 |
+//! | 1 | [`mod@format`] | every byte on disk: pure functions over slices, and the one table of limits | `message` |
+//! | 2 | [`mod@file`] | files: the one door to the operating system, the simulated disk, and the fence around `unsafe` | floors 0–1 |
 //! | 3 | `log` | CommitLog, ConsumeQueue, Index: passive structures without threads, channels or clocks | floors 0–2 |
 //! | 4 | [`store`] | makes logs a store: append, read, query, recovery, watermarks; owns every storage thread | floors 0–3 |
 //! | 5 | [`broker`] | what a broker means: topics, sends, pulls, queries, budgets; no protobuf | `store`, `format`, `file::disk`, floor 0 |
@@ -26,8 +26,11 @@
 //! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand, a
 //! store stepped by hand.
 //!
-//! Where to begin: [`store`] for how a message survives, [`format`] for what is on the disk, [`broker`] for what a
+//! Where to begin: [`store`] for how a message survives, [`mod@format`] for what is on the disk, [`broker`] for what a
 //! request may do, and `README.md` for the way of a send, a pull, a query and a restart through these files.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("Mainstem runs on Linux only");
 
 pub mod broker;
 pub mod cli;

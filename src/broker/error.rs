@@ -71,7 +71,7 @@ pub enum BrokerError {
     #[error("there is no such message")]
     MessageNotFound,
     /// The queue offset cannot be read: outside what the queue holds.
-    #[error("queue offset {offset} is outside [{}, {}]", range.min, range.max)]
+    #[error("queue offset {offset} is outside of what can be read, {} up to {}", range.min, range.max)]
     OffsetOutOfRange {
         /// The one that was asked for.
         offset: QueueOffset,

@@ -26,7 +26,7 @@ Exit codes:
    3  the topic or the message does not exist
    4  no broker answered
    5  a send that may or may not be stored
-  74  serve only: the disk failed a sync, what was not acknowledged may be lost";
+  74  serve only: the disk failed a sync, what was not durable yet may be lost";
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! `mainstem pull`: read messages in order.
 //!
 //! Queues are read one after the other, each to the end it has when it is reached. A damaged range is one line on
-//! stderr and stepped over; offsets that went by retention while the queue was read are stepped over silently.
+//! stderr and stepped over.
 
 use std::time::{Duration, Instant};
 

@@ -68,11 +68,11 @@ enum TypeArg {
     Normal,
     /// Ordered by message group
     Fifo,
-    /// Delivered at a time
+    /// For messages delivered at a time; plain sends are refused
     Delay,
-    /// Two-phase
+    /// For two-phase messages; plain sends are refused
     Transaction,
-    /// All of the above
+    /// Ordered by message group where a message has one
     Mixed,
 }
 

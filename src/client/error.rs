@@ -137,7 +137,7 @@ pub enum Reason {
     Poisoned,
     Draining,
     Rebuilding,
-    Truncated,
+    Bug,
     /// One that this client does not know, or none.
     Unrecognised,
 }
@@ -166,7 +166,7 @@ impl Reason {
             "POISONED" => Self::Poisoned,
             "DRAINING" => Self::Draining,
             "REBUILDING" => Self::Rebuilding,
-            "TRUNCATED" => Self::Truncated,
+            "BUG" => Self::Bug,
             _ => Self::Unrecognised,
         }
     }

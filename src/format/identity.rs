@@ -6,7 +6,7 @@
 //! | 24 |  16 | store id    | random; every file of the store names it                         |
 //! | 40 |   8 | broker id   | random; names this broker to clients                             |
 //! | 48 |   8 | salt secret | seeds the salts of the segments, so that no message can forge a record header |
-//! | 56 |  32 | handle key  | signs receipt handles and paging tokens                          |
+//! | 56 |  32 | handle key  | signs what clients hand back: receipt handles                    |
 //!
 //! These bytes cannot be rebuilt from the log. Where the random ones come from and where the files go is the store's
 //! business.

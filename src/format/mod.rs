@@ -11,6 +11,9 @@
 //! | [`identity`] | who this store is, and its secrets | yes |
 //! | [`checkpoint`] | what is known to be durable; derived | by version |
 //! | [`snapshot`] | broker state and queue positions at one place of the log; derived | by version |
+//! | [`pages`] | pages of 4 KiB with a checksum each, which `.cq` and `.idx` files are made of; derived | by version |
+//! | [`consume_queue`] | the `.cq` file: directory, topic facts, entries of 32 bytes; derived | by version |
+//! | [`index`] | the `.idx` file: buckets, entries, the key hash; derived | by version |
 //! | [`names`] | directories and file names, both directions | yes |
 //!
 //! All integers are little-endian. A frozen layout is a contract with existing stores: it grows by new tags, kinds and

@@ -5,7 +5,7 @@
 //! | `commitlog/<base>.log`           | a segment of the CommitLog                                       | no      |
 //! | `consumequeue/<base>.cq`         | the ConsumeQueue entries of one sealed segment                   | yes     |
 //! | `index/<base>.idx`               | the Index of one sealed segment                                  | yes     |
-//! | `state/<offset>.snap`            | a snapshot; replay goes on at that offset                        | yes     |
+//! | `state/<offset>.snap`            | a snapshot; all that it holds lies before that offset            | yes     |
 //! | `quarantine/<offset>-<epoch>.torn` | a torn tail, copied aside before the start of that epoch cut it | yes     |
 //! | `checkpoint`                     | what is known to be durable                                      | yes     |
 //! | `identity`, `identity.copy`      | who the store is, and its secrets                                | no      |
@@ -40,7 +40,7 @@ pub enum FileKind {
     ConsumeQueue,
     /// The Index of a segment, by its base.
     Index,
-    /// A state snapshot, by the offset at which replay goes on.
+    /// A state snapshot, by the end of the last record that it holds.
     Snapshot,
 }
 

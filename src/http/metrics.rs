@@ -62,6 +62,7 @@ impl Collector for Numbers {
             ("damaged", "Of the log, that cannot be read", bytes, damaged),
             ("segments", "Segments of the log", None, count(status.store.segments)),
             ("unsealed_segments", "Segments in memory", None, count(status.store.unsealed)),
+            ("entries", "Memory of queue and index entries", bytes, status.store.entry_memory),
             ("epoch", "Starts of the store", None, status.epoch.get()),
             ("topics", "Topics", None, status.topics),
             ("queues", "Queues of all topics", None, status.queues),
@@ -95,6 +96,9 @@ impl Collector for Numbers {
             ("pulled", "Bytes of them", bytes, counters.pulled_bytes.get()),
             ("parked", "Pulls that had to wait", None, counters.parked.get()),
             ("queries", "Answered queries", None, counters.queries.get()),
+            ("syncs", "Syncs of the log", None, status.store.syncs),
+            ("damaged_reads", "Reads that met damage", None, status.store.damaged_reads),
+            ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),
         ] {
             let counter = ConstCounter::new(value);
             let encoder = to.encode_descriptor(name, help, unit, counter.metric_type())?;

@@ -377,7 +377,10 @@ impl Shared {
             return Err(AppendError::NotReady);
         }
         let Some(next) = self.ready.swap(None) else {
-            self.allocate_signal.wake();
+            // After a failure the worker asks the disk again by its own clock, not once per refused send.
+            if lock(&self.no_space).is_none() {
+                self.allocate_signal.wake();
+            }
             return Err(AppendError::NotReady);
         };
         if let Err(error) = self.end_segment(tail) {

@@ -177,6 +177,15 @@ pub enum OpenError {
         #[source]
         source: DecodeError,
     },
+    /// The last segment is full, and the next cannot be made.
+    #[error("no room to begin an epoch in {}; free some space and start again", path.display())]
+    NoRoom {
+        /// The data directory.
+        path: PathBuf,
+        /// Why there is no next segment.
+        #[source]
+        source: SpaceError,
+    },
     /// The first append of the new epoch failed.
     #[error("cannot begin epoch {epoch}")]
     Epoch {

@@ -294,10 +294,13 @@ impl Shared {
         if self.is_closed() {
             return Some(Err(SpaceError::Closed));
         }
+        if self.is_lagging() {
+            return Some(Ok(()));
+        }
         if self.ready.load().is_none() {
             return Some(lock(&self.no_space).map_or(Ok(()), Err));
         }
-        (self.is_lagging() || !self.may_roll()).then_some(Ok(()))
+        (!self.may_roll()).then_some(Ok(()))
     }
 }
 
@@ -905,8 +908,8 @@ fn begin_epoch(
                 workers.flush.flush_all();
                 while workers.dispatch.step() == Progress::Worked {}
                 workers.seal.step();
-                if let Some(error) = *lock(&shared.no_space) {
-                    tracing::error!(%error, "no room to begin an epoch");
+                if let Some(source) = *lock(&shared.no_space) {
+                    return Err(OpenError::NoRoom { path: shared.config.dir.clone(), source });
                 }
             }
             Err(source) => return Err(OpenError::Epoch { epoch, source }),

@@ -114,7 +114,7 @@ impl StartReport {
         } else {
             let stop = if self.clean { "a clean stop" } else { "an unclean stop" };
             lines.push(format!(
-                "opened after {stop}, epoch {}: {} segments, replayed {} records ({} bytes) from offset {}",
+                "opened after {stop}, epoch {}: segments: {}, replayed {} records ({} bytes) from offset {}",
                 self.epoch,
                 self.segments,
                 self.replayed_records,

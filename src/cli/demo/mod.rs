@@ -51,7 +51,7 @@ const KEYS: u64 = 200;
 
 /// How the demo ends.
 #[derive(Debug, Args)]
-#[command(after_help = "Takes about ten seconds and 500 MB in the temporary directory (TMPDIR). \
+#[command(after_help = "Takes about ten seconds and 600 MB in the temporary directory (TMPDIR). \
     Ends with 0 only if every promise held.")]
 pub(crate) struct DemoArgs {
     /// Leave the broker up and say how to reach it

@@ -163,13 +163,12 @@ pub enum ConfigError {
         setting: String,
     },
     /// A setting names an unknown key, or its value is of the wrong kind.
-    #[error("--set {setting} is wrong")]
+    #[error("--set {setting} is wrong: {}", reason.message())]
     Value {
         /// As it was given.
         setting: String,
-        /// Why.
-        #[source]
-        source: Box<toml::de::Error>,
+        /// Why. No source: its text has lines about a place that is no text of the user's.
+        reason: Box<toml::de::Error>,
     },
     /// A value is outside its range.
     #[error("{key} = {value} is outside {range}")]
@@ -202,9 +201,9 @@ impl Config {
         }
         for setting in sets {
             set(&mut table, setting)?;
-            config = Self::from_table(&table).map_err(|source| ConfigError::Value {
+            config = Self::from_table(&table).map_err(|reason| ConfigError::Value {
                 setting: setting.clone(),
-                source: Box::new(source),
+                reason: Box::new(reason),
             })?;
         }
         config.check()?;

@@ -47,7 +47,7 @@ pub struct Listening {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The store could not be opened. Nothing was served.
-    #[error("the store could not be opened")]
+    #[error(transparent)]
     Open(#[from] OpenError),
     /// An address could not be listened on. Nothing was served; the store was closed.
     #[error("{key} = {address} cannot be listened on")]

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::error::{Exit, Failure};
 use super::output::Output;
 use crate::config::Config;
+use crate::file::FileError;
 use crate::server::{self, Listening, ServerError};
 use crate::store::{CloseError, OpenError};
 use crate::telemetry;
@@ -95,7 +96,8 @@ pub(crate) fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {
 }
 
 fn usage(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
-    Failure::usage(format!("{:#}", anyhow::Error::new(error))).into()
+    // A message about a file shows the line and ends with a line break.
+    Failure::usage(format!("{:#}", anyhow::Error::new(error)).trim_end()).into()
 }
 
 fn explain(error: ServerError) -> anyhow::Error {
@@ -110,9 +112,20 @@ fn explain(error: ServerError) -> anyhow::Error {
             Failure::new(Exit::Failed, format!("cannot listen on {address} ({source})"))
                 .cure(format!("is a broker running there? Name another address with {option}"))
         }
+        ServerError::Open(OpenError::File(FileError::Full { .. })) => {
+            Failure::new(Exit::Failed, chain(&error)).cure("free some space, then start it again")
+        }
+        ServerError::Open(OpenError::File(_)) => Failure::new(Exit::Failed, chain(&error))
+            .cure("serve needs a directory that it can read and write; name another with --data"),
         _ => return error.into(),
     };
     failure.into()
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Writes the addresses when they are known, for whoever asked for the line.

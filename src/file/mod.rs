@@ -31,8 +31,8 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use rustix::io::Errno;
 
@@ -75,6 +75,31 @@ pub enum Operation {
     Lock,
 }
 
+impl fmt::Display for Operation {
+    /// The word between "cannot" and a path.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CreateDir => "make the directory",
+            Self::List => "list",
+            Self::Create => "create",
+            Self::Open => "open",
+            Self::Len => "tell the length of",
+            Self::Allocate => "reserve blocks for",
+            Self::Write => "write",
+            Self::Read => "read",
+            Self::Sync => "sync",
+            Self::DropCache => "drop the cache of",
+            Self::Map => "map",
+            Self::Rename => "rename",
+            Self::Unlink => "remove",
+            Self::SyncDir => "sync the directory",
+            Self::Random => "get random bytes",
+            Self::FreeSpace => "tell the free space of",
+            Self::Lock => "lock",
+        })
+    }
+}
+
 /// A refused file operation. Nothing is known to have happened, except where the operation's own doc says more.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -85,7 +110,7 @@ pub enum FileError {
         path: PathBuf,
     },
     /// The file system has no room (ENOSPC, EDQUOT).
-    #[error("{operation:?} of {}: no space left on the device", path.display())]
+    #[error("cannot {operation} {}: no space left on the device", path.display())]
     Full {
         /// What was tried.
         operation: Operation,
@@ -117,7 +142,7 @@ pub enum FileError {
         max: u64,
     },
     /// Anything else that the operating system said.
-    #[error("{operation:?} of {}", path.display())]
+    #[error("cannot {operation} {}", path.display())]
     Io {
         /// What was tried.
         operation: Operation,

@@ -1,0 +1,178 @@
+//! SIGKILL at random times under load, again and again on one directory, and the history of it all.
+//!
+//! Two producers send to a topic with sync flush, two to one with async flush: the death of a process takes nothing
+//! from either. Readers follow each queue through the restarts and go back now and then. `KILL_ROUNDS` says how many
+//! rounds, `KILL_SEED` repeats the rolls of a run; where the kill meets the broker differs all the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mainstem::client::{Client, Order, Query, Selector};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::history::{History, Place, Read};
+use crate::load::{Load, QUEUES, TOPICS, acknowledged, assert_honest, create_topics, read_last};
+use crate::support::{Dice, Home, Process, until};
+
+const ROUNDS: u64 = 8;
+/// A broker is killed after 100 ms and something below this.
+const LIFE_MS: u64 = 1_400;
+/// Keys looked for when all is over.
+const KEYS: usize = 300;
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again_a_broker_loses_nothing_and_changes_nothing() {
+    let rounds = setting("KILL_ROUNDS").unwrap_or(ROUNDS);
+    let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let seed = setting("KILL_SEED").unwrap_or(since_1970.subsec_nanos().into());
+    println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
+
+    let home = Home::new();
+    let mut history = History::default();
+    let kills = play(&home, rounds, seed, &mut history).await;
+
+    // The last one is not killed: it has to tell all.
+    let process = Process::start(&home, &[]).await;
+    let client = process.client().await;
+    read_last(&client, &mut history).await;
+    let [sync, asynchronous] = TOPICS.map(|(topic, _)| acknowledged(&history, topic));
+    println!(
+        "{kills} kills, {} sends ({sync} and {asynchronous} acknowledged), {} messages read on the \
+         way, {} at the end",
+        history.sends.len(),
+        history.seen.len(),
+        history.last.len()
+    );
+    assert_honest(&history);
+    assert!(sync.min(asynchronous) > 50, "too little was sent to say anything");
+    check_keys(&client, &history, &mut Dice::new(seed)).await;
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_lost_its_tail_while_the_broker_was_dead_is_found_out() {
+    // The checker against a real store: what a lying disk would do.
+    let home = Home::new();
+    let mut history = History::default();
+    play(&home, 1, 7, &mut history).await;
+    let segments = std::fs::read_dir(home.data().join("commitlog")).unwrap();
+    let oldest = segments.map(|file| file.unwrap().path()).min().unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(oldest).unwrap();
+    let len = file.metadata().unwrap().len();
+    file.set_len(64 << 10).unwrap();
+    file.set_len(len).unwrap();
+
+    let process = Process::start(&home, &[]).await;
+    let client = process.client().await;
+    read_last(&client, &mut history).await;
+    assert!(history.findings().iter().any(|finding| finding.starts_with("lost")));
+    process.stop().await;
+}
+
+/// Producers and readers through `rounds` rounds in which the broker served before it was killed; returns the kills.
+async fn play(home: &Home, rounds: u64, seed: u64, history: &mut History) -> u64 {
+    let mut dice = Dice::new(seed);
+    let load = Load::start(&mut dice);
+    let (mut kills, mut round, mut epoch) = (0, 0, 0);
+    while round < rounds {
+        assert!(kills < rounds * 5 + 5, "the broker hardly ever serves");
+        let end = Instant::now() + Duration::from_millis(100 + dice.below(LIFE_MS));
+        let mut process = Process::spawn(home, &[]);
+        // The first start makes the store and the topics; later ones may be killed before they serve.
+        if round == 0 {
+            process.ready().await;
+        }
+        if round == 0 || timeout_at(end, process.ready()).await.is_ok() {
+            let client = process.client().await;
+            epoch = look(&client, round, epoch).await;
+            load.up(round, client);
+            round += 1;
+            // Not a synchronisation: this is the random moment of the kill.
+            sleep_until(end.max(Instant::now() + Duration::from_millis(dice.below(300)))).await;
+        }
+        process.kill().await;
+        load.down();
+        kills += 1;
+    }
+    load.end(history).await;
+    kills
+}
+
+/// What a broker says after its start; makes the topics at the first one. Returns its epoch.
+async fn look(client: &Client, round: u64, epoch: u64) -> u64 {
+    let status = client.status().await.unwrap();
+    assert!(status.epoch.get() > epoch, "epoch {} after {epoch}", status.epoch);
+    assert_eq!(status.damaged, []);
+    if round == 0 {
+        assert!(status.start_report[0].starts_with("new store"), "{:?}", status.start_report);
+        create_topics(client).await;
+    } else {
+        let report = &status.start_report[0];
+        assert!(report.starts_with("opened after an unclean stop"), "{report}");
+        for (topic, flush) in TOPICS {
+            let found = client.describe_topic(topic).await.unwrap().topic;
+            assert_eq!((found.queues, found.flush), (QUEUES, flush));
+        }
+    }
+    status.epoch.get()
+}
+
+/// Each key finds the stored messages that carry it, no others, and says that these are all.
+async fn check_keys(client: &Client, history: &History, dice: &mut Dice) {
+    let mut carriers: BTreeMap<(&'static str, String), BTreeSet<Place>> = BTreeMap::new();
+    for read in &history.last {
+        for key in read.stamp.unwrap().keys() {
+            carriers.entry((read.place.topic, key)).or_default().insert(read.place);
+        }
+    }
+    let mut keys: Vec<_> = carriers.into_iter().collect();
+    while keys.len() > KEYS {
+        keys.swap_remove(usize::try_from(dice.below(keys.len() as u64)).unwrap());
+    }
+    for (topic, _) in TOPICS {
+        keys.push(((topic, "nobody".to_owned()), BTreeSet::new()));
+    }
+    let places: BTreeMap<Place, &Read> =
+        history.last.iter().map(|read| (read.place, read)).collect();
+    for ((topic, key), expected) in keys {
+        let found = find(client, topic, &key).await;
+        let found_places: BTreeSet<Place> = found.iter().map(|read| read.place).collect();
+        assert_eq!(found_places, expected, "key {key} of {topic}");
+        assert_eq!(found.len(), expected.len(), "key {key} of {topic} finds a message twice");
+        for read in &found {
+            assert_eq!(&read, &places[&read.place], "key {key} of {topic}");
+        }
+    }
+}
+
+/// All pages of a key, asked again until nothing may be missing.
+async fn find(client: &Client, topic: &'static str, key: &str) -> Vec<Read> {
+    until("a complete answer", async || {
+        let mut reads = Vec::new();
+        let mut page = String::new();
+        loop {
+            let query = Query {
+                selector: Selector::Key { topic, key },
+                begin: None,
+                end: None,
+                order: Order::OldestFirst,
+                limit: 4,
+                page,
+            };
+            let found = client.query(&query).await.unwrap();
+            if found.incomplete.is_some() {
+                return None;
+            }
+            reads.extend(found.messages.iter().map(|message| Read::of(topic, message)));
+            match found.next_page {
+                Some(next) => page = next,
+                None => return Some(reads),
+            }
+        }
+    })
+    .await
+}

@@ -1,0 +1,21 @@
+//! Real `mainstem` processes: killed, stopped, started where they cannot run, cut off from their disk, talked to badly.
+//!
+//! | file | what is asked |
+//! | --- | --- |
+//! | `kill.rs` | SIGKILL again and again under load: what was acknowledged is there, nothing else, and nothing changes |
+//! | `load.rs`, `history.rs` | who sends and reads meanwhile; the checker of what they saw, and its own tests |
+//! | `stop.rs` | SIGTERM under load, health while it drains |
+//! | `start.rs` | starts that cannot be: one clear line, an exit code |
+//! | `disk.rs` | a full disk, a failing sync |
+//! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
+//! | `support.rs` | a process and its home |
+//!
+//! What needs root or a tool that is not there prints a line that begins with SKIP and asks nothing.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod history;
+mod kill;
+mod load;
+mod start;
+mod stop;
+mod support;

@@ -1,0 +1,235 @@
+//! Starts that cannot be: one line that names cause and cure, a documented exit code, and nothing broken.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use crc_fast::{CrcAlgorithm, checksum};
+
+use crate::support::{Home, Memory, Process, one, read_all, refused_start};
+
+const FAILED: Option<i32> = Some(1);
+const USAGE: Option<i32> = Some(2);
+const NEEDS: &str = "serve needs a directory that it can read and write; name another with --data";
+
+/// Asserts how a start with `args` ends, and that its last words are `error` alone.
+async fn refused(args: &[&str], code: Option<i32>, error: &str) {
+    let (found, said) = refused_start(args).await;
+    let last = said.lines().last().unwrap_or_default();
+    assert_eq!((found, last), (code, format!("error: {error}").as_str()), "{args:?}: {said}");
+    let errors = said.lines().filter(|line| !line.starts_with("20"));
+    assert_eq!(errors.count(), 1, "one line: {said}");
+}
+
+async fn refused_on(data: &Path, error: &str) {
+    refused(&["--data", data.to_str().unwrap()], FAILED, error).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_data_directory_is_made_for_its_owner_alone() {
+    let home = Home::new();
+    let process = Process::start(&home, &[]).await;
+    assert_eq!(home.data().metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    for entry in std::fs::read_dir(home.data()).unwrap() {
+        let entry = entry.unwrap();
+        let others = entry.metadata().unwrap().permissions().mode() & 0o077;
+        assert_eq!(others, 0, "{}", entry.path().display());
+    }
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_cannot_be_is_named_with_a_cure() {
+    let home = Home::new();
+    let lost = home.path().join("no/data");
+    let error = format!("parent directory of {} does not exist; make it first", lost.display());
+    refused_on(&lost, &error).await;
+    assert!(!home.path().join("no").exists());
+
+    let file = home.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let lock = file.join("lock");
+    let open = "cannot open the store: cannot";
+    let error = format!("{open} lock {}: Not a directory (os error 20): {NEEDS}", lock.display());
+    refused_on(&file, &error).await;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+
+    let below = file.join("data");
+    let error = format!(
+        "{open} make the directory {}: Not a directory (os error 20): {NEEDS}",
+        below.display()
+    );
+    refused_on(&below, &error).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_data_directory_is_named_with_a_cure() {
+    let home = Home::new();
+    let Some(memory) = Memory::mount(&home.path().join("memory"), 1) else { return };
+    let data = home.path().join("memory/data");
+    std::fs::create_dir(&data).unwrap();
+    memory.make_read_only();
+    let error = format!(
+        "cannot open the store: cannot lock {}/lock: Read-only file system (os error 30): {NEEDS}",
+        data.display()
+    );
+    refused_on(&data, &error).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_room_for_a_segment_is_named_with_a_cure() {
+    let home = Home::new();
+    let Some(_memory) = Memory::mount(&home.path().join("memory"), 8) else { return };
+    let data = home.path().join("memory/data");
+    let (code, said) = refused_start(&["--data", data.to_str().unwrap()]).await;
+    let last = said.lines().last().unwrap();
+    assert_eq!(code, FAILED, "{said}");
+    assert!(last.starts_with("error: cannot open the store: cannot reserve blocks for"), "{said}");
+    let cure = ": no space left on the device: free some space, then start it again";
+    assert!(last.ends_with(cure), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_broker_on_a_directory_is_refused_and_the_first_goes_on() {
+    let home = Home::new();
+    let process = Process::start(&home, &[]).await;
+    let client = process.client().await;
+    client.send("orders", None, one(b"before")).await.unwrap();
+    let error = format!(
+        "data directory {} is in use by another process; stop that broker or choose another directory",
+        home.data().display()
+    );
+    refused_on(&home.data(), &error).await;
+    client.send("orders", None, one(b"after")).await.unwrap();
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_is_named_and_the_store_is_closed_clean() {
+    let home = Home::new();
+    let process = Process::start(&home, &[]).await;
+    let other = Home::new();
+    let data = other.data();
+    for (option, address) in [("--listen", &process.grpc), ("--http", &process.http)] {
+        let error = format!(
+            "cannot listen on {address} (Address already in use (os error 98)): is a broker \
+             running there? Name another address with {option}"
+        );
+        let args = ["--data", data.to_str().unwrap(), option, address];
+        refused(&args, FAILED, &error).await;
+    }
+    process.stop().await;
+    let process = Process::start(&other, &[]).await;
+    let report = process.client().await.status().await.unwrap().start_report;
+    assert!(report[0].starts_with("opened after a clean stop, epoch 3:"), "{report:?}");
+    process.stop().await;
+}
+
+/// Writes `version` into the envelope of a structure, whose checksum stays right.
+fn raise_version(bytes: &mut [u8], version: u32) {
+    bytes[4..8].copy_from_slice(&version.to_le_bytes());
+    bytes[16..20].fill(0);
+    let sum = u32::try_from(checksum(CrcAlgorithm::Crc32Iscsi, bytes)).unwrap();
+    bytes[16..20].copy_from_slice(&sum.to_le_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_format_is_refused_and_left_as_it_is() {
+    let home = Home::new();
+    let process = Process::start(&home, &[]).await;
+    process.client().await.send("orders", None, one(b"hello")).await.unwrap();
+    process.stop().await;
+    let segment = home.data().join("commitlog/00000000000000000000.log");
+    for (file, head) in [(home.data().join("identity"), 88), (segment, 4096)] {
+        let old = std::fs::read(&file).unwrap();
+        let mut newer = old.clone();
+        raise_version(&mut newer[..head], 2);
+        std::fs::write(&file, &newer).unwrap();
+        let error = format!(
+            "{} has format version 2, this build reads up to 1; use a newer mainstem",
+            file.display()
+        );
+        refused_on(&home.data(), &error).await;
+        assert!(std::fs::read(&file).unwrap() == newer, "{} was changed", file.display());
+        std::fs::write(&file, &old).unwrap();
+    }
+    let process = Process::start(&home, &[]).await;
+    let client = process.client().await;
+    let mut found = Vec::new();
+    for queue in 0..4 {
+        found.extend(read_all(&client, "orders", queue).await.into_iter().map(|m| m.body));
+    }
+    assert_eq!(found, ["hello"]);
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_identity_is_gone_is_refused() {
+    let home = Home::new();
+    Process::start(&home, &[]).await.stop().await;
+    let identity = home.data().join("identity");
+    std::fs::remove_file(&identity).unwrap();
+    std::fs::remove_file(home.data().join("identity.copy")).unwrap();
+    let error =
+        format!("both {} and its copy are unreadable; restore one of them", identity.display());
+    refused_on(&home.data(), &error).await;
+    assert!(!identity.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_setting_is_named_with_what_is_right() {
+    let home = Home::new();
+    let data = home.data();
+    let keys = "`segment_size`, `unsealed_memory`, `flush`, `flush_interval`, `flush_bytes`, \
+                `max_unflushed`, `hot_bytes`";
+    let unknown = format!(
+        "--set store.segments=3 is wrong: unknown field `segments`, expected one of {keys}"
+    );
+    for (setting, error) in [
+        ("store.segments=3", unknown.as_str()),
+        (
+            "storage.flush=sync",
+            "--set storage.flush=sync is wrong: unknown field `storage`, expected one of \
+             `server`, `store`, `broker`",
+        ),
+        ("store.segment_size=1MiB", "store.segment_size = 1.0 MiB is outside 64.0 MiB to 1.0 GiB"),
+        (
+            "store.flush=often",
+            "--set store.flush=often is wrong: unknown variant `often`, expected `sync` or `async`",
+        ),
+        (
+            "store.flush_interval=fast",
+            "--set store.flush_interval=fast is wrong: invalid value: string \"fast\", expected a \
+             duration",
+        ),
+        ("server.listen=here", "--set server.listen=here is wrong: invalid socket address syntax"),
+        ("nonsense", "--set nonsense: write it as table.key=value"),
+    ] {
+        refused(&["--data", data.to_str().unwrap(), "--set", setting], USAGE, error).await;
+    }
+    assert!(!data.exists(), "a start with a wrong setting touches nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_file_is_named_with_the_line() {
+    let home = Home::new();
+    let data = home.data();
+    let file = home.path().join("mainstem.toml");
+    let args = ["--data", data.to_str().unwrap(), "--config", file.to_str().unwrap()];
+    let error = format!(
+        "the configuration file {} cannot be read: No such file or directory (os error 2)",
+        file.display()
+    );
+    refused(&args, USAGE, &error).await;
+
+    std::fs::write(&file, "[store]\nflush = \"sync\"\nsegmnt_size = 3\n").unwrap();
+    let (code, said) = refused_start(&args).await;
+    let lines: Vec<_> = said.lines().collect();
+    let first = format!(
+        "error: the configuration file {} is wrong: TOML parse error at line 3, column 1",
+        file.display()
+    );
+    assert_eq!((code, lines[0]), (USAGE, first.as_str()), "{said}");
+    assert!(lines.contains(&"3 | segmnt_size = 3"), "{said}");
+    assert!(lines.last().unwrap().starts_with("unknown field `segmnt_size`"), "{said}");
+    assert!(!data.exists(), "a start with a wrong file touches nothing");
+}

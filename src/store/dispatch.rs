@@ -138,6 +138,10 @@ impl Shared {
         at: PhysicalOffset,
     ) -> Option<PhysicalOffset> {
         let segment = self.log.segment_at(at)?;
+        if at == segment.base() {
+            // The record before ended exactly with its segment.
+            return Some(self.begin_part(at));
+        }
         if segment.end().since(at) < HEADER_LEN as u64 {
             return Some(self.begin_part(segment.end()));
         }
@@ -184,6 +188,10 @@ impl Shared {
         while at < end {
             let Some(segment) = self.log.segment_at(at) else { return };
             let next_base = segment.end().plus(PAGE_LEN as u64);
+            if at == segment.base() {
+                at = at.plus(PAGE_LEN as u64);
+                continue;
+            }
             if segment.end().since(at) < HEADER_LEN as u64 {
                 at = next_base;
                 continue;

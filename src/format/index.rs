@@ -50,11 +50,29 @@ pub enum IndexKind {
 ///
 /// `seed` belongs to the store, so that nobody can choose keys that collide. Part of the format: it must never change.
 pub fn key_hash(seed: u64, kind: IndexKind, topic: TopicId, key: &[u8]) -> u64 {
-    let mut scope = [0; 9];
-    let (first, rest) = scope.split_at_mut(1);
-    first.fill(kind as u8);
-    rest.copy_from_slice(&topic.get().to_le_bytes());
-    xxh3_64_with_seed(key, xxh3_64_with_seed(&scope, seed))
+    KeyHasher::new(seed, kind, topic).hash(key)
+}
+
+/// [`key_hash`] of many keys of one topic.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyHasher {
+    seed: u64,
+}
+
+impl KeyHasher {
+    /// For keys of this kind in this topic.
+    pub fn new(seed: u64, kind: IndexKind, topic: TopicId) -> Self {
+        let mut scope = [0; 9];
+        let (first, rest) = scope.split_at_mut(1);
+        first.fill(kind as u8);
+        rest.copy_from_slice(&topic.get().to_le_bytes());
+        Self { seed: xxh3_64_with_seed(&scope, seed) }
+    }
+
+    /// The hash of one.
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        xxh3_64_with_seed(key, self.seed)
+    }
 }
 
 /// One row of the entry table.

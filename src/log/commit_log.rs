@@ -85,6 +85,13 @@ impl CommitLog {
         self.identity.salt(segment.base())
     }
 
+    /// The segment that covers `at`, for a walk over what this process wrote.
+    pub(crate) fn fresh(&self, at: PhysicalOffset) -> Option<FreshSegment> {
+        let segment = self.segment_at(at)?;
+        let salt = self.salt(&segment);
+        Some(FreshSegment { segment, salt })
+    }
+
     /// The header at `at`, checksum verified, and its segment. `None`: no sound header starts there.
     pub(crate) fn header(
         &self,
@@ -141,6 +148,37 @@ impl CommitLog {
         };
         verify_body(&header, &body).ok()?;
         Some((header, body))
+    }
+}
+
+/// A segment whose published bytes are walked in place: what is the same for all its records is looked up once.
+pub(crate) struct FreshSegment {
+    segment: Arc<Segment>,
+    salt: u32,
+}
+
+impl FreshSegment {
+    /// Its first byte.
+    pub(crate) fn base(&self) -> PhysicalOffset {
+        self.segment.base()
+    }
+
+    /// The offset behind its last byte.
+    pub(crate) fn end(&self) -> PhysicalOffset {
+        self.segment.end()
+    }
+
+    /// The header at `at`, checksum verified. `None`: no sound header was published there.
+    pub(crate) fn header(&self, at: PhysicalOffset) -> Option<RecordHeader> {
+        let bytes = self.segment.slice(at, HEADER_LEN)?;
+        let header = RecordHeader::decode(bytes, at, self.salt).ok()?;
+        (header.end() <= self.end()).then_some(header)
+    }
+
+    /// The payload of a record in it, not verified.
+    pub(crate) fn payload(&self, header: &RecordHeader) -> Option<&[u8]> {
+        let before = HEADER_LEN as u64 + u64::from(header.attributes_len);
+        self.segment.slice(header.physical_offset.plus(before), header.payload_len as usize)
     }
 }
 

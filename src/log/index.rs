@@ -68,7 +68,16 @@ impl Indexes {
     /// Adds a record that has a key of this hash to the newest part. By the dispatcher only, in the order of the log; the
     /// same hash again for the same record changes nothing.
     pub(crate) fn put(&self, hash: u64, at: PhysicalOffset) {
-        self.parts.with_newest(|newest| newest.part.put(hash, at));
+        self.put_all(&[hash], at);
+    }
+
+    /// As `put`, for all hashes of a record.
+    pub(crate) fn put_all(&self, hashes: &[u64], at: PhysicalOffset) {
+        if !hashes.is_empty() {
+            self.parts.with_newest(|newest| {
+                hashes.iter().for_each(|hash| newest.part.put(*hash, at));
+            });
+        }
     }
 
     /// Writes the file of the part at `base`, which ends at `end` and is not the newest. Readers use the file from then

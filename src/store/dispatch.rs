@@ -11,10 +11,10 @@ use super::Shared;
 use super::signal::Progress;
 use crate::format::batch::{Batch, BatchError};
 use crate::format::consume_queue::{EntryFlags, QueueEntry};
-use crate::format::index::{IndexKind, key_hash};
+use crate::format::index::{IndexKind, KeyHasher};
 use crate::format::record::{HEADER_LEN, RecordFlags, RecordHeader, RecordKind, verify_body};
 use crate::format::segment_header::PAGE_LEN;
-use crate::log::commit_log::Via;
+use crate::log::commit_log::FreshSegment;
 use crate::log::consume_queue::Lookup;
 use crate::message::{PhysicalOffset, QueueKey, QueueOffset};
 use crate::sync::{Arc, Ordering, fence, lock};
@@ -89,14 +89,12 @@ pub(super) fn index_hashes(
     hashes: &mut Vec<u64>,
 ) -> Result<(), BatchError> {
     hashes.clear();
+    let [keys, ids] =
+        [IndexKind::Key, IndexKind::Id].map(|kind| KeyHasher::new(seed, kind, header.topic));
     for meta in Batch::parse(batch)?.metas() {
         let meta = meta?;
-        for key in meta.keys() {
-            hashes.push(key_hash(seed, IndexKind::Key, header.topic, key.as_bytes()));
-        }
-        if let Some(id) = meta.id() {
-            hashes.push(key_hash(seed, IndexKind::Id, header.topic, id.as_bytes()));
-        }
+        hashes.extend(meta.keys().map(|key| keys.hash(key.as_bytes())));
+        hashes.extend(meta.id().map(|id| ids.hash(id.as_bytes())));
     }
     if hashes.len() > 1 {
         hashes.sort_unstable();
@@ -114,10 +112,13 @@ impl Shared {
         }
         let mut at = start;
         while at < appended && at.since(start) < STEP_BYTES {
-            let Some(next) = self.dispatch_record(dispatcher, at) else {
-                return false;
-            };
-            at = next;
+            let Some(segment) = self.log.fresh(at) else { return false };
+            while at < appended.min(segment.end()) && at.since(start) < STEP_BYTES {
+                let Some(next) = self.dispatch_record(dispatcher, &segment, at) else {
+                    return false;
+                };
+                at = next;
+            }
         }
         self.marks.dispatched.advance(at);
         // Who parks registers first and looks at the mark then; the mark moves first and the table is looked at then.
@@ -135,9 +136,9 @@ impl Shared {
     fn dispatch_record(
         &self,
         dispatcher: &mut Dispatcher,
+        segment: &FreshSegment,
         at: PhysicalOffset,
     ) -> Option<PhysicalOffset> {
-        let segment = self.log.segment_at(at)?;
         if at == segment.base() {
             // The record before ended exactly with its segment.
             return Some(self.begin_part(at));
@@ -145,7 +146,7 @@ impl Shared {
         if segment.end().since(at) < HEADER_LEN as u64 {
             return Some(self.begin_part(segment.end()));
         }
-        let Some((header, _)) = self.log.header(at, Via::Mapping) else {
+        let Some(header) = segment.header(at) else {
             self.poison(&format!("fresh bytes at {at} do not hold a record"));
             return None;
         };
@@ -153,21 +154,14 @@ impl Shared {
             return Some(self.begin_part(segment.end()));
         }
         if let Some(key) = queue_key(&header) {
-            let body = segment.slice(
-                at.plus(HEADER_LEN as u64),
-                header.attributes_len as usize + header.payload_len as usize,
-            )?;
-            let (_, batch) = body.split_at_checked(header.attributes_len as usize)?;
+            let batch = segment.payload(&header)?;
             // The batch was checked before it was appended.
-            if let Err(error) =
-                index_hashes(self.index_seed, &header, batch, &mut dispatcher.hashes)
-            {
+            let hashes = &mut dispatcher.hashes;
+            if let Err(error) = index_hashes(self.index_seed, &header, batch, hashes) {
                 self.poison(&format!("fresh batch at {at} cannot be walked: {error}"));
                 return None;
             }
-            for hash in &dispatcher.hashes {
-                self.indexes.put(*hash, at);
-            }
+            self.indexes.put_all(hashes, at);
             self.queues.put(key, &queue_entry(&header));
         }
         Some(header.end())
@@ -186,23 +180,24 @@ impl Shared {
     fn wake_arrived(&self, start: PhysicalOffset, end: PhysicalOffset) {
         let mut at = start;
         while at < end {
-            let Some(segment) = self.log.segment_at(at) else { return };
+            let Some(segment) = self.log.fresh(at) else { return };
             let next_base = segment.end().plus(PAGE_LEN as u64);
             if at == segment.base() {
                 at = at.plus(PAGE_LEN as u64);
-                continue;
             }
-            if segment.end().since(at) < HEADER_LEN as u64 {
-                at = next_base;
-                continue;
+            while at < end.min(segment.end()) {
+                if segment.end().since(at) < HEADER_LEN as u64 {
+                    at = next_base;
+                    continue;
+                }
+                let Some(header) = segment.header(at) else { return };
+                if let Some(key) = queue_key(&header)
+                    && self.arrivals.has(key)
+                {
+                    self.wake_when_visible(header.end(), key);
+                }
+                at = if header.kind == RecordKind::Filler { next_base } else { header.end() };
             }
-            let Some((header, _)) = self.log.header(at, Via::Mapping) else { return };
-            if let Some(key) = queue_key(&header)
-                && self.arrivals.has(key)
-            {
-                self.wake_when_visible(header.end(), key);
-            }
-            at = if header.kind == RecordKind::Filler { next_base } else { header.end() };
         }
     }
 

@@ -220,36 +220,12 @@ impl ConsumeQueues {
     /// All queues as they stand now, in no order.
     pub(crate) fn positions(&self) -> Vec<QueuePosition> {
         let parts = self.parts.list();
-        self.positions_with(&parts)
-    }
-
-    /// All queues as they stood when the segment at `base` began, for a snapshot from which the log is replayed at
-    /// `base`. No segment from `base` on is sealed yet.
-    ///
-    /// `last_segment` is a bound: it may name a segment before `base` in which the queue has nothing.
-    pub(crate) fn positions_at(&self, base: PhysicalOffset) -> Vec<QueuePosition> {
-        let parts = self.parts.list();
-        let older = parts.iter().take_while(|listed| listed.base < base).count();
-        let older = parts.get(..older).unwrap_or_default();
-        let segments = self.files.segments();
-        let sealed = segments.iter().map(|segment| segment.base).filter(|known| *known < base);
-        let before = sealed.chain(older.iter().map(|listed| listed.base)).max();
-        let mut all = self.positions_with(older);
-        all.retain_mut(|position| {
-            position.last_segment = position.last_segment.min(before.unwrap_or_default());
-            position.first_segment < base
-        });
-        all
-    }
-
-    /// All queues, as far as `parts` and the segments before them go.
-    fn positions_with(&self, parts: &[Listed<QueuePart>]) -> Vec<QueuePosition> {
         let mut all = Vec::new();
         for shard in &self.positions.0 {
             let known = all.len();
             all.extend(lock(shard).iter().map(|(key, position)| position.full(*key)));
             for position in all.iter_mut().skip(known) {
-                let in_memory = newest_range(parts, position.key).map(|(_, end)| end);
+                let in_memory = newest_range(&parts, position.key).map(|(_, end)| end);
                 position.next = position.next.max(in_memory.unwrap_or_default());
             }
         }

@@ -129,12 +129,16 @@ impl Shared {
         Ok(())
     }
 
-    /// What a start needs beside the unsealed segments: queue positions as of the end of the last sealed one, the state
-    /// as it is now. Replay from there meets some of that state again, which changes nothing.
+    /// What a start needs beside the unsealed segments. Positions are copied under the dispatcher's mutex, so that they
+    /// belong to one place in the log: the next offset of a queue survives even if its last record rots. Replay from
+    /// `offset` meets some of it again, which changes nothing.
     fn take_snapshot(&self) -> Snapshot {
         let state = self.applier.snapshot();
         let sealed = self.marks.sealed.get();
-        let queues = self.queues.positions_at(sealed);
+        let (queues, dispatched) = {
+            let _dispatcher = lock(&self.dispatcher);
+            (self.queues.positions(), self.marks.dispatched.get())
+        };
         let (queues, dead): (Vec<_>, Vec<_>) =
             queues.into_iter().partition(|position| self.topics.get(position.key.topic).is_some());
         // Behind damage a topic may be unknown without being deleted: then what is known of its queues stays.
@@ -147,7 +151,7 @@ impl Shared {
             offset: sealed,
             epoch: self.epoch,
             applied: state.applied,
-            reach: sealed.max(state.applied),
+            reach: dispatched.max(state.applied),
             store_clock: self.last_store_time(),
             state: state.state,
             queues,

@@ -13,7 +13,7 @@ pub use crate::file::sim::{
 use crate::format::DecodeError;
 use crate::format::state_record::{Transition, transitions};
 use crate::message::PhysicalOffset;
-use crate::store::{Applier, Progress, StateSnapshot, Topics, Workers};
+use crate::store::{Applier, Progress, Signal, StateSnapshot, Topics, Workers};
 use crate::sync::{Mutex, lock};
 
 /// The answer of a future that has one already: of a stepped store, whose reads run on the caller.
@@ -41,6 +41,22 @@ impl Workers {
             }
         }
         panic!("the workers never come to rest");
+    }
+}
+
+/// How a storage thread sleeps and is woken, by itself.
+#[derive(Debug, Default)]
+pub struct Alarm(Signal);
+
+impl Alarm {
+    /// Wakes the sleeper, or makes its next sleep return at once.
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+
+    /// Sleeps until woken, a day at most.
+    pub fn sleep(&self) {
+        self.0.sleep(std::time::Duration::from_secs(24 * 3600));
     }
 }
 

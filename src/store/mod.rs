@@ -44,7 +44,7 @@ use self::checkpoint::CheckpointFile;
 use self::cold::ReadPool;
 use self::dispatch::Dispatcher;
 use self::read::May;
-use self::signal::Signal;
+pub(crate) use self::signal::Signal;
 use self::waiters::{ArrivalWaiters, PositionWaiters};
 use self::watermarks::Marks;
 use crate::clock::{Clock, StoreClock};

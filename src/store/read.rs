@@ -360,6 +360,8 @@ impl Read<'_> {
             Stop::NeedsDisk { .. } if self.found.is_empty() => return None,
             Stop::Damage { at, .. } | Stop::Rebuilding { at } | Stop::NeedsDisk { at } => at,
         };
+        // What was let out is readable, also what became so since the range was looked at.
+        let range = QueueRange { max: range.max.max(next), ..range };
         Some(if self.found.is_empty() {
             ReadOutcome::Empty { next, range }
         } else {

@@ -10,7 +10,7 @@
 //!
 //! The broker starts no task of its own: everything runs on the task of the request, and the store's threads wake it.
 //! Calls into the store that block do so for one write of the log at most. Every request has a deadline, and what it may
-//! wait for ends [`REPLY_RESERVE`] before it, so that the answer still arrives.
+//! wait for ends [`REPLY_RESERVE`] before it at most, so that the answer still arrives.
 
 mod budget;
 mod config;
@@ -57,7 +57,7 @@ pub use topics::{QueueDescription, TopicDescription, TopicPage};
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is kept of a request's time for its answer.
+/// What is kept of a request's time for its answer; of a short time a quarter, so that something is left to work in.
 pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
 
 use budget::Budget;
@@ -222,7 +222,8 @@ impl Broker {
 
 /// When a request must stop waiting, so that its answer arrives before its deadline.
 fn before(deadline: Instant) -> Instant {
-    deadline.checked_sub(REPLY_RESERVE).unwrap_or(deadline)
+    let left = deadline.saturating_duration_since(Instant::now());
+    deadline.checked_sub(REPLY_RESERVE.min(left / 4)).unwrap_or(deadline)
 }
 
 /// When to stop waiting for the disk.

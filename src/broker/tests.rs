@@ -120,3 +120,15 @@ async fn a_deletion_marks_the_topic_dead_and_removes_it_from_the_store() {
     assert!(!broker.table.has(&topic));
     broker.close().unwrap();
 }
+
+/// Sends to sync topics with deadlines of up to 100 ms used to be stored and answered as "unknown", every one of them.
+#[test]
+fn a_short_deadline_leaves_time_to_wait_for_the_disk() {
+    let now = Instant::now();
+    let short = now + Duration::from_millis(80);
+    assert!(before(short) >= now + Duration::from_millis(60));
+    assert!(before(short) <= short);
+    let long = now + Duration::from_secs(10);
+    assert_eq!(before(long), long - REPLY_RESERVE);
+    assert_eq!(before(now), now);
+}

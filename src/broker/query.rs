@@ -17,8 +17,8 @@ use super::{Broker, before};
 use crate::format::batch::{self, Batch, limits};
 use crate::message::{Epoch, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::{
-    FindCursor, FindRequest, Found, IncompleteReason, IndexKind, Order, ReadOutcome, ReadRequest,
-    StoredRecord,
+    FindCursor, FindRequest, Found, FoundMessage, IncompleteReason, IndexKind, Order, ReadOutcome,
+    ReadRequest, StoredRecord,
 };
 
 /// The most messages in a page.
@@ -335,19 +335,22 @@ impl Gathering<'_> {
         if let Some(next) = found.next {
             self.window_end = next.window_end;
         }
-        let mut waiting = found.messages.into_iter();
-        while let Some(hit) = waiting.next() {
-            // An index beyond the record would be a broken promise of the store; the message is left out.
-            let Some(message) = message_of(&hit.record, hit.index, self.topic)? else { continue };
-            self.bytes += message.batch.len();
-            self.page.messages.push(message);
-            let offset = hit.record.offset;
-            let cursor = FindCursor { window_end: self.window_end, offset, index: hit.index };
-            self.last = Some((cursor, hit.record.epoch));
-            if self.bytes >= MAX_PAGE_BYTES || self.room() == 0 {
-                let has_more = waiting.len() > 0 || found.next.is_some();
-                self.last = self.last.filter(|_| has_more);
-                return Ok(true);
+        let mut left = found.messages.len();
+        for of_one in found.messages.chunk_by(|a, b| a.record.offset == b.record.offset) {
+            for (hit, message) in of_one.iter().zip(messages_of(of_one, self.topic)?) {
+                left -= 1;
+                // An index beyond the record would be a broken promise of the store; the message is left out.
+                let Some(message) = message else { continue };
+                self.bytes += message.batch.len();
+                self.page.messages.push(message);
+                let offset = hit.record.offset;
+                let cursor = FindCursor { window_end: self.window_end, offset, index: hit.index };
+                self.last = Some((cursor, hit.record.epoch));
+                if self.bytes >= MAX_PAGE_BYTES || self.room() == 0 {
+                    let has_more = left > 0 || found.next.is_some();
+                    self.last = self.last.filter(|_| has_more);
+                    return Ok(true);
+                }
             }
         }
         // The store's own cursor also passes what it looked at in vain.
@@ -365,19 +368,36 @@ fn message_of(
     index: u16,
     topic: &str,
 ) -> Result<Option<QueriedMessage>, BrokerError> {
+    let hit = FoundMessage { record: record.clone(), index };
+    Ok(messages_of(std::slice::from_ref(&hit), topic)?.pop().flatten())
+}
+
+/// The messages of hits in one record, each as a batch of its own; `None` where the record has no message of that
+/// index. One walk over the record serves all hits, of which there are at most [`STEP`].
+fn messages_of(
+    hits: &[FoundMessage],
+    topic: &str,
+) -> Result<Vec<Option<QueriedMessage>>, BrokerError> {
+    let Some(FoundMessage { record, .. }) = hits.first() else { return Ok(Vec::new()) };
     // It was checked when it was sent and its checksum when it was read, so what cannot be walked is damage.
     let damaged = |_| BrokerError::DamagedRecord { at: record.offset };
     let batch = Batch::parse(&record.batch).map_err(damaged)?;
-    let Some(message) = batch.messages().nth(usize::from(index)) else { return Ok(None) };
-    let (meta, body) = message.map_err(damaged)?;
-    Ok(Some(QueriedMessage {
-        id: MessageId { epoch: record.epoch, offset: record.offset, index },
-        topic: topic.to_owned(),
-        queue: record.queue,
-        queue_offset: record.first_queue_offset.plus(index.into()),
-        store_time: record.store_time,
-        batch: batch::single(meta.raw(), body),
-    }))
+    let last = hits.iter().map(|hit| hit.index).max().unwrap_or_default();
+    let mut found = vec![None; hits.len()];
+    for (index, message) in (0..=last).zip(batch.messages()) {
+        let (meta, body) = message.map_err(damaged)?;
+        for (hit, place) in hits.iter().zip(&mut found).filter(|(hit, _)| hit.index == index) {
+            *place = Some(QueriedMessage {
+                id: MessageId { epoch: record.epoch, offset: record.offset, index },
+                topic: topic.to_owned(),
+                queue: record.queue,
+                queue_offset: record.first_queue_offset.plus(hit.index.into()),
+                store_time: record.store_time,
+                batch: batch::single(meta.raw(), body),
+            });
+        }
+    }
+    Ok(found)
 }
 
 fn needle(what: &'static str, text: &str, limit: usize) -> Result<(), BrokerError> {

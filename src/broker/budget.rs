@@ -17,7 +17,24 @@ pub(crate) struct Budget {
 
 /// Bytes taken from a budget until it is dropped.
 #[derive(Debug)]
-pub struct Permit(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub struct Permit(OwnedSemaphorePermit);
+
+impl Permit {
+    /// Gives back all but `bytes`; a permit for less stays as it is.
+    pub(crate) fn shrunk_to(mut self, bytes: u64) -> Self {
+        let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX).max(1);
+        if let Some(spare) = self.0.num_permits().checked_sub(units) {
+            drop(self.0.split(spare));
+        }
+        self
+    }
+
+    /// Both as one; they are of one budget.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.0.merge(other.0);
+        self
+    }
+}
 
 impl Budget {
     /// A budget of `bytes`, all of them free.
@@ -47,6 +64,18 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_permit_gives_back_what_is_not_needed() {
+        let budget = Budget::new(8192);
+        let permit = budget.try_take(8192).unwrap().shrunk_to(1500);
+        assert!(budget.try_take(7 << 10).is_none());
+        let rest = budget.try_take(6 << 10).unwrap();
+        let both = permit.and(rest).shrunk_to(u64::MAX);
+        assert!(budget.try_take(1).is_none());
+        drop(both);
+        assert!(budget.try_take(8192).is_some());
+    }
 
     #[test]
     fn bytes_come_back_when_the_permit_is_dropped() {

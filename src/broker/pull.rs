@@ -103,10 +103,12 @@ impl Broker {
         let until = before(request.deadline).min(Instant::now() + request.wait);
         let mut from = request.offset;
         let mut has_caught_up = false;
+        // The one record that an answer has at least may be larger than what was asked for; then so must the permit be.
+        let mut answer_len = u64::from(request.max_bytes);
         loop {
             let permit = self
                 .replies
-                .take(request.max_bytes.into(), before(request.deadline))
+                .take(answer_len, before(request.deadline))
                 .await
                 .ok_or(BrokerError::Overloaded { what: "bytes to answer with" })?;
             let outcome = self
@@ -125,8 +127,15 @@ impl Broker {
             }
             let at_end = match outcome {
                 ReadOutcome::Records { records, next, range } => {
-                    let permit = self.permit_for(permit, &records, request).await?;
-                    return Ok(self.pulled(records, next, range, Some(permit)));
+                    let len = records.iter().map(|record| record.batch.len()).sum::<usize>();
+                    let len = u64::try_from(len).unwrap_or(u64::MAX);
+                    if len <= answer_len {
+                        return Ok(self.pulled(records, next, range, Some(permit.shrunk_to(len))));
+                    }
+                    // Read again with a permit that is large enough: nobody holds records, or a small permit, while
+                    // waiting for more.
+                    answer_len = len;
+                    continue;
                 }
                 ReadOutcome::Damaged { at, next, .. } => {
                     return Err(BrokerError::Damaged { at, next });
@@ -170,25 +179,6 @@ impl Broker {
         permit: Option<Permit>,
     ) -> Pulled {
         Pulled { records, next, range, epoch: self.store.epoch(), permit }
-    }
-
-    /// The one record that an answer has at least may be larger than what was asked for; then the permit must be, too.
-    /// The small one goes back first, so that nobody holds one while waiting for another.
-    async fn permit_for(
-        &self,
-        permit: Permit,
-        records: &[StoredRecord],
-        request: &PullRequest<'_>,
-    ) -> Result<Permit, BrokerError> {
-        let len = records.iter().map(|record| record.batch.len()).sum::<usize>();
-        if len <= request.max_bytes as usize {
-            return Ok(permit);
-        }
-        drop(permit);
-        self.replies
-            .take(u64::try_from(len).unwrap_or(u64::MAX), before(request.deadline))
-            .await
-            .ok_or(BrokerError::Overloaded { what: "bytes to answer with" })
     }
 
     async fn wait_for_rebuild(&self, until: Instant) -> Result<(), BrokerError> {

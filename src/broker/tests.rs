@@ -132,3 +132,26 @@ fn a_short_deadline_leaves_time_to_wait_for_the_disk() {
     assert_eq!(before(long), long - REPLY_RESERVE);
     assert_eq!(before(now), now);
 }
+
+/// Every pull on its way used to hold its whole `max_bytes`, 4 MiB by default, so that 64 of them kept all others waiting.
+#[tokio::test]
+async fn a_small_answer_holds_its_own_bytes_only() {
+    let config = BrokerConfig { inflight_reply_bytes: 64 << 10, ..BrokerConfig::default() };
+    let (broker, _dir) = broker(config);
+    broker.send(to("t", 100)).await.unwrap();
+    let request = PullRequest {
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        max_messages: 1,
+        max_bytes: 8 << 20,
+        wait: Duration::ZERO,
+        tags: "",
+        deadline: soon(),
+    };
+    let pulled = broker.pull(request).await.unwrap();
+    assert_eq!(pulled.records.len(), 1);
+    assert!(broker.replies.try_take(60 << 10).is_some());
+    drop(pulled);
+    broker.close().unwrap();
+}

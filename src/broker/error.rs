@@ -150,6 +150,12 @@ pub enum RequestFault {
     /// The message group chooses the queue.
     #[error("a message group chooses the queue, so no queue may be named")]
     QueueAndGroup,
+    /// The request came too slowly.
+    #[error("the request did not arrive whole within {limit:?}")]
+    Unfinished {
+        /// How long it may take.
+        limit: std::time::Duration,
+    },
     /// No selector in a query.
     #[error("a query needs exactly one selector")]
     NoSelector,

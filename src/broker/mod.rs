@@ -160,6 +160,14 @@ impl Broker {
         self.store.failed().await;
     }
 
+    /// Counts `bytes` of a request that is arriving, together with those of batches in work.
+    ///
+    /// # Errors
+    /// So many are in work already that the request is refused.
+    pub(crate) fn receive(&self, bytes: u64) -> Result<Permit, BrokerError> {
+        self.sends.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
+    }
+
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         &self.counters

@@ -8,6 +8,7 @@
 //! | streams of a connection | [`MAX_STREAMS`] | the client waits |
 //! | bytes that a stream, a connection may have under way | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] | the client waits |
 //! | a frame, a header list | [`MAX_FRAME`], [`MAX_HEADERS`] | the stream is refused |
+//! | time in which no answer leaves, while some wait to | [`super::serve`]'s | closed |
 //! | silence | a ping after [`PING_AFTER`], and [`PING_TIMEOUT`] for its answer | closed |
 //!
 //! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections tell their
@@ -181,11 +182,16 @@ async fn connection(
         tracing::debug!(%peer, "no HTTP/2 preface, closed");
         return;
     };
+    let (service, outgoing) = service.of_connection();
     let served =
         settings().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
+        () = outgoing.stalled() => {
+            tracing::warn!(%peer, "the client does not read its answers, closed");
+            return;
+        }
         () = stopped(&mut drain) => {
             served.as_mut().graceful_shutdown();
             served.await

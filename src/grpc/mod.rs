@@ -53,8 +53,9 @@ pub(crate) async fn services(
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let routes = native::routes(broker).add_service(health).add_service(reflection).prepare();
-    Ok((Guarded::new(routes), health_of))
+    let routes =
+        native::routes(Arc::clone(&broker)).add_service(health).add_service(reflection).prepare();
+    Ok((Guarded::new(routes, broker), health_of))
 }
 
 /// What the health service answers.

@@ -3,22 +3,34 @@
 //! | concern | how |
 //! | --- | --- |
 //! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
-//! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped, however slowly the caller reads |
+//! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; a request that is not whole after [`REQUEST_TIMEOUT`] is refused |
+//! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped; a caller who reads nothing for [`ANSWER_TIMEOUT`] loses the connection |
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::body::Body;
+use tonic::codegen::StdError;
 use tonic::codegen::http::{Request, Response};
 use tower::Service;
 
 use super::native::status;
-use crate::broker::Permit;
+use crate::broker::{Broker, BrokerError, Permit, RequestFault};
+use crate::sync::{Mutex, lock};
+
+/// Bytes of a request that nobody counts: small requests are served however much is in work.
+const UNCOUNTED: u64 = 4 << 10;
+/// How long a request may take to arrive.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may hold answers of which none leaves.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Keeps the bytes of an answer counted while it is on its way; put into the answer's extensions by a handler.
 #[derive(Clone, Debug)]
@@ -31,20 +43,80 @@ impl Held {
     }
 }
 
-/// A service whose panics stay within the call.
+/// The answers of one connection that have not left yet.
 #[derive(Clone, Debug)]
-pub(crate) struct Guarded<S>(S);
+pub(crate) struct Outgoing(Arc<Mutex<Leaving>>);
 
-impl<S> Guarded<S> {
+/// Short lock, taken once when an answer comes and once when it has left.
+#[derive(Debug)]
+struct Leaving {
+    answers: usize,
+    /// When the last one left or, with none before it, the first one came.
+    moved: Instant,
+}
+
+impl Outgoing {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Leaving { answers: 0, moved: Instant::now() })))
+    }
+
+    fn comes(&self, now: Instant) {
+        let mut leaving = lock(&self.0);
+        if leaving.answers == 0 {
+            leaving.moved = now;
+        }
+        leaving.answers += 1;
+    }
+
+    fn leaves(&self, now: Instant) {
+        let mut leaving = lock(&self.0);
+        leaving.answers = leaving.answers.saturating_sub(1);
+        leaving.moved = now;
+    }
+
+    /// When the caller will have read nothing for too long, if no answer leaves until then.
+    fn stalls_at(&self) -> Option<Instant> {
+        let leaving = lock(&self.0);
+        (leaving.answers > 0).then(|| leaving.moved + ANSWER_TIMEOUT)
+    }
+
+    /// Ends when the caller has read nothing for too long.
+    pub(crate) async fn stalled(&self) {
+        loop {
+            let now = Instant::now();
+            match self.stalls_at() {
+                Some(at) if at <= now => return,
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => sleep(ANSWER_TIMEOUT / 4).await,
+            }
+        }
+    }
+}
+
+/// A service whose panics stay within the call, and whose requests and answers are counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Guarded<S> {
+    inner: S,
+    broker: Arc<Broker>,
+    outgoing: Outgoing,
+}
+
+impl<S: Clone> Guarded<S> {
     /// Guards `inner`.
-    pub(crate) fn new(inner: S) -> Self {
-        Self(inner)
+    pub(crate) fn new(inner: S, broker: Arc<Broker>) -> Self {
+        Self { inner, broker, outgoing: Outgoing::new() }
+    }
+
+    /// The service of one connection, and the answers that it holds.
+    pub(crate) fn of_connection(&self) -> (Self, Outgoing) {
+        let outgoing = Outgoing::new();
+        (Self { outgoing: outgoing.clone(), ..self.clone() }, outgoing)
     }
 }
 
 impl<S, B> Service<Request<B>> for Guarded<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<Received<B>>, Response = Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -52,16 +124,86 @@ where
     type Future = GuardedCall<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        GuardedCall(Box::pin(self.0.call(request)))
+        let request = request.map(|body| Received::new(body, Arc::clone(&self.broker)));
+        GuardedCall(Box::pin(self.inner.call(request)), self.outgoing.clone())
+    }
+}
+
+/// The body of a request, counted as it arrives until it is dropped.
+pub(crate) struct Received<B> {
+    body: B,
+    broker: Arc<Broker>,
+    len: u64,
+    permit: Option<Permit>,
+    /// Made when the request is first waited for.
+    timeout: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Received<B> {
+    fn new(body: B, broker: Arc<Broker>) -> Self {
+        Self { body, broker, len: 0, permit: None, timeout: None }
+    }
+
+    fn count(&mut self, len: usize) -> Result<(), BrokerError> {
+        let len = u64::try_from(len).unwrap_or(u64::MAX);
+        self.len = self.len.saturating_add(len);
+        if self.len > UNCOUNTED && len > 0 {
+            let more = self.broker.receive(len)?;
+            self.permit = Some(match self.permit.take() {
+                Some(permit) => permit.and(more),
+                None => more,
+            });
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, error: &BrokerError) -> StdError {
+        self.broker.counters().refused(error.reason());
+        status::of(error).into()
+    }
+}
+
+impl<B> HttpBody for Received<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            let timeout = self.timeout.get_or_insert_with(|| Box::pin(sleep(REQUEST_TIMEOUT)));
+            ready!(timeout.as_mut().poll(cx));
+            let fault = RequestFault::Unfinished { limit: REQUEST_TIMEOUT };
+            return Poll::Ready(Some(Err(self.refuse(&BrokerError::BadRequest { fault }))));
+        };
+        let Some(frame) = frame else { return Poll::Ready(None) };
+        let counted = frame.map_err(Into::into).and_then(|frame| {
+            let len = frame.data_ref().map_or(0, bytes::Buf::remaining);
+            self.count(len).map_err(|error| self.refuse(&error)).map(|()| frame)
+        });
+        Poll::Ready(Some(counted))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
 /// A call whose panic becomes its answer.
-pub(crate) struct GuardedCall<F>(Pin<Box<F>>);
+pub(crate) struct GuardedCall<F>(Pin<Box<F>>, Outgoing);
 
 impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedCall<F> {
     type Output = Result<Response<Body>, Infallible>;
@@ -74,7 +216,11 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
             Ok(Poll::Ready(Ok(mut answer))) => {
                 let held = answer.extensions_mut().remove::<Held>();
                 Poll::Ready(Ok(match held {
-                    Some(held) => answer.map(|body| Body::new(HeldBody { body, _held: held })),
+                    Some(held) => {
+                        let outgoing = self.1.clone();
+                        outgoing.comes(Instant::now());
+                        answer.map(|body| Body::new(HeldBody { body, _held: held, outgoing }))
+                    }
                     None => answer,
                 }))
             }
@@ -91,6 +237,13 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
 struct HeldBody {
     body: Body,
     _held: Held,
+    outgoing: Outgoing,
+}
+
+impl Drop for HeldBody {
+    fn drop(&mut self) {
+        self.outgoing.leaves(Instant::now());
+    }
 }
 
 impl HttpBody for HeldBody {
@@ -115,25 +268,110 @@ impl HttpBody for HeldBody {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
+    use crate::broker::BrokerConfig;
+    use crate::clock::SystemClock;
+    use crate::file::disk::RealDisk;
+    use crate::store::StoreConfig;
+
+    fn broker(inflight_send_bytes: u64) -> (Arc<Broker>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let config = BrokerConfig { inflight_send_bytes, ..BrokerConfig::default() };
+        let clock = Arc::new(SystemClock::new());
+        (Broker::open(Arc::new(RealDisk), clock, store, config).unwrap().0, dir)
+    }
+
+    /// A body of frames that are all there, and of nothing more for ever.
+    struct Frames(VecDeque<Bytes>);
+
+    impl HttpBody for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.0.pop_front() {
+                Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    fn frames(lens: &[usize]) -> Frames {
+        Frames(lens.iter().map(|len| Bytes::from(vec![0; *len])).collect())
+    }
+
+    fn poll<B>(body: &mut Received<B>) -> Poll<Option<Result<Frame<Bytes>, StdError>>>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Into<StdError>,
+    {
+        Pin::new(body).poll_frame(&mut Context::from_waker(std::task::Waker::noop()))
+    }
 
     #[tokio::test]
     async fn a_panic_in_a_handler_is_its_calls_answer() {
         #[derive(Clone)]
         struct Panics;
-        impl Service<Request<()>> for Panics {
+        impl<B> Service<Request<B>> for Panics {
             type Response = Response<Body>;
             type Error = Infallible;
             type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
             fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
                 Poll::Ready(Ok(()))
             }
-            fn call(&mut self, _: Request<()>) -> Self::Future {
+            fn call(&mut self, _: Request<B>) -> Self::Future {
                 Box::pin(async { panic!("on purpose") })
             }
         }
-        let answer = Guarded::new(Panics).call(Request::new(())).await;
+        let (broker, _dir) = broker(1 << 20);
+        let answer =
+            Guarded::new(Panics, Arc::clone(&broker)).call(Request::new(Body::empty())).await;
         let answer = answer.unwrap_or_else(|never| match never {});
         assert_eq!(answer.headers()["grpc-status"], "13");
+        broker.close().unwrap();
+    }
+
+    /// Requests that were begun and never ended used to be held without a bound: 200 MiB and more a connection.
+    #[tokio::test]
+    async fn requests_are_counted_as_they_arrive_and_refused_when_too_much_is_in_work() {
+        let (broker, _dir) = broker(64 << 10);
+        let mut first = Received::new(frames(&[4 << 10, 32 << 10, 16 << 10]), Arc::clone(&broker));
+        for _ in 0..3 {
+            assert!(matches!(poll(&mut first), Poll::Ready(Some(Ok(_)))));
+        }
+        let mut small = Received::new(frames(&[4 << 10]), Arc::clone(&broker));
+        assert!(matches!(poll(&mut small), Poll::Ready(Some(Ok(_)))));
+
+        let mut second = Received::new(frames(&[32 << 10]), Arc::clone(&broker));
+        let Poll::Ready(Some(Err(refused))) = poll(&mut second) else { panic!("was not refused") };
+        let refused = *refused.downcast::<tonic::Status>().unwrap();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+
+        drop(first);
+        let mut third = Received::new(frames(&[32 << 10]), Arc::clone(&broker));
+        assert!(matches!(poll(&mut third), Poll::Ready(Some(Ok(_)))));
+        broker.close().unwrap();
+    }
+
+    #[test]
+    fn a_connection_stalls_when_it_holds_answers_of_which_none_leaves() {
+        let outgoing = Outgoing::new();
+        let start = Instant::now();
+        assert_eq!(outgoing.stalls_at(), None);
+        outgoing.comes(start);
+        outgoing.comes(start + ANSWER_TIMEOUT);
+        assert_eq!(outgoing.stalls_at(), Some(start + ANSWER_TIMEOUT));
+        let left = start + ANSWER_TIMEOUT / 2;
+        outgoing.leaves(left);
+        assert_eq!(outgoing.stalls_at(), Some(left + ANSWER_TIMEOUT));
+        outgoing.leaves(left);
+        assert_eq!(outgoing.stalls_at(), None);
     }
 }

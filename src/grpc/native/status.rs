@@ -64,7 +64,7 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
 }
 
 /// The status of a refusal.
-pub(super) fn of(error: &BrokerError) -> Status {
+pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
     let reason = error.reason();
     let (code, retry_after_ms) = code(reason);
     let (offset_range, next_offset) = match error {

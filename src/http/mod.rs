@@ -6,8 +6,9 @@
 //! | `/readyz` | sends, pulls and queries work; damaged ranges are named | 503 with the reason |
 //! | `/metrics` | the numbers, as OpenMetrics text | |
 //!
-//! One task accepts, one serves each connection; at most [`MAX_CONNECTIONS`] at once, and headers must arrive within
-//! [`HEADER_TIMEOUT`].
+//! One task accepts, one serves each connection; at most [`MAX_CONNECTIONS`] at once. A connection serves one request,
+//! whose headers must arrive within [`HEADER_TIMEOUT`], and is closed after [`CONNECTION_TIMEOUT`]: callers who send or
+//! read slowly cannot keep others from the port.
 
 mod metrics;
 
@@ -27,14 +28,16 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::broker::Broker;
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 128;
 /// How long a request's headers may take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection lives at most.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// A pause after a failed accept, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -73,9 +76,12 @@ pub(crate) async fn serve(listener: TcpListener, told: Told, mut stop: watch::Re
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
-                tracing::debug!(%error, "HTTP connection ended");
+            match timeout(CONNECTION_TIMEOUT, served).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "HTTP connection ended"),
+                Err(_) => tracing::debug!("HTTP connection took too long, closed"),
             }
         });
     }

@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +30,9 @@ use crate::grpc::listen::{self, Connections};
 use crate::grpc::{self, Health, ServiceError};
 use crate::http;
 use crate::store::{CloseError, OpenError};
+
+/// Signals within so short a time are one wish to stop.
+const SAME_STOP: Duration = Duration::from_millis(500);
 
 /// How long answers may take to leave after a failed sync.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -116,7 +119,8 @@ pub async fn run(
     Ok(())
 }
 
-/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, without the clean mark.
+/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, without the clean mark, unless it
+/// comes within [`SAME_STOP`]: one Ctrl-C or `timeout` often signals the process and its whole group.
 ///
 /// # Errors
 /// The handlers cannot be installed.
@@ -128,10 +132,13 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        let first = Instant::now();
         tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            while first.elapsed() < SAME_STOP {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
             }
             tracing::warn!("stopped by a second signal; the next start recovers");
             std::process::exit(1);

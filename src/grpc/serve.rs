@@ -213,7 +213,8 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
         // seen after a panic.
         match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(Ok(mut answer))) => {
+            Ok(Poll::Ready(Ok(answer))) => {
+                let mut answer = status::completed(answer);
                 let held = answer.extensions_mut().remove::<Held>();
                 Poll::Ready(Ok(match held {
                     Some(held) => {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::*;
 use crate::clock::ManualClock;
 use crate::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
+use crate::format::record::record_len;
 use crate::format::state_record::Transition;
 use crate::message::{FlushMode, TopicId, TopicType};
 use crate::testing::{CrashChoice, SimDisk, TopicsOnly, now};
@@ -387,4 +388,27 @@ fn a_store_with_threads_on_the_real_disk_survives_a_reopen() {
         }
         store.close().unwrap();
     }
+}
+
+/// The walk stood at the base of the next segment, found no record in its header page, and poisoned the store.
+#[test]
+fn a_record_that_ends_with_its_segment_is_followed_by_the_next_segment() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    let left = |rig: &Rig| {
+        let appended = rig.store.watermarks().appended.get();
+        (appended.next_multiple_of(64 << 10) - appended) as usize
+    };
+    let overhead = record_len(0, batch("k", &[7; 1_000]).len()) as usize - 1_000;
+    let mut sent = 0;
+    while left(&rig) > 4_000 {
+        rig.send(&topic, 0, "k", &[7; 1_000]);
+        sent += 1;
+    }
+    rig.send(&topic, 0, "k", &vec![7; left(&rig) - overhead]);
+    assert_eq!(left(&rig), 0);
+    rig.settle();
+    rig.send(&topic, 0, "k", b"next");
+    rig.settle();
+    assert_eq!(rig.bodies(&topic, 0).len(), sent + 2);
 }

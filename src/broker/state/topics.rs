@@ -131,6 +131,9 @@ struct Unit {
 }
 
 impl TopicTable {
+    /// The most queues there may be in all: each costs eight bytes before its first message.
+    pub(crate) const MAX_QUEUES: u64 = 16_000_000;
+
     /// The most topics there may be.
     pub(crate) const MAX_TOPICS: usize = 1_000_000;
 
@@ -212,7 +215,7 @@ impl TopicTable {
             };
             return Ok((made, unit.applied));
         }
-        if let Some(limit) = unit.limit_reached(origin) {
+        if let Some(limit) = unit.limit_reached(origin, settings.queues) {
             return Ok((Creation::Limit(limit), unit.applied));
         }
 
@@ -310,7 +313,10 @@ impl TopicTable {
 }
 
 impl Unit {
-    fn limit_reached(&self, origin: Origin) -> Option<u64> {
+    fn limit_reached(&self, origin: Origin, queues: u32) -> Option<u64> {
+        if self.queues + u64::from(queues) > TopicTable::MAX_QUEUES {
+            return Some(TopicTable::MAX_QUEUES);
+        }
         if self.names.len() >= TopicTable::MAX_TOPICS {
             return u64::try_from(TopicTable::MAX_TOPICS).ok();
         }

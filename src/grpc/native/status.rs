@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use prost::Message as _;
+use tonic::body::Body;
+use tonic::codegen::http::Response;
 use tonic::{Code, Status};
 
 use super::range;
@@ -95,6 +97,27 @@ pub(in crate::grpc) fn of_panic() -> Status {
         ..proto::Error::default()
     };
     with_detail(Code::Internal, "the call failed in a way that is a defect".to_owned(), &detail)
+}
+
+/// Gives the refusals of the transport, which come without details, what every refusal has: a request that cannot be
+/// decoded (INTERNAL there) and one that is too large.
+pub(in crate::grpc) fn completed(answer: Response<Body>) -> Response<Body> {
+    let Some(status) = Status::from_header_map(answer.headers()) else { return answer };
+    if !status.details().is_empty() {
+        return answer;
+    }
+    let (code, reason, limit) = match status.code() {
+        Code::Internal => (Code::InvalidArgument, Reason::BadRequest, None),
+        Code::OutOfRange => (Code::OutOfRange, Reason::TooLarge, Some(super::MAX_REQUEST as u64)),
+        _ => return answer,
+    };
+    let detail = proto::Error {
+        reason: reason.as_str().to_owned(),
+        stored: proto::error::Stored::No.into(),
+        limit,
+        ..proto::Error::default()
+    };
+    with_detail(code, status.message().to_owned(), &detail).into_http()
 }
 
 fn with_detail(code: Code, message: String, detail: &proto::Error) -> Status {

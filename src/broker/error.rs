@@ -22,8 +22,8 @@ pub enum BrokerError {
     /// A topic of this name has another configuration.
     #[error("the topic exists with another configuration")]
     TopicExists,
-    /// So many topics may be made, or be made by sends, and no more.
-    #[error("no more than {limit} topics can be made this way")]
+    /// So many topics, topics made by sends, or queues in all, and no more.
+    #[error("no more than {limit} topics or queues can be made this way")]
     TopicLimit {
         /// How many there may be.
         limit: u64,

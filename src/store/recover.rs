@@ -53,6 +53,8 @@ use crate::sync::Arc;
 const QUARANTINE_BYTES: usize = 16 << 20;
 /// The rest of the last segment is looked at and zeroed in pieces of so many bytes.
 const CLEAR_PIECE: usize = 1 << 20;
+/// Behind the end that a clean stop left, so many bytes are looked at: more than an epoch record.
+const CLEAN_LOOK: u64 = 64 << 10;
 /// A snapshot or a small derived file is never read beyond this.
 const MAX_SNAPSHOT: u64 = 1 << 30;
 
@@ -232,6 +234,7 @@ pub(super) fn recover(
             .map_or(PhysicalOffset::ZERO, |c| c.flushed)
             .max(snapshot.as_ref().map_or(PhysicalOffset::ZERO, |s| s.reach)),
         claims_read: false,
+        clean_end: checkpoint.as_ref().filter(|c| c.clean).map(|c| c.flushed),
         epoch: checkpoint.as_ref().map_or(Epoch::ZERO, |c| c.epoch),
         store_clock: Timestamp::ZERO,
         set: Vec::new(),
@@ -460,6 +463,8 @@ struct Recovery<'a> {
     log: &'a CommitLog,
     /// All below was durable once.
     durable: PhysicalOffset,
+    /// Where the last clean stop left the end of the log, if that was the last stop.
+    clean_end: Option<PhysicalOffset>,
     /// Whether the claims of all later records are in `durable`.
     claims_read: bool,
     epoch: Epoch,
@@ -590,6 +595,13 @@ impl Recovery<'_> {
         let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), from);
         loop {
             let at = walk.at();
+            if self.is_clean_end(segment, at)? {
+                return Ok(SegmentEnd::Tail(WalkEnd {
+                    tail: at,
+                    reason: None,
+                    rest_is_zero: true,
+                }));
+            }
             match walk.step()? {
                 Step::End => return Ok(SegmentEnd::Rolled),
                 Step::Record { header, .. } if header.epoch < self.epoch_walked => {
@@ -636,6 +648,22 @@ impl Recovery<'_> {
                 }
             }
         }
+    }
+
+    /// Whether a clean stop left the end of the log at `at`, and nothing was appended since: then what lies behind was
+    /// never written, and need not be read. A start that was cut short may have begun to write its epoch record.
+    fn is_clean_end(&mut self, active: &Segment, at: PhysicalOffset) -> Result<bool, OpenError> {
+        if self.clean_end != Some(at) || !self.set.is_empty() {
+            return Ok(false);
+        }
+        let len = active.end().since(at).min(CLEAN_LOOK);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+        if active.read_exact(at, &mut bytes).is_err() || bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        let segments = self.log.segments();
+        self.empty.extend(segments.iter().map(|s| s.base()).filter(|base| *base > active.base()));
+        Ok(true)
     }
 
     /// Whether an invalid record at `at` was never durable. Reads on to the end first, for the claims of later records.

@@ -105,7 +105,8 @@ fn explain(error: ServerError) -> anyhow::Error {
         ServerError::Poisoned
         | ServerError::Open(OpenError::Sync(_))
         | ServerError::Close(CloseError::Poisoned { .. }) => {
-            Failure::new(Exit::SyncFailed, error.to_string())
+            Failure::new(Exit::SyncFailed, chain(&error))
+                .cure("check the disk, then start the broker again: it recovers")
         }
         ServerError::Listen { key, address, source } => {
             let option = if *key == "server.http" { "--http" } else { "--listen" };

@@ -109,7 +109,7 @@ pub fn write_all_vectored_at(
             return Err(FileError::Io {
                 operation: Operation::Write,
                 path: file.path().to_path_buf(),
-                source: io::ErrorKind::WriteZero.into(),
+                cause: io::ErrorKind::WriteZero.into(),
             });
         }
         position += written as u64;
@@ -289,7 +289,7 @@ impl Disk for RealDisk {
         getrandom::fill(bytes).map_err(|error| FileError::Io {
             operation: Operation::Random,
             path: PathBuf::new(),
-            source: std::io::Error::other(error),
+            cause: std::io::Error::other(error),
         })
     }
 
@@ -397,10 +397,10 @@ impl DiskFile for RealFile {
         if self.len()? < len {
             return Err(FileError::TooShort { path: self.path.clone(), end: len });
         }
-        Mapping::of_file(&self.fd, len).map_err(|source| FileError::Io {
+        Mapping::of_file(&self.fd, len).map_err(|cause| FileError::Io {
             operation: Operation::Map,
             path: self.path.clone(),
-            source,
+            cause,
         })
     }
 }

@@ -142,15 +142,14 @@ pub enum FileError {
         max: u64,
     },
     /// Anything else that the operating system said.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}: {cause}", path.display())]
     Io {
         /// What was tried.
         operation: Operation,
         /// On which file.
         path: PathBuf,
-        /// What the operating system said.
-        #[source]
-        source: io::Error,
+        /// What the operating system said. No source: a log line that tells of the error must not leave it out.
+        cause: io::Error,
     },
 }
 
@@ -161,7 +160,7 @@ impl FileError {
         match errno {
             Errno::NOENT => Self::NotFound { path },
             Errno::NOSPC | Errno::DQUOT => Self::Full { operation, path },
-            errno => Self::Io { operation, path, source: errno.into() },
+            errno => Self::Io { operation, path, cause: errno.into() },
         }
     }
 }

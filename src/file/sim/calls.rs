@@ -246,11 +246,11 @@ impl DiskFile for SimFile {
             return Err(FileError::TooShort { path: self.path.to_path_buf(), end: len });
         }
         if usize::try_from(len).is_err() {
-            let source = io::ErrorKind::InvalidInput.into();
+            let cause = io::ErrorKind::InvalidInput.into();
             return Err(FileError::Io {
                 operation: Operation::Map,
                 path: self.path.to_path_buf(),
-                source,
+                cause,
             });
         }
         Ok(Mapping::of_twin(contents.twin(len)))

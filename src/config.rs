@@ -1,8 +1,8 @@
 //! The configuration file: addresses, and the options of the store and of the broker.
 //!
-//! TOML with three tables. Unknown keys and values out of range stop the start; nothing is repaired silently. A value on
-//! the command line (`--set table.key=value`) wins over the file, the file over the default. `deploy/mainstem.toml` shows
-//! every key with its default.
+//! TOML with three tables. Unknown keys and values out of range stop the start; nothing is repaired silently. A value
+//! on the command line (`--set table.key=value`) wins over the file, the file over the default. `deploy/mainstem.toml`
+//! shows every key with its default.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -183,7 +183,8 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// The defaults, changed by the file at `path`, changed by `sets` (`table.key=value`, the last one wins), and checked.
+    /// The defaults, changed by the file at `path`, changed by `sets` (`table.key=value`, the last one wins), and
+    /// checked.
     ///
     /// # Errors
     /// The first thing that is wrong, by key, value and range.

@@ -20,11 +20,11 @@
 //! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |
 //! | 7 | [`server`] | one server from its start to its end: wire, serve, drain in order | `config`, floors 0–6 without `client` |
 //! | 7 | [`telemetry`] | what the process logs to stderr | – |
-//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], every other command asks a [`client`] | `client`, `server`, `config`, `telemetry`, errors of `store`, `format::batch`, floor 0 |
+//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], every other command asks a [`client`] | `client`, `server`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, floor 0 |
 //!
 //! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc` and `client` alone name;
-//! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand, a
-//! store stepped by hand.
+//! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand,
+//! a store stepped by hand.
 //!
 //! Where to begin: [`store`] for how a message survives, [`mod@format`] for what is on the disk, [`broker`] for what a
 //! request may do, and `README.md` for the way of a send, a pull, a query and a restart through these files.

@@ -77,8 +77,8 @@ pub enum ServerError {
     Task(#[from] JoinError),
 }
 
-/// Runs a server until `shutdown` resolves, then drains it. `started` gets the addresses once everything is served; it is
-/// dropped if the start fails.
+/// Runs a server until `shutdown` resolves, then drains it. `started` gets the addresses once everything is served; it
+/// is dropped if the start fails.
 ///
 /// # Errors
 /// See [`ServerError`]; after [`ServerError::Poisoned`] the process must end without further writes.

@@ -1,6 +1,8 @@
-//! Who waits at the end of a queue, and what wakes him: a message, the end of his time, a shutdown, the topic's deletion.
+//! Who waits at the end of a queue, and what wakes him: a message, the end of his time, a shutdown, the topic's
+//! deletion.
 //!
-//! The store keeps the waiters; here is how many there may be and what a wake-up means. Whoever was woken asks once more.
+//! The store keeps the waiters; here is how many there may be and what a wake-up means. Whoever was woken asks once
+//! more.
 
 use tokio::time::{Instant, timeout_at};
 

@@ -9,8 +9,8 @@
 //! | `budget.rs`, [`counters`] | bytes in work; what is counted |
 //!
 //! The broker starts no task of its own: everything runs on the task of the request, and the store's threads wake it.
-//! Calls into the store that block do so for one write of the log at most. Every request has a deadline, and what it may
-//! wait for ends [`REPLY_RESERVE`] before it at most, so that the answer still arrives.
+//! Calls into the store that block do so for one write of the log at most. Every request has a deadline, and what it
+//! may wait for ends [`REPLY_RESERVE`] before it at most, so that the answer still arrives.
 
 mod budget;
 mod config;
@@ -145,8 +145,8 @@ impl Broker {
         *self.draining.borrow()
     }
 
-    /// Ends the store: flushed, with a snapshot and a clean mark. Blocks. Call [`Broker::drain`] before, and let running
-    /// requests finish.
+    /// Ends the store: flushed, with a snapshot and a clean mark. Blocks. Call [`Broker::drain`] before, and let
+    /// running requests finish.
     ///
     /// # Errors
     /// The store's; the log is as it was.

@@ -1,7 +1,7 @@
 //! Queries: messages by key, by producer's id, by message id, by place.
 //!
-//! A query sees what was acknowledged before it came: it waits until the store has caught up. If that does not happen in
-//! its time, or a part of the index is missing, the answer says that it is not complete.
+//! A query sees what was acknowledged before it came: it waits until the store has caught up. If that does not happen
+//! in its time, or a part of the index is missing, the answer says that it is not complete.
 //!
 //! Pages are bounded in messages and in bytes, so they are gathered in small steps: what one step reads at most is
 //! [`STEP`] records.

@@ -1,5 +1,5 @@
-//! Which queue a message group belongs to: the jump consistent hash over the Java string hash, so that Apache RocketMQ's
-//! brokers and this one agree.
+//! Which queue a message group belongs to: the jump consistent hash over the Java string hash, so that Apache
+//! RocketMQ's brokers and this one agree.
 
 /// The multiplier of the hash's linear congruential generator (Lamping and Veach, 2014).
 const MULTIPLIER: u64 = 2_862_933_555_777_941_757;

@@ -8,8 +8,8 @@
 //! | 24 | 8 | offset | physical, of the last record in the page |
 //! | 32 | 2 | index | of the last message in it |
 //!
-//! Little-endian, as text in lower-case hex. The seal keeps honest callers from mixing tokens up; it is no secret, and a
-//! forged cursor can only name another place of the same search.
+//! Little-endian, as text in lower-case hex. The seal keeps honest callers from mixing tokens up; it is no secret, and
+//! a forged cursor can only name another place of the same search.
 
 use xxhash_rust::xxh3::Xxh3;
 

@@ -13,9 +13,9 @@
 //! |  0 |   8 | hash of (kind, topic, key)                                                                   |
 //! |  8 |   4 | record start in its segment, in units of 8 bytes                                             |
 //!
-//! Little-endian. A bucket is the top bits of the hash, so the buckets are runs of one sorted table, 8 to 16 entries each
-//! if hashes are many. The entries of a key are one run in the order of the log, whatever their number: a page of them is
-//! a binary search, and they cost the other keys of the bucket one step of that search per doubling.
+//! Little-endian. A bucket is the top bits of the hash, so the buckets are runs of one sorted table, 8 to 16 entries
+//! each if hashes are many. The entries of a key are one run in the order of the log, whatever their number: a page of
+//! them is a binary search, and they cost the other keys of the bucket one step of that search per doubling.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

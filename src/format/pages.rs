@@ -1,7 +1,7 @@
 //! The paged file: how a sealed `.cq` or `.idx` file is checked piece by piece.
 //!
-//! A file is a header page and then a logical stream, cut into pages of 4 KiB. Every page ends in a checksum of its own,
-//! so that a reader verifies what it reads and no more, and damage costs one file, found by the page.
+//! A file is a header page and then a logical stream, cut into pages of 4 KiB. Every page ends in a checksum of its
+//! own, so that a reader verifies what it reads and no more, and damage costs one file, found by the page.
 //!
 //! | at   | len  | every page                                                                                |
 //! | ---: | ---: | ----------------------------------------------------------------------------------------- |
@@ -117,8 +117,8 @@ impl Header {
     /// Reads a header page.
     ///
     /// # Errors
-    /// Too short, another magic, a checksum that does not hold, a version this build does not know (only if the checksum
-    /// holds), lengths that cannot be.
+    /// Too short, another magic, a checksum that does not hold, a version this build does not know (only if the
+    /// checksum holds), lengths that cannot be.
     pub fn decode(kind: Kind, page: &[u8]) -> Result<Self, DecodeError> {
         let magic = Fields::new(page).u32()?;
         if magic != kind.magic() {

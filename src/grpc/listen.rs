@@ -11,8 +11,8 @@
 //! | time in which no answer leaves, while some wait to | [`super::serve`]'s | closed |
 //! | silence | a ping after [`PING_AFTER`], and [`PING_TIMEOUT`] for its answer | closed |
 //!
-//! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections tell their
-//! clients to go away and finish what they have begun, and what has not ended in time is dropped.
+//! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections
+//! tell their clients to go away and finish what they have begun, and what has not ended in time is dropped.
 
 use std::collections::HashMap;
 use std::io;

@@ -6,10 +6,10 @@
 //! | parts                | the entries of one unsealed segment, in memory; the newest one grows  | dispatcher, readers     |
 //! | sealed `.cq` files   | the entries of one finished segment, never changed                    | seal worker, readers    |
 //!
-//! Parts are the newest segments, without holes between them; all older segments are sealed or missing. A part is frozen
-//! by the start of the next one. It is written to a file while readers keep using it; the file is listed before the part
-//! leaves, and readers look at parts first, so an entry is always found in one of them. The next offset of a queue is the
-//! end of its newest entries in memory; its position takes it over before the part leaves.
+//! Parts are the newest segments, without holes between them; all older segments are sealed or missing. A part is
+//! frozen by the start of the next one. It is written to a file while readers keep using it; the file is listed before
+//! the part leaves, and readers look at parts first, so an entry is always found in one of them. The next offset of a
+//! queue is the end of its newest entries in memory; its position takes it over before the part leaves.
 //!
 //! One `put` at a time; everything else from any thread. `lookup`, `seal`, `rebuilt` and `adopt_sealed` do I/O, never
 //! under a lock. Locks: a shard of the positions, and a shard of a part, held for at most 64 entries; never both.
@@ -297,8 +297,8 @@ impl ConsumeQueues {
         self.write(part, &part.queues(), end)
     }
 
-    /// Copies entries of the queue from `from` on into `out`, which is cleared first: at most `max` (at least 1), all of
-    /// one segment. Looks into memory only and never does I/O.
+    /// Copies entries of the queue from `from` on into `out`, which is cleared first: at most `max` (at least 1), all
+    /// of one segment. Looks into memory only and never does I/O.
     pub(crate) fn lookup_hot(
         &self,
         key: QueueKey,
@@ -324,8 +324,8 @@ impl ConsumeQueues {
     /// Like `lookup_hot`, and reads sealed files for what memory does not have. May block on I/O.
     ///
     /// # Errors
-    /// A file could not be read. If it is damaged or gone the segment is missing from now on: the next lookup that needs
-    /// it answers `Rebuilding`.
+    /// A file could not be read. If it is damaged or gone the segment is missing from now on: the next lookup that
+    /// needs it answers `Rebuilding`.
     pub(crate) fn lookup(
         &self,
         key: QueueKey,

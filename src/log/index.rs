@@ -5,12 +5,12 @@
 //! | parts                | the entries of one unsealed segment, in memory; the newest one grows  | dispatcher, readers     |
 //! | sealed `.idx` files  | the entries of one finished segment, never changed                    | seal worker, readers    |
 //!
-//! What comes out are candidates: two keys may share a hash, so the caller compares with the record. A part is frozen by
-//! the start of the next one and written to a file while readers keep using it; the file is listed before the part
+//! What comes out are candidates: two keys may share a hash, so the caller compares with the record. A part is frozen
+//! by the start of the next one and written to a file while readers keep using it; the file is listed before the part
 //! leaves, and readers look at parts first, so an entry is always found in one of them.
 //!
-//! One `put` at a time; everything else from any thread. `find`, `seal`, `rebuilt` and `adopt_sealed` do I/O, never under
-//! a lock. Locks: a shard of a part, held for at most 64 nodes of an answer.
+//! One `put` at a time; everything else from any thread. `find`, `seal`, `rebuilt` and `adopt_sealed` do I/O, never
+//! under a lock. Locks: a shard of a part, held for at most 64 nodes of an answer.
 
 mod part;
 
@@ -65,8 +65,8 @@ impl Indexes {
         self.parts.start(base, IndexPart::new(base));
     }
 
-    /// Adds a record that has a key of this hash to the newest part. By the dispatcher only, in the order of the log; the
-    /// same hash again for the same record changes nothing.
+    /// Adds a record that has a key of this hash to the newest part. By the dispatcher only, in the order of the log;
+    /// the same hash again for the same record changes nothing.
     pub(crate) fn put(&self, hash: u64, at: PhysicalOffset) {
         self.put_all(&[hash], at);
     }

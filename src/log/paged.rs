@@ -1,9 +1,9 @@
 //! The sealed files of one kind: which segments have one, and the few that are open.
 //!
-//! A file is written aside, synced, renamed into place and never changed (M5). At open only its header page is looked at;
-//! it is opened when somebody reads, at most [`MAX_OPEN`] at a time, the one not used for longest gives way. Each page is
-//! verified when it is read. A file that turns out damaged, or gone, is **missing** from then on: readers are told so at
-//! once, and whoever rebuilds it puts another into its place. Damage never concerns the log.
+//! A file is written aside, synced, renamed into place and never changed (M5). At open only its header page is looked
+//! at; it is opened when somebody reads, at most [`MAX_OPEN`] at a time, the one not used for longest gives way. Each
+//! page is verified when it is read. A file that turns out damaged, or gone, is **missing** from then on: readers are
+//! told so at once, and whoever rebuilds it puts another into its place. Damage never concerns the log.
 //!
 //! Locks: `segments` guards the list, `open` the open files. Neither is held during I/O, nor both at once.
 

@@ -213,8 +213,8 @@ impl Shared {
         }
     }
 
-    /// For a reader that parks behind the dispatcher: if what it waits for is dispatched already, only the flush is left
-    /// to wake it.
+    /// For a reader that parks behind the dispatcher: if what it waits for is dispatched already, only the flush is
+    /// left to wake it.
     pub(super) fn wake_when_flushed(&self, key: QueueKey, from: QueueOffset) {
         let mut entries = Vec::new();
         // What is not in memory is sealed, hence flushed.

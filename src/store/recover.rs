@@ -494,7 +494,8 @@ impl Recovery<'_> {
             .max(snapshot.map_or(PhysicalOffset::ZERO, |s| s.offset));
         let segments = self.log.segments();
         // Without anything to go by, only the last segments are taken into memory: those that may be finished and not
-        // sealed, the active one, and one made ahead. What lies before them was sealed, hence flushed: no tail is there.
+        // sealed, the active one, and one made ahead. What lies before them was sealed, hence flushed: no tail is
+        // there.
         let in_memory = segments.len().saturating_sub(super::MAX_UNSEALED + 2);
         let bounded = segments.get(in_memory).map_or(PhysicalOffset::ZERO, |s| s.base());
         // A claim that no segment boundary answers to is not one of this log.

@@ -233,7 +233,32 @@ async fn the_transport_refuses_requests_above_nine_mebibytes() {
     let huge = bytes::Bytes::from(vec![0; 9 << 20]);
     let status = server.send(to("t", None, huge)).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    let why = detail(&status);
+    assert_eq!((why.reason.as_str(), why.limit), ("TOO_LARGE", Some(9 << 20)));
     server.send(to("t", None, batch(&["x"]))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_cannot_be_decoded_is_refused_with_details() {
+    /// A `SendRequest` whose topic is bytes, so that it need not be UTF-8.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct AnyTopic {
+        #[prost(bytes = "vec", tag = "1")]
+        topic: Vec<u8>,
+    }
+    let server = Server::start().await;
+    let mut raw = tonic::client::Grpc::new(server.channel());
+    raw.ready().await.unwrap();
+    let status = raw
+        .unary(
+            tonic::Request::new(AnyTopic { topic: vec![0xff, 0xfe] }),
+            tonic::codegen::http::uri::PathAndQuery::from_static("/mainstem.v1.Broker/Send"),
+            tonic_prost::ProstCodec::<AnyTopic, proto::SendResponse>::default(),
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(detail(&status).reason, "BAD_REQUEST");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,9 @@
 //! The payload of a message record: a `Batch` in protobuf, byte for byte as the producer sent it.
 //!
 //! ```text
-//! Batch    { repeated Meta metas = 1; uint32 codec = 2; uint32 bodies_len = 3; fixed32 bodies_crc = 4; bytes bodies = 5; }
-//! Meta     { repeated string keys = 1; string tag = 2; repeated Property properties = 3; string message_group = 4;
+//! Batch    { repeated Meta metas = 1; uint32 codec = 2; uint32 bodies_len = 3; fixed32 bodies_crc = 4; bytes bodies =
+//! 5; } Meta     { repeated string keys = 1; string tag = 2; repeated Property properties = 3; string message_group =
+//! 4;
 //!            string id = 5; uint64 born_ms = 6; uint32 body_len = 7; uint32 encoding = 8; string trace_context = 9;
 //!            string born_host = 10; }
 //! Property { string key = 1; string value = 2; }
@@ -18,8 +19,8 @@
 //! - All messages have the same message group, or none has one.
 //!
 //! Tag bits: the hash of a tag is xxh3_64. A record of one message carries the hash, or 0 without a tag; a record of
-//! several the OR of one mask bit per tag, picked by the hash's top six bits. [`TagFilter`] tells from that which records
-//! cannot match.
+//! several the OR of one mask bit per tag, picked by the hash's top six bits. [`TagFilter`] tells from that which
+//! records cannot match.
 //!
 //! [`check`] guards the door: it runs on every batch on its way in, on the sender's own thread, in one pass without
 //! allocation. [`Batch`] walks what came back from the log or over the wire; it trusts nothing, but verifies no limit

@@ -84,7 +84,8 @@ impl TagFilter {
         match self {
             Self::All => true,
             Self::AnyOf(tags) if is_mask => tags.mask & tag_bits != 0,
-            // A single message without a tag has no bits; a tag whose hash is 0 has none either, and is told by the flag.
+            // A single message without a tag has no bits; a tag whose hash is 0 has none either, and is told by the
+            // flag.
             Self::AnyOf(_) if has_untagged => false,
             Self::AnyOf(tags) => tags.hashes.binary_search(&tag_bits).is_ok(),
         }

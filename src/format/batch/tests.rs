@@ -1,3 +1,5 @@
+//! The batch: round trips, golden bytes, and every way in which one can lie.
+
 use bytes::Bytes;
 use proptest::prelude::*;
 

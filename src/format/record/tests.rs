@@ -1,3 +1,5 @@
+//! The record: golden bytes, round trips, truncation, flipped bits.
+
 use proptest::prelude::*;
 
 use super::*;

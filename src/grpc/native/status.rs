@@ -1,7 +1,7 @@
 //! What a refusal looks like on the wire: a gRPC status with a `mainstem.v1.Error` in its details.
 //!
-//! The details are a `google.rpc.Status`, which is what `grpc-status-details-bin` holds by convention: code, message, and
-//! one `google.protobuf.Any` with the type URL `type.googleapis.com/mainstem.v1.Error`.
+//! The details are a `google.rpc.Status`, which is what `grpc-status-details-bin` holds by convention: code, message,
+//! and one `google.protobuf.Any` with the type URL `type.googleapis.com/mainstem.v1.Error`.
 
 use std::error::Error as _;
 use std::fmt::Write as _;

@@ -77,7 +77,8 @@ struct PartShard {
 /// The entries of one segment in memory. One writer, any readers.
 pub(crate) struct QueuePart {
     pub(super) base: PhysicalOffset,
-    /// [`NO_TIME`] until the first entry. Relaxed: who finds an entry under its shard's lock sees what was stored before.
+    /// [`NO_TIME`] until the first entry. Relaxed: who finds an entry under its shard's lock sees what was stored
+    /// before.
     first_time: AtomicU64,
     /// Of queues with entries. Relaxed: a hint for when to roll.
     queue_count: AtomicU64,

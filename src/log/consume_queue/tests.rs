@@ -1,3 +1,5 @@
+//! The queues against a model: memory, files, and both together.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,8 @@
 //! The key entries of one segment in memory: a chain per hash.
 //!
 //! The entries of a hash are a chain from the newest to the oldest. Each node also knows its depth and a
-//! node further down (a skew-binary jump, as in a random access list), so that a window far down a chain of a million is
-//! found in some forty steps, from either end, and an answer costs no more memory than its length.
+//! node further down (a skew-binary jump, as in a random access list), so that a window far down a chain of a million
+//! is found in some forty steps, from either end, and an answer costs no more memory than its length.
 //!
 //! One writer, any readers; who freezes it and when it goes is not known here. Each shard has a lock over its table and
 //! nodes, held for at most [`STEPS`] nodes of an answer.
@@ -145,8 +145,8 @@ impl IndexPart {
         Self { base, shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Adds a record that has a key of this hash. Records come in the order of the log; the same hash again for the same
-    /// record changes nothing.
+    /// Adds a record that has a key of this hash. Records come in the order of the log; the same hash again for the
+    /// same record changes nothing.
     pub(crate) fn put(&self, hash: u64, at: PhysicalOffset) {
         debug_assert!(at >= self.base, "a record belongs to its segment");
         let position = at.get().saturating_sub(self.base.get()) / ALIGN;

@@ -247,7 +247,7 @@ async fn a_request_that_cannot_be_decoded_is_refused_with_details() {
         topic: Vec<u8>,
     }
     let server = Server::start().await;
-    let mut raw = tonic::client::Grpc::new(server.channel());
+    let mut raw = tonic::client::Grpc::new(server.channel.clone());
     raw.ready().await.unwrap();
     let status = raw
         .unary(

@@ -45,7 +45,7 @@ impl Load {
 
     /// There is a broker, another one than before.
     pub(crate) fn up(&self, round: u64, client: Client) {
-        self.scene.send_replace(Scene::Up { round, client });
+        self.scene.send_replace(Scene::Up { round, client: Box::new(client) });
     }
 
     /// There is none.
@@ -102,7 +102,7 @@ pub(crate) fn assert_honest(history: &History) {
 #[derive(Clone)]
 enum Scene {
     Down,
-    Up { round: u64, client: Client },
+    Up { round: u64, client: Box<Client> },
     Over,
 }
 
@@ -115,7 +115,7 @@ async fn broker(scene: &mut watch::Receiver<Scene>, last: Option<u64>) -> Option
     };
     let scene = scene.wait_for(other).await.ok()?;
     match &*scene {
-        Scene::Up { round, client } => Some((*round, client.clone())),
+        Scene::Up { round, client } => Some((*round, Client::clone(client))),
         _ => None,
     }
 }

@@ -13,9 +13,11 @@
 //! What needs root or a tool that is not there prints a line that begins with SKIP and asks nothing.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+mod disk;
 mod history;
 mod kill;
 mod load;
+mod ports;
 mod start;
 mod stop;
 mod support;

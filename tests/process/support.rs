@@ -1,6 +1,7 @@
 //! A broker process, the directory it lives in, and the words the tests are written in.
 
 use std::fmt::Display;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -252,6 +253,11 @@ impl Dice {
     }
 }
 
+/// Says that a test asks nothing here; not captured, so that it is seen when the test passes.
+pub(crate) fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
+}
+
 /// A file system in memory of some MiB, gone with the value. `None`, and a line that says so: not without root.
 pub(crate) struct Memory {
     path: PathBuf,
@@ -262,7 +268,7 @@ impl Memory {
         std::fs::create_dir(path).unwrap();
         let mounted = mount(&["-t", "tmpfs", "-o", &format!("size={mib}m"), "none"], path);
         if !mounted {
-            println!("SKIP: this needs to mount a tmpfs, and may not");
+            skip("this needs to mount a tmpfs, and may not");
             return None;
         }
         Some(Self { path: path.to_owned() })

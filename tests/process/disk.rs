@@ -1,0 +1,195 @@
+//! A disk that is full, and one that fails a sync.
+
+use std::path::Path;
+use std::time::Duration;
+
+use mainstem::client::{Client, ClientError, Reason, Stored, TopicSettings};
+use mainstem::message::{FlushMode, QueueId};
+use tokio::process::Command;
+use tonic::Code;
+
+use crate::support::{
+    BINARY, Home, Memory, Process, assert_no_panic, one, read_all, skip, soon, until,
+};
+
+const MIB: usize = 1 << 20;
+const TOPIC: &str = "filled";
+
+fn body(number: u64) -> Vec<u8> {
+    let mut body = vec![b'x'; MIB];
+    body[..8].copy_from_slice(&number.to_le_bytes());
+    body
+}
+
+async fn send(client: &Client, number: u64) -> Result<(), ClientError> {
+    client.send(TOPIC, Some(QueueId::new(0)), one(&body(number))).await.map(|_| ())
+}
+
+/// Sends until there is no room; returns how many were stored in all.
+async fn fill(client: &Client, mut stored: u64) -> u64 {
+    loop {
+        assert!(stored < 400, "more was stored than there is room for");
+        match send(client, stored).await {
+            Ok(()) => stored += 1,
+            Err(error) => {
+                let refusal = error.refusal().unwrap_or_else(|| panic!("{error:?}"));
+                assert_eq!(
+                    (refusal.code, refusal.reason, refusal.stored),
+                    (Code::ResourceExhausted, Reason::NoSpace, Stored::No),
+                    "{refusal:?}"
+                );
+                assert!(refusal.retry_after.is_some(), "{refusal:?}");
+                return stored;
+            }
+        }
+    }
+}
+
+/// Asserts that all that was stored, and no more, is there in its order.
+async fn assert_stored(client: &Client, stored: u64) {
+    let messages = read_all(client, TOPIC, 0).await;
+    assert_eq!(messages.len() as u64, stored);
+    for (number, message) in (0..).zip(messages) {
+        assert!(message.body == body(number), "message {number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_sends_serves_reads_and_takes_sends_again_when_there_is_space() {
+    for (flush, drops) in [(FlushMode::Sync, false), (FlushMode::Async, true)] {
+        let home = Home::new();
+        // Two segments of 64 MiB, and what is beside them; the ballast leaves no room for a third one.
+        let Some(_memory) = Memory::mount(&home.data(), 240) else { return };
+        let ballast = home.data().join("ballast");
+        std::fs::write(&ballast, vec![1; 100 * MIB]).unwrap();
+        let process = Process::start(&home, &[]).await;
+        let client = process.client().await;
+        let settings =
+            TopicSettings { queues: Some(1), flush: Some(flush), ..TopicSettings::default() };
+        client.create_topic(TOPIC, settings).await.unwrap();
+
+        let stored = fill(&client, 0).await;
+        assert!(stored > 100, "{stored}");
+        assert_stored(&client, stored).await;
+        assert_eq!(process.page("/healthz").await.0, 200);
+        let refusals = process.metric("mainstem_refusals_total{reason=\"NO_SPACE\"}").await;
+        assert!(refusals > Some(0), "{:?}", process.page("/metrics").await);
+        // Full, it can be stopped, or killed, and started.
+        let process = if drops {
+            process.kill().await;
+            Process::start(&home, &[]).await
+        } else {
+            process
+        };
+        let client = process.client().await;
+        assert_stored(&client, stored).await;
+
+        std::fs::remove_file(&ballast).unwrap();
+        until("a send with space", async || send(&client, stored).await.ok()).await;
+        assert_stored(&client, stored + 1).await;
+        process.stop().await;
+    }
+}
+
+/// strace that lets the syncs of one broker fail from the `when`th of a thread on.
+fn failing_sync(log: &Path, when: &str) -> Option<Command> {
+    let mut is_there = std::process::Command::new("strace");
+    is_there.args(["-qq", "-o", "/dev/null", "true"]);
+    if !is_there.output().is_ok_and(|output| output.status.success()) {
+        skip("this needs strace, and the right to use it");
+        return None;
+    }
+    let mut command = Command::new("strace");
+    command.args(["-f", "--seccomp-bpf", "-qq", "-e", "trace=fdatasync", "-e"]);
+    command.arg(format!("inject=fdatasync:error=EIO:when={when}"));
+    command.arg("-o").arg(log).arg(BINARY);
+    Some(command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_ends_the_process_with_74_and_the_next_start_recovers() {
+    // Counted per thread; the one that flushes comes to its twelfth under load.
+    for flush in [FlushMode::Sync, FlushMode::Async] {
+        let home = Home::new();
+        let Some(command) = failing_sync(&home.path().join("strace"), "12+") else { return };
+        let mut process = Process::spawn_by(command, &home, &[]);
+        process.ready().await;
+        let client = process.client().await;
+        let settings =
+            TopicSettings { queues: Some(1), flush: Some(flush), ..TopicSettings::default() };
+        client.create_topic(TOPIC, settings).await.unwrap();
+        let mut stored = 0;
+        let error = soon("the failure", async {
+            loop {
+                match send(&client, stored).await {
+                    Ok(()) => stored += 1,
+                    Err(error) => return error,
+                }
+                assert!(stored < 10_000, "the sync never failed");
+                if flush == FlushMode::Async {
+                    // As slowly as an interval: each flush takes little.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        });
+        let error = error.await;
+        match flush {
+            // Its bytes are in the log, and nobody knows whether on the disk.
+            FlushMode::Sync => assert_eq!(error.stored(), Stored::Unknown, "{error:?}"),
+            FlushMode::Async => {
+                assert!(matches!(error.reason(), Some(Reason::Poisoned) | None), "{error:?}");
+            }
+        }
+        assert_eq!(process.ended().await.code(), Some(74), "{}", process.said());
+        let said = process.said();
+        assert_no_panic(&said);
+        assert!(said.contains("Input/output error"), "it says what failed: {said}");
+        let last = said.lines().last().unwrap();
+        let expected =
+            "error: a sync of the log failed; what was not acknowledged may or may not be stored";
+        assert!(last.starts_with(expected), "{said}");
+        assert!(
+            last.ends_with("check the disk, then start the broker again: it recovers"),
+            "{said}"
+        );
+        drop(process);
+
+        let process = Process::start(&home, &[]).await;
+        let client = process.client().await;
+        let report = client.status().await.unwrap().start_report;
+        assert!(report[0].starts_with("opened after an unclean stop"), "{report:?}");
+        let messages = read_all(&client, TOPIC, 0).await;
+        assert!(messages.len() as u64 >= stored, "{} of {stored}", messages.len());
+        for (number, message) in (0..).zip(messages) {
+            assert!(message.body == body(number), "message {number}");
+        }
+        client.send(TOPIC, None, one(b"on it goes")).await.unwrap();
+        process.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_fails_at_the_start_ends_it_with_74() {
+    let home = Home::new();
+    let process = Process::start(&home, &[]).await;
+    process.client().await.send(TOPIC, None, one(b"hello")).await.unwrap();
+    process.kill().await;
+    let Some(command) = failing_sync(&home.path().join("strace"), "1+") else { return };
+    let mut process = Process::spawn_by(command, &home, &[]);
+    let status = process.ended().await;
+    let said = process.said();
+    assert_eq!(status.code(), Some(74), "{said}");
+    assert_no_panic(&said);
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with("error: cannot make the found log durable: cannot sync "), "{said}");
+    let end = ": Input/output error (os error 5): check the disk, then start the broker again: it recovers";
+    assert!(last.ends_with(end), "{said}");
+    let process = Process::start(&home, &[]).await;
+    let client = process.client().await;
+    let mut found = 0;
+    for queue in 0..4 {
+        found += read_all(&client, TOPIC, queue).await.len();
+    }
+    assert_eq!(found, 1);
+    process.stop().await;
+}

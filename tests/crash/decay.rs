@@ -469,7 +469,7 @@ fn the_end_of_the_log_that_is_gone_is_damage_and_its_offsets_are_not_given_again
     let mut rig = try_open(&disk).unwrap();
     let report = rig.store.start_report().clone();
     let gone = PhysicalOffset::new(base(&last))..end;
-    assert_eq!(report.damaged, [gone.clone()]);
+    assert_eq!(report.damaged, std::slice::from_ref(&gone));
     let lost: Vec<_> = written
         .messages()
         .filter(|record| gone.contains(&record.header.physical_offset))

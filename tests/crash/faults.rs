@@ -3,9 +3,9 @@
 use std::fmt;
 
 use bytes::Bytes;
-use mainstem::file::Operation;
+use mainstem::file::{FileError, Operation};
 use mainstem::message::FlushMode;
-use mainstem::store::{AppendError, CloseError, Poisoned, ReadOutcome, SpaceError};
+use mainstem::store::{AppendError, CloseError, OpenError, Poisoned, ReadOutcome, SpaceError};
 use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times, now};
 
 use crate::oracle;
@@ -35,7 +35,7 @@ fn script() -> Vec<Step> {
             Step::Send { topic: 1, queue: 0, count: 1, len: 1_400 },
             Step::Set(vec![(1, 0, 700), (2, 0, 700)]),
             Step::Dispatch,
-            Step::FlushStep,
+            Step::FlushIfDue,
             Step::Send { topic: 2, queue: 0, count: 2, len: 700 },
         ]);
         match n % 3 {
@@ -354,4 +354,29 @@ fn a_page_of_the_log_that_cannot_be_read_costs_what_is_in_it() {
     disk.clear_faults();
     assert_eq!(rig.read_all(&topic, 0).len(), 40, "nothing was given up");
     assert!(disk.paths().iter().all(|path| path.starts_with(DATA)));
+}
+
+/// A tail that the disk does not give may be sound: zeros in its place would lose what only a restart was to survive.
+#[test]
+fn a_tail_that_cannot_be_read_is_not_cut_off() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Async);
+    rig.workers.settle();
+    for n in 0..5 {
+        rig.send(1, 0, &batch(n, 1, 1_000)).unwrap();
+    }
+    rig.kill();
+    for nth in 1..4 {
+        disk.fail(rule(Operation::Read, "commitlog", nth, Times::Always, Fault::Eio));
+        match Rig::try_open(std::sync::Arc::new(disk.clone()), &tiny(), 1_000_000) {
+            Err(OpenError::File(FileError::Io { operation: Operation::Read, .. })) => {}
+            Err(error) => panic!("{nth}: {error:?}"),
+            Ok(rig) => panic!("{nth}: {}", rig.store.start_report()),
+        }
+        disk.clear_faults();
+    }
+    let mut rig = Rig::open(&disk);
+    rig.workers.settle();
+    assert_eq!(rig.read_all(&rig.topic(1).unwrap(), 0).len(), 5);
 }

@@ -139,7 +139,7 @@ pub(crate) fn agrees(rig: &Rig, log: &[Logged], seed: u64, case: &dyn Display) {
                 ids += 1;
                 if dice.one_in(ids) {
                     let id = meta.id().unwrap().to_owned();
-                    some_id = Some((id, record.header.clone(), index));
+                    some_id = Some((id, record.header, index));
                 }
             }
         }

@@ -43,7 +43,7 @@ pub(crate) enum Step {
     /// Everything that is appended.
     Flush,
     /// What the flush worker finds due.
-    FlushStep,
+    FlushIfDue,
     Seal,
     Allocate,
     /// All workers until none has anything to do.
@@ -217,7 +217,7 @@ impl Run {
                 rig.workers.dispatch.step();
             }
             Step::Flush => rig.workers.flush.flush_all(),
-            Step::FlushStep => {
+            Step::FlushIfDue => {
                 rig.workers.flush.step();
             }
             Step::Seal => {
@@ -495,10 +495,11 @@ pub(crate) fn random(seed: u64, len: usize) -> Vec<Step> {
             ),
             11 | 12 => Step::Dispatch,
             13 | 14 => Step::Flush,
-            15 => Step::FlushStep,
+            15 => Step::FlushIfDue,
             16 => Step::Seal,
             17 => Step::Allocate,
             18 => Step::Read,
+            19 if dice.one_in(4) => Step::SetWall(dice.below(2_000_000)),
             19 => Step::Tick(dice.below(120)),
             20 if dice.one_in(3) => Step::CloseAndReopen,
             20 => Step::Settle,

@@ -9,3 +9,4 @@ mod model;
 #[path = "../crash/rig.rs"]
 #[allow(dead_code, reason = "shared with the crash tests, which use more of it")]
 mod rig;
+mod stories;

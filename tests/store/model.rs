@@ -349,11 +349,19 @@ impl Model {
         let which = self.dice.below(12);
         let workers = &mut self.rig_mut().workers;
         match which {
-            0..=3 => drop(workers.dispatch.step()),
-            4 | 5 => drop(workers.flush.step()),
+            0..=3 => {
+                workers.dispatch.step();
+            }
+            4 | 5 => {
+                workers.flush.step();
+            }
             6 | 7 => workers.flush.flush_all(),
-            8 | 9 => drop(workers.seal.step()),
-            10 => drop(workers.allocate.step()),
+            8 | 9 => {
+                workers.seal.step();
+            }
+            10 => {
+                workers.allocate.step();
+            }
             _ => workers.settle(),
         }
     }

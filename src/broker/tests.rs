@@ -133,7 +133,8 @@ fn a_short_deadline_leaves_time_to_wait_for_the_disk() {
     assert_eq!(before(now), now);
 }
 
-/// Every pull on its way used to hold its whole `max_bytes`, 4 MiB by default, so that 64 of them kept all others waiting.
+/// Every pull on its way used to hold its whole `max_bytes`, 4 MiB by default, so that 64 of them kept all others
+/// waiting.
 #[tokio::test]
 async fn a_small_answer_holds_its_own_bytes_only() {
     let config = BrokerConfig { inflight_reply_bytes: 64 << 10, ..BrokerConfig::default() };

@@ -39,7 +39,7 @@ use crate::format::consume_queue::QueueEntry;
 use crate::format::epoch::{Cut, EpochRecord, MAX_DAMAGED};
 use crate::format::identity::{self, Identity};
 use crate::format::names::{self, FileKind};
-use crate::format::record::{ALIGN, RecordHeader, RecordKind, unknown_required};
+use crate::format::record::{ALIGN, HEADER_LEN, RecordHeader, RecordKind, unknown_required};
 use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
 use crate::format::snapshot::Snapshot;
 use crate::log::commit_log::CommitLog;
@@ -654,10 +654,12 @@ impl Recovery<'_> {
     /// Whether a clean stop left the end of the log at `at`, and nothing was appended since: then what lies behind was
     /// never written, and need not be read. A start that was cut short may have begun to write its epoch record.
     fn is_clean_end(&mut self, active: &Segment, at: PhysicalOffset) -> Result<bool, OpenError> {
-        if self.clean_end != Some(at) || !self.set.is_empty() {
+        let left = active.end().since(at);
+        // Without room for a header the log goes on in the next segment.
+        if self.clean_end != Some(at) || !self.set.is_empty() || left < HEADER_LEN as u64 {
             return Ok(false);
         }
-        let len = active.end().since(at).min(CLEAN_LOOK);
+        let len = left.min(CLEAN_LOOK);
         let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
         if active.read_exact(at, &mut bytes).is_err() || bytes.iter().any(|byte| *byte != 0) {
             return Ok(false);
@@ -846,11 +848,13 @@ impl Recovery<'_> {
         let Some(active) = self.log.segment_at(end.tail) else {
             return Ok((end.tail, None));
         };
+        // An end that was durable may be a segment's base: nothing is written into its header page.
+        let tail = end.tail.max(active.base().plus(PAGE_LEN as u64));
         if !end.rest_is_zero {
-            let (len, kept_in) = self.clear_rest(disk, &active, end.tail)?;
+            let (len, kept_in) = self.clear_rest(disk, &active, tail)?;
             if len > 0 {
                 let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
-                self.report.cut = Some(TailCut { at: end.tail, len, reason, kept_in });
+                self.report.cut = Some(TailCut { at: tail, len, reason, kept_in });
             }
         }
         let mut ready = None;
@@ -873,7 +877,7 @@ impl Recovery<'_> {
         }
         disk.sync_dir(&dir)?;
         self.log.truncate_after(active.base());
-        Ok((end.tail, ready))
+        Ok((tail, ready))
     }
 
     /// Copies what is behind `tail` aside, then zeroes and syncs it. Returns how many bytes there were to the last one

@@ -5,7 +5,7 @@
 //! is a deadlock, which shuttle reports with the schedule that leads to it. `SEED` sets the first schedule.
 
 #![cfg(feature = "shuttle")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
 use std::sync::Arc;
 

@@ -110,6 +110,11 @@ impl Process {
         self.child.kill().await.unwrap();
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits until it ends by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         soon("ending", self.child.wait()).await.unwrap()

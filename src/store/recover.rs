@@ -19,16 +19,20 @@
 //! copies what it removes to `quarantine/` (bounded), writes zeros to the end of the segment, removes later segments
 //! and syncs. Each of these writes may be the last before the power goes: the next start finds the same table.
 
-use std::io::IoSlice;
+mod report;
+mod tail;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use self::report::{StartReport, TailCut};
+use super::Applier;
 use super::StoreConfig;
 use super::append::NewRecord;
+use super::checkpoint::CheckpointFile;
 use super::dispatch::derive;
 use super::error::OpenError;
 use super::topics::Topics;
-use super::{Applier, CheckpointFile};
 use crate::file::FileError;
 use crate::file::disk::{Access, Disk, read_exact_at, read_file, write_file_atomically};
 use crate::file::segment::Segment;
@@ -57,102 +61,6 @@ const CLEAR_PIECE: usize = 1 << 20;
 const CLEAN_LOOK: u64 = 64 << 10;
 /// A snapshot or a small derived file is never read beyond this.
 const MAX_SNAPSHOT: u64 = 1 << 30;
-
-/// What a start found and did. Printed at every start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StartReport {
-    /// Whether the store was made by this start.
-    pub created: bool,
-    /// Whether the last stop was a clean one.
-    pub clean: bool,
-    /// The epoch that began.
-    pub epoch: Epoch,
-    /// Segments found.
-    pub segments: usize,
-    /// Where the walk began.
-    pub replayed_from: PhysicalOffset,
-    /// Records that were walked and verified.
-    pub replayed_records: u64,
-    /// Their bytes.
-    pub replayed_bytes: u64,
-    /// The tail that was cut off: where, how many bytes, and why.
-    pub cut: Option<TailCut>,
-    /// Byte ranges that were acknowledged and cannot be read.
-    pub damaged: Vec<Range<PhysicalOffset>>,
-    /// State records may be among the damaged ones: topics may be missing.
-    pub damage_may_hold_state: bool,
-    /// Sealed segments whose queue or index file has to be made again, in the background.
-    pub rebuilding: usize,
-    /// Anything else that an operator should know, a line each.
-    pub remarks: Vec<String>,
-}
-
-/// A torn tail.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TailCut {
-    /// The new end of the log.
-    pub at: PhysicalOffset,
-    /// Bytes from there to the last one that was not zero.
-    pub len: u64,
-    /// What was wrong there.
-    pub reason: String,
-    /// Where the bytes were kept.
-    pub kept_in: Option<PathBuf>,
-}
-
-impl std::fmt::Display for StartReport {
-    /// One line per fact.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.lines().join("\n"))
-    }
-}
-
-impl StartReport {
-    /// The report as lines for people.
-    pub fn lines(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        if self.created {
-            lines.push(format!("new store, epoch {}", self.epoch));
-        } else {
-            let stop = if self.clean { "a clean stop" } else { "an unclean stop" };
-            lines.push(format!(
-                "opened after {stop}, epoch {}: segments: {}, replayed {} records ({} bytes) from offset {}",
-                self.epoch,
-                self.segments,
-                self.replayed_records,
-                self.replayed_bytes,
-                self.replayed_from
-            ));
-        }
-        if let Some(cut) = &self.cut {
-            let kept = cut.kept_in.as_ref().map(|path| format!(", kept in {}", path.display()));
-            lines.push(format!(
-                "cut a torn tail of {} bytes at offset {} ({}){}; nothing durable was in it",
-                cut.len,
-                cut.at,
-                cut.reason,
-                kept.unwrap_or_default()
-            ));
-        }
-        for range in &self.damaged {
-            lines.push(format!(
-                "DAMAGED: bytes {}..{} of the log cannot be read; reads of them say so, all else is served",
-                range.start, range.end
-            ));
-        }
-        if self.damage_may_hold_state {
-            lines.push("the damage may have held state: a topic may be missing".to_owned());
-        }
-        if self.rebuilding > 0 {
-            lines.push(format!(
-                "rebuilding the queue and index files of {} segments in the background",
-                self.rebuilding
-            ));
-        }
-        lines.extend(self.remarks.iter().cloned());
-        lines
-    }
-}
 
 /// What recovery hands to the store.
 pub(super) struct Recovered {
@@ -835,99 +743,6 @@ impl Recovery<'_> {
             Found::Internal { kind: RecordKind::Message | RecordKind::Filler, .. } => {}
         }
         Ok(())
-    }
-
-    /// Makes the bytes behind the tail what an append expects: zeros, and no later segments but an empty one. Keeps
-    /// aside what was there.
-    fn settle_tail(
-        &mut self,
-        disk: &dyn Disk,
-        end: WalkEnd,
-    ) -> Result<(PhysicalOffset, Option<Arc<Segment>>), OpenError> {
-        let segments = self.log.segments();
-        let Some(active) = self.log.segment_at(end.tail) else {
-            return Ok((end.tail, None));
-        };
-        // An end that was durable may be a segment's base: nothing is written into its header page.
-        let tail = end.tail.max(active.base().plus(PAGE_LEN as u64));
-        if !end.rest_is_zero {
-            let (len, kept_in) = self.clear_rest(disk, &active, tail)?;
-            if len > 0 {
-                let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
-                self.report.cut = Some(TailCut { at: tail, len, reason, kept_in });
-            }
-        }
-        let mut ready = None;
-        let dir = self.config.dir.join(FileKind::Segment.directory());
-        for segment in segments.iter().filter(|s| s.base() > active.base()) {
-            let reusable = self.empty.contains(&segment.base())
-                && segment.base() == active.end()
-                && segment.len() == self.config.segment_size;
-            if reusable {
-                ready = Some(Arc::clone(segment));
-            } else {
-                if !self.empty.contains(&segment.base()) {
-                    self.report.remarks.push(format!(
-                        "removed segment {}: all in it came after the cut, nothing durable was in it",
-                        segment.base()
-                    ));
-                }
-                disk.unlink(&dir.join(FileKind::Segment.name(segment.base())))?;
-            }
-        }
-        disk.sync_dir(&dir)?;
-        self.log.truncate_after(active.base());
-        Ok((tail, ready))
-    }
-
-    /// Copies what is behind `tail` aside, then zeroes and syncs it. Returns how many bytes there were to the last one
-    /// that was not zero, and where they are kept.
-    fn clear_rest(
-        &mut self,
-        disk: &dyn Disk,
-        segment: &Segment,
-        tail: PhysicalOffset,
-    ) -> Result<(u64, Option<PathBuf>), OpenError> {
-        let mut kept = Vec::new();
-        let mut dirty = Vec::new();
-        let mut used = 0;
-        let mut at = tail;
-        let mut piece = vec![0; CLEAR_PIECE];
-        while at < segment.end() {
-            let len = segment.end().since(at).min(CLEAR_PIECE as u64);
-            let bytes = &mut piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
-            segment.read_exact(at, bytes)?;
-            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
-                used = at.plus(last as u64 + 1).since(tail);
-                dirty.push((at, len));
-            }
-            if kept.len() < QUARANTINE_BYTES {
-                kept.extend_from_slice(bytes);
-            }
-            at = at.plus(len);
-        }
-        if dirty.is_empty() {
-            return Ok((0, None));
-        }
-        kept.truncate(usize::try_from(used).unwrap_or(usize::MAX).min(QUARANTINE_BYTES));
-        let dir = self.config.dir.join(names::QUARANTINE_DIR);
-        let name = names::torn(tail, Epoch::new(self.epoch.get() + 1));
-        let kept_in = match write_file_atomically(disk, &dir, &name, &kept) {
-            Ok(()) => Some(dir.join(name)),
-            // Nothing durable is in it: a full disk must not keep the store from starting.
-            Err(error @ FileError::Full { .. }) => {
-                self.report.remarks.push(format!("the torn tail was not kept: {error}"));
-                None
-            }
-            Err(error) => return Err(error.into()),
-        };
-        piece.fill(0);
-        for (at, len) in dirty {
-            let zeros = &piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
-            segment.write_all(&mut [IoSlice::new(zeros)], at)?;
-        }
-        segment.sync().map_err(OpenError::Sync)?;
-        Ok((used, kept_in))
     }
 }
 

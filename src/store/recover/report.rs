@@ -1,0 +1,102 @@
+//! What a start found and did, for operators.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use crate::message::{Epoch, PhysicalOffset};
+
+/// What a start found and did. Printed at every start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartReport {
+    /// Whether the store was made by this start.
+    pub created: bool,
+    /// Whether the last stop was a clean one.
+    pub clean: bool,
+    /// The epoch that began.
+    pub epoch: Epoch,
+    /// Segments found.
+    pub segments: usize,
+    /// Where the walk began.
+    pub replayed_from: PhysicalOffset,
+    /// Records that were walked and verified.
+    pub replayed_records: u64,
+    /// Their bytes.
+    pub replayed_bytes: u64,
+    /// The tail that was cut off: where, how many bytes, and why.
+    pub cut: Option<TailCut>,
+    /// Byte ranges that were acknowledged and cannot be read.
+    pub damaged: Vec<Range<PhysicalOffset>>,
+    /// State records may be among the damaged ones: topics may be missing.
+    pub damage_may_hold_state: bool,
+    /// Sealed segments whose queue or index file has to be made again, in the background.
+    pub rebuilding: usize,
+    /// Anything else that an operator should know, a line each.
+    pub remarks: Vec<String>,
+}
+
+/// A torn tail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailCut {
+    /// The new end of the log.
+    pub at: PhysicalOffset,
+    /// Bytes from there to the last one that was not zero.
+    pub len: u64,
+    /// What was wrong there.
+    pub reason: String,
+    /// Where the bytes were kept.
+    pub kept_in: Option<PathBuf>,
+}
+
+impl std::fmt::Display for StartReport {
+    /// One line per fact.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.lines().join("\n"))
+    }
+}
+
+impl StartReport {
+    /// The report as lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.created {
+            lines.push(format!("new store, epoch {}", self.epoch));
+        } else {
+            let stop = if self.clean { "a clean stop" } else { "an unclean stop" };
+            lines.push(format!(
+                "opened after {stop}, epoch {}: segments: {}, replayed {} records ({} bytes) from offset {}",
+                self.epoch,
+                self.segments,
+                self.replayed_records,
+                self.replayed_bytes,
+                self.replayed_from
+            ));
+        }
+        if let Some(cut) = &self.cut {
+            let kept = cut.kept_in.as_ref().map(|path| format!(", kept in {}", path.display()));
+            lines.push(format!(
+                "cut a torn tail of {} bytes at offset {} ({}){}; nothing durable was in it",
+                cut.len,
+                cut.at,
+                cut.reason,
+                kept.unwrap_or_default()
+            ));
+        }
+        for range in &self.damaged {
+            lines.push(format!(
+                "DAMAGED: bytes {}..{} of the log cannot be read; reads of them say so, all else is served",
+                range.start, range.end
+            ));
+        }
+        if self.damage_may_hold_state {
+            lines.push("the damage may have held state: a topic may be missing".to_owned());
+        }
+        if self.rebuilding > 0 {
+            lines.push(format!(
+                "rebuilding the queue and index files of {} segments in the background",
+                self.rebuilding
+            ));
+        }
+        lines.extend(self.remarks.iter().cloned());
+        lines
+    }
+}

@@ -1,0 +1,109 @@
+//! The end of the log, made ready for the next append: what was torn is kept aside, then zeroed, synced and forgotten.
+
+use std::io::IoSlice;
+use std::path::PathBuf;
+
+use super::{CLEAR_PIECE, QUARANTINE_BYTES, Recovery, TailCut, WalkEnd};
+use crate::file::FileError;
+use crate::file::disk::{Disk, write_file_atomically};
+use crate::file::segment::Segment;
+use crate::format::names::{self, FileKind};
+use crate::format::segment_header::PAGE_LEN;
+use crate::message::{Epoch, PhysicalOffset};
+use crate::store::OpenError;
+use crate::sync::Arc;
+
+impl Recovery<'_> {
+    /// Makes the bytes behind the tail what an append expects: zeros, and no later segments but an empty one. Keeps
+    /// aside what was there.
+    pub(super) fn settle_tail(
+        &mut self,
+        disk: &dyn Disk,
+        end: WalkEnd,
+    ) -> Result<(PhysicalOffset, Option<Arc<Segment>>), OpenError> {
+        let segments = self.log.segments();
+        let Some(active) = self.log.segment_at(end.tail) else {
+            return Ok((end.tail, None));
+        };
+        // An end that was durable may be a segment's base: nothing is written into its header page.
+        let tail = end.tail.max(active.base().plus(PAGE_LEN as u64));
+        if !end.rest_is_zero {
+            let (len, kept_in) = self.clear_rest(disk, &active, tail)?;
+            if len > 0 {
+                let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
+                self.report.cut = Some(TailCut { at: tail, len, reason, kept_in });
+            }
+        }
+        let mut ready = None;
+        let dir = self.config.dir.join(FileKind::Segment.directory());
+        for segment in segments.iter().filter(|s| s.base() > active.base()) {
+            let reusable = self.empty.contains(&segment.base())
+                && segment.base() == active.end()
+                && segment.len() == self.config.segment_size;
+            if reusable {
+                ready = Some(Arc::clone(segment));
+            } else {
+                if !self.empty.contains(&segment.base()) {
+                    self.report.remarks.push(format!(
+                        "removed segment {}: all in it came after the cut, nothing durable was in it",
+                        segment.base()
+                    ));
+                }
+                disk.unlink(&dir.join(FileKind::Segment.name(segment.base())))?;
+            }
+        }
+        disk.sync_dir(&dir)?;
+        self.log.truncate_after(active.base());
+        Ok((tail, ready))
+    }
+
+    /// Copies what is behind `tail` aside, then zeroes and syncs it. Returns how many bytes there were to the last one
+    /// that was not zero, and where they are kept.
+    fn clear_rest(
+        &mut self,
+        disk: &dyn Disk,
+        segment: &Segment,
+        tail: PhysicalOffset,
+    ) -> Result<(u64, Option<PathBuf>), OpenError> {
+        let mut kept = Vec::new();
+        let mut dirty = Vec::new();
+        let mut used = 0;
+        let mut at = tail;
+        let mut piece = vec![0; CLEAR_PIECE];
+        while at < segment.end() {
+            let len = segment.end().since(at).min(CLEAR_PIECE as u64);
+            let bytes = &mut piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
+            segment.read_exact(at, bytes)?;
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                used = at.plus(last as u64 + 1).since(tail);
+                dirty.push((at, len));
+            }
+            if kept.len() < QUARANTINE_BYTES {
+                kept.extend_from_slice(bytes);
+            }
+            at = at.plus(len);
+        }
+        if dirty.is_empty() {
+            return Ok((0, None));
+        }
+        kept.truncate(usize::try_from(used).unwrap_or(usize::MAX).min(QUARANTINE_BYTES));
+        let dir = self.config.dir.join(names::QUARANTINE_DIR);
+        let name = names::torn(tail, Epoch::new(self.epoch.get() + 1));
+        let kept_in = match write_file_atomically(disk, &dir, &name, &kept) {
+            Ok(()) => Some(dir.join(name)),
+            // Nothing durable is in it: a full disk must not keep the store from starting.
+            Err(error @ FileError::Full { .. }) => {
+                self.report.remarks.push(format!("the torn tail was not kept: {error}"));
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        piece.fill(0);
+        for (at, len) in dirty {
+            let zeros = &piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
+            segment.write_all(&mut [IoSlice::new(zeros)], at)?;
+        }
+        segment.sync().map_err(OpenError::Sync)?;
+        Ok((used, kept_in))
+    }
+}

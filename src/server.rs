@@ -120,7 +120,7 @@ pub async fn run(
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, without the clean mark, unless it
-/// comes within [`SAME_STOP`]: one Ctrl-C or `timeout` often signals the process and its whole group.
+/// comes within half a second: one Ctrl-C or `timeout` often signals the process and its whole group.
 ///
 /// # Errors
 /// The handlers cannot be installed.

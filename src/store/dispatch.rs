@@ -219,8 +219,11 @@ impl Shared {
         let mut entries = Vec::new();
         // What is not in memory is sealed, hence flushed.
         if self.queues.lookup_hot(key, from, 1, &mut entries) == Lookup::Found {
+            // Above the mark the dispatcher is still at it, and finds the reader parked.
+            let dispatched = self.marks.dispatched.get();
             let ends = entries.iter().map(|entry| entry.offset.plus(u64::from(entry.len)));
-            lock(&self.unflushed_arrivals).extend(ends.map(|end| (end, key)));
+            let passed = ends.filter(|end| *end <= dispatched).map(|end| (end, key));
+            lock(&self.unflushed_arrivals).extend(passed);
             // As above.
             self.wake_flushed_arrivals(self.marks.flushed.get());
         }

@@ -14,6 +14,8 @@
 //! | no sound header to the end | damage up to `durable`, the tail is there | torn, or the clean end if all is zero |
 //! | a record of a lower epoch than before | as no sound header | stale: as no sound header |
 //! | an append set that does not end | kept | cut at its first record |
+//! | the disk does not give the bytes | damage | the start is refused: they may be sound |
+//! | a sound header of an unknown kind or version | the start is refused | the start is refused |
 //!
 //! Whether a claim of a *later* record lies beyond X is found by reading on to the end before anything is cut. A cut
 //! copies what it removes to `quarantine/` (bounded), writes zeros to the end of the segment, removes later segments
@@ -107,7 +109,11 @@ pub(super) fn recover(
     let identity = Arc::new(load_identity(&**disk, config, found.is_empty(), &mut report)?);
     let segments = open_segments(&**disk, &found, &identity, &mut report)?;
     report.segments = segments.len();
-    let checkpoint = CheckpointFile::read(&**disk, &config.dir)?;
+    // A store that is made now has none: what lies there is of another one.
+    let checkpoint = match report.created {
+        true => None,
+        false => CheckpointFile::read(&**disk, &config.dir)?,
+    };
     report.clean = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.clean);
     // What the checkpoint vouches for was there, if it is gone now too.
     let log_end = segments

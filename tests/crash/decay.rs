@@ -605,3 +605,22 @@ fn a_derived_file_that_cannot_be_read_does_not_keep_the_store_from_starting() {
         loses_nothing(&disk, &walk(&disk, &part), part);
     }
 }
+
+#[test]
+fn what_another_store_left_behind_is_not_taken_into_a_new_one() {
+    let written = written();
+    let disk = written.copy();
+    for file in files(&disk, "commitlog") {
+        disk.remove(&file).unwrap();
+    }
+    ["identity", "identity.copy"].map(|name| disk.remove(&path(name)).unwrap());
+    let mut rig = try_open(&disk).unwrap();
+    let report = rig.store.start_report().clone();
+    assert!(report.created, "{report}");
+    assert_eq!((report.damaged, report.replayed_records, rig.store.epoch().get()), (vec![], 0, 1));
+    assert!(rig.topic(1).is_none());
+    rig.create(1, QUEUES, FlushMode::Sync);
+    send(&mut rig, 0, 0, 100);
+    rig.workers.settle();
+    agrees(&rig, &walk(&disk, &"new"), 1, &"new");
+}

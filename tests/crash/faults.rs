@@ -376,6 +376,17 @@ fn a_tail_that_cannot_be_read_is_not_cut_off() {
         }
         disk.clear_faults();
     }
+    // The device gives up twice, for the large read and for the first page of it, and is well again.
+    for nth in 1..8 {
+        let disk = disk.crash_image(EVERYTHING);
+        disk.fail(rule(Operation::Read, "commitlog", nth, Times::Count(2), Fault::Eio));
+        let opened = Rig::try_open(std::sync::Arc::new(disk.clone()), &tiny(), 1_000_000);
+        drop(opened);
+        disk.clear_faults();
+        let mut rig = Rig::open(&disk);
+        rig.workers.settle();
+        assert_eq!(rig.read_all(&rig.topic(1).unwrap(), 0).len(), 5, "from read {nth} on");
+    }
     let mut rig = Rig::open(&disk);
     rig.workers.settle();
     assert_eq!(rig.read_all(&rig.topic(1).unwrap(), 0).len(), 5);

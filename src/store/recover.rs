@@ -583,21 +583,22 @@ impl Recovery<'_> {
         Ok(true)
     }
 
-    /// Whether an invalid record at `at` was never durable. Reads on to the end first, for the claims of later records.
-    /// `gap`: the bytes from `at` to here hold no record.
-    /// An error: the disk did not give the bytes. They may be sound, so they are not cut off.
+    /// Whether an invalid record at `at` was never durable. `gap`: the bytes from `at` to here hold no record. If any of
+    /// them may be cut off, the claims of all later records are read first.
+    ///
+    /// An error: the disk did not give bytes that would be cut off. They may be sound.
     fn is_torn(
         &mut self,
         walk: &mut SegmentWalk,
         at: PhysicalOffset,
         gap: PhysicalOffset,
     ) -> Result<bool, OpenError> {
-        if at >= self.durable && !self.claims_read {
+        if gap > self.durable && !self.claims_read {
             self.claims_read = true;
             self.read_claims(gap)?;
         }
         match walk.take_refusal() {
-            Some(error) if at >= self.durable => Err(error.into()),
+            Some(error) if gap > self.durable => Err(error.into()),
             Some(error) => {
                 self.report
                     .remarks

@@ -624,3 +624,35 @@ fn what_another_store_left_behind_is_not_taken_into_a_new_one() {
     rig.workers.settle();
     agrees(&rig, &walk(&disk, &"new"), 1, &"new");
 }
+
+/// The damage began below what the checkpoint vouched for and ended above it; the log was cut in between, with all
+/// that later records proved to have been durable.
+#[test]
+fn damage_across_the_end_of_what_the_checkpoint_vouches_for_costs_nothing_behind_it() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    rig.workers.settle();
+    rig.close();
+    let mut rig = Rig::open(&disk);
+    let placed: Vec<_> = (0..9)
+        .map(|n| {
+            let placed = rig.send(1, 0, &batch(n, 1, 1_000)).unwrap();
+            rig.workers.flush.flush_all();
+            placed
+        })
+        .collect();
+    rig.kill();
+    let page = 4_096..8_192;
+    disk.overwrite(&files(&disk, "commitlog")[0], page.start, &[0; 4_096]).unwrap();
+    let mut rig = Rig::open(&disk);
+    let first = placed.iter().position(|placed| placed.offset.get() >= page.end).unwrap();
+    let report = rig.store.start_report().clone();
+    assert_eq!(report.damaged, [PhysicalOffset::new(page.start)..placed[first].offset]);
+    assert_eq!(report.cut, None);
+    rig.workers.settle();
+    let (found, damaged, max) = readable(&mut rig, 0);
+    let sound: Vec<_> = (first as u64..9).map(|n| (n, batch(n, 1, 1_000))).collect();
+    assert_eq!((found, max), (sound, 9));
+    assert_eq!(damaged, (0..first as u64).collect());
+}

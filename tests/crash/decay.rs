@@ -613,7 +613,9 @@ fn what_another_store_left_behind_is_not_taken_into_a_new_one() {
     for file in files(&disk, "commitlog") {
         disk.remove(&file).unwrap();
     }
-    ["identity", "identity.copy"].map(|name| disk.remove(&path(name)).unwrap());
+    for name in ["identity", "identity.copy"] {
+        disk.remove(&path(name)).unwrap();
+    }
     let mut rig = try_open(&disk).unwrap();
     let report = rig.store.start_report().clone();
     assert!(report.created, "{report}");

@@ -583,8 +583,8 @@ impl Recovery<'_> {
         Ok(true)
     }
 
-    /// Whether an invalid record at `at` was never durable. `gap`: the bytes from `at` to here hold no record. If any of
-    /// them may be cut off, the claims of all later records are read first.
+    /// Whether an invalid record at `at` was never durable. `gap`: the bytes from `at` to here hold no record. If any
+    /// of them may be cut off, the claims of all later records are read first.
     ///
     /// An error: the disk did not give bytes that would be cut off. They may be sound.
     fn is_torn(

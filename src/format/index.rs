@@ -1,7 +1,8 @@
 //! The `.idx` file: the key entries of one finished segment, a hash index that is never changed; and the hash of keys.
 //!
 //! A paged file (see [`super::pages`]) whose stream is two tables without gaps. The header's numbers are: count of
-//! entries, bits of a bucket number, 0, 0.
+//! entries, bits of a bucket number, 1 if the segment was damaged when the file was made (entries may be lacking) or
+//! else 0, 0.
 //!
 //! | section | each | sorted by      | what                                                                      |
 //! | ------- | ---: | -------------- | ------------------------------------------------------------------------- |
@@ -107,13 +108,15 @@ pub struct Sections {
     pub entries: u64,
     /// There are 2 to the power of this buckets.
     pub bucket_bits: u32,
+    /// The segment was damaged when the file was made: entries may be lacking.
+    pub is_lacking: bool,
 }
 
 impl Sections {
-    /// The sections of a file with this many entries.
+    /// The sections of a file with this many entries, of which none is lacking.
     pub fn with(entries: u64) -> Self {
         let bucket_bits = (entries / BUCKET_ENTRIES).checked_ilog2().unwrap_or(0);
-        Self { entries, bucket_bits: bucket_bits.min(MAX_BUCKET_BITS) }
+        Self { entries, bucket_bits: bucket_bits.min(MAX_BUCKET_BITS), is_lacking: false }
     }
 
     /// The header page of a file with these sections.
@@ -124,7 +127,7 @@ impl Sections {
             base,
             end,
             stream_len: self.entry_at(self.entries),
-            numbers: [self.entries, u64::from(self.bucket_bits), 0, 0],
+            numbers: [self.entries, u64::from(self.bucket_bits), u64::from(self.is_lacking), 0],
         }
     }
 
@@ -136,8 +139,8 @@ impl Sections {
         if header.kind != Kind::Index {
             return Err(DecodeError::Magic { found: header.kind.magic() });
         }
-        let [entries, bits, ..] = header.numbers;
-        let sections = Self::with(entries);
+        let [entries, bits, lacking, _] = header.numbers;
+        let sections = Self { is_lacking: lacking != 0, ..Self::with(entries) };
         if bits != u64::from(sections.bucket_bits) {
             return Err(DecodeError::Length {
                 what: "stream",
@@ -223,6 +226,9 @@ mod tests {
         let sections = Sections::with(32);
         let header = sections.header([1; 16], PhysicalOffset::ZERO, PhysicalOffset::new(8));
         assert_eq!(Sections::of(&header), Ok(sections));
+        let lacking = Sections { is_lacking: true, ..sections };
+        let made = lacking.header([1; 16], PhysicalOffset::ZERO, PhysicalOffset::new(8));
+        assert_eq!((Sections::of(&made), made.numbers), (Ok(lacking), [32, 2, 1, 0]));
         let lying = Header { stream_len: 405, ..header };
         assert_eq!(
             Sections::of(&lying),

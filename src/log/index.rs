@@ -46,6 +46,8 @@ pub enum Order {
 pub(crate) struct Coverage {
     /// Segments of the part of the window that was walked whose files have to be rebuilt first, in the order walked.
     pub(crate) incomplete: Vec<PhysicalOffset>,
+    /// A segment of that part is damaged: it may have held entries that nobody knows.
+    pub(crate) is_lacking: bool,
 }
 
 /// The key entries of a store.
@@ -158,13 +160,18 @@ impl Indexes {
         let mut find = |step: Step<'_>, out: &mut Vec<PhysicalOffset>| {
             let left = max - out.len();
             match step {
-                Step::Part(part) => part.find(hash, &window, order, left, out),
+                Step::Part(part) => {
+                    coverage.is_lacking |= part.is_lacking();
+                    part.find(hash, &window, order, left, out);
+                }
                 Step::File(segment) if segment.state == FileState::Missing => {
                     coverage.incomplete.push(segment.base);
                 }
-                Step::File(segment) => self
-                    .files
-                    .read(segment, |file| find_sealed(file, hash, &window, order, left, out))?,
+                Step::File(segment) => {
+                    coverage.is_lacking |= segment.state == FileState::Lacking;
+                    self.files
+                        .read(segment, |file| find_sealed(file, hash, &window, order, left, out))?;
+                }
             }
             Ok::<bool, SealedError>(out.len() < max)
         };
@@ -183,13 +190,23 @@ impl Indexes {
         Ok(coverage)
     }
 
+    /// What the newest part's segment holds cannot be read whole: searches that cross it say so from now on, also of
+    /// its file.
+    pub(crate) fn mark_lacking(&self) {
+        // Before the first part there is nothing that could say so.
+        if let Some(newest) = self.parts.list().last() {
+            newest.part.mark_lacking();
+        }
+    }
+
     /// What the parts take of memory.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.parts.list().iter().map(|listed| listed.part.memory_bytes()).sum()
     }
 
     fn write(&self, part: &IndexPart, end: PhysicalOffset) -> Result<(), FileError> {
-        let sections = Sections::with(part.entries());
+        let is_lacking = part.is_lacking();
+        let sections = Sections { is_lacking, ..Sections::with(part.entries()) };
         let header = sections.header(self.files.store_id(), part.base, end);
         self.files.write(&header, |file| {
             let starts = part.bucket_starts(&sections);

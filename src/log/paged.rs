@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::file::FileError;
 use crate::file::Operation;
 use crate::file::disk::{Access, Disk, DiskFile, read_exact_at, write_all_at};
+use crate::format::index;
 use crate::format::names::{FileKind, temporary};
 use crate::format::pages::{self, Header, Kind, PAGE_LEN, PageWriter};
 use crate::message::PhysicalOffset;
@@ -45,6 +46,8 @@ pub(crate) enum SealedError {
 pub(crate) enum FileState {
     /// In place.
     Present,
+    /// In place, and made when the segment was damaged: entries may be lacking.
+    Lacking,
     /// Has to be rebuilt first.
     Missing,
 }
@@ -113,16 +116,16 @@ impl SealedFiles {
         base: PhysicalOffset,
         end: PhysicalOffset,
     ) -> Result<bool, FileError> {
-        let fits = match self.load(base, end) {
-            Ok(file) => file.is_some(),
+        let file = match self.load(base, end) {
+            Ok(file) => file,
             // What cannot be read now is made anew on other blocks.
-            Err(FileError::Io { operation: Operation::Read, .. }) => false,
+            Err(FileError::Io { operation: Operation::Read, .. }) => None,
             Err(error) => return Err(error),
         };
-        if fits {
-            self.set(base, end, FileState::Present);
+        if let Some(file) = &file {
+            self.set(base, end, state_of(&file.header));
         }
-        Ok(fits)
+        Ok(file.is_some())
     }
 
     /// The file of the segment has to be rebuilt before it can be read.
@@ -150,7 +153,7 @@ impl SealedFiles {
             return Err(error);
         }
         self.disk.sync_dir(&self.dir)?;
-        self.set(header.base, header.end, FileState::Present);
+        self.set(header.base, header.end, state_of(header));
         Ok(())
     }
 
@@ -291,6 +294,14 @@ impl SealedFiles {
 
     fn path(&self, base: PhysicalOffset) -> PathBuf {
         self.dir.join(self.name(base))
+    }
+}
+
+/// Whether a file that is in place says that it lacks entries. A queue reveals by its offsets what it lacks.
+fn state_of(header: &Header) -> FileState {
+    match (header.kind, index::Sections::of(header)) {
+        (Kind::Index, Ok(sections)) if sections.is_lacking => FileState::Lacking,
+        _ => FileState::Present,
     }
 }
 

@@ -276,7 +276,9 @@ impl Shared {
                 out.clear();
                 match self.indexes.find(hash, window, order, max, out) {
                     Ok(coverage) => Ok(coverage),
-                    Err(SealedError::Damaged { .. }) => Ok(Coverage { incomplete: vec![base] }),
+                    Err(SealedError::Damaged { .. }) => {
+                        Ok(Coverage { incomplete: vec![base], ..Coverage::default() })
+                    }
                     Err(SealedError::File(error)) => Err(error.into()),
                 }
             }

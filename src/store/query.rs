@@ -188,6 +188,9 @@ impl Page<'_> {
                 self.shared.want_rebuilt(*base);
                 self.incomplete(IncompleteReason::Rebuilding);
             }
+            if coverage.is_lacking {
+                self.incomplete(IncompleteReason::Damaged);
+            }
             for at in &candidates {
                 if self.examine(*at)? != Go::On {
                     return Ok(());

@@ -473,7 +473,7 @@ impl Recovery<'_> {
         let segments = self.log.segments();
         let mut before: Option<&Arc<Segment>> = None;
         let mut end = WalkEnd { tail: start, reason: None, rest_is_zero: true };
-        for segment in segments.iter().filter(|s| s.end() > start) {
+        for segment in segments.iter() {
             if let Some(before) = before
                 && before.end() != segment.base()
             {
@@ -481,6 +481,9 @@ impl Recovery<'_> {
                 self.damage(before.end()..segment.base());
             }
             before = Some(segment);
+            if segment.end() <= start {
+                continue;
+            }
             let first = segment.base().plus(PAGE_LEN as u64);
             if segment.base() >= self.unsealed_from {
                 self.queues.start_part(segment.base());
@@ -651,6 +654,10 @@ impl Recovery<'_> {
     }
 
     fn damage(&mut self, range: Range<PhysicalOffset>) {
+        // What lies below is sealed: its file was made when it was whole, or says that it lacks something.
+        if range.end > self.unsealed_from {
+            self.indexes.mark_lacking();
+        }
         match self.report.damaged.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => self.report.damaged.push(range),

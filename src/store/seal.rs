@@ -228,12 +228,18 @@ impl Shared {
         loop {
             match walk.step()? {
                 Step::End => return Ok((queues, index, walk.take_refusal())),
-                Step::Gap { end, .. } if end >= segment.end() => {
-                    return Ok((queues, index, walk.take_refusal()));
+                // A finished segment ends with a filler, or without room for one.
+                Step::Gap { end, .. } => {
+                    index.mark_lacking();
+                    if end >= segment.end() {
+                        return Ok((queues, index, walk.take_refusal()));
+                    }
                 }
-                Step::Gap { .. } => {}
                 Step::Record { header, body } => {
                     let body = body.is_ok().then(|| walk.body(&header));
+                    if body.is_none() {
+                        index.mark_lacking();
+                    }
                     if let Some(derived) = derive(self.index_seed, &header, body, &mut hashes) {
                         for hash in derived.hashes {
                             index.put(*hash, header.physical_offset);

@@ -385,6 +385,36 @@ fn queries_that_cross_damage_say_that_they_are_incomplete() {
     }
 }
 
+/// The file that was made again lacked the keys of the damaged record, and queries took it for whole.
+#[test]
+fn an_index_made_again_over_damage_says_at_every_later_start_that_it_lacks_something() {
+    let written = written();
+    let sealed = files(&written.disk, "index").len();
+    let (index, record) = written.messages().enumerate().nth(20).unwrap();
+    assert!(record.header.end().get() < base(&files(&written.disk, "commitlog")[sealed - 1]));
+    for position in [40, HEADER_LEN as u64 + 300] {
+        let disk = written.copy();
+        let (file, at) = place(&disk, record.header.physical_offset);
+        disk.corrupt(&file, at + position, 2).unwrap();
+        for part in ["index", "consumequeue"] {
+            files(&disk, part).iter().for_each(|file| disk.remove(file).unwrap());
+        }
+        for start in 0..3 {
+            let mut rig = try_open(&disk).unwrap();
+            rig.workers.settle();
+            let what = format!("byte {position}, start {start}");
+            assert_eq!(rig.store.start_report().rebuilding > 0, start == 0, "{what}");
+            let topic = rig.topic(1).unwrap();
+            let key = format!("k{}", index % 5);
+            let found = rig.find(&topic, IndexKind::Key, &key, Order::OldestFirst);
+            let why = (found.complete, found.reason);
+            assert_eq!(why, (false, Some(IncompleteReason::Damaged)), "{what}");
+            assert_eq!(found.messages.len(), 13, "{what}: all but one");
+            rig.close();
+        }
+    }
+}
+
 #[test]
 fn a_page_of_zeros_in_the_middle_of_the_log_costs_the_records_in_it() {
     let written = written();
@@ -435,7 +465,8 @@ fn a_missing_segment_is_damage_and_the_rest_is_served() {
                 };
                 let range = base(file) + from..base(file) + tiny().segment_size;
                 let what = format!("segment {index} {how}, {start}");
-                if start == "walk" {
+                // The walk from a snapshot does not come to a segment that is only shorter.
+                if start == "walk" || how != "short" {
                     let rig = try_open(&disk).unwrap();
                     let damaged = &rig.store.start_report().damaged;
                     assert!(

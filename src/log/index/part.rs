@@ -18,7 +18,7 @@ use super::Order;
 use crate::format::index::{ALIGN, IndexEntry, Sections};
 use crate::log::{BLOCK_OVERHEAD, Packed64, SHARDS, grow, table_bytes};
 use crate::message::PhysicalOffset;
-use crate::sync::{Mutex, lock};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
 /// Nodes copied under one hold of a shard's lock.
 const STEPS: usize = 64;
@@ -135,6 +135,8 @@ impl PartShard {
 /// The entries of one segment in memory. One writer, any readers.
 pub(crate) struct IndexPart {
     pub(super) base: PhysicalOffset,
+    /// What the segment held could not be read whole. Set before the part is read by anybody else.
+    is_lacking: AtomicBool,
     /// By the top bits of the hash, so that one after the other is the order of the file.
     shards: Box<[Mutex<PartShard>]>,
 }
@@ -142,7 +144,18 @@ pub(crate) struct IndexPart {
 impl IndexPart {
     /// An empty part for the segment at `base`.
     pub(crate) fn new(base: PhysicalOffset) -> Self {
-        Self { base, shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { base, is_lacking: AtomicBool::new(false), shards }
+    }
+
+    /// Some of the segment cannot be read: entries may be lacking.
+    pub(crate) fn mark_lacking(&self) {
+        self.is_lacking.store(true, Ordering::Release);
+    }
+
+    /// Whether entries may be lacking.
+    pub(super) fn is_lacking(&self) -> bool {
+        self.is_lacking.load(Ordering::Acquire)
     }
 
     /// Adds a record that has a key of this hash. Records come in the order of the log; the same hash again for the

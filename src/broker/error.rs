@@ -257,8 +257,10 @@ reasons! {
     Draining = "DRAINING",
     /// A derived file is being rebuilt.
     Rebuilding = "REBUILDING",
-    /// The disk refused an operation.
+    /// The disk refused to write.
     Storage = "STORAGE",
+    /// The disk refused to read.
+    ReadRefused = "READ_REFUSED",
 }
 
 impl BrokerError {
@@ -287,7 +289,8 @@ impl BrokerError {
             Self::Unknown(_) | Self::Poisoned => Reason::Poisoned,
             Self::Draining => Reason::Draining,
             Self::Rebuilding => Reason::Rebuilding,
-            Self::Write(_) | Self::Read(_) => Reason::Storage,
+            Self::Write(_) => Reason::Storage,
+            Self::Read(_) => Reason::ReadRefused,
         }
     }
 

@@ -183,6 +183,9 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
         Reason::Overloaded => "try again in a moment",
         Reason::Draining => "the broker is going down; try again when it is back",
         Reason::Rebuilding => "the broker rebuilds its queue or index files; try again in a moment",
+        Reason::ReadRefused => {
+            "the broker's disk does not give it now; its log says why, try again in a moment"
+        }
         Reason::FlushTimeout | Reason::Poisoned => {
             "it may or may not be stored; look with `mainstem query` before sending it again"
         }

@@ -137,6 +137,7 @@ pub enum Reason {
     Poisoned,
     Draining,
     Rebuilding,
+    ReadRefused,
     Bug,
     /// One that this client does not know, or none.
     Unrecognised,
@@ -166,6 +167,7 @@ impl Reason {
             "POISONED" => Self::Poisoned,
             "DRAINING" => Self::Draining,
             "REBUILDING" => Self::Rebuilding,
+            "READ_REFUSED" => Self::ReadRefused,
             "BUG" => Self::Bug,
             _ => Self::Unrecognised,
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
+use crate::file::FileError;
 use crate::file::segment::Segment;
 use crate::format::identity::Identity;
 use crate::format::record::{HEADER_LEN, RecordHeader, verify_body};
@@ -19,7 +20,7 @@ use crate::message::PhysicalOffset;
 pub(crate) enum ReadRecord {
     /// A verified record: its header, and its bytes behind the header (attributes, payload).
     Whole(RecordHeader, Bytes),
-    /// No sound record starts here, or the disk refuses to give it.
+    /// No sound record starts here.
     Damaged,
 }
 
@@ -93,15 +94,18 @@ impl CommitLog {
     }
 
     /// The header at `at`, checksum verified, and its segment. `None`: no sound header starts there.
+    ///
+    /// # Errors
+    /// The disk does not give the bytes: they may be sound.
     pub(crate) fn header(
         &self,
         at: PhysicalOffset,
         via: Via,
-    ) -> Option<(RecordHeader, Arc<Segment>)> {
-        let segment = self.segment_at(at)?;
+    ) -> Result<Option<(RecordHeader, Arc<Segment>)>, FileError> {
+        let Some(segment) = self.segment_at(at) else { return Ok(None) };
         let first = segment.base().plus(PAGE_LEN as u64);
         if at < first || segment.end().since(at) < HEADER_LEN as u64 {
-            return None;
+            return Ok(None);
         }
         let salt = self.salt(&segment);
         let mut buffer = [0; HEADER_LEN];
@@ -112,22 +116,22 @@ impl CommitLog {
         let decoded = match in_place {
             Some(bytes) => RecordHeader::decode(bytes, at, salt),
             None => {
-                read_or_log(&segment, at, &mut buffer)?;
+                segment.read_exact(at, &mut buffer)?;
                 RecordHeader::decode(&buffer, at, salt)
             }
         };
-        let header = decoded.ok().filter(|header| header.end() <= segment.end())?;
-        Some((header, segment))
+        let header = decoded.ok().filter(|header| header.end() <= segment.end());
+        Ok(header.map(|header| (header, segment)))
     }
 
     /// The record at `at`, all checksums verified.
-    pub(crate) fn read(&self, at: PhysicalOffset, via: Via) -> ReadRecord {
-        self.read_sound(at, via)
-            .map_or(ReadRecord::Damaged, |(header, body)| ReadRecord::Whole(header, body))
-    }
-
-    fn read_sound(&self, at: PhysicalOffset, via: Via) -> Option<(RecordHeader, Bytes)> {
-        let (header, segment) = self.header(at, via)?;
+    ///
+    /// # Errors
+    /// As [`CommitLog::header`].
+    pub(crate) fn read(&self, at: PhysicalOffset, via: Via) -> Result<ReadRecord, FileError> {
+        let Some((header, segment)) = self.header(at, via)? else {
+            return Ok(ReadRecord::Damaged);
+        };
         let start = at.plus(HEADER_LEN as u64);
         let len = header.attributes_len as usize + header.payload_len as usize;
         let in_place = match via {
@@ -142,12 +146,14 @@ impl CommitLog {
             None => {
                 // The length was checked against the segment's end by `header`.
                 let mut buffer = vec![0; len];
-                read_or_log(&segment, start, &mut buffer)?;
+                segment.read_exact(start, &mut buffer)?;
                 Bytes::from(buffer)
             }
         };
-        verify_body(&header, &body).ok()?;
-        Some((header, body))
+        Ok(match verify_body(&header, &body) {
+            Ok(_) => ReadRecord::Whole(header, body),
+            Err(_) => ReadRecord::Damaged,
+        })
     }
 }
 
@@ -180,12 +186,4 @@ impl FreshSegment {
         let before = HEADER_LEN as u64 + u64::from(header.attributes_len);
         self.segment.slice(header.physical_offset.plus(before), header.payload_len as usize)
     }
-}
-
-/// Reads from the disk. A refusal is damage of what was wanted, and said in the log with its reason.
-fn read_or_log(segment: &Segment, at: PhysicalOffset, buffer: &mut [u8]) -> Option<()> {
-    segment
-        .read_exact(at, buffer)
-        .inspect_err(|error| tracing::error!(%error, offset = at.get(), "the log cannot be read"))
-        .ok()
 }

@@ -33,6 +33,7 @@ mod topics;
 mod waiters;
 mod watermarks;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::ops::Range;
 
@@ -197,6 +198,10 @@ pub(crate) struct Shared {
     wanted: Mutex<Option<PhysicalOffset>>,
     /// Segments whose files cannot be made again.
     given_up: Mutex<Vec<PhysicalOffset>>,
+    /// Places that the disk does not give, and how often in a row.
+    refused: Mutex<HashMap<PhysicalOffset, u32>>,
+    /// Whether there are any: a hint that spares reads the lock.
+    any_refused: AtomicBool,
     /// Parked readers of sync topics whose entries are dispatched and not flushed: end and queue.
     unflushed_arrivals: Mutex<Vec<(PhysicalOffset, QueueKey)>>,
 

@@ -151,6 +151,8 @@ impl Store {
             no_space: Mutex::new(None),
             wanted: Mutex::new(None),
             given_up: Mutex::new(Vec::new()),
+            refused: Mutex::default(),
+            any_refused: AtomicBool::new(false),
             unflushed_arrivals: Mutex::new(Vec::new()),
             arrivals: ArrivalWaiters::new(),
             flush_waiters: PositionWaiters::default(),

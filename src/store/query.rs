@@ -133,7 +133,8 @@ impl Shared {
             if first >= window.end {
                 return Some(Timestamp::new(u64::MAX));
             }
-            self.log.header(first, self.via(first)).map(|(header, _)| header.store_time)
+            let found = self.log.header(first, self.via(first)).ok().flatten();
+            found.map(|(header, _)| header.store_time)
         };
         // An unreadable first record is taken for one that is in the range: nothing is left out by mistake.
         let begins_after =
@@ -210,7 +211,7 @@ impl Page<'_> {
     fn examine(&mut self, at: PhysicalOffset) -> Result<Go, ReadError> {
         let (request, order) = (self.request, self.request.order);
         self.examined += 1;
-        let Some((header, _)) = self.shared.log.header(at, self.shared.via(at)) else {
+        let Some(header) = self.shared.header_at(at)? else {
             self.incomplete(IncompleteReason::Damaged);
             return Ok(Go::On);
         };
@@ -230,6 +231,7 @@ impl Page<'_> {
                     }
                 }
                 Loaded::Damaged => self.incomplete(IncompleteReason::Damaged),
+                Loaded::Refused(error) => return Err(error.into()),
                 Loaded::NotYet | Loaded::NeedsDisk => {}
             }
         }

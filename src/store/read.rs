@@ -9,12 +9,18 @@
 //! | all others | with `pread` | a bounded pool of threads |
 //!
 //! Either way every checksum is verified before a byte is handed out.
+//!
+//! A record that fails its checksum is damaged. One that the disk does not give may be sound: the read fails and can be
+//! tried again, and only after [`REFUSALS`] of them in a row the place counts as damaged, so that a reader comes past a
+//! sector that is gone for good. The first read that succeeds there ends that. What the start could not read is damaged
+//! from the first refusal on.
 
 use bytes::Bytes;
 
 use super::Shared;
 use super::error::ReadError;
 use super::topics::TopicHandle;
+use crate::file::FileError;
 use crate::format::batch::TagFilter;
 use crate::format::consume_queue::{EntryFlags, QueueEntry};
 use crate::format::record::RecordHeader;
@@ -23,12 +29,17 @@ use crate::log::consume_queue::Lookup;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
 };
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering, lock};
 
 /// Entries looked up at a time.
 const LOOKUP: usize = 64;
 /// Entries that a filter may pass over in one call: bounds the time of a call that finds nothing.
 const SCAN_BUDGET: usize = 20_000;
+
+/// So many reads of a place must the disk refuse before it counts as damaged.
+const REFUSALS: u32 = 8;
+/// Places that are remembered as refused; beyond, all are forgotten, and asked for again.
+const MAX_REFUSED: usize = 1_024;
 
 /// The readable offsets of a queue: `min` is the first, `max` the next to become readable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +143,8 @@ pub(super) enum Loaded {
     NotYet,
     Damaged,
     NeedsDisk,
+    /// The disk does not give it now.
+    Refused(FileError),
 }
 
 impl Shared {
@@ -168,15 +181,54 @@ impl Shared {
         if via == Via::Disk && may == May::Memory {
             return Loaded::NeedsDisk;
         }
-        match self.log.read(at, via) {
-            ReadRecord::Whole(header, body)
+        match self.asked(at, self.log.read(at, via)) {
+            Ok(ReadRecord::Whole(header, body))
                 if header.topic == topic.id() && header.end() == end =>
             {
                 Loaded::Record(stored(&header, &body))
             }
-            ReadRecord::Whole(..) | ReadRecord::Damaged => {
+            Ok(ReadRecord::Whole(..) | ReadRecord::Damaged) => {
                 self.metrics.damaged_reads.increment();
                 Loaded::Damaged
+            }
+            Err(error) => Loaded::Refused(error),
+        }
+    }
+
+    /// The header at `at`. `None`: no sound one is there, or the disk refused it for so long that it counts as damaged.
+    pub(super) fn header_at(&self, at: PhysicalOffset) -> Result<Option<RecordHeader>, FileError> {
+        let found = self.log.header(at, self.via(at));
+        let found = found.map(|found| found.map(|(header, _)| header));
+        self.asked(at, found)
+    }
+
+    /// Counts what the disk refuses at `at`, and takes it for damaged after [`REFUSALS`].
+    fn asked<T: Unreadable>(
+        &self,
+        at: PhysicalOffset,
+        answer: Result<T, FileError>,
+    ) -> Result<T, FileError> {
+        match answer {
+            Ok(found) => {
+                if self.any_refused.load(Ordering::Relaxed) {
+                    let mut refused = lock(&self.refused);
+                    refused.remove(&at);
+                    self.any_refused.store(!refused.is_empty(), Ordering::Relaxed);
+                }
+                Ok(found)
+            }
+            Err(error) => {
+                tracing::error!(%error, offset = at.get(), "the log cannot be read");
+                let mut refused = lock(&self.refused);
+                if refused.len() >= MAX_REFUSED && !refused.contains_key(&at) {
+                    refused.clear();
+                }
+                let times = refused.entry(at).or_default();
+                *times = times.saturating_add(1);
+                let is_known = self.damaged.iter().any(|range| range.contains(&at));
+                let is_lost = is_known || *times > REFUSALS;
+                self.any_refused.store(true, Ordering::Relaxed);
+                if is_lost { Ok(T::UNREADABLE) } else { Err(error) }
             }
         }
     }
@@ -200,7 +252,8 @@ impl Shared {
         }
         let mut read =
             Read { shared: self, request, may, range, found: Vec::new(), messages: 0, bytes: 0 };
-        read.run().map(|stop| read.answer(stop))
+        let stop = read.run()?;
+        read.answer(stop)
     }
 
     /// The record that a message id names, if it is there and visible.
@@ -210,8 +263,8 @@ impl Shared {
         if at >= self.marks.dispatched.get() {
             return Ok(None);
         }
-        let header = match self.log.header(at, self.via(at)) {
-            Some((header, _)) => header,
+        let header = match self.header_at(at)? {
+            Some(header) => header,
             None if damaged(at) => return Err(ReadError::Damaged { at }),
             None => return Ok(None),
         };
@@ -224,9 +277,23 @@ impl Shared {
         match self.load(&topic, at, header.end(), May::Disk) {
             Loaded::Record(record) => Ok(Some(record)),
             Loaded::Damaged => Err(ReadError::Damaged { at }),
+            Loaded::Refused(error) => Err(error.into()),
             Loaded::NotYet | Loaded::NeedsDisk => Ok(None),
         }
     }
+}
+
+/// What stands for bytes that the disk does not give any more.
+trait Unreadable {
+    const UNREADABLE: Self;
+}
+
+impl Unreadable for ReadRecord {
+    const UNREADABLE: Self = Self::Damaged;
+}
+
+impl Unreadable for Option<RecordHeader> {
+    const UNREADABLE: Self = None;
 }
 
 fn stored(header: &RecordHeader, body: &Bytes) -> StoredRecord {
@@ -268,6 +335,10 @@ enum Stop {
     },
     NeedsDisk {
         at: QueueOffset,
+    },
+    Refused {
+        at: QueueOffset,
+        error: FileError,
     },
 }
 
@@ -343,29 +414,34 @@ impl Read<'_> {
             Loaded::NotYet => Some(Stop::At(next)),
             Loaded::Damaged => Some(behind),
             Loaded::NeedsDisk => Some(Stop::NeedsDisk { at: next }),
+            Loaded::Refused(error) => Some(Stop::Refused { at: next, error }),
         }
     }
 
     /// What was found goes out first; the reason for the stop meets the next read.
-    fn answer(self, stop: Stop) -> Option<ReadOutcome> {
+    fn answer(self, stop: Stop) -> Result<Option<ReadOutcome>, ReadError> {
         let range = self.range;
         let next = match stop {
             Stop::At(next) => next,
             Stop::Damage { at, next } if self.found.is_empty() => {
-                return Some(ReadOutcome::Damaged { at, next, range });
+                return Ok(Some(ReadOutcome::Damaged { at, next, range }));
             }
             Stop::Rebuilding { .. } if self.found.is_empty() => {
-                return Some(ReadOutcome::Rebuilding);
+                return Ok(Some(ReadOutcome::Rebuilding));
             }
-            Stop::NeedsDisk { .. } if self.found.is_empty() => return None,
-            Stop::Damage { at, .. } | Stop::Rebuilding { at } | Stop::NeedsDisk { at } => at,
+            Stop::NeedsDisk { .. } if self.found.is_empty() => return Ok(None),
+            Stop::Refused { error, .. } if self.found.is_empty() => return Err(error.into()),
+            Stop::Damage { at, .. }
+            | Stop::Rebuilding { at }
+            | Stop::NeedsDisk { at }
+            | Stop::Refused { at, .. } => at,
         };
         // What was let out is readable, also what became so since the range was looked at.
         let range = QueueRange { max: range.max.max(next), ..range };
-        Some(if self.found.is_empty() {
+        Ok(Some(if self.found.is_empty() {
             ReadOutcome::Empty { next, range }
         } else {
             ReadOutcome::Records { records: self.found, next, range }
-        })
+        }))
     }
 }

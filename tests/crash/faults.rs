@@ -4,8 +4,10 @@ use std::fmt;
 
 use bytes::Bytes;
 use mainstem::file::{FileError, Operation};
-use mainstem::message::FlushMode;
-use mainstem::store::{AppendError, CloseError, OpenError, Poisoned, ReadOutcome, SpaceError};
+use mainstem::message::{FlushMode, MessageId};
+use mainstem::store::{
+    AppendError, CloseError, OpenError, Poisoned, ReadError, ReadOutcome, SpaceError,
+};
 use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times, now};
 
 use crate::oracle;
@@ -341,6 +343,10 @@ fn a_page_of_the_log_that_cannot_be_read_costs_what_is_in_it() {
         Times::Always,
         Fault::Eio,
     ));
+    // At first it may pass.
+    for _ in 0..8 {
+        assert!(matches!(rig.try_read(&topic, 0, 0, 10), Err(ReadError::File(_))));
+    }
     match rig.read(&topic, 0, 0, 10) {
         ReadOutcome::Damaged { at, range, .. } => {
             assert_eq!((at.get(), range.max.get()), (0, 40));
@@ -354,6 +360,89 @@ fn a_page_of_the_log_that_cannot_be_read_costs_what_is_in_it() {
     disk.clear_faults();
     assert_eq!(rig.read_all(&topic, 0).len(), 40, "nothing was given up");
     assert!(disk.paths().iter().all(|path| path.starts_with(DATA)));
+}
+
+/// A refused read was answered as damage, with an offset to go on at: a consumer left sound messages behind.
+#[test]
+fn a_read_that_the_disk_refuses_once_is_an_error_and_loses_nothing() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    let placed: Vec<_> = (0..5).map(|n| rig.send(1, 0, &batch(n, 1, 500)).unwrap()).collect();
+    rig.workers.settle();
+    rig.close();
+    let mut rig = Rig::open(&disk);
+    rig.workers.settle();
+    let topic = rig.topic(1).unwrap();
+    // One record is two reads: its header and its body.
+    for nth in 1..=2 {
+        disk.fail(rule(Operation::Read, "commitlog", nth, Times::Once, Fault::Eio));
+        let refused = rig.try_read(&topic, 0, 0, 1).unwrap_err();
+        assert!(matches!(refused, ReadError::File(_)), "{refused}");
+        assert_eq!(rig.read_all(&topic, 0).len(), 5);
+    }
+    let id = MessageId { epoch: placed[2].epoch, offset: placed[2].offset, index: 0 };
+    disk.fail(rule(Operation::Read, "commitlog", 1, Times::Once, Fault::Eio));
+    assert!(matches!(now(rig.store.by_id(id)), Some(Err(ReadError::File(_)))));
+    assert!(rig.by_id(id).is_some());
+    // Found before it: that goes out, and the refusal meets the next read.
+    disk.fail(rule(Operation::Read, "commitlog", 5, Times::Once, Fault::Eio));
+    match rig.try_read(&topic, 0, 0, 100).unwrap() {
+        ReadOutcome::Records { records, next, .. } => {
+            assert_eq!((records.len(), next.get()), (2, 2));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_place_that_the_disk_refuses_for_good_counts_as_damaged_until_it_can_be_read() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    for n in 0..3 {
+        rig.send(1, 0, &batch(n, 1, 500)).unwrap();
+    }
+    rig.workers.settle();
+    rig.close();
+    let mut rig = Rig::open(&disk);
+    rig.workers.settle();
+    let topic = rig.topic(1).unwrap();
+    disk.fail(rule(Operation::Read, "commitlog", 1, Times::Always, Fault::Eio));
+    for attempt in 0..8 {
+        let refused = rig.try_read(&topic, 0, 0, 1);
+        assert!(matches!(refused, Err(ReadError::File(_))), "{attempt}: {refused:?}");
+    }
+    match rig.try_read(&topic, 0, 0, 1).unwrap() {
+        ReadOutcome::Damaged { at, next, .. } => assert_eq!((at.get(), next.get()), (0, 1)),
+        other => panic!("{other:?}"),
+    }
+    disk.clear_faults();
+    assert_eq!(rig.read_all(&topic, 0).len(), 3);
+    disk.fail(rule(Operation::Read, "commitlog", 1, Times::Once, Fault::Eio));
+    assert!(rig.try_read(&topic, 0, 0, 1).is_err(), "it is counted anew");
+}
+
+/// The checkpoint vouches for what is durable: were it to name more, what a power cut took from an async topic would be
+/// damage, with offsets that nothing can fill, and not a tail that was cut.
+#[test]
+fn a_checkpoint_vouches_for_nothing_that_is_not_flushed() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Async);
+    let sent: Vec<_> = (0..3).map(|n| rig.send(1, 0, &batch(n, 1, 500)).unwrap()).collect();
+    rig.workers.settle();
+    rig.send(1, 0, &batch(3, 1, 500)).unwrap();
+    rig.workers.flush.record(false);
+    let disk = disk.crash_image(&CrashChoice::NOTHING);
+    rig.kill();
+    let mut rig = Rig::open(&disk);
+    let report = rig.store.start_report().clone();
+    assert_eq!(report.damaged, [], "{report}");
+    rig.workers.settle();
+    let topic = rig.topic(1).unwrap();
+    assert_eq!(rig.read_all(&topic, 0).len(), sent.len());
+    assert_eq!(rig.send(1, 0, &batch(3, 1, 500)).unwrap().queue_offset.get(), 3);
 }
 
 /// A tail that the disk does not give may be sound: zeros in its place would lose what only a restart was to survive.

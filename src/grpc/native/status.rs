@@ -59,7 +59,9 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         Reason::TopicLimit => (Code::ResourceExhausted, None),
         Reason::Damaged => (Code::DataLoss, None),
         Reason::FlushTimeout => (Code::DeadlineExceeded, None),
-        Reason::Draining | Reason::Rebuilding => (Code::Unavailable, Some(RETRY_AFTER_MS)),
+        Reason::Draining | Reason::Rebuilding | Reason::ReadRefused => {
+            (Code::Unavailable, Some(RETRY_AFTER_MS))
+        }
         Reason::Poisoned => (Code::Unavailable, None),
         Reason::Storage => (Code::Internal, None),
     }

@@ -175,6 +175,10 @@ impl Indexes {
             }
             Ok::<bool, SealedError>(out.len() < max)
         };
+        // A part reaches to the next one. Those outside of the window have nothing to give, and nothing to say.
+        let first = parts.partition_point(|listed| listed.base <= window.start).saturating_sub(1);
+        let behind = parts.partition_point(|listed| listed.base < window.end);
+        let parts = parts.get(first..behind).unwrap_or_default();
         let files = segments.iter().map(Step::File);
         let mut walk = files.chain(parts.iter().map(|listed| Step::Part(&listed.part)));
         if max > 0 {

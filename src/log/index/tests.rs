@@ -257,6 +257,39 @@ fn coverage_names_missing_files_of_what_was_walked_only() {
 }
 
 #[test]
+fn only_what_the_window_crosses_is_lacking() {
+    let disk = disk();
+    let indexes = three(&disk);
+    indexes.mark_lacking();
+    indexes.start_part(base(4));
+    let lacking = |indexes: &Indexes, window: Range<u64>, order| {
+        let window = PhysicalOffset::new(window.start)..PhysicalOffset::new(window.end);
+        let coverage = indexes.find(hash(1), window, order, 9, &mut Vec::new()).unwrap();
+        coverage.is_lacking
+    };
+    let check = |indexes: &Indexes, what: &str| {
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            for (window, expected) in [
+                (0..5 * SEGMENT, true),
+                (0..3 * SEGMENT, false),
+                (0..3 * SEGMENT + 1, true),
+                (4 * SEGMENT - 1..5 * SEGMENT, true),
+                (4 * SEGMENT..5 * SEGMENT, false),
+            ] {
+                let found = lacking(indexes, window.clone(), order);
+                assert_eq!(found, expected, "{what}, {window:?}, {order:?}");
+            }
+        }
+    };
+    check(&indexes, "in memory");
+    indexes.seal(base(3), base(4)).unwrap();
+    check(&indexes, "in its file");
+    let again = self::indexes(&disk);
+    (0..4).for_each(|n| assert!(again.adopt_sealed(base(n), base(n + 1)).unwrap()));
+    check(&again, "adopted");
+}
+
+#[test]
 fn damaged_page_is_found_by_the_read_that_needs_it_and_the_file_is_rebuilt() {
     let path = format!("index/{SEGMENT:020}.idx");
     let pages = {

@@ -199,7 +199,7 @@ pub(crate) struct Shared {
     /// Segments whose files cannot be made again.
     given_up: Mutex<Vec<PhysicalOffset>>,
     /// Places that the disk does not give, and how often in a row.
-    refused: Mutex<HashMap<PhysicalOffset, u32>>,
+    refused: Mutex<HashMap<(PhysicalOffset, read::Extent), u32>>,
     /// Whether there are any: a hint that spares reads the lock.
     any_refused: AtomicBool,
     /// Parked readers of sync topics whose entries are dispatched and not flushed: end and queue.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::error::ReadError;
-use super::read::{Loaded, May, StoredRecord};
+use super::read::{HeaderAt, Loaded, May, StoredRecord};
 use super::topics::TopicHandle;
 use crate::format::batch::Batch;
 use crate::format::index::{IndexKind, key_hash};
@@ -211,7 +211,7 @@ impl Page<'_> {
     fn examine(&mut self, at: PhysicalOffset) -> Result<Go, ReadError> {
         let (request, order) = (self.request, self.request.order);
         self.examined += 1;
-        let Some(header) = self.shared.header_at(at)? else {
+        let HeaderAt::Sound(header) = self.shared.header_at(at)? else {
             self.incomplete(IncompleteReason::Damaged);
             return Ok(Go::On);
         };

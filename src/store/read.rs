@@ -12,8 +12,9 @@
 //!
 //! A record that fails its checksum is damaged. One that the disk does not give may be sound: the read fails and can be
 //! tried again, and only after [`REFUSALS`] of them in a row the place counts as damaged, so that a reader comes past a
-//! sector that is gone for good. The first read that succeeds there ends that. What the start could not read is damaged
-//! from the first refusal on.
+//! sector that is gone for good. The first read that succeeds there ends that. Headers read alone are counted apart:
+//! that a header can be read says nothing of the body behind it. What the start could not read is damaged from the
+//! first refusal on.
 
 use bytes::Bytes;
 
@@ -38,7 +39,7 @@ const SCAN_BUDGET: usize = 20_000;
 
 /// So many reads of a place must the disk refuse before it counts as damaged.
 const REFUSALS: u32 = 8;
-/// Places that are remembered as refused; beyond, all are forgotten, and asked for again.
+/// Places that are remembered as refused, one for each [`Extent`]; beyond, all are forgotten, and asked for again.
 const MAX_REFUSED: usize = 1_024;
 
 /// The readable offsets of a queue: `min` is the first, `max` the next to become readable.
@@ -147,6 +148,22 @@ pub(super) enum Loaded {
     Refused(FileError),
 }
 
+/// How much of a record was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Extent {
+    Header,
+    Whole,
+}
+
+/// What is where a header was expected.
+pub(super) enum HeaderAt {
+    Sound(RecordHeader),
+    /// No sound header starts there.
+    Nothing,
+    /// The disk refused it for so long that what is there counts as damaged.
+    Lost,
+}
+
 impl Shared {
     /// All below this may be acknowledged for `topic`.
     pub(super) fn visible_end(&self, topic: &TopicHandle) -> PhysicalOffset {
@@ -181,7 +198,7 @@ impl Shared {
         if via == Via::Disk && may == May::Memory {
             return Loaded::NeedsDisk;
         }
-        match self.asked(at, self.log.read(at, via)) {
+        match self.asked(at, Extent::Whole, self.log.read(at, via)) {
             Ok(ReadRecord::Whole(header, body))
                 if header.topic == topic.id() && header.end() == end =>
             {
@@ -195,24 +212,30 @@ impl Shared {
         }
     }
 
-    /// The header at `at`. `None`: no sound one is there, or the disk refused it for so long that it counts as damaged.
-    pub(super) fn header_at(&self, at: PhysicalOffset) -> Result<Option<RecordHeader>, FileError> {
-        let found = self.log.header(at, self.via(at));
-        let found = found.map(|found| found.map(|(header, _)| header));
-        self.asked(at, found)
+    /// The header at `at`.
+    pub(super) fn header_at(&self, at: PhysicalOffset) -> Result<HeaderAt, FileError> {
+        let found = self.log.header(at, self.via(at)).map(|found| match found {
+            Some((header, _)) => HeaderAt::Sound(header),
+            None => HeaderAt::Nothing,
+        });
+        self.asked(at, Extent::Header, found)
     }
 
     /// Counts what the disk refuses at `at`, and takes it for damaged after [`REFUSALS`].
     fn asked<T: Unreadable>(
         &self,
         at: PhysicalOffset,
+        extent: Extent,
         answer: Result<T, FileError>,
     ) -> Result<T, FileError> {
         match answer {
             Ok(found) => {
                 if self.any_refused.load(Ordering::Relaxed) {
                     let mut refused = lock(&self.refused);
-                    refused.remove(&at);
+                    refused.remove(&(at, Extent::Header));
+                    if extent == Extent::Whole {
+                        refused.remove(&(at, Extent::Whole));
+                    }
                     self.any_refused.store(!refused.is_empty(), Ordering::Relaxed);
                 }
                 Ok(found)
@@ -220,10 +243,10 @@ impl Shared {
             Err(error) => {
                 tracing::error!(%error, offset = at.get(), "the log cannot be read");
                 let mut refused = lock(&self.refused);
-                if refused.len() >= MAX_REFUSED && !refused.contains_key(&at) {
+                if refused.len() >= MAX_REFUSED && !refused.contains_key(&(at, extent)) {
                     refused.clear();
                 }
-                let times = refused.entry(at).or_default();
+                let times = refused.entry((at, extent)).or_default();
                 *times = times.saturating_add(1);
                 let is_known = self.damaged.iter().any(|range| range.contains(&at));
                 let is_lost = is_known || *times > REFUSALS;
@@ -264,9 +287,11 @@ impl Shared {
             return Ok(None);
         }
         let header = match self.header_at(at)? {
-            Some(header) => header,
-            None if damaged(at) => return Err(ReadError::Damaged { at }),
-            None => return Ok(None),
+            HeaderAt::Sound(header) => header,
+            // Whether a record of this id was there cannot be known; that it never was must not be said.
+            HeaderAt::Lost => return Err(ReadError::Damaged { at }),
+            HeaderAt::Nothing if damaged(at) => return Err(ReadError::Damaged { at }),
+            HeaderAt::Nothing => return Ok(None),
         };
         if header.epoch != id.epoch || id.index >= header.message_count {
             return Ok(None);
@@ -292,8 +317,8 @@ impl Unreadable for ReadRecord {
     const UNREADABLE: Self = Self::Damaged;
 }
 
-impl Unreadable for Option<RecordHeader> {
-    const UNREADABLE: Self = None;
+impl Unreadable for HeaderAt {
+    const UNREADABLE: Self = Self::Lost;
 }
 
 fn stored(header: &RecordHeader, body: &Bytes) -> StoredRecord {

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use mainstem::file::{FileError, Operation};
 use mainstem::message::{FlushMode, MessageId};
 use mainstem::store::{
-    AppendError, CloseError, OpenError, Poisoned, ReadError, ReadOutcome, SpaceError,
+    AppendError, CloseError, IncompleteReason, IndexKind, OpenError, Order, Poisoned, ReadError,
+    ReadOutcome, SpaceError,
 };
 use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times, now};
 
@@ -421,6 +422,98 @@ fn a_place_that_the_disk_refuses_for_good_counts_as_damaged_until_it_can_be_read
     assert_eq!(rig.read_all(&topic, 0).len(), 3);
     disk.fail(rule(Operation::Read, "commitlog", 1, Times::Once, Fault::Eio));
     assert!(rig.try_read(&topic, 0, 0, 1).is_err(), "it is counted anew");
+}
+
+/// Each look at the header, which can be read, began the count of the body anew: queries and reads by id were refused
+/// for ever.
+#[test]
+fn a_record_whose_body_the_disk_refuses_for_good_is_passed_by_every_kind_of_read() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    let placed = rig.send(1, 0, &batch(0, 1, 500)).unwrap();
+    rig.send(1, 0, &batch(1, 1, 500)).unwrap();
+    rig.workers.settle();
+    rig.close();
+    let id = MessageId { epoch: placed.epoch, offset: placed.offset, index: 0 };
+    for kind in ["pull", "query", "by id", "pull among queries"] {
+        let mut rig = Rig::open(&disk);
+        rig.workers.settle();
+        let topic = rig.topic(1).unwrap();
+        // `Some`: an answer, and whether it tells of damage.
+        let ask = |kind: &str| match kind {
+            "query" => match rig.try_find(&topic, IndexKind::Id, "i0", Order::OldestFirst) {
+                Ok(found) => Some(found.reason == Some(IncompleteReason::Damaged)),
+                Err(ReadError::File(_)) => None,
+                Err(error) => panic!("{error}"),
+            },
+            "by id" => match now(rig.store.by_id(id)).unwrap() {
+                Ok(found) => Some(found.is_none()),
+                Err(ReadError::Damaged { at }) => Some(at == placed.offset),
+                Err(ReadError::File(_)) => None,
+                Err(error) => panic!("{error}"),
+            },
+            _ => match rig.try_read(&topic, 0, 0, 1) {
+                Ok(ReadOutcome::Damaged { at, next, .. }) => Some((at.get(), next.get()) == (0, 1)),
+                Ok(ReadOutcome::Records { .. }) => Some(false),
+                Err(ReadError::File(_)) => None,
+                other => panic!("{other:?}"),
+            },
+        };
+        // The index is in memory. The last reads of an answer: the header (not of a pull), the record's header, its body.
+        let reads = |kind: &str| {
+            let before = disk.calls(Operation::Read);
+            assert_eq!(ask(kind), Some(false), "{kind}: sound");
+            disk.calls(Operation::Read) - before
+        };
+        let (asked, of_query) = (reads(kind), reads("query"));
+        let refuse =
+            |nth| disk.fail(rule(Operation::Read, "commitlog", nth, Times::Once, Fault::Eio));
+        for attempt in 0..8 {
+            refuse(asked);
+            assert_eq!(ask(kind), None, "{kind}, attempt {attempt}");
+            if kind == "pull among queries" && attempt < 4 {
+                disk.clear_faults();
+                refuse(of_query - 2);
+                assert_eq!(ask("query"), None, "only its header, {attempt}");
+            }
+            disk.clear_faults();
+        }
+        refuse(asked);
+        assert_eq!(ask(kind), Some(true), "{kind}: damaged");
+        disk.clear_faults();
+        assert_eq!(ask(kind), Some(false), "{kind}: sound again");
+        refuse(asked);
+        assert_eq!(ask(kind), None, "{kind}: counted anew");
+        disk.clear_faults();
+        rig.kill();
+    }
+}
+
+/// It was answered as an id that was never given.
+#[test]
+fn a_message_whose_header_the_disk_refuses_for_good_is_damaged_and_not_unknown() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    let placed = rig.send(1, 0, &batch(0, 1, 500)).unwrap();
+    rig.workers.settle();
+    rig.close();
+    let mut rig = Rig::open(&disk);
+    rig.workers.settle();
+    let id = MessageId { epoch: placed.epoch, offset: placed.offset, index: 0 };
+    let by_id = || now(rig.store.by_id(id)).unwrap();
+    disk.fail(rule(Operation::Read, "commitlog", 1, Times::Always, Fault::Eio));
+    for attempt in 0..8 {
+        let refused = by_id();
+        assert!(matches!(refused, Err(ReadError::File(_))), "{attempt}: {refused:?}");
+    }
+    match by_id() {
+        Err(ReadError::Damaged { at }) => assert_eq!(at, placed.offset),
+        other => panic!("{other:?}"),
+    }
+    disk.clear_faults();
+    assert!(by_id().unwrap().is_some());
 }
 
 /// The checkpoint vouches for what is durable: were it to name more, what a power cut took from an async topic would be

@@ -175,6 +175,16 @@ impl Rig {
         text: &str,
         order: Order,
     ) -> Found {
+        self.try_find(topic, kind, text, order).unwrap()
+    }
+
+    pub(crate) fn try_find(
+        &self,
+        topic: &Arc<TopicHandle>,
+        kind: IndexKind,
+        text: &str,
+        order: Order,
+    ) -> Result<Found, ReadError> {
         let request = FindRequest {
             topic: Arc::clone(topic),
             kind,
@@ -185,7 +195,7 @@ impl Rig {
             limit: 10_000,
             after: None,
         };
-        now(self.store.find(request)).expect("a stepped query answers at once").unwrap()
+        now(self.store.find(request)).expect("a stepped query answers at once")
     }
 
     pub(crate) fn by_id(&self, id: MessageId) -> Option<StoredRecord> {

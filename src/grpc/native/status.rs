@@ -144,7 +144,9 @@ fn with_sources(error: &BrokerError) -> String {
 mod tests {
     use super::*;
     use crate::broker::QueueRange;
+    use crate::file::FileError;
     use crate::message::QueueOffset;
+    use crate::store::ReadError;
 
     fn detail(status: &Status) -> proto::Error {
         let rpc = RpcStatus::decode(status.details()).unwrap();
@@ -183,6 +185,18 @@ mod tests {
             assert_eq!((status.code(), detail.reason.as_str()), (code, reason));
             assert_eq!(detail.stored(), proto::error::Stored::Unknown);
         }
+    }
+
+    #[test]
+    fn a_read_that_the_disk_refuses_can_be_tried_again_and_names_no_offset_to_go_on_at() {
+        let path = "/data/commitlog/0.log".into();
+        let refused = ReadError::from(FileError::TooShort { path, end: 9 });
+        let status = of(&BrokerError::from(refused));
+        assert_eq!(status.code(), Code::Unavailable);
+        let detail = detail(&status);
+        let what = (detail.reason.as_str(), detail.next_offset, detail.retry_after_ms);
+        assert_eq!(what, ("READ_REFUSED", None, Some(RETRY_AFTER_MS)));
+        assert_eq!(detail.stored(), proto::error::Stored::No);
     }
 
     #[test]

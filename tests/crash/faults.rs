@@ -9,7 +9,7 @@ use mainstem::store::{
     AppendError, CloseError, IncompleteReason, IndexKind, OpenError, Order, Poisoned, ReadError,
     ReadOutcome, SpaceError,
 };
-use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times, now};
+use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times, Torn, now};
 
 use crate::oracle;
 use crate::rig::{DATA, Rig, batch, tiny};
@@ -265,7 +265,7 @@ fn a_torn_tail_on_a_full_disk_does_not_keep_the_store_from_starting() {
     rig.workers.settle();
     rig.send(1, 0, &batch(0, 1, 3_000)).unwrap();
     // The header lands, what is behind it does not.
-    let torn = mainstem::testing::Torn { version: 0, keep: 1_000 };
+    let torn = Torn { version: 0, keep: 1_000 };
     let writes = mainstem::testing::WriteChoice::None;
     let names = mainstem::testing::NameChoice::All;
     let image = disk.crash_image(&CrashChoice { names, writes, torn: Some(torn) });
@@ -523,19 +523,31 @@ fn a_checkpoint_vouches_for_nothing_that_is_not_flushed() {
     let disk = SimDisk::new();
     let mut rig = Rig::open(&disk);
     rig.create(1, 1, FlushMode::Async);
-    let sent: Vec<_> = (0..3).map(|n| rig.send(1, 0, &batch(n, 1, 500)).unwrap()).collect();
+    for n in 0..3 {
+        rig.send(1, 0, &batch(n, 1, 500)).unwrap();
+    }
     rig.workers.settle();
-    rig.send(1, 0, &batch(3, 1, 500)).unwrap();
+    let unflushed = rig.send(1, 0, &batch(3, 1, 500)).unwrap();
+    let marks = rig.store.watermarks();
+    assert_eq!((marks.flushed, marks.appended), (unflushed.offset, unflushed.end));
     rig.workers.flush.record(false);
-    let disk = disk.crash_image(&CrashChoice::NOTHING);
-    rig.kill();
-    let mut rig = Rig::open(&disk);
-    let report = rig.store.start_report().clone();
-    assert_eq!(report.damaged, [], "{report}");
-    rig.workers.settle();
-    let topic = rig.topic(1).unwrap();
-    assert_eq!(rig.read_all(&topic, 0).len(), sent.len());
-    assert_eq!(rig.send(1, 0, &batch(3, 1, 500)).unwrap().queue_offset.get(), 3);
+    // Of the unflushed record nothing lands, or its header and some of its body.
+    let torn = Some(Torn { version: 0, keep: 300 });
+    let torn = CrashChoice { torn, ..CrashChoice::NOTHING };
+    for (what, choice) in [("nothing", NOTHING), ("a part", &torn)] {
+        let mut rig = Rig::open(&disk.crash_image(choice));
+        let report = rig.store.start_report().clone();
+        assert_eq!(report.damaged, [], "{what}: {report}");
+        let cut = report.cut.as_ref().map(|cut| cut.at);
+        let expected = (what == "a part").then_some(unflushed.offset);
+        assert_eq!(cut, expected, "{what}: {report}");
+        rig.workers.settle();
+        let topic = rig.topic(1).unwrap();
+        let found: Vec<_> = rig.read_all(&topic, 0).into_iter().map(|r| r.batch).collect();
+        assert_eq!(found, [0, 1, 2].map(|n| batch(n, 1, 500)), "{what}");
+        let next = rig.send(1, 0, &batch(4, 1, 500)).unwrap();
+        assert_eq!(next.queue_offset, unflushed.queue_offset, "{what}: no hole");
+    }
 }
 
 /// A tail that the disk does not give may be sound: zeros in its place would lose what only a restart was to survive.

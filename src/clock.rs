@@ -6,6 +6,7 @@
 //! | [`StoreClock`] | never; stands still until wall time has caught up | every store time |
 //! | [`Clock::elapsed`] | never | intervals and deadlines |
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::message::Timestamp;
@@ -50,27 +51,28 @@ impl Clock for SystemClock {
     }
 }
 
-/// The clock of the records: `max(last stamp, wall time)`, advanced under the append lock.
-#[derive(Clone, Copy, Debug)]
+/// The clock of the records and of what is gone by its age: `max(last stamp, wall time)`.
+#[derive(Debug)]
 pub struct StoreClock {
-    last: Timestamp,
+    /// Relaxed: a number that only grows. Records are stamped under the append lock, in the order of the log.
+    last: AtomicU64,
 }
 
 impl StoreClock {
     /// A clock that never reads earlier than `last`, the newest store time found in the log.
     pub fn starting_at(last: Timestamp) -> Self {
-        Self { last }
+        Self { last: AtomicU64::new(last.get()) }
     }
 
-    /// The stamp for what is appended now, given wall time.
-    pub fn stamp(&mut self, wall: Timestamp) -> Timestamp {
-        self.last = self.last.max(wall);
-        self.last
+    /// The stamp for what is appended or looked at now, given wall time. No later stamp is lower.
+    pub fn stamp(&self, wall: Timestamp) -> Timestamp {
+        let before = self.last.fetch_max(wall.get(), Ordering::Relaxed);
+        Timestamp::new(before.max(wall.get()))
     }
 
     /// The newest stamp given.
     pub fn last(&self) -> Timestamp {
-        self.last
+        Timestamp::new(self.last.load(Ordering::Relaxed))
     }
 }
 
@@ -78,8 +80,8 @@ impl StoreClock {
 #[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
 pub struct ManualClock {
-    wall_ms: std::sync::atomic::AtomicU64,
-    elapsed_ms: std::sync::atomic::AtomicU64,
+    wall_ms: AtomicU64,
+    elapsed_ms: AtomicU64,
 }
 
 #[cfg(any(test, feature = "testing"))]
@@ -92,24 +94,24 @@ impl ManualClock {
     /// Moves both clocks forward.
     pub fn advance(&self, by: Duration) {
         let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-        self.wall_ms.fetch_add(ms, std::sync::atomic::Ordering::Relaxed);
-        self.elapsed_ms.fetch_add(ms, std::sync::atomic::Ordering::Relaxed);
+        self.wall_ms.fetch_add(ms, Ordering::Relaxed);
+        self.elapsed_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
     /// Sets wall time, also backwards; `elapsed` does not notice.
     pub fn set_wall(&self, wall: Timestamp) {
-        self.wall_ms.store(wall.get(), std::sync::atomic::Ordering::Relaxed);
+        self.wall_ms.store(wall.get(), Ordering::Relaxed);
     }
 }
 
 #[cfg(any(test, feature = "testing"))]
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        Timestamp::new(self.wall_ms.load(std::sync::atomic::Ordering::Relaxed))
+        Timestamp::new(self.wall_ms.load(Ordering::Relaxed))
     }
 
     fn elapsed(&self) -> Duration {
-        Duration::from_millis(self.elapsed_ms.load(std::sync::atomic::Ordering::Relaxed))
+        Duration::from_millis(self.elapsed_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -119,7 +121,7 @@ mod tests {
 
     #[test]
     fn store_clock_stands_still_until_wall_time_has_caught_up() {
-        let mut clock = StoreClock::starting_at(Timestamp::new(1_000));
+        let clock = StoreClock::starting_at(Timestamp::new(1_000));
         assert_eq!(clock.stamp(Timestamp::new(1_500)).get(), 1_500);
         assert_eq!(clock.stamp(Timestamp::new(200)).get(), 1_500);
         assert_eq!(clock.stamp(Timestamp::new(1_501)).get(), 1_501);

@@ -54,6 +54,14 @@ number! {
     QueueId: u32
 }
 number! {
+    /// A consumer group's incarnation. Never given twice, also not after a delete.
+    GroupId: u64
+}
+number! {
+    /// A producer's name, for as long as the broker remembers it. Never given twice.
+    SessionId: u64
+}
+number! {
     /// Raised and made durable at every start, before the first append; non-decreasing along the log.
     Epoch: u64
 }
@@ -119,6 +127,114 @@ pub enum TopicType {
     /// All of the above, by content.
     #[default]
     Mixed,
+}
+
+/// What clients may do with a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Access {
+    /// Pull, receive, query.
+    pub read: bool,
+    /// Send.
+    pub write: bool,
+}
+
+impl Default for Access {
+    /// Everything.
+    fn default() -> Self {
+        Self { read: true, write: true }
+    }
+}
+
+/// How long messages are kept. What is beyond either limit is gone; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Retention {
+    /// Milliseconds from the store time on.
+    pub time_ms: Option<u64>,
+    /// At least the newest so many bytes of records stay; whole segments go.
+    pub bytes: Option<u64>,
+}
+
+/// What a topic is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// 1 to 65 536. Never fewer than before.
+    pub queues: u32,
+    /// What acknowledgements wait for.
+    pub flush: FlushMode,
+    /// What messages it takes.
+    pub topic_type: TopicType,
+    /// What clients may do with it.
+    pub access: Access,
+    /// How long its messages are kept.
+    pub retention: Retention,
+}
+
+impl TopicSettings {
+    /// Everybody may read and write, and messages are kept for ever.
+    pub const fn open(queues: u32, flush: FlushMode, topic_type: TopicType) -> Self {
+        Self {
+            queues,
+            flush,
+            topic_type,
+            access: Access { read: true, write: true },
+            retention: Retention { time_ms: None, bytes: None },
+        }
+    }
+}
+
+/// Where a consumer group begins on a topic that is new to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum InitialPosition {
+    /// At the first message there is.
+    #[default]
+    Earliest,
+    /// Behind the last message of that moment.
+    Latest,
+    /// At the first message that was stored then or later.
+    Time(Timestamp),
+}
+
+/// What a consumer group is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupSettings {
+    /// Whether its consumers get messages.
+    pub enabled: bool,
+    /// Whether messages of one message group are delivered one after the other.
+    pub ordered: bool,
+    /// Deliveries of one message, the first included. `None`: without a limit.
+    pub max_attempts: Option<u32>,
+    /// The pause before the second delivery, the third and so on, in milliseconds; the last one goes on.
+    pub retry_delays_ms: Vec<u64>,
+    /// Where it begins on a topic that is new to it.
+    pub initial_position: InitialPosition,
+}
+
+impl Default for GroupSettings {
+    /// Apache RocketMQ's: 17 deliveries, pauses from a second to two hours.
+    fn default() -> Self {
+        const SECOND: u64 = 1_000;
+        const MINUTE: u64 = 60 * SECOND;
+        let seconds = [1, 5, 10, 30].map(|n| n * SECOND);
+        let minutes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 60, 120].map(|n| n * MINUTE);
+        Self {
+            enabled: true,
+            ordered: false,
+            max_attempts: Some(17),
+            retry_delays_ms: [&seconds[..], &minutes].concat(),
+            initial_position: InitialPosition::Earliest,
+        }
+    }
+}
+
+/// Which batch of which producer a record is: what makes a retry store it once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionMark {
+    /// The producer's session.
+    pub session: SessionId,
+    /// Which of its openings.
+    pub epoch: u64,
+    /// Counted from 1 over all of the session's batches.
+    pub sequence: u64,
 }
 
 /// Names one stored message for ever: `<epoch>-<physical offset>-<index>` in lower-case hex.

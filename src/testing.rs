@@ -2,6 +2,7 @@
 //!
 //! Built with the feature `testing` only.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -11,8 +12,8 @@ pub use crate::file::sim::{
     CrashChoice, Fault, FaultRule, NameChoice, PendingCounts, SimDisk, Times, Torn, WriteChoice,
 };
 use crate::format::DecodeError;
-use crate::format::state_record::{Transition, transitions};
-use crate::message::PhysicalOffset;
+use crate::format::state_record::{SessionBatch, Transition, transitions};
+use crate::message::{PhysicalOffset, SessionMark, TopicId, TopicSettings};
 use crate::store::{Applier, Progress, Signal, StateSnapshot, Topics, Workers};
 use crate::sync::{Mutex, lock};
 
@@ -60,7 +61,7 @@ impl Alarm {
     }
 }
 
-/// State above the store for tests of the store alone: topics by id, as its state records created and deleted them.
+/// State above the store for tests of the store alone: topics by id, as its state records made them.
 #[derive(Debug, Default)]
 pub struct TopicsOnly {
     state: Mutex<TopicsState>,
@@ -68,7 +69,9 @@ pub struct TopicsOnly {
 
 #[derive(Debug, Default)]
 struct TopicsState {
-    live: Vec<Transition>,
+    live: BTreeMap<TopicId, (String, TopicSettings)>,
+    /// Batches of producer sessions that replay met, in its order.
+    stored: Vec<(SessionMark, SessionBatch)>,
     applied: PhysicalOffset,
 }
 
@@ -88,19 +91,27 @@ impl TopicsOnly {
             return Ok(());
         }
         for transition in transitions(payload) {
-            let transition = transition?;
-            match &transition {
-                Transition::TopicCreated { id, queues, flush, .. } => {
-                    topics.register(*id, *queues, *flush);
-                    state.live.push(transition);
+            match transition? {
+                Transition::TopicCreated { id, name, settings } => {
+                    topics.register(id, &settings);
+                    state.live.insert(id, (name, settings));
                 }
-                Transition::TopicDeleted { id: deleted } => {
-                    topics.remove(*deleted);
-                    state.live.retain(
-                        |live| !matches!(live, Transition::TopicCreated { id, .. } if id == deleted),
-                    );
+                Transition::TopicDeleted { id } => {
+                    topics.remove(id);
+                    state.live.remove(&id);
                 }
-                Transition::NextTopicId { .. } => {}
+                Transition::TopicUpdated { id, settings } => {
+                    if let (Some(topic), Some(known)) = (topics.get(id), state.live.get_mut(&id)) {
+                        topic.configure(&settings, end);
+                        known.1 = settings;
+                    }
+                }
+                Transition::TopicExpired { id, below, before, queues } => {
+                    if let Some(topic) = topics.get(id) {
+                        topic.expire(below, before, &queues);
+                    }
+                }
+                _ => {}
             }
         }
         state.applied = end;
@@ -109,17 +120,30 @@ impl TopicsOnly {
 
     /// The transitions that make the live topics.
     pub fn live(&self) -> Vec<Transition> {
-        lock(&self.state).live.clone()
+        let created = |(id, (name, settings)): (&TopicId, &(String, TopicSettings))| {
+            Transition::TopicCreated { id: *id, name: name.clone(), settings: *settings }
+        };
+        lock(&self.state).live.iter().map(created).collect()
+    }
+
+    /// The batches of producer sessions that replay met.
+    pub fn stored_batches(&self) -> Vec<(SessionMark, SessionBatch)> {
+        lock(&self.state).stored.clone()
+    }
+
+    /// What is gone of the live topics, for a snapshot.
+    fn expired(topics: &Topics, id: TopicId) -> Option<Transition> {
+        let (below, before, queues) = topics.get(id)?.expired();
+        Some(Transition::TopicExpired { id, below, before, queues })
     }
 }
 
 impl Applier for TopicsOnly {
-    fn restore(
-        &self,
-        topics: &Topics,
-        state: &[u8],
-        applied: PhysicalOffset,
-    ) -> Result<(), DecodeError> {
+    fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError> {
+        let applied = match transitions(state).next().transpose()? {
+            Some(Transition::AsOf { applied }) => applied,
+            _ => PhysicalOffset::ZERO,
+        };
         self.applied(topics, state, applied)
     }
 
@@ -132,12 +156,21 @@ impl Applier for TopicsOnly {
         self.applied(topics, payload, end)
     }
 
-    fn snapshot(&self) -> StateSnapshot {
+    fn stored(&self, mark: SessionMark, batch: &SessionBatch) {
+        lock(&self.state).stored.push((mark, *batch));
+    }
+
+    fn snapshot(&self, topics: &Topics) -> StateSnapshot {
         let state = lock(&self.state);
-        let mut bytes = Vec::new();
-        for transition in &state.live {
-            transition.encode_into(&mut bytes);
+        let (mut bytes, applied) = (Vec::new(), state.applied);
+        Transition::AsOf { applied }.encode_into(&mut bytes);
+        for (id, (name, settings)) in &state.live {
+            let (name, settings) = (name.clone(), *settings);
+            Transition::TopicCreated { id: *id, name, settings }.encode_into(&mut bytes);
+            if let Some(expired) = Self::expired(topics, *id) {
+                expired.encode_into(&mut bytes);
+            }
         }
-        StateSnapshot { state: bytes, applied: state.applied }
+        StateSnapshot { state: bytes, applied }
     }
 }

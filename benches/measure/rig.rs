@@ -12,7 +12,7 @@ use mainstem::format::batch::{BatchBuilder, BatchInfo, NewMeta, check};
 use mainstem::format::crc32c;
 use mainstem::format::record::record_len;
 use mainstem::format::state_record::Transition;
-use mainstem::message::{FlushMode, QueueId, TopicId, TopicType};
+use mainstem::message::{FlushMode, QueueId, TopicId, TopicSettings, TopicType};
 use mainstem::store::{
     AppendError, NewRecord, Placed, Progress, Store, StoreConfig, TopicHandle, Workers,
 };
@@ -106,9 +106,8 @@ pub(crate) fn append_patiently(store: &Store, record: NewRecord) -> (Placed, u64
 fn make_topic(store: &Store, applier: &TopicsOnly, flush: FlushMode) -> Arc<TopicHandle> {
     let (id, name) = (TopicId::new(1), "bench".to_owned());
     let mut payload = Vec::new();
-    let topic_type = TopicType::Mixed;
-    Transition::TopicCreated { id, name, queues: QUEUES, flush, topic_type }
-        .encode_into(&mut payload);
+    let settings = TopicSettings::open(QUEUES, flush, TopicType::Mixed);
+    Transition::TopicCreated { id, name, settings }.encode_into(&mut payload);
     let placed = store.append_one(NewRecord::state(payload.clone())).expect("the topic is stored");
     applier.applied(store.topics(), &payload, placed.end).expect("the topic is sound");
     store.topics().get(id).expect("the topic is known")

@@ -51,7 +51,7 @@ impl Broker {
         .await;
         match woken {
             Ok(Some(Arrival::Readable)) => Ok(Woken::Look),
-            Ok(Some(Arrival::Gone)) if self.table.has(topic) => Ok(Woken::Look),
+            Ok(Some(Arrival::Gone)) if self.state.topics.has(topic) => Ok(Woken::Look),
             Ok(Some(Arrival::Gone)) => Err(BrokerError::UnknownTopic),
             Ok(Some(Arrival::Closed) | None) | Err(_) => Ok(Woken::Over),
         }

@@ -44,6 +44,7 @@ use crate::store::{
 // What answers are made of: the rooms above know the store through the broker only.
 pub use crate::store::{Order, QueueRange, StoredRecord};
 
+pub use crate::message::TopicSettings;
 pub use budget::Permit;
 pub use config::BrokerConfig;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
@@ -51,7 +52,7 @@ pub use names::NameFault;
 pub use pull::{PullRequest, Pulled};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest};
-pub use state::topics::{TopicEntry, TopicSettings};
+pub use state::topics::TopicEntry;
 pub use topics::{QueueDescription, TopicDescription, TopicPage};
 
 /// The longest that an acknowledgement waits for the disk.
@@ -62,12 +63,12 @@ pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
 
 use budget::Budget;
 use counters::Counters;
-use state::topics::TopicTable;
+use state::State;
 
 /// A running broker. Dropping it does not close the store: call [`Broker::close`].
 pub struct Broker {
     store: Store,
-    table: Arc<TopicTable>,
+    state: Arc<State>,
     config: BrokerConfig,
     /// The store's default, which broker-wide state is acknowledged by.
     default_flush: FlushMode,
@@ -115,11 +116,11 @@ impl Broker {
         config: BrokerConfig,
     ) -> Result<(Arc<Self>, StartReport), OpenError> {
         let default_flush = store.flush;
-        let table = Arc::new(TopicTable::new(clock.now().get()));
-        let applier: Arc<TopicTable> = Arc::clone(&table);
+        let state = Arc::new(State::new(clock.now().get()));
+        let applier: Arc<State> = Arc::clone(&state);
         let (store, report) = Store::open(disk, clock, store, applier)?;
         let broker = Self {
-            table,
+            state,
             default_flush,
             draining: watch::Sender::new(false),
             sends: Budget::new(config.inflight_send_bytes),
@@ -185,7 +186,7 @@ impl Broker {
 
     /// How the broker is. Does no I/O beyond asking for free space.
     pub fn status(&self) -> BrokerStatus {
-        let (topics, queues) = self.table.counts();
+        let (topics, queues) = self.state.topics.counts();
         BrokerStatus {
             store: self.store.status(),
             watermarks: self.store.watermarks(),
@@ -198,7 +199,7 @@ impl Broker {
 
     /// The topic of a name that is to be read.
     fn known(&self, name: &str) -> Result<Arc<TopicEntry>, BrokerError> {
-        if let Some(topic) = self.table.get(name) {
+        if let Some(topic) = self.state.topics.get(name) {
             return Ok(topic);
         }
         names::check_known(name)?;

@@ -122,7 +122,7 @@ impl Broker {
                     filter: Arc::clone(&filter),
                 })
                 .await?;
-            if topic.handle().is_dead() && !self.table.has(topic) {
+            if topic.handle().is_dead() && !self.state.topics.has(topic) {
                 return Err(BrokerError::UnknownTopic);
             }
             let at_end = match outcome {

@@ -225,7 +225,7 @@ impl Broker {
                 break;
             }
         }
-        if topic.handle().is_dead() && !self.table.has(&topic) {
+        if topic.handle().is_dead() && !self.state.topics.has(&topic) {
             return Err(BrokerError::UnknownTopic);
         }
         let Gathering { mut page, last, .. } = gathering;
@@ -236,7 +236,7 @@ impl Broker {
     async fn by_message_id(&self, id: MessageId, deadline: Instant) -> Result<Page, BrokerError> {
         self.wait_for_dispatch(id, before(deadline)).await;
         let record = self.store.by_id(id).await?.ok_or(BrokerError::MessageNotFound)?;
-        let topic = self.table.by_id(record.topic).ok_or(BrokerError::MessageNotFound)?;
+        let topic = self.state.topics.by_id(record.topic).ok_or(BrokerError::MessageNotFound)?;
         let permit = self.reply_permit(record.batch.len(), deadline).await?;
         let message = message_of(&record, id.index, topic.name())?;
         Ok(Page::of_one(message.ok_or(BrokerError::MessageNotFound)?, permit))

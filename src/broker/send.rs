@@ -10,10 +10,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{BrokerError, RequestFault, TypeFault};
 use super::route::queue_of_group;
-use super::state::topics::{Creation, Origin, TopicEntry, TopicSettings};
+use super::state::topics::{Creation, Origin, TopicEntry};
 use super::{Broker, flush_deadline, names};
 use crate::format::batch::{self, Batch, BatchInfo};
-use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicType};
+use crate::message::{
+    Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicSettings, TopicType,
+};
 use crate::store::{AppendError, NewRecord, Placed};
 
 /// Queues of a topic that a send makes.
@@ -106,7 +108,7 @@ impl Broker {
                 // Out of the table for good: whoever sends to the name now means the next topic of that name. Still in
                 // the table: the deletion failed, and the topic lives on.
                 Err(AppendError::Deleted) => {
-                    let _lives = self.table.has(&topic);
+                    let _lives = self.state.topics.has(&topic);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -121,22 +123,19 @@ impl Broker {
         request: &SendRequest<'_>,
         info: &BatchInfo,
     ) -> Result<Arc<TopicEntry>, BrokerError> {
-        if let Some(topic) = self.table.get(request.topic) {
+        if let Some(topic) = self.state.topics.get(request.topic) {
             check_fit(topic.settings(), request, info)?;
             return Ok(topic);
         }
         if !self.config.auto_create_topics {
             return Err(BrokerError::UnknownTopic);
         }
-        let settings = TopicSettings {
-            queues: AUTO_CREATED_QUEUES,
-            flush: self.default_flush,
-            topic_type: TopicType::Mixed,
-        };
+        let settings =
+            TopicSettings::open(AUTO_CREATED_QUEUES, self.default_flush, TopicType::Mixed);
         check_fit(settings, request, info)?;
         let origin = Origin::Send { limit: self.config.auto_create_limit };
         loop {
-            match self.table.create(&self.store, request.topic, settings, origin) {
+            match self.state.topics.create(&self.store, request.topic, settings, origin) {
                 // The creation lies before the batch in the log, so what acknowledges the batch covers it.
                 Ok((Creation::Ready(topic) | Creation::Conflict(topic), _)) => {
                     check_fit(topic.settings(), request, info)?;

@@ -33,8 +33,7 @@ fn to(topic: &str, len: usize) -> SendRequest<'_> {
     SendRequest { topic, queue: Some(QueueId::ZERO), batch: batch(len), deadline: soon() }
 }
 
-const SETTINGS: TopicSettings =
-    TopicSettings { queues: 1, flush: FlushMode::Sync, topic_type: TopicType::Normal };
+const SETTINGS: TopicSettings = TopicSettings::open(1, FlushMode::Sync, TopicType::Normal);
 
 #[tokio::test]
 async fn a_draining_broker_refuses_what_would_append_and_still_reads() {
@@ -72,7 +71,7 @@ async fn sends_beyond_the_bytes_in_work_are_refused_before_any_work() {
     let others = broker.sends.try_take(60 << 10).unwrap();
     let sent = broker.send(to("t", 8 << 10)).await;
     assert!(matches!(sent, Err(BrokerError::Overloaded { .. })), "{sent:?}");
-    assert!(broker.table.get("t").is_none());
+    assert!(broker.state.topics.get("t").is_none());
     drop(others);
     broker.send(to("t", 8 << 10)).await.unwrap();
     broker.close().unwrap();
@@ -83,7 +82,7 @@ async fn nothing_is_stored_for_a_caller_whose_time_is_up() {
     let (broker, _dir) = broker(BrokerConfig::default());
     let sent = broker.send(SendRequest { deadline: Instant::now(), ..to("t", 1) }).await;
     assert!(matches!(sent, Err(BrokerError::Overloaded { .. })), "{sent:?}");
-    assert!(broker.table.get("t").is_none());
+    assert!(broker.state.topics.get("t").is_none());
     broker.close().unwrap();
 }
 
@@ -117,7 +116,7 @@ async fn a_deletion_marks_the_topic_dead_and_removes_it_from_the_store() {
     broker.delete_topic("t", soon()).await.unwrap();
     assert!(topic.handle().is_dead());
     assert!(broker.store.topics().get(topic.id()).is_none());
-    assert!(!broker.table.has(&topic));
+    assert!(!broker.state.topics.has(&topic));
     broker.close().unwrap();
 }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{BrokerError, RequestFault};
-use super::state::topics::{Creation, Deletion, Origin, TopicEntry, TopicSettings};
+use super::state::topics::{Creation, Deletion, Origin, TopicEntry};
 use super::{Broker, before, names};
-use crate::message::{FlushMode, QueueId};
+use crate::message::{FlushMode, QueueId, TopicSettings};
 use crate::store::{AppendError, QueueRange};
 
 /// The most queues that a topic can have.
@@ -70,7 +70,7 @@ impl Broker {
             return Err(BrokerError::Draining);
         }
         let (made, applied) = loop {
-            match self.table.create(&self.store, name, settings, Origin::Asked) {
+            match self.state.topics.create(&self.store, name, settings, Origin::Asked) {
                 Ok(done) => break done,
                 Err(AppendError::NotReady) => self.space(deadline).await?,
                 Err(error) => return Err(error.into()),
@@ -94,7 +94,7 @@ impl Broker {
             return Err(BrokerError::Draining);
         }
         let (deleted, applied) = loop {
-            match self.table.delete(&self.store, name) {
+            match self.state.topics.delete(&self.store, name) {
                 Ok(done) => break done,
                 Err(AppendError::NotReady) => self.space(deadline).await?,
                 Err(error) => return Err(error.into()),
@@ -118,7 +118,7 @@ impl Broker {
         deadline: Instant,
     ) -> Result<TopicPage, BrokerError> {
         within("topics in an answer", limit, MAX_PAGE)?;
-        let (topics, more, applied) = self.table.list(after, limit as usize);
+        let (topics, more, applied) = self.state.topics.list(after, limit as usize);
         self.settled(applied, deadline).await?;
         Ok(TopicPage { topics, more })
     }
@@ -136,7 +136,7 @@ impl Broker {
         deadline: Instant,
     ) -> Result<TopicDescription, BrokerError> {
         within("queues in an answer", limit, MAX_PAGE)?;
-        let applied = self.table.applied();
+        let applied = self.state.topics.applied();
         let topic = self.known(name);
         self.settled(applied, deadline).await?;
         let topic = topic?;

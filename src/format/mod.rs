@@ -4,6 +4,7 @@
 //! | file | layout | frozen |
 //! | --- | --- | --- |
 //! | [`record`] | a CommitLog record: header of 128 bytes, attributes, payload | yes |
+//! | [`attributes`] | what the broker adds to a record of messages | yes |
 //! | [`batch`] | the payload of a message record, and the one table of limits | yes |
 //! | [`state_record`] | the payload of a state record: transitions of the broker's own state | yes |
 //! | [`epoch`] | the payload of an epoch record: one per start | yes |
@@ -24,6 +25,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+pub mod attributes;
 pub mod batch;
 pub mod checkpoint;
 pub mod consume_queue;

@@ -16,16 +16,18 @@ use bytes::Bytes;
 use super::Shared;
 use super::error::AppendError;
 use super::topics::TopicHandle;
-use crate::clock::StoreClock;
 use crate::file::FileError;
 use crate::file::segment::Segment;
+use crate::format::attributes;
 use crate::format::batch::BatchInfo;
 use crate::format::record::{
     ALIGN, HEADER_LEN, RecordFlags, RecordHeader, RecordKind, payload_crc, record_len,
 };
 use crate::format::segment_header::PAGE_LEN;
 use crate::log::{consume_queue, index};
-use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+use crate::message::{
+    Epoch, PhysicalOffset, QueueId, QueueOffset, SessionMark, Timestamp, TopicId,
+};
 use crate::sync::{Arc, Ordering, fence, lock};
 
 /// So many undispatched bytes wake the dispatcher even if nobody waits for them.
@@ -91,6 +93,20 @@ impl NewRecord {
             payload_crc: payload_crc(&[], &batch),
             payload: batch,
         }
+    }
+
+    /// The same, of a batch that belongs to a producer session.
+    pub fn message_in_session(
+        topic: &Arc<TopicHandle>,
+        queue: QueueId,
+        batch: Bytes,
+        info: &BatchInfo,
+        mark: &SessionMark,
+    ) -> Self {
+        let attributes = Bytes::from(attributes::of_session(mark));
+        let record = Self::message(topic, queue, Bytes::new(), info);
+        let payload_crc = payload_crc(&attributes, &batch);
+        Self { attributes, payload: batch, payload_crc, ..record }
     }
 
     /// A record of the broker's own state: a run of transitions.
@@ -173,7 +189,6 @@ pub(super) struct Tail {
     end: PhysicalOffset,
     /// Pages below this were written before, by zeros if not by records.
     touched: PhysicalOffset,
-    clock: StoreClock,
     epoch: Epoch,
     /// What the entries of this segment occupy in memory, as estimated from what was appended.
     entry_bytes: u64,
@@ -232,26 +247,12 @@ impl Tail {
     pub(super) fn new(
         segment: Arc<Segment>,
         end: PhysicalOffset,
-        clock: StoreClock,
         epoch: Epoch,
         first_time: Option<Timestamp>,
         entry_bytes: u64,
     ) -> Self {
         let touched = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
-        Self {
-            segment,
-            end,
-            touched,
-            clock,
-            epoch,
-            entry_bytes,
-            first_time,
-            scratch: Scratch::default(),
-        }
-    }
-
-    pub(super) fn last_store_time(&self) -> Timestamp {
-        self.clock.last()
+        Self { segment, end, touched, epoch, entry_bytes, first_time, scratch: Scratch::default() }
     }
 }
 
@@ -333,7 +334,7 @@ impl Shared {
         need: Need,
     ) -> Result<(), AppendError> {
         self.refusal(records)?;
-        let stamp = tail.clock.stamp(self.clock.now());
+        let stamp = self.store_time();
         if !self.fits(tail, stamp, need) {
             // A set is at most a quarter of a segment: the next has room for it.
             self.roll(tail)?;
@@ -414,7 +415,7 @@ impl Shared {
                 queue: QueueId::ZERO,
                 physical_offset: tail.end,
                 queue_offset: QueueOffset::ZERO,
-                store_time: tail.clock.last(),
+                store_time: self.store_clock.last(),
                 topic: TopicId::ZERO,
                 tag_bits: 0,
                 epoch: tail.epoch,

@@ -48,16 +48,19 @@ use self::read::May;
 pub(crate) use self::signal::Signal;
 use self::waiters::{ArrivalWaiters, PositionWaiters};
 use self::watermarks::Marks;
-use crate::clock::Clock;
+use crate::clock::{Clock, StoreClock};
 use crate::file::disk::Disk;
 use crate::file::segment::Segment;
 use crate::format::DecodeError;
 use crate::format::identity::Identity;
+use crate::format::state_record::SessionBatch;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{ConsumeQueues, Lookup};
 use crate::log::index::{Coverage, Indexes};
 use crate::log::paged::SealedError;
-use crate::message::{Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp};
+use crate::message::{
+    Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
+};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
 
 pub use self::allocate::AllocateWorker;
@@ -84,16 +87,11 @@ const MAX_UNSEALED: usize = 2;
 /// The state above the store, as far as the store has to know it: handed down at open, called in replay and for
 /// snapshots.
 pub trait Applier: Send + Sync + 'static {
-    /// A snapshot's state, once, before any `apply`; `applied` is the end of the last record in it.
+    /// A snapshot's state, once, before any `apply`.
     ///
     /// # Errors
     /// The state cannot be decoded or contradicts itself; the open fails.
-    fn restore(
-        &self,
-        topics: &Topics,
-        state: &[u8],
-        applied: PhysicalOffset,
-    ) -> Result<(), DecodeError>;
+    fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError>;
 
     /// A state record that ends at `end`, in log order, in replay only. What `restore` contained comes again and is to
     /// be passed over.
@@ -107,8 +105,12 @@ pub trait Applier: Send + Sync + 'static {
         end: PhysicalOffset,
     ) -> Result<(), DecodeError>;
 
+    /// A batch of a producer session that was found in the log, in log order, in replay only. As with `apply`, what
+    /// `restore` contained comes again.
+    fn stored(&self, mark: SessionMark, batch: &SessionBatch);
+
     /// The state as it is now. Called by the seal worker and by `close`.
-    fn snapshot(&self) -> StateSnapshot;
+    fn snapshot(&self, topics: &Topics) -> StateSnapshot;
 }
 
 /// The state above the store at one moment.
@@ -175,6 +177,7 @@ pub(crate) struct Shared {
     config: StoreConfig,
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
+    store_clock: StoreClock,
     applier: Arc<dyn Applier>,
     identity: Arc<Identity>,
     index_seed: u64,
@@ -235,8 +238,9 @@ impl Shared {
         self.closed.load(Ordering::Acquire)
     }
 
-    fn last_store_time(&self) -> Timestamp {
-        lock(&self.tail).last_store_time()
+    /// The store time of this moment; no record gets an earlier one from now on.
+    fn store_time(&self) -> Timestamp {
+        self.store_clock.stamp(self.clock.now())
     }
 
     /// A sync failed: nothing that is not flushed may be assumed stored, ever. Who waits is told that nobody knows.
@@ -413,6 +417,42 @@ impl Store {
     /// The readable offsets of a queue.
     pub fn queue_range(&self, topic: &TopicHandle, queue: QueueId) -> QueueRange {
         self.shared.queue_range(topic, queue)
+    }
+
+    /// The readable offsets of a queue, exactly: `min` is the first message that is not gone. What is not in memory is
+    /// looked up by the pool.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn queue_bounds(
+        &self,
+        topic: &Arc<TopicHandle>,
+        queue: QueueId,
+    ) -> impl Future<Output = Result<QueueRange, ReadError>> + Send + use<> {
+        let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
+        async move { Ok(shared.queue_range(&topic, queue)) }
+    }
+
+    /// The first readable message of a queue that was stored at `time` or later; the end of the queue if there is none.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn offset_at(
+        &self,
+        topic: &Arc<TopicHandle>,
+        queue: QueueId,
+        time: Timestamp,
+    ) -> impl Future<Output = Result<QueueOffset, ReadError>> + Send + use<> {
+        let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
+        async move {
+            let range = shared.queue_range(&topic, queue);
+            Ok(if time == Timestamp::ZERO { range.min } else { range.max })
+        }
+    }
+
+    /// Something of a topic is gone now: what can be deleted is looked for soon.
+    pub fn clean_soon(&self) {
+        self.shared.seal_signal.wake();
     }
 
     /// Reads records of a queue from an offset on. What is not in memory is read by the pool.

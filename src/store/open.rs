@@ -126,14 +126,8 @@ impl Store {
             unreachable!("a segment was found or made");
         };
         segment.publish(tail);
-        let tail_lock = Mutex::new(Tail::new(
-            segment,
-            tail,
-            StoreClock::starting_at(found.store_clock),
-            found.epoch,
-            found.first_time,
-            found.entry_bytes,
-        ));
+        let tail_lock =
+            Mutex::new(Tail::new(segment, tail, found.epoch, found.first_time, found.entry_bytes));
         let shared = Arc::new(Shared {
             index_seed: found.identity.index_seed(),
             identity: found.identity,
@@ -172,6 +166,7 @@ impl Store {
             metrics: StoreMetrics::default(),
             config,
             disk,
+            store_clock: StoreClock::starting_at(found.store_clock),
             clock,
             applier,
         });
@@ -345,7 +340,7 @@ fn begin_epoch(
     let epoch = shared.epoch;
     let mut attempts = 0;
     loop {
-        let record = recover::epoch_record(report, shared.last_store_time());
+        let record = recover::epoch_record(report, shared.store_clock.last());
         match shared.append_one(record) {
             Ok(_) => break,
             // No room in the last segment: make the next, and seal what is finished.

@@ -40,6 +40,7 @@ use crate::file::disk::{Access, Disk, read_exact_at, read_file, write_file_atomi
 use crate::file::segment::Segment;
 use crate::format::DecodeError;
 use crate::format::FORMAT_VERSION;
+use crate::format::attributes;
 use crate::format::checkpoint::Checkpoint;
 use crate::format::consume_queue::QueueEntry;
 use crate::format::epoch::{Cut, EpochRecord, MAX_DAMAGED};
@@ -48,11 +49,12 @@ use crate::format::names::{self, FileKind};
 use crate::format::record::{ALIGN, HEADER_LEN, RecordHeader, RecordKind, unknown_required};
 use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
 use crate::format::snapshot::Snapshot;
+use crate::format::state_record::SessionBatch;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{self, ConsumeQueues};
 use crate::log::index::{self, Indexes};
 use crate::log::walk::{SegmentWalk, Step};
-use crate::message::{Epoch, PhysicalOffset, QueueKey, Timestamp};
+use crate::message::{Epoch, PhysicalOffset, QueueKey, SessionMark, Timestamp};
 use crate::sync::Arc;
 
 /// Of what a cut removes, so much is kept aside.
@@ -446,7 +448,7 @@ impl Recovery<'_> {
             return Ok(self.log.min());
         };
         self.applier
-            .restore(self.topics, &snapshot.state, snapshot.applied)
+            .restore(self.topics, &snapshot.state)
             .map_err(|source| OpenError::State { at: snapshot.offset, source })?;
         for position in &snapshot.queues {
             self.queues.restore_position(*position);
@@ -690,6 +692,7 @@ impl Recovery<'_> {
                     key: derived.key,
                     entry: derived.entry,
                     hashes: derived.hashes,
+                    session: body.and_then(|body| session_of(header, body)),
                 },
             },
             None => {
@@ -725,7 +728,10 @@ impl Recovery<'_> {
     fn apply(&mut self, record: &FoundRecord<'_>) -> Result<(), OpenError> {
         let at = record.at;
         match &record.what {
-            Found::Message { key, entry, hashes } => {
+            Found::Message { key, entry, hashes, session } => {
+                if let Some((mark, batch)) = session {
+                    self.applier.stored(*mark, batch);
+                }
                 if at < self.unsealed_from {
                     let base = self.log.segment_at(at).map_or(at, |segment| segment.base());
                     self.queues.observe(*key, base, entry);
@@ -772,12 +778,10 @@ enum Found<'a> {
         key: QueueKey,
         entry: QueueEntry,
         hashes: &'a [u64],
+        session: Option<(SessionMark, SessionBatch)>,
     },
     /// Of the broker or the store itself; `None`: its payload is damaged.
-    Internal {
-        kind: RecordKind,
-        payload: Option<&'a [u8]>,
-    },
+    Internal { kind: RecordKind, payload: Option<&'a [u8]> },
 }
 
 /// A record of an append set that is not whole yet.
@@ -787,16 +791,26 @@ struct HeldRecord {
 }
 
 enum Held {
-    Message { key: QueueKey, entry: QueueEntry, hashes: Vec<u64> },
-    Internal { payload: Option<Vec<u8>> },
+    Message {
+        key: QueueKey,
+        entry: QueueEntry,
+        hashes: Vec<u64>,
+        session: Option<(SessionMark, SessionBatch)>,
+    },
+    Internal {
+        payload: Option<Vec<u8>>,
+    },
 }
 
 impl FoundRecord<'_> {
     fn hold(&self, header: &RecordHeader) -> HeldRecord {
         let what = match &self.what {
-            Found::Message { key, entry, hashes } => {
-                Held::Message { key: *key, entry: *entry, hashes: hashes.to_vec() }
-            }
+            Found::Message { key, entry, hashes, session } => Held::Message {
+                key: *key,
+                entry: *entry,
+                hashes: hashes.to_vec(),
+                session: *session,
+            },
             Found::Internal { payload, .. } => {
                 Held::Internal { payload: payload.map(<[u8]>::to_vec) }
             }
@@ -808,8 +822,8 @@ impl FoundRecord<'_> {
 impl HeldRecord {
     fn record(&self) -> FoundRecord<'_> {
         let what = match &self.what {
-            Held::Message { key, entry, hashes } => {
-                Found::Message { key: *key, entry: *entry, hashes }
+            Held::Message { key, entry, hashes, session } => {
+                Found::Message { key: *key, entry: *entry, hashes, session: *session }
             }
             Held::Internal { payload } => {
                 Found::Internal { kind: self.header.kind, payload: payload.as_deref() }
@@ -817,6 +831,24 @@ impl HeldRecord {
         };
         FoundRecord { at: self.header.physical_offset, end: self.header.end(), what }
     }
+}
+
+/// The producer session of a message record, and where the batch went, for those who remember it.
+fn session_of(header: &RecordHeader, body: &[u8]) -> Option<(SessionMark, SessionBatch)> {
+    let attributes = body.get(..header.attributes_len as usize)?;
+    // Attributes of another build: the batch is a batch all the same.
+    let mark = attributes::session(attributes).ok().flatten()?;
+    let batch = SessionBatch {
+        topic: header.topic,
+        queue: header.queue,
+        messages: header.message_count.into(),
+        queue_offset: header.queue_offset,
+        offset: header.physical_offset,
+        end: header.end(),
+        epoch: header.epoch,
+        store_time: header.store_time,
+    };
+    Some((mark, batch))
 }
 
 /// How a segment ended.

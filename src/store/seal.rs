@@ -133,14 +133,15 @@ impl Shared {
     /// belong to one place in the log: the next offset of a queue survives even if its last record rots. Replay from
     /// `offset` meets some of it again, which changes nothing.
     fn take_snapshot(&self) -> Snapshot {
-        let state = self.applier.snapshot();
+        let state = self.applier.snapshot(&self.topics);
         let sealed = self.marks.sealed.get();
         let (queues, dispatched) = {
             let _dispatcher = lock(&self.dispatcher);
             (self.queues.positions(), self.marks.dispatched.get())
         };
-        let (queues, dead): (Vec<_>, Vec<_>) =
+        let (mut queues, dead): (Vec<_>, Vec<_>) =
             queues.into_iter().partition(|position| self.topics.get(position.key.topic).is_some());
+        queues.sort_unstable_by_key(|position| position.key);
         // Behind damage a topic may be unknown without being deleted: then what is known of its queues stays.
         if self.damaged.is_empty() {
             for position in dead {
@@ -152,7 +153,9 @@ impl Shared {
             epoch: self.epoch,
             applied: state.applied,
             reach: dispatched.max(state.applied),
-            store_clock: self.last_store_time(),
+            store_clock: self.store_clock.last(),
+            deleted: Vec::new(),
+            lost: Vec::new(),
             state: state.state,
             queues,
         }

@@ -11,7 +11,7 @@ use crate::clock::ManualClock;
 use crate::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
 use crate::format::record::record_len;
 use crate::format::state_record::Transition;
-use crate::message::{FlushMode, TopicId, TopicType};
+use crate::message::{FlushMode, TopicId, TopicSettings, TopicType};
 use crate::testing::{CrashChoice, SimDisk, TopicsOnly, now};
 
 struct Rig {
@@ -44,7 +44,8 @@ impl Rig {
         let mut payload = Vec::new();
         let topic_type = TopicType::Mixed;
         let (id, name) = (TopicId::new(id), format!("t{id}"));
-        Transition::TopicCreated { id, name, queues, flush, topic_type }.encode_into(&mut payload);
+        let settings = TopicSettings::open(queues, flush, topic_type);
+        Transition::TopicCreated { id, name, settings }.encode_into(&mut payload);
         let placed = self.store.append_one(NewRecord::state(payload.clone())).unwrap();
         self.applier.applied(self.store.topics(), &payload, placed.end).unwrap();
         self.store.topics().get(id).unwrap()
@@ -337,9 +338,7 @@ fn a_store_with_threads_on_the_real_disk_survives_a_reopen() {
             Transition::TopicCreated {
                 id: TopicId::new(1),
                 name: "t".to_owned(),
-                queues: 1,
-                flush: FlushMode::Sync,
-                topic_type: TopicType::Mixed,
+                settings: TopicSettings::open(1, FlushMode::Sync, TopicType::Mixed),
             }
             .encode_into(&mut payload);
             let placed = store.append_one(NewRecord::state(payload.clone())).unwrap();

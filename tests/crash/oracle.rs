@@ -70,13 +70,13 @@ pub(crate) fn live_topics(log: &[Logged]) -> BTreeMap<u64, (u32, FlushMode)> {
     for record in log.iter().filter(|record| record.header.kind == RecordKind::State) {
         for transition in transitions(&record.payload) {
             match transition.unwrap() {
-                Transition::TopicCreated { id, queues, flush, .. } => {
-                    live.insert(id.get(), (queues, flush));
+                Transition::TopicCreated { id, settings, .. } => {
+                    live.insert(id.get(), (settings.queues, settings.flush));
                 }
                 Transition::TopicDeleted { id } => {
                     live.remove(&id.get());
                 }
-                Transition::NextTopicId { .. } => {}
+                _ => {}
             }
         }
     }

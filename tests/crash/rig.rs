@@ -8,7 +8,7 @@ use mainstem::file::disk::Disk;
 use mainstem::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
 use mainstem::format::state_record::Transition;
 use mainstem::message::{
-    FlushMode, MessageId, QueueId, QueueOffset, Timestamp, TopicId, TopicType,
+    FlushMode, MessageId, QueueId, QueueOffset, Timestamp, TopicId, TopicSettings, TopicType,
 };
 use mainstem::store::{
     AppendError, FindRequest, Found, IndexKind, NewRecord, OpenError, Order, Placed, ReadError,
@@ -210,13 +210,10 @@ impl Rig {
 }
 
 pub(crate) fn created(id: u64, queues: u32, flush: FlushMode) -> Transition {
-    let topic_type = TopicType::Mixed;
     Transition::TopicCreated {
         id: TopicId::new(id),
         name: format!("t{id}"),
-        queues,
-        flush,
-        topic_type,
+        settings: TopicSettings::open(queues, flush, TopicType::Mixed),
     }
 }
 

@@ -337,9 +337,9 @@ impl Run {
     fn read(&mut self) {
         let Some(rig) = &self.rig else { return };
         for transition in rig.applier.live() {
-            let Transition::TopicCreated { id, queues, .. } = transition else { continue };
+            let Transition::TopicCreated { id, settings, .. } = transition else { continue };
             let topic = rig.topic(id.get()).unwrap();
-            for queue in 0..queues {
+            for queue in 0..settings.queues {
                 let mut from = 0;
                 while let Some(ReadOutcome::Records { records, next, .. }) =
                     self.outcome(rig.try_read(&topic, queue, from, 7))
@@ -464,7 +464,7 @@ impl Run {
         let rig = self.rig.as_ref()?;
         let live = rig.applier.live();
         live.iter().find_map(|transition| match transition {
-            Transition::TopicCreated { id, queues, .. } => Some((id.get(), queues - 1)),
+            Transition::TopicCreated { id, settings, .. } => Some((id.get(), settings.queues - 1)),
             _ => None,
         })
     }

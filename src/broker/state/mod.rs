@@ -2,9 +2,76 @@
 //!
 //! | unit | file | guards |
 //! | --- | --- | --- |
-//! | the topic table | [`topics`] | names, ids, configurations and the counter of ids |
+//! | the topic table | [`topics`] | names, ids, configurations, what of a topic is gone, and the counter of ids |
 //!
 //! A unit has one short mutex. A change happens under it in this order: decide, append the state record, apply. So the
 //! order in the log is the order of decisions. Replay after a start runs the same transition function.
+//!
+//! A snapshot is taken unit by unit, each as of its own last record: replay goes over records that some units contain
+//! already, and each unit passes over those.
+//!
+//! A step over several units locks them in the order of the table.
 
 pub mod topics;
+
+use crate::format::DecodeError;
+use crate::format::state_record::{SessionBatch, Transition, transitions};
+use crate::message::{PhysicalOffset, SessionMark};
+use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
+
+use topics::TopicTable;
+
+/// All units.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) topics: TopicTable,
+}
+
+impl State {
+    /// No topics. Round robins start where `seed` says.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { topics: TopicTable::new(seed) }
+    }
+}
+
+/// Appends one record of these transitions; returns its end.
+fn append(store: &Store, transitions: &[Transition]) -> Result<PhysicalOffset, AppendError> {
+    let mut payload = Vec::new();
+    for transition in transitions {
+        transition.encode_into(&mut payload);
+    }
+    store.append_one(NewRecord::state(payload)).map(|placed| placed.end)
+}
+
+impl Applier for State {
+    fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError> {
+        let mut applied = PhysicalOffset::ZERO;
+        for transition in transitions(state) {
+            match transition? {
+                Transition::AsOf { applied: of } => applied = of,
+                transition => self.topics.restore(topics, transition, applied),
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &self,
+        topics: &Topics,
+        payload: &[u8],
+        end: PhysicalOffset,
+    ) -> Result<(), DecodeError> {
+        for transition in transitions(payload) {
+            self.topics.replay(topics, transition?, end);
+        }
+        Ok(())
+    }
+
+    fn stored(&self, _mark: SessionMark, _batch: &SessionBatch) {}
+
+    fn snapshot(&self, _topics: &Topics) -> StateSnapshot {
+        let mut state = Vec::new();
+        let applied = self.topics.snapshot_into(&mut state);
+        StateSnapshot { state, applied }
+    }
+}

@@ -5,9 +5,8 @@
 //! | `by_name`, `by_id` | every request, without an allocation | under the unit's mutex |
 //! | `unit` | listing, creation, deletion, snapshot | by the transition function alone |
 //!
-//! Lock order: the unit's mutex, then the store's append lock. A topic's id comes from a counter that only grows, so a
-//! transition says by its id alone whether it was applied before: a creation below the counter was, whatever became of
-//! the topic since. That makes replay over a snapshot that already holds later records harmless.
+//! Lock order: the unit's mutex, then the store's append lock. A snapshot takes the whole table under its mutex, so all
+//! of it is as of one position, and replay passes over what ends at or below that.
 //!
 //! Whenever the unit's mutex is free, a topic is marked dead in the store if and only if it is out of the table.
 
@@ -18,24 +17,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dashmap::DashMap;
 
-use crate::format::DecodeError;
-use crate::format::state_record::{Transition, transitions};
-use crate::message::{FlushMode, PhysicalOffset, QueueId, TopicId, TopicType};
-use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, TopicHandle, Topics};
+use super::append;
+use crate::format::state_record::Transition;
+use crate::message::{PhysicalOffset, QueueId, Timestamp, TopicId, TopicSettings};
+use crate::store::{AppendError, Store, TopicHandle, Topics};
 use crate::sync::{Mutex, lock};
 
 type Hasher = foldhash::fast::RandomState;
-
-/// What a topic was made with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TopicSettings {
-    /// 1 to 65 536.
-    pub queues: u32,
-    /// What acknowledgements wait for.
-    pub flush: FlushMode,
-    /// What messages it takes.
-    pub topic_type: TopicType,
-}
 
 /// A topic, from its creation until it is deleted and whoever still holds it lets go.
 #[derive(Debug)]
@@ -123,6 +111,8 @@ struct Unit {
     next: TopicId,
     /// The end of the last record that changed the unit.
     applied: PhysicalOffset,
+    /// What the snapshot contained that the start began with.
+    restored: PhysicalOffset,
     /// Topics that sends have made since the start.
     made_by_sends: u32,
     queues: u64,
@@ -146,6 +136,7 @@ impl TopicTable {
                 names: BTreeMap::new(),
                 next: TopicId::new(1),
                 applied: PhysicalOffset::ZERO,
+                restored: PhysicalOffset::ZERO,
                 made_by_sends: 0,
                 queues: 0,
                 seed,
@@ -219,17 +210,11 @@ impl TopicTable {
             return Ok((Creation::Limit(limit), unit.applied));
         }
 
-        let transition = Transition::TopicCreated {
-            id: unit.next,
-            name: name.to_owned(),
-            queues: settings.queues,
-            flush: settings.flush,
-            topic_type: settings.topic_type,
-        };
-        let end = append(store, &transition)?;
+        let transition =
+            Transition::TopicCreated { id: unit.next, name: name.to_owned(), settings };
+        let end = append(store, std::slice::from_ref(&transition))?;
         let id = unit.next;
-        self.transition(&mut unit, store.topics(), transition);
-        unit.applied = end;
+        self.transition(&mut unit, store.topics(), transition, end);
         if origin != Origin::Asked {
             unit.made_by_sends += 1;
         }
@@ -257,10 +242,9 @@ impl TopicTable {
         // Marked before the record is appended: no message of the topic lies behind its deletion in the log.
         entry.handle.kill();
         let transition = Transition::TopicDeleted { id: entry.id() };
-        match append(store, &transition) {
+        match append(store, std::slice::from_ref(&transition)) {
             Ok(end) => {
-                self.transition(&mut unit, store.topics(), transition);
-                unit.applied = end;
+                self.transition(&mut unit, store.topics(), transition, end);
                 store.end_arrivals(&entry.handle);
                 Ok((Deletion::Done, end))
             }
@@ -272,22 +256,26 @@ impl TopicTable {
     }
 
     /// The one place where the unit changes: right after the append of the record in normal running, and in replay.
-    /// What was applied before changes nothing.
-    fn transition(&self, unit: &mut Unit, topics: &Topics, transition: Transition) {
+    /// `end` is that of the record.
+    fn transition(
+        &self,
+        unit: &mut Unit,
+        topics: &Topics,
+        transition: Transition,
+        end: PhysicalOffset,
+    ) {
+        unit.applied = unit.applied.max(end);
         match transition {
-            Transition::TopicCreated { id, name, queues, flush, topic_type } => {
-                if id < unit.next {
-                    return;
-                }
-                unit.next = TopicId::new(id.get() + 1);
+            Transition::TopicCreated { id, name, settings } => {
+                unit.next = unit.next.max(TopicId::new(id.get() + 1));
                 let name: Arc<str> = name.into();
                 let entry = Arc::new(TopicEntry {
                     name: Arc::clone(&name),
-                    settings: TopicSettings { queues, flush, topic_type },
-                    handle: topics.register(id, queues, flush),
+                    settings,
+                    handle: topics.register(id, &settings),
                     next_queue: AtomicU32::new(unit.first_turn(id)),
                 });
-                unit.queues += u64::from(queues);
+                unit.queues += u64::from(settings.queues);
                 self.by_id.insert(id, Arc::clone(&entry));
                 self.by_name.insert(Arc::clone(&name), Arc::clone(&entry));
                 unit.names.insert(name, entry);
@@ -300,15 +288,45 @@ impl TopicTable {
                 topics.remove(id);
             }
             Transition::NextTopicId { next } => unit.next = unit.next.max(next),
+            // Of other units.
+            _ => {}
         }
     }
 
-    fn replay(&self, topics: &Topics, payload: &[u8]) -> Result<(), DecodeError> {
+    /// Applies a transition of a record that ends at `end`, in replay. What a snapshot contained already changes
+    /// nothing: the whole table is as of one position.
+    pub(super) fn replay(&self, topics: &Topics, transition: Transition, end: PhysicalOffset) {
         let mut unit = lock(&self.unit);
-        for transition in transitions(payload) {
-            self.transition(&mut unit, topics, transition?);
+        if end > unit.restored {
+            self.transition(&mut unit, topics, transition, end);
         }
-        Ok(())
+    }
+
+    /// Applies a transition of a snapshot that is as of `applied`.
+    pub(super) fn restore(&self, topics: &Topics, transition: Transition, applied: PhysicalOffset) {
+        let mut unit = lock(&self.unit);
+        unit.restored = unit.restored.max(applied);
+        self.transition(&mut unit, topics, transition, applied);
+    }
+
+    /// Appends the transitions that make this table out of an empty one: creations by rising id, then the counter.
+    /// Returns the end of the last record in them.
+    pub(super) fn snapshot_into(&self, out: &mut Vec<u8>) -> PhysicalOffset {
+        let unit = lock(&self.unit);
+        Transition::AsOf { applied: unit.applied }.encode_into(out);
+        let mut entries: Vec<_> = unit.names.values().collect();
+        entries.sort_unstable_by_key(|entry| entry.id());
+        for entry in entries {
+            let (id, settings) = (entry.id(), entry.settings);
+            let name = entry.name.as_ref().to_owned();
+            Transition::TopicCreated { id, name, settings }.encode_into(out);
+            let (below, before, queues) = entry.handle.expired();
+            if below > PhysicalOffset::ZERO || before > Timestamp::ZERO || !queues.is_empty() {
+                Transition::TopicExpired { id, below, before, queues }.encode_into(out);
+            }
+        }
+        Transition::NextTopicId { next: unit.next }.encode_into(out);
+        unit.applied
     }
 }
 
@@ -333,67 +351,21 @@ impl Unit {
     }
 }
 
-fn append(store: &Store, transition: &Transition) -> Result<PhysicalOffset, AppendError> {
-    let mut payload = Vec::new();
-    transition.encode_into(&mut payload);
-    store.append_one(NewRecord::state(payload)).map(|placed| placed.end)
-}
-
-impl Applier for TopicTable {
-    fn restore(
-        &self,
-        topics: &Topics,
-        state: &[u8],
-        applied: PhysicalOffset,
-    ) -> Result<(), DecodeError> {
-        self.apply(topics, state, applied)
-    }
-
-    fn apply(
-        &self,
-        topics: &Topics,
-        payload: &[u8],
-        end: PhysicalOffset,
-    ) -> Result<(), DecodeError> {
-        self.replay(topics, payload)?;
-        let mut unit = lock(&self.unit);
-        unit.applied = unit.applied.max(end);
-        Ok(())
-    }
-
-    /// A run of transitions that makes this table out of an empty one: creations by rising id, then the counter.
-    fn snapshot(&self) -> StateSnapshot {
-        let unit = lock(&self.unit);
-        let mut entries: Vec<_> = unit.names.values().collect();
-        entries.sort_unstable_by_key(|entry| entry.id());
-        let mut state = Vec::new();
-        for entry in entries {
-            Transition::TopicCreated {
-                id: entry.id(),
-                name: entry.name.as_ref().to_owned(),
-                queues: entry.settings.queues,
-                flush: entry.settings.flush,
-                topic_type: entry.settings.topic_type,
-            }
-            .encode_into(&mut state);
-        }
-        Transition::NextTopicId { next: unit.next }.encode_into(&mut state);
-        StateSnapshot { state, applied: unit.applied }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::State;
     use super::*;
+    use crate::message::{FlushMode, TopicType};
+    use crate::store::Applier as _;
+
+    const SETTINGS: TopicSettings = TopicSettings::open(3, FlushMode::Async, TopicType::Fifo);
 
     fn created(id: u64, name: &str) -> Vec<u8> {
         let mut out = Vec::new();
         Transition::TopicCreated {
             id: TopicId::new(id),
             name: name.to_owned(),
-            queues: 3,
-            flush: FlushMode::Async,
-            topic_type: TopicType::Fifo,
+            settings: SETTINGS,
         }
         .encode_into(&mut out);
         out
@@ -405,16 +377,16 @@ mod tests {
         out
     }
 
-    fn replayed(records: &[Vec<u8>]) -> (TopicTable, Topics) {
-        let (table, topics) = (TopicTable::new(0), Topics::default());
+    fn replayed(records: &[Vec<u8>]) -> (State, Topics) {
+        let (state, topics) = (State::new(0), Topics::default());
         for (record, end) in records.iter().zip(1..) {
-            table.apply(&topics, record, PhysicalOffset::new(end * 100)).unwrap();
+            state.apply(&topics, record, PhysicalOffset::new(end * 100)).unwrap();
         }
-        (table, topics)
+        (state, topics)
     }
 
-    fn names(table: &TopicTable) -> Vec<(String, u64)> {
-        let (topics, more, _) = table.list("", 100);
+    fn names(state: &State) -> Vec<(String, u64)> {
+        let (topics, more, _) = state.topics.list("", 100);
         assert!(!more);
         topics.iter().map(|t| (t.name().to_owned(), t.id().get())).collect()
     }
@@ -424,51 +396,49 @@ mod tests {
         let (table, topics) =
             replayed(&[created(1, "a"), created(2, "b"), deleted(1), created(3, "a")]);
         assert_eq!(names(&table), [("a".to_owned(), 3), ("b".to_owned(), 2)]);
-        assert_eq!(table.counts(), (2, 6));
-        assert_eq!(table.applied(), PhysicalOffset::new(400));
+        assert_eq!(table.topics.counts(), (2, 6));
+        assert_eq!(table.topics.applied(), PhysicalOffset::new(400));
         assert!(topics.get(TopicId::new(1)).is_none());
-        let settings = table.get("a").unwrap().settings();
-        let wanted =
-            TopicSettings { queues: 3, flush: FlushMode::Async, topic_type: TopicType::Fifo };
-        assert_eq!(settings, wanted);
+        assert_eq!(table.topics.get("a").unwrap().settings(), SETTINGS);
     }
 
     #[test]
     fn a_snapshot_restores_the_table_and_never_frees_an_id() {
-        let (table, _) = replayed(&[created(1, "z"), created(2, "b"), created(3, "c"), deleted(3)]);
-        let snapshot = table.snapshot();
+        let (table, known) =
+            replayed(&[created(1, "z"), created(2, "b"), created(3, "c"), deleted(3)]);
+        let snapshot = table.snapshot(&known);
         assert_eq!(snapshot.applied, PhysicalOffset::new(400));
 
-        let (restored, topics) = (TopicTable::new(0), Topics::default());
-        restored.restore(&topics, &snapshot.state, snapshot.applied).unwrap();
+        let (restored, topics) = (State::new(0), Topics::default());
+        restored.restore(&topics, &snapshot.state).unwrap();
         assert_eq!(names(&restored), names(&table));
-        assert_eq!(lock(&restored.unit).next, TopicId::new(4));
-        assert_eq!(restored.snapshot().state, snapshot.state);
+        assert_eq!(lock(&restored.topics.unit).next, TopicId::new(4));
+        assert_eq!(restored.snapshot(&topics).state, snapshot.state);
     }
 
     #[test]
     fn replay_of_records_that_a_snapshot_holds_changes_nothing() {
         let records = [created(1, "a"), created(2, "b"), deleted(1), created(3, "a")];
-        let (table, _) = replayed(&records);
-        let snapshot = table.snapshot();
+        let (table, known) = replayed(&records);
+        let snapshot = table.snapshot(&known);
 
-        let (restored, topics) = (TopicTable::new(0), Topics::default());
-        restored.restore(&topics, &snapshot.state, snapshot.applied).unwrap();
+        let (restored, topics) = (State::new(0), Topics::default());
+        restored.restore(&topics, &snapshot.state).unwrap();
         for (record, end) in records.iter().zip(1..) {
             restored.apply(&topics, record, PhysicalOffset::new(end * 100)).unwrap();
         }
         assert_eq!(names(&restored), names(&table));
-        assert_eq!(restored.counts(), table.counts());
-        assert_eq!(restored.snapshot().state, snapshot.state);
+        assert_eq!(restored.topics.counts(), table.topics.counts());
+        assert_eq!(restored.snapshot(&topics).state, snapshot.state);
     }
 
     #[test]
     fn listing_goes_on_after_a_name() {
         let (table, _) = replayed(&[created(1, "a"), created(2, "b"), created(3, "c")]);
-        let (first, more, _) = table.list("", 2);
+        let (first, more, _) = table.topics.list("", 2);
         assert_eq!(first.iter().map(|t| t.name()).collect::<Vec<_>>(), ["a", "b"]);
         assert!(more);
-        let (rest, more, _) = table.list("b", 2);
+        let (rest, more, _) = table.topics.list("b", 2);
         assert_eq!(rest.iter().map(|t| t.name()).collect::<Vec<_>>(), ["c"]);
         assert!(!more);
     }
@@ -476,7 +446,7 @@ mod tests {
     #[test]
     fn round_robin_visits_every_queue() {
         let (table, _) = replayed(&[created(1, "a")]);
-        let topic = table.get("a").unwrap();
+        let topic = table.topics.get("a").unwrap();
         let mut turns: Vec<_> = (0..3).map(|_| topic.next_queue().get()).collect();
         turns.sort_unstable();
         assert_eq!(turns, [0, 1, 2]);

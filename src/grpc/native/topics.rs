@@ -82,7 +82,7 @@ fn settings(config: &TopicConfig, default: FlushMode) -> Result<TopicSettings, B
         Ok(proto::TopicType::Transaction) => TopicType::Transaction,
         Err(_) => return Err(unknown("type")),
     };
-    Ok(TopicSettings { queues: or_default(config.queues, DEFAULT_QUEUES), flush, topic_type })
+    Ok(TopicSettings::open(or_default(config.queues, DEFAULT_QUEUES), flush, topic_type))
 }
 
 fn topic(entry: &TopicEntry) -> Topic {

@@ -34,7 +34,8 @@ impl Workers {
             let recorded = self.flush.step();
             let sealed = self.seal.step();
             let allocated = self.allocate.step();
-            if [dispatched, recorded, sealed, allocated]
+            let cleaned = self.clean.step();
+            if [dispatched, recorded, sealed, allocated, cleaned]
                 .iter()
                 .all(|step| *step != Progress::Worked)
             {

@@ -358,6 +358,7 @@ impl From<ReadError> for BrokerError {
         match error {
             ReadError::Damaged { at, .. } => Self::DamagedRecord { at },
             ReadError::File(_) => Self::Read(error),
+            ReadError::Rebuilding => Self::Rebuilding,
             ReadError::Overloaded => Self::Overloaded { what: "reads off the disk" },
             ReadError::Closed => Self::Draining,
         }

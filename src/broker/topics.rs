@@ -143,12 +143,12 @@ impl Broker {
         // Ranges that lag a little are still true, so a deadline that ends the wait is no error.
         let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;
         let end = topic.settings().queues.min(first_queue.saturating_add(limit));
-        let queues = (first_queue..end)
+        let first = first_queue.min(end);
+        let bounds = self.store.bounds(topic.handle(), first..end).await?;
+        let queues = (first..)
             .map(QueueId::new)
-            .map(|queue| QueueDescription {
-                queue,
-                range: self.store.queue_range(topic.handle(), queue),
-            })
+            .zip(bounds)
+            .map(|(queue, range)| QueueDescription { queue, range })
             .collect();
         Ok(TopicDescription { topic, queues })
     }

@@ -64,9 +64,11 @@ impl CommitLog {
 
     /// Adds the next segment. Under the append lock only.
     pub(crate) fn push(&self, segment: Arc<Segment>) {
-        let mut segments = Vec::clone(&self.segments.load());
-        segments.push(segment);
-        self.segments.store(Arc::new(segments));
+        self.segments.rcu(|segments| {
+            let mut segments = Vec::clone(segments);
+            segments.push(Arc::clone(&segment));
+            segments
+        });
     }
 
     /// Forgets the segments behind the one at `base`. Recovery only.
@@ -74,6 +76,15 @@ impl CommitLog {
         let mut segments = Vec::clone(&self.segments.load());
         segments.retain(|segment| segment.base() <= base);
         self.segments.store(Arc::new(segments));
+    }
+
+    /// Forgets the segment at `base`, which is deleted: who reads it goes on, nobody finds it any more.
+    pub(crate) fn remove(&self, base: PhysicalOffset) {
+        self.segments.rcu(|segments| {
+            let mut segments = Vec::clone(segments);
+            segments.retain(|segment| segment.base() != base);
+            segments
+        });
     }
 
     /// The first byte of the log.

@@ -203,6 +203,22 @@ impl Indexes {
         }
     }
 
+    /// Whether the sealed segment at `base` has its file, made when all of the segment could be read.
+    pub(crate) fn is_whole(&self, base: PhysicalOffset) -> bool {
+        let segments = self.files.segments();
+        let index = segments.partition_point(|segment| segment.base < base);
+        let segment = segments.get(index).filter(|segment| segment.base == base);
+        segment.is_some_and(|segment| segment.state == FileState::Present)
+    }
+
+    /// The segment at `base` is deleted: its file goes, and no search crosses it any more.
+    ///
+    /// # Errors
+    /// The file may still be there; no search crosses it all the same.
+    pub(crate) fn delete(&self, base: PhysicalOffset) -> Result<(), FileError> {
+        self.files.delete(base)
+    }
+
     /// What the parts take of memory.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.parts.list().iter().map(|listed| listed.part.memory_bytes()).sum()

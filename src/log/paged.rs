@@ -267,6 +267,18 @@ impl SealedFiles {
         open.files.retain(|(known, _), _| *known != base);
     }
 
+    /// Forgets the segment at `base` and removes its file. The name is gone for good once the directory is synced.
+    pub(crate) fn delete(&self, base: PhysicalOffset) -> Result<(), FileError> {
+        let mut list = lock(&self.segments);
+        Arc::make_mut(&mut list.segments).retain(|known| known.base != base);
+        drop(list);
+        lock(&self.open).files.retain(|(known, _), _| *known != base);
+        match self.disk.unlink(&self.path(base)) {
+            Err(FileError::NotFound { .. }) => Ok(()),
+            unlinked => unlinked,
+        }
+    }
+
     /// Makes the file missing, unless another has taken its place meanwhile.
     fn lose(&self, segment: &SealedSegment) {
         let mut list = lock(&self.segments);

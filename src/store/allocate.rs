@@ -5,14 +5,14 @@ use std::time::Duration;
 use super::error::SpaceError;
 use super::signal::Progress;
 use super::{Shared, StoreConfig};
-use crate::file::FileError;
 use crate::file::disk::Disk;
 use crate::file::segment::{Prefill, Segment};
+use crate::file::{FileError, Operation};
 use crate::format::identity::Identity;
 use crate::format::names::FileKind;
 use crate::format::segment_header::SegmentHeader;
 use crate::message::{FlushMode, PhysicalOffset};
-use crate::sync::{Arc, lock};
+use crate::sync::{Arc, Ordering, lock};
 
 /// After a failure the disk is asked again so often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -43,7 +43,8 @@ impl AllocateWorker {
                 _ => return Progress::Idle(IDLE),
             }
         };
-        let outcome = make_segment(&shared.config, &shared.identity, &*shared.disk, base);
+        let outcome = keep_reserve(&shared.config, &*shared.disk)
+            .and_then(|()| make_segment(&shared.config, &shared.identity, &*shared.disk, base));
         let progress = match outcome {
             Ok(segment) => {
                 *lock(&shared.no_space) = None;
@@ -51,17 +52,33 @@ impl AllocateWorker {
                 Progress::Worked
             }
             Err(error) => {
-                tracing::error!(%error, "the next segment cannot be made; appends wait for it");
-                *lock(&shared.no_space) = Some(match error {
+                let reason = match error {
                     FileError::Full { .. } => SpaceError::Full,
                     _ => SpaceError::Refused,
-                });
+                };
+                let known = lock(&shared.no_space).replace(reason);
+                if known != Some(reason) {
+                    tracing::error!(%error, "the next segment cannot be made; appends wait for it");
+                    // What is dead may make room.
+                    shared.clean_asked.store(true, Ordering::Relaxed);
+                    shared.clean_signal.wake();
+                }
                 Progress::Idle(RETRY)
             }
         };
         shared.space.notify_waiters();
         progress
     }
+}
+
+/// Refuses a segment that would leave less than the reserve free.
+fn keep_reserve(config: &StoreConfig, disk: &dyn Disk) -> Result<(), FileError> {
+    if config.disk_reserve == 0
+        || disk.free_space(&config.dir)? >= config.segment_size + config.disk_reserve
+    {
+        return Ok(());
+    }
+    Err(FileError::Full { operation: Operation::Allocate, path: config.dir.clone() })
 }
 
 /// A new segment at `base`, durable and empty. What a failed attempt left under the temporary name is replaced.

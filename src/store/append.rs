@@ -62,6 +62,28 @@ pub struct NewRecord {
     attributes: Bytes,
     payload: Bytes,
     payload_crc: u32,
+    class: Class,
+}
+
+/// What a record may use of the last segment there is, when no other can be made behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// Epochs and deletions of segments: all of it.
+    Own,
+    /// State, so that acknowledgements, ends and deletions go on: all but a 64th.
+    State,
+    /// Messages: all but an eighth.
+    Messages,
+}
+
+impl Class {
+    fn kept_free(self, segment_len: u64) -> u64 {
+        match self {
+            Self::Own => 0,
+            Self::State => segment_len / 64,
+            Self::Messages => segment_len / 8,
+        }
+    }
 }
 
 impl NewRecord {
@@ -92,6 +114,7 @@ impl NewRecord {
             attributes: Bytes::new(),
             payload_crc: payload_crc(&[], &batch),
             payload: batch,
+            class: Class::Messages,
         }
     }
 
@@ -111,15 +134,20 @@ impl NewRecord {
 
     /// A record of the broker's own state: a run of transitions.
     pub fn state(transitions: Vec<u8>) -> Self {
-        Self::internal(RecordKind::State, transitions)
+        Self::internal(RecordKind::State, transitions, Class::State)
+    }
+
+    /// The same, of what makes room on a full disk.
+    pub(super) fn own(transitions: Vec<u8>) -> Self {
+        Self::internal(RecordKind::State, transitions, Class::Own)
     }
 
     /// The record that begins an epoch.
     pub(super) fn epoch(payload: Vec<u8>) -> Self {
-        Self::internal(RecordKind::Epoch, payload)
+        Self::internal(RecordKind::Epoch, payload, Class::Own)
     }
 
-    fn internal(kind: RecordKind, payload: Vec<u8>) -> Self {
+    fn internal(kind: RecordKind, payload: Vec<u8>, class: Class) -> Self {
         Self {
             kind,
             topic: None,
@@ -132,6 +160,7 @@ impl NewRecord {
             attributes: Bytes::new(),
             payload_crc: payload_crc(&[], &payload),
             payload: Bytes::from(payload),
+            class,
         }
     }
 
@@ -147,6 +176,9 @@ impl NewRecord {
 
     /// What its entries will occupy in memory until their segment is sealed.
     fn entry_bytes(&self) -> u64 {
+        if self.class != Class::Messages {
+            return 0;
+        }
         consume_queue::ENTRY_COST + u64::from(self.index_entries) * index::ENTRY_COST
     }
 }
@@ -171,6 +203,7 @@ pub struct Placed {
 struct Need {
     len: u64,
     entry_bytes: u64,
+    class: Class,
 }
 
 impl Need {
@@ -178,8 +211,9 @@ impl Need {
         let add = |need: Self, record: &NewRecord| Self {
             len: need.len + record.len(),
             entry_bytes: need.entry_bytes + record.entry_bytes(),
+            class: need.class.max(record.class),
         };
-        records.iter().fold(Self { len: 0, entry_bytes: 0 }, add)
+        records.iter().fold(Self { len: 0, entry_bytes: 0, class: Class::Own }, add)
     }
 }
 
@@ -313,7 +347,8 @@ impl Shared {
                 return Err(AppendError::NoSuchQueue { queues: topic.queues() });
             }
         }
-        if self.is_lagging() {
+        let is_short = need.class == Class::Messages && self.disk_is_short.load(Ordering::Relaxed);
+        if is_short || self.is_lagging() {
             return Err(AppendError::NotReady);
         }
         Ok(())
@@ -368,7 +403,12 @@ impl Shared {
         }
         let memory_full = entry_bytes > self.config.unsealed_memory;
         let empty = tail.end == tail.segment.base().plus(PAGE_LEN as u64);
-        let has_room = tail.end.get() + need.len <= tail.segment.end().get();
+        // Until there is a next segment, this one may be the last for long.
+        let kept_free = match self.ready.load().is_some() {
+            true => 0,
+            false => need.class.kept_free(tail.segment.len()),
+        };
+        let has_room = tail.end.get() + need.len + kept_free <= tail.segment.end().get();
         has_room && (empty || !(memory_full || too_old))
     }
 

@@ -55,6 +55,7 @@ impl CheckpointFile {
         flushed: PhysicalOffset,
         epoch: Epoch,
         sealed_end: PhysicalOffset,
+        newest_image: Option<PhysicalOffset>,
         clean: bool,
     ) -> Result<(), FileError> {
         let checkpoint = Checkpoint {
@@ -62,7 +63,7 @@ impl CheckpointFile {
             flushed,
             epoch,
             sealed_end,
-            newest_image: None,
+            newest_image,
             clean,
         };
         let position = checkpoint.position();

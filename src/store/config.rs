@@ -27,6 +27,9 @@ pub struct StoreConfig {
     pub max_unflushed: u64,
     /// What this process appended within the last so many bytes is read in place, the rest from the disk.
     pub hot_bytes: u64,
+    /// Below so many free bytes on the file system, sends are refused, and no segment is made ahead; state records go
+    /// on in the last eighth of the last segment. 0: never.
+    pub disk_reserve: u64,
     /// Threads that read from the disk.
     pub read_threads: usize,
 }
@@ -48,6 +51,7 @@ impl StoreConfig {
             flush_bytes: 64 << 20,
             max_unflushed: 256 << 20,
             hot_bytes: 256 << 20,
+            disk_reserve: 512 << 20,
             read_threads: 2,
         }
     }

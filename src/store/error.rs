@@ -81,6 +81,9 @@ pub enum ReadError {
     /// A file could not be read.
     #[error("reading the store failed")]
     File(#[source] std::sync::Arc<FileError>),
+    /// A file that is needed has to be made again first.
+    #[error("a queue file that is needed is being rebuilt")]
+    Rebuilding,
     /// More reads wait for the disk than are let in.
     #[error("too many reads wait for the disk")]
     Overloaded,

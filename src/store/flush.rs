@@ -30,12 +30,12 @@ pub struct FlushWorker {
     unflushed_since: Option<Duration>,
     last_sync: Duration,
     /// What the newest checkpoint says.
-    recorded: (PhysicalOffset, PhysicalOffset),
+    recorded: (PhysicalOffset, PhysicalOffset, Option<PhysicalOffset>),
 }
 
 impl FlushWorker {
     pub(super) fn new(shared: Arc<Shared>, checkpoint: CheckpointFile) -> Self {
-        let recorded = (PhysicalOffset::ZERO, PhysicalOffset::ZERO);
+        let recorded = (PhysicalOffset::ZERO, PhysicalOffset::ZERO, None);
         Self { shared, checkpoint, unflushed_since: None, last_sync: Duration::ZERO, recorded }
     }
 
@@ -104,23 +104,31 @@ impl FlushWorker {
     }
 
     fn checkpoint_if_due(&mut self, now: Duration) -> Progress {
-        let current = (self.shared.marks.flushed.get(), self.shared.marks.sealed.get());
+        let current = self.current();
         if current == self.recorded {
             return Progress::Idle(IDLE);
         }
         let idle = now.saturating_sub(self.last_sync);
-        if idle < CHECKPOINT_IDLE && current.1 == self.recorded.1 {
+        let is_only_flushed = (current.1, current.2) == (self.recorded.1, self.recorded.2);
+        if idle < CHECKPOINT_IDLE && is_only_flushed {
             return Progress::Idle(CHECKPOINT_IDLE - idle);
         }
         self.record(false);
         Progress::Worked
     }
 
+    /// What a checkpoint would say now. The image before the flushed position: an image counts once it is flushed.
+    fn current(&self) -> (PhysicalOffset, PhysicalOffset, Option<PhysicalOffset>) {
+        let (marks, image) = (&self.shared.marks, self.shared.newest_image());
+        (marks.flushed.get(), marks.sealed.get(), image)
+    }
+
     /// Writes the checkpoint. `clean`: nothing comes after it in this process.
     pub fn record(&mut self, clean: bool) {
-        let (flushed, sealed) = (self.shared.marks.flushed.get(), self.shared.marks.sealed.get());
-        self.recorded = (flushed, sealed);
-        if let Err(error) = self.checkpoint.write(flushed, self.shared.epoch, sealed, clean) {
+        self.recorded = self.current();
+        let (flushed, sealed, image) = self.recorded;
+        let epoch = self.shared.epoch;
+        if let Err(error) = self.checkpoint.write(flushed, epoch, sealed, image, clean) {
             // Derived: the log is as safe without it, only the next start has less to go by.
             tracing::warn!(%error, "checkpoint not written");
         }

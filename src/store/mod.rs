@@ -6,23 +6,30 @@
 //! | `mainstem-flush` | [`FlushWorker::step`] | who waits for durability; else the flush interval |
 //! | `mainstem-seal` | [`SealWorker::step`] | a finished segment, a read that misses a file |
 //! | `mainstem-allocate` | [`AllocateWorker::step`] | a roll |
+//! | `mainstem-clean` | [`CleanWorker::step`] | what makes messages gone; else every second |
 //! | `mainstem-read-N` | reads that may wait for a disk | a queue |
 //!
 //! Append runs on its caller. A worker is a step function; its thread is a loop around it, and a test calls the steps
 //! in an order of its own. All threads end in [`Store::close`] or with the last handle.
 //!
-//! Locks, in the order in which they may be taken: dispatcher → (queue and index shards); all others are leaves.
+//! Locks, in the order in which they may be taken: dispatcher → (queue and index shards); deletions → append; all others
+//! are leaves.
 
 mod allocate;
 mod append;
 mod checkpoint;
+mod clean;
 mod cold;
 mod config;
 mod dispatch;
 mod error;
 mod flush;
+mod image;
+mod min;
 mod open;
+mod pins;
 mod query;
+mod ranges;
 mod read;
 mod recover;
 mod seal;
@@ -43,7 +50,10 @@ use tokio::sync::Notify;
 use self::append::Tail;
 use self::cold::ReadPool;
 use self::dispatch::Dispatcher;
+use self::min::Begins;
 use self::open::Threads;
+use self::pins::Pins;
+use self::ranges::Ranges;
 use self::read::May;
 pub(crate) use self::signal::Signal;
 use self::waiters::{ArrivalWaiters, PositionWaiters};
@@ -60,17 +70,20 @@ use crate::log::index::{Coverage, Indexes};
 use crate::log::paged::SealedError;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
+    TopicId,
 };
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
 
 pub use self::allocate::AllocateWorker;
 pub use self::append::{NewRecord, Placed};
+pub use self::clean::CleanWorker;
 pub use self::config::StoreConfig;
 pub use self::dispatch::DispatchWorker;
 pub use self::error::{AppendError, CloseError, OpenError, ReadError, SpaceError};
 pub use self::flush::FlushWorker;
 pub use self::open::Workers;
 pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteReason};
+use self::read::Bounds;
 pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
 pub use self::recover::{StartReport, TailCut};
 pub use self::seal::SealWorker;
@@ -133,6 +146,10 @@ pub(crate) struct StoreMetrics {
     pub(crate) syncs: Counter,
     pub(crate) damaged_reads: Counter,
     pub(crate) rebuilt: Counter,
+    pub(crate) deleted_segments: Counter,
+    pub(crate) deleted_bytes: Counter,
+    pub(crate) images: Counter,
+    pub(crate) image_bytes: Counter,
 }
 
 /// A number that only grows. Relaxed: it orders nothing.
@@ -142,6 +159,10 @@ pub(crate) struct Counter(AtomicU64);
 impl Counter {
     pub(crate) fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -170,6 +191,33 @@ pub struct StoreStatus {
     pub damaged_reads: u64,
     /// Queue and index files made again since open.
     pub rebuilt: u64,
+    /// Segments deleted since open.
+    pub deleted_segments: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// State images taken since open.
+    pub images: u64,
+    /// Their bytes.
+    pub image_bytes: u64,
+    /// Where the newest durable state image begins.
+    pub newest_image: Option<PhysicalOffset>,
+    /// Which topics keep sealed segments, most segments first; a segment counts for the one that keeps it for longest.
+    pub held: Vec<HeldBy>,
+    /// Segments that work under way keeps from being deleted.
+    pub pinned_segments: usize,
+    /// Less is free than `disk_reserve`: sends are refused.
+    pub disk_is_short: bool,
+}
+
+/// How much of the log a topic keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldBy {
+    /// Its incarnation.
+    pub topic: TopicId,
+    /// Sealed segments that stay for it.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What all handles and workers share.
@@ -185,6 +233,27 @@ pub(crate) struct Shared {
     /// What this process appended begins here: read in place. What was found is read from the disk.
     own_from: PhysicalOffset,
     damaged: Vec<Range<PhysicalOffset>>,
+    /// Bytes whose segments were deleted, or are about to be.
+    deleted: Ranges,
+    /// The end of the last record that says so. Held while it is appended: a snapshot contains either both or none, and
+    /// then replays the record. Taken before the append lock.
+    deletions_end: Mutex<PhysicalOffset>,
+    /// Bytes that an operator gave up.
+    lost: Ranges,
+    begins: Begins,
+    pins: Pins,
+    /// Where the newest durable image begins; [`clean::NO_IMAGE`] without one.
+    newest_image: AtomicU64,
+    /// Damage may have taken state records: what is unknown may exist.
+    state_may_be_missing: bool,
+    /// Which topics keep sealed segments, as the clean worker found it last.
+    held: Mutex<Vec<HeldBy>>,
+    /// The topic that the log was last said to be kept by.
+    warned_of: Mutex<Option<TopicId>>,
+    /// Less is free than `disk_reserve`. Relaxed: a sender that races with a change may see either.
+    disk_is_short: AtomicBool,
+    /// Something became gone: the clean worker looks at messages at once.
+    clean_asked: AtomicBool,
     log: CommitLog,
     queues: ConsumeQueues,
     indexes: Indexes,
@@ -216,6 +285,7 @@ pub(crate) struct Shared {
     flush_signal: Signal,
     seal_signal: Signal,
     allocate_signal: Signal,
+    clean_signal: Signal,
 
     /// The flush worker sleeps until something is appended.
     flush_is_idle: AtomicBool,
@@ -305,6 +375,9 @@ impl Shared {
         }
         if self.is_lagging() {
             return Some(Ok(()));
+        }
+        if self.disk_is_short.load(Ordering::Relaxed) {
+            return Some(Err(SpaceError::Full));
         }
         if self.ready.load().is_none() {
             return Some(lock(&self.no_space).map_or(Ok(()), Err));
@@ -414,9 +487,9 @@ impl Store {
         async move { if visible { Ok(()) } else { durable.await } }
     }
 
-    /// The readable offsets of a queue.
-    pub fn queue_range(&self, topic: &TopicHandle, queue: QueueId) -> QueueRange {
-        self.shared.queue_range(topic, queue)
+    /// The end of what can be read of a queue.
+    pub fn queue_max(&self, topic: &TopicHandle, queue: QueueId) -> QueueOffset {
+        self.shared.queue_max(topic, queue)
     }
 
     /// The readable offsets of a queue, exactly: `min` is the first message that is not gone. What is not in memory is
@@ -429,8 +502,40 @@ impl Store {
         topic: &Arc<TopicHandle>,
         queue: QueueId,
     ) -> impl Future<Output = Result<QueueRange, ReadError>> + Send + use<> {
+        let bounds = self.bounds(topic, queue.get()..queue.get().saturating_add(1));
+        async move { bounds.await?.pop().ok_or(ReadError::Closed) }
+    }
+
+    /// The same for some of its queues, by their ids.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn bounds(
+        &self,
+        topic: &Arc<TopicHandle>,
+        queues: Range<u32>,
+    ) -> impl Future<Output = Result<Vec<QueueRange>, ReadError>> + Send + use<> {
         let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
-        async move { Ok(shared.queue_range(&topic, queue)) }
+        let pool = Arc::clone(&self.pool);
+        async move {
+            let mut found = Vec::with_capacity(queues.len());
+            for queue in queues.clone() {
+                match shared.queue_range(&topic, QueueId::new(queue), May::Memory)? {
+                    Bounds::Range(range) => found.push(range),
+                    Bounds::NeedsDisk | Bounds::Rebuilding { .. } => break,
+                }
+            }
+            // The rest at once: memory does not know it.
+            let rest = queues.start + found.len() as u32..queues.end;
+            if !rest.is_empty() {
+                let bounds = move || {
+                    rest.map(|queue| shared.bounds_on_disk(&topic, QueueId::new(queue))).collect()
+                };
+                let rest: Vec<_> = pool.run(bounds).await?;
+                found.extend(rest);
+            }
+            Ok(found)
+        }
     }
 
     /// The first readable message of a queue that was stored at `time` or later; the end of the queue if there is none.
@@ -444,15 +549,21 @@ impl Store {
         time: Timestamp,
     ) -> impl Future<Output = Result<QueueOffset, ReadError>> + Send + use<> {
         let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
-        async move {
-            let range = shared.queue_range(&topic, queue);
-            Ok(if time == Timestamp::ZERO { range.min } else { range.max })
-        }
+        let pool = Arc::clone(&self.pool);
+        async move { pool.run(move || shared.offset_at(&topic, queue, time)).await }
+    }
+
+    /// What of a topic is gone at this moment by its retention and by what it was told: records that start below the
+    /// place, and those that were stored before the time.
+    pub fn gone(&self, topic: &TopicHandle) -> (PhysicalOffset, Timestamp) {
+        let cuts = topic.topic_cuts(self.shared.store_time());
+        (cuts.below, cuts.before)
     }
 
     /// Something of a topic is gone now: what can be deleted is looked for soon.
     pub fn clean_soon(&self) {
-        self.shared.seal_signal.wake();
+        self.shared.clean_asked.store(true, Ordering::Relaxed);
+        self.shared.clean_signal.wake();
     }
 
     /// Reads records of a queue from an offset on. What is not in memory is read by the pool.
@@ -497,7 +608,7 @@ impl Store {
             if shared.is_poisoned() || shared.draining.load(Ordering::SeqCst) {
                 return Arrival::Closed;
             }
-            if shared.queue_range(&topic, queue).max > from {
+            if shared.queue_max(&topic, queue) > from {
                 return Arrival::Readable;
             }
             shared.wake_when_flushed(key, from);
@@ -603,6 +714,14 @@ impl Store {
             syncs: shared.metrics.syncs.get(),
             damaged_reads: shared.metrics.damaged_reads.get(),
             rebuilt: shared.metrics.rebuilt.get(),
+            deleted_segments: shared.metrics.deleted_segments.get(),
+            deleted_bytes: shared.metrics.deleted_bytes.get(),
+            images: shared.metrics.images.get(),
+            image_bytes: shared.metrics.image_bytes.get(),
+            newest_image: shared.newest_image(),
+            held: lock(&shared.held).clone(),
+            pinned_segments: shared.pins.count(),
+            disk_is_short: shared.disk_is_short.load(Ordering::Relaxed),
         }
     }
 

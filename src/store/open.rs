@@ -10,22 +10,27 @@ use tokio::sync::Notify;
 
 use super::append::{self, Tail};
 use super::checkpoint::CheckpointFile;
+use super::clean::NO_IMAGE;
 use super::cold::ReadPool;
 use super::dispatch::Dispatcher;
+use super::min::Begins;
+use super::pins::Pins;
 use super::signal::Signal;
 use super::topics::Topics;
 use super::waiters::{ArrivalWaiters, PositionWaiters};
 use super::watermarks::Marks;
 use super::{
-    AllocateWorker, AppendError, Applier, CloseError, DispatchWorker, FlushWorker, OpenError,
-    Progress, SealWorker, Shared, StartReport, Store, StoreConfig, StoreMetrics, allocate, recover,
+    AllocateWorker, AppendError, Applier, CleanWorker, CloseError, DispatchWorker, FlushWorker,
+    OpenError, Progress, SealWorker, Shared, StartReport, Store, StoreConfig, StoreMetrics,
+    allocate, recover,
 };
 use crate::clock::{Clock, StoreClock};
 use crate::file::FileError;
 use crate::file::disk::{DirLock, Disk};
 use crate::format::names;
 use crate::format::segment_header::PAGE_LEN;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
+use crate::message::PhysicalOffset;
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// The storage threads and what ends with them.
 pub(super) struct Threads {
@@ -39,6 +44,7 @@ struct Running {
     flush: Option<JoinHandle<FlushWorker>>,
     seal: Option<JoinHandle<SealWorker>>,
     allocate: Option<JoinHandle<AllocateWorker>>,
+    clean: Option<JoinHandle<CleanWorker>>,
     lock: Option<Box<dyn DirLock>>,
 }
 
@@ -52,6 +58,8 @@ pub struct Workers {
     pub seal: SealWorker,
     /// The next segment.
     pub allocate: AllocateWorker,
+    /// Retention, state images, free space.
+    pub clean: CleanWorker,
 }
 
 impl Store {
@@ -134,6 +142,17 @@ impl Store {
             epoch: found.epoch,
             own_from: tail,
             damaged: report.damaged.clone(),
+            deleted: found.deleted,
+            deletions_end: Mutex::new(PhysicalOffset::ZERO),
+            lost: found.lost,
+            begins: Begins::new(),
+            pins: Pins::default(),
+            newest_image: AtomicU64::new(found.newest_image.map_or(NO_IMAGE, PhysicalOffset::get)),
+            state_may_be_missing: report.damage_may_hold_state,
+            held: Mutex::default(),
+            warned_of: Mutex::new(None),
+            disk_is_short: AtomicBool::new(false),
+            clean_asked: AtomicBool::new(false),
             log: found.log,
             queues: found.queues,
             indexes: found.indexes,
@@ -156,6 +175,7 @@ impl Store {
             flush_signal: Signal::default(),
             seal_signal: Signal::default(),
             allocate_signal: Signal::default(),
+            clean_signal: Signal::default(),
             flush_is_idle: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             poison_reason: Mutex::new(None),
@@ -176,6 +196,7 @@ impl Store {
             flush: FlushWorker::new(Arc::clone(&shared), checkpoint),
             seal: SealWorker::new(Arc::clone(&shared)),
             allocate: AllocateWorker::new(Arc::clone(&shared)),
+            clean: CleanWorker::new(Arc::clone(&shared)),
         };
         begin_epoch(&shared, &mut workers, &report)?;
         let store = Self {
@@ -191,7 +212,7 @@ impl Store {
     }
 
     fn start(&self, workers: Workers, dir_lock: Box<dyn DirLock>) -> std::io::Result<()> {
-        let Workers { dispatch, flush, seal, allocate } = workers;
+        let Workers { dispatch, flush, seal, allocate, clean } = workers;
         let mut running = lock(&self.threads.running);
         running.lock = Some(dir_lock);
         running.dispatch =
@@ -207,6 +228,9 @@ impl Store {
             Some(self.run("mainstem-allocate", allocate, AllocateWorker::step, |shared| {
                 &shared.allocate_signal
             })?);
+        running.clean = Some(
+            self.run("mainstem-clean", clean, CleanWorker::step, |shared| &shared.clean_signal)?,
+        );
         Ok(())
     }
 
@@ -294,12 +318,14 @@ impl Threads {
             &shared.flush_signal,
             &shared.seal_signal,
             &shared.allocate_signal,
+            &shared.clean_signal,
         ] {
             signal.wake();
         }
         // A storage thread that panics ends the process, so each gives its worker back.
         let _dispatch = running.dispatch.take().map(JoinHandle::join);
         let _allocate = running.allocate.take().map(JoinHandle::join);
+        let _clean = running.clean.take().map(JoinHandle::join);
         let workers = (
             running.flush.take().and_then(|thread| thread.join().ok()),
             running.seal.take().and_then(|thread| thread.join().ok()),

@@ -97,7 +97,8 @@ impl Shared {
     pub(super) fn find(&self, request: &FindRequest) -> Result<Found, ReadError> {
         let readable = self.readable_end(&request.topic);
         let window_end = request.after.map_or(readable, |after| after.window_end).min(readable);
-        let mut window = self.narrow(self.log.min()..window_end, request);
+        let below = request.topic.topic_cuts(self.store_time()).below;
+        let mut window = self.narrow(self.log.min().max(below)..window_end, request);
         if let Some(after) = request.after {
             match request.order {
                 Order::NewestFirst => window.end = window.end.min(after.offset.plus(1)),
@@ -212,6 +213,9 @@ impl Page<'_> {
         let (request, order) = (self.request, self.request.order);
         self.examined += 1;
         let HeaderAt::Sound(header) = self.shared.header_at(at)? else {
+            if self.shared.deleted.contains(at) {
+                return Ok(Go::On);
+            }
             self.incomplete(IncompleteReason::Damaged);
             return Ok(Go::On);
         };
@@ -223,7 +227,9 @@ impl Page<'_> {
         if past {
             return Ok(Go::Past);
         }
-        if header.topic == request.topic.id() && (request.begin..=request.end).contains(&time) {
+        let is_wanted =
+            header.topic == request.topic.id() && (request.begin..=request.end).contains(&time);
+        if is_wanted && !self.shared.is_gone(&request.topic, &header) {
             match self.shared.load(&request.topic, at, header.end(), May::Disk) {
                 Loaded::Record(record) => {
                     if self.take(record)? == Go::Full {
@@ -232,7 +238,7 @@ impl Page<'_> {
                 }
                 Loaded::Damaged => self.incomplete(IncompleteReason::Damaged),
                 Loaded::Refused(error) => return Err(error.into()),
-                Loaded::NotYet | Loaded::NeedsDisk => {}
+                Loaded::NotYet | Loaded::NeedsDisk | Loaded::Gone => {}
             }
         }
         if self.examined >= EXAMINED || self.bytes >= PAGE_BYTES {

@@ -10,6 +10,8 @@
 //!
 //! Either way every checksum is verified before a byte is handed out.
 //!
+//! What is gone by retention, purge or age is not read any more: `min.rs` says where a queue begins.
+//!
 //! A record that fails its checksum is damaged. One that the disk does not give may be sound: the read fails and can be
 //! tried again, and only after [`REFUSALS`] of them in a row the place counts as damaged, so that a reader comes past a
 //! sector that is gone for good. The first read that succeeds there ends that. Headers read alone are counted apart:
@@ -20,6 +22,7 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::error::ReadError;
+use super::min::Min;
 use super::topics::TopicHandle;
 use crate::file::FileError;
 use crate::format::batch::TagFilter;
@@ -143,6 +146,8 @@ pub(super) enum Loaded {
     /// Not visible yet.
     NotYet,
     Damaged,
+    /// Its segment was deleted meanwhile.
+    Gone,
     NeedsDisk,
     /// The disk does not give it now.
     Refused(FileError),
@@ -204,6 +209,8 @@ impl Shared {
             {
                 Loaded::Record(stored(&header, &body))
             }
+            // Told apart after the read: a segment goes at any time.
+            Ok(ReadRecord::Damaged) if self.deleted.contains(at) => Loaded::Gone,
             Ok(ReadRecord::Whole(..) | ReadRecord::Damaged) => {
                 self.metrics.damaged_reads.increment();
                 Loaded::Damaged
@@ -256,11 +263,29 @@ impl Shared {
         }
     }
 
-    /// The readable offsets of a queue.
-    pub(super) fn queue_range(&self, topic: &TopicHandle, queue: QueueId) -> QueueRange {
+    /// The end of what can be read of a queue.
+    pub(super) fn queue_max(&self, topic: &TopicHandle, queue: QueueId) -> QueueOffset {
         let key = QueueKey { topic: topic.id(), queue };
-        let max = self.queues.readable_next(key, self.readable_end(topic));
-        QueueRange { min: QueueOffset::ZERO, max }
+        self.queues.readable_next(key, self.readable_end(topic))
+    }
+
+    /// The readable offsets of a queue.
+    pub(super) fn queue_range(
+        &self,
+        topic: &TopicHandle,
+        queue: QueueId,
+        may: May,
+    ) -> Result<Bounds, ReadError> {
+        // The begin first: what becomes readable meanwhile is behind it.
+        Ok(match self.queue_min(topic, queue, may)? {
+            Min::At(min) => {
+                let max = self.queue_max(topic, queue);
+                // All of it may be gone, also what cannot be read yet.
+                Bounds::Range(QueueRange { min: min.min(max), max })
+            }
+            Min::NeedsDisk => Bounds::NeedsDisk,
+            Min::Rebuilding { base } => Bounds::Rebuilding { base },
+        })
     }
 
     /// Reads records. `None`: the answer is on the disk, and the caller may not look there.
@@ -269,7 +294,14 @@ impl Shared {
         request: &ReadRequest,
         may: May,
     ) -> Result<Option<ReadOutcome>, ReadError> {
-        let range = self.queue_range(&request.topic, request.queue);
+        let range = match self.queue_range(&request.topic, request.queue, may)? {
+            Bounds::Range(range) => range,
+            Bounds::NeedsDisk => return Ok(None),
+            Bounds::Rebuilding { base } => {
+                self.want_rebuilt(base);
+                return Ok(Some(ReadOutcome::Rebuilding));
+            }
+        };
         if request.from < range.min || request.from > range.max {
             return Ok(Some(ReadOutcome::OutOfRange { range }));
         }
@@ -290,6 +322,7 @@ impl Shared {
             HeaderAt::Sound(header) => header,
             // Whether a record of this id was there cannot be known; that it never was must not be said.
             HeaderAt::Lost => return Err(ReadError::Damaged { at }),
+            HeaderAt::Nothing if self.deleted.contains(at) => return Ok(None),
             HeaderAt::Nothing if damaged(at) => return Err(ReadError::Damaged { at }),
             HeaderAt::Nothing => return Ok(None),
         };
@@ -299,13 +332,34 @@ impl Shared {
         let Some(topic) = self.topics.get(header.topic) else {
             return Ok(None);
         };
+        if self.is_gone(&topic, &header) {
+            return Ok(None);
+        }
         match self.load(&topic, at, header.end(), May::Disk) {
             Loaded::Record(record) => Ok(Some(record)),
             Loaded::Damaged => Err(ReadError::Damaged { at }),
             Loaded::Refused(error) => Err(error.into()),
-            Loaded::NotYet | Loaded::NeedsDisk => Ok(None),
+            Loaded::NotYet | Loaded::NeedsDisk | Loaded::Gone => Ok(None),
         }
     }
+
+    /// Whether the messages of a record are gone by retention, purge or age.
+    pub(super) fn is_gone(&self, topic: &TopicHandle, header: &RecordHeader) -> bool {
+        let cuts = topic.cuts(header.queue, self.store_time());
+        let queue_end = header.queue_offset.plus(header.message_count.into());
+        cuts.is_gone(header.physical_offset, header.store_time, queue_end)
+    }
+}
+
+/// The readable offsets of a queue, if they are known.
+pub(super) enum Bounds {
+    Range(QueueRange),
+    /// Ask again where the disk may be read.
+    NeedsDisk,
+    /// A file has to be rebuilt first.
+    Rebuilding {
+        base: PhysicalOffset,
+    },
 }
 
 /// What stands for bytes that the disk does not give any more.
@@ -358,6 +412,10 @@ enum Stop {
     Rebuilding {
         at: QueueOffset,
     },
+    /// What is there went while it was read.
+    Gone {
+        at: QueueOffset,
+    },
     NeedsDisk {
         at: QueueOffset,
     },
@@ -387,7 +445,7 @@ impl Read<'_> {
                 Lookup::Found => {}
                 Lookup::AtEnd { next: end } | Lookup::BelowFirst { first: end } => {
                     // Offsets below the readable end without entries: their records cannot be read.
-                    return Ok(Stop::Damage { at: next, next: end.max(next.plus(1)) });
+                    return self.damage_or_gone(next, end.max(next.plus(1)));
                 }
                 Lookup::Rebuilding { base } => {
                     self.shared.want_rebuilt(base);
@@ -397,7 +455,7 @@ impl Read<'_> {
             }
             scanned += entries.len();
             for entry in &entries {
-                match self.take(entry, next) {
+                match self.take(entry, next)? {
                     None => next = entry.queue_end(),
                     Some(stop) => return Ok(stop),
                 }
@@ -407,13 +465,13 @@ impl Read<'_> {
     }
 
     /// Takes one entry into the answer or passes over it. `Some`: the read ends before it.
-    fn take(&mut self, entry: &QueueEntry, next: QueueOffset) -> Option<Stop> {
+    fn take(&mut self, entry: &QueueEntry, next: QueueOffset) -> Result<Option<Stop>, ReadError> {
         if entry.queue_offset > next {
-            return Some(Stop::Damage { at: next, next: entry.queue_offset });
+            return self.damage_or_gone(next, entry.queue_offset).map(Some);
         }
         let behind = Stop::Damage { at: next, next: entry.queue_end() };
         if entry.flags.contains(EntryFlags::DAMAGED) {
-            return Some(behind);
+            return Ok(Some(behind));
         }
         let may_match = self.request.filter.may_match(
             entry.tag_bits,
@@ -422,14 +480,14 @@ impl Read<'_> {
         );
         let end = entry.offset.plus(u64::from(entry.len));
         if !may_match && end <= self.shared.readable_end(&self.request.topic) {
-            return None;
+            return Ok(None);
         }
         let full = self.messages + usize::from(entry.messages) > self.request.max_messages
             || self.bytes + entry.len as usize > self.request.max_bytes;
         if full && !self.found.is_empty() {
-            return Some(Stop::At(next));
+            return Ok(Some(Stop::At(next)));
         }
-        match self.shared.load(&self.request.topic, entry.offset, end, self.may) {
+        Ok(match self.shared.load(&self.request.topic, entry.offset, end, self.may) {
             Loaded::Record(record) => {
                 self.bytes += entry.len as usize;
                 self.messages += usize::from(entry.messages);
@@ -438,9 +496,20 @@ impl Read<'_> {
             }
             Loaded::NotYet => Some(Stop::At(next)),
             Loaded::Damaged => Some(behind),
+            Loaded::Gone => Some(Stop::Gone { at: next }),
             Loaded::NeedsDisk => Some(Stop::NeedsDisk { at: next }),
             Loaded::Refused(error) => Some(Stop::Refused { at: next, error }),
-        }
+        })
+    }
+
+    /// Why there is nothing from `at` to `next`: it went since the read began, or it cannot be read.
+    fn damage_or_gone(&self, at: QueueOffset, next: QueueOffset) -> Result<Stop, ReadError> {
+        let (topic, queue) = (&self.request.topic, self.request.queue);
+        Ok(match self.shared.queue_min(topic, queue, self.may)? {
+            Min::At(min) if min > at => Stop::Gone { at },
+            Min::NeedsDisk => Stop::NeedsDisk { at },
+            Min::At(_) | Min::Rebuilding { .. } => Stop::Damage { at, next },
+        })
     }
 
     /// What was found goes out first; the reason for the stop meets the next read.
@@ -455,9 +524,24 @@ impl Read<'_> {
                 return Ok(Some(ReadOutcome::Rebuilding));
             }
             Stop::NeedsDisk { .. } if self.found.is_empty() => return Ok(None),
+            // The queue begins further on now.
+            Stop::Gone { at } if self.found.is_empty() => {
+                let request = self.request;
+                return Ok(
+                    match self.shared.queue_range(&request.topic, request.queue, self.may)? {
+                        Bounds::Range(range) if at < range.min => {
+                            Some(ReadOutcome::OutOfRange { range })
+                        }
+                        Bounds::Range(range) => Some(ReadOutcome::Empty { next: at, range }),
+                        Bounds::NeedsDisk => None,
+                        Bounds::Rebuilding { .. } => Some(ReadOutcome::Rebuilding),
+                    },
+                );
+            }
             Stop::Refused { error, .. } if self.found.is_empty() => return Err(error.into()),
             Stop::Damage { at, .. }
             | Stop::Rebuilding { at }
+            | Stop::Gone { at }
             | Stop::NeedsDisk { at }
             | Stop::Refused { at, .. } => at,
         };

@@ -34,6 +34,8 @@ use super::append::NewRecord;
 use super::checkpoint::CheckpointFile;
 use super::dispatch::derive;
 use super::error::OpenError;
+use super::image;
+use super::ranges::Ranges;
 use super::topics::Topics;
 use crate::file::FileError;
 use crate::file::disk::{Access, Disk, read_exact_at, read_file, write_file_atomically};
@@ -49,7 +51,7 @@ use crate::format::names::{self, FileKind};
 use crate::format::record::{ALIGN, HEADER_LEN, RecordHeader, RecordKind, unknown_required};
 use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
 use crate::format::snapshot::Snapshot;
-use crate::format::state_record::SessionBatch;
+use crate::format::state_record::{SessionBatch, Transition, transitions};
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{self, ConsumeQueues};
 use crate::log::index::{self, Indexes};
@@ -64,7 +66,7 @@ const CLEAR_PIECE: usize = 1 << 20;
 /// Behind the end that a clean stop left, so many bytes are looked at: more than an epoch record.
 const CLEAN_LOOK: u64 = 64 << 10;
 /// A snapshot or a small derived file is never read beyond this.
-const MAX_SNAPSHOT: u64 = 1 << 30;
+pub(super) const MAX_SNAPSHOT: u64 = 1 << 30;
 
 /// What recovery hands to the store.
 pub(super) struct Recovered {
@@ -84,6 +86,10 @@ pub(super) struct Recovered {
     /// Bytes that the entries of the last segment occupy in memory, as the append lock counts them.
     pub(super) entry_bytes: u64,
     pub(super) checkpoint: Option<Checkpoint>,
+    pub(super) deleted: Ranges,
+    pub(super) lost: Ranges,
+    /// Where the newest state image begins that is known to be whole and durable.
+    pub(super) newest_image: Option<PhysicalOffset>,
     pub(super) report: StartReport,
 }
 
@@ -136,6 +142,7 @@ pub(super) fn recover(
         identity.store_id,
     );
     let log = CommitLog::new(segments, Arc::clone(&identity));
+    let (snapshot, newest_image) = start_state(&log, snapshot, checkpoint.as_ref(), &mut report)?;
     let mut recovery = Recovery {
         config,
         topics,
@@ -160,6 +167,9 @@ pub(super) fn recover(
         entry_bytes: 0,
         epoch_walked: Epoch::ZERO,
         empty: Vec::new(),
+        deleted: Ranges::default(),
+        lost: Ranges::default(),
+        missing: Vec::new(),
         report: &mut report,
     };
     let sealed = recovery.adopt_sealed(checkpoint.as_ref(), snapshot.as_ref())?;
@@ -168,7 +178,9 @@ pub(super) fn recover(
     let end = recovery.walk(start)?;
     let (epoch, store_clock) = (recovery.epoch, recovery.store_clock);
     let (first_time, entry_bytes) = (recovery.first_time, recovery.entry_bytes);
+    recovery.settle_damage();
     let (tail, ready) = recovery.settle_tail(&**disk, end)?;
+    let (deleted, lost) = (recovery.deleted, recovery.lost);
     for position in queues.positions() {
         topics.restore_next(position.key.topic, position.key.queue, position.next);
     }
@@ -185,6 +197,9 @@ pub(super) fn recover(
         first_time,
         entry_bytes,
         checkpoint,
+        deleted,
+        lost,
+        newest_image,
         report,
     })
 }
@@ -360,6 +375,37 @@ fn newest_snapshot(
     Ok(None)
 }
 
+/// What the walk starts from: the newest snapshot, unless segments that it needs are gone; then the newest image. Also
+/// where the newest image begins that is known.
+fn start_state(
+    log: &CommitLog,
+    snapshot: Option<Snapshot>,
+    checkpoint: Option<&Checkpoint>,
+    report: &mut StartReport,
+) -> Result<(Option<Snapshot>, Option<PhysicalOffset>), OpenError> {
+    let known = checkpoint.and_then(|checkpoint| checkpoint.newest_image);
+    let from = snapshot.as_ref().map_or(PhysicalOffset::ZERO, |snapshot| snapshot.offset);
+    let segments = log.segments();
+    let mut expected = from;
+    let is_whole = segments.iter().filter(|segment| segment.end() > from).all(|segment| {
+        let follows = segment.base() <= expected;
+        expected = segment.end();
+        follows
+    });
+    // Without a snapshot an image also spares the walk over all that came before it.
+    if is_whole && (snapshot.is_some() || known.is_none()) {
+        return Ok((snapshot, known));
+    }
+    match image::newest(log, checkpoint)? {
+        Some(image) if image.offset >= from => {
+            report.remarks.push(format!("state restored from the image at {}", image.offset));
+            let begin = image.offset;
+            Ok((Some(image), Some(begin)))
+        }
+        _ => Ok((snapshot, known)),
+    }
+}
+
 /// Where the walk came to.
 struct WalkEnd {
     tail: PhysicalOffset,
@@ -395,6 +441,10 @@ struct Recovery<'a> {
     epoch_walked: Epoch,
     /// Segments behind the tail that hold nothing but zeros.
     empty: Vec<PhysicalOffset>,
+    deleted: Ranges,
+    lost: Ranges,
+    /// Whole segments that are not there: deleted, or damage. Known at the end of the walk.
+    missing: Vec<Range<PhysicalOffset>>,
     report: &'a mut StartReport,
 }
 
@@ -445,8 +495,16 @@ impl Recovery<'_> {
         sealed: PhysicalOffset,
     ) -> Result<PhysicalOffset, OpenError> {
         let Some(snapshot) = snapshot else {
+            if self.log.min() > PhysicalOffset::ZERO {
+                self.missing.push(PhysicalOffset::ZERO..self.log.min());
+            }
             return Ok(self.log.min());
         };
+        self.deleted.add(&snapshot.deleted);
+        self.lost.add(&snapshot.lost);
+        if self.log.min() > PhysicalOffset::ZERO {
+            self.missing.push(PhysicalOffset::ZERO..self.log.min());
+        }
         self.applier
             .restore(self.topics, &snapshot.state)
             .map_err(|source| OpenError::State { at: snapshot.offset, source })?;
@@ -480,7 +538,7 @@ impl Recovery<'_> {
                 && before.end() != segment.base()
             {
                 // A whole segment is gone. What lies behind it cannot have been torn from the tail.
-                self.damage(before.end()..segment.base());
+                self.missing.push(before.end()..segment.base());
             }
             before = Some(segment);
             if segment.end() <= start {
@@ -655,6 +713,26 @@ impl Recovery<'_> {
         SegmentEnd::Tail(WalkEnd { tail, reason: Some(reason), rest_is_zero })
     }
 
+    /// Tells what was deleted, or given up, from damage.
+    fn settle_damage(&mut self) {
+        for missing in std::mem::take(&mut self.missing) {
+            for range in self.deleted.without(&missing) {
+                self.report.damage_may_hold_state = true;
+                self.damage(range);
+            }
+        }
+        let mut damaged = std::mem::take(&mut self.report.damaged);
+        damaged.sort_unstable_by_key(|range| range.start);
+        for range in damaged {
+            // What was deleted meanwhile is not missed, also where it was damaged.
+            let left = self.lost.without(&range);
+            self.report.damaged.extend(left.iter().flat_map(|left| self.deleted.without(left)));
+        }
+        if self.report.damaged.is_empty() {
+            self.report.damage_may_hold_state = false;
+        }
+    }
+
     fn damage(&mut self, range: Range<PhysicalOffset>) {
         // What lies below is sealed: its file was made when it was whole, or says that it lacks something.
         if range.end > self.unsealed_from {
@@ -746,6 +824,7 @@ impl Recovery<'_> {
             }
             Found::Internal { payload: None, .. } => self.report.damage_may_hold_state = true,
             Found::Internal { kind: RecordKind::State, payload: Some(payload) } => {
+                self.apply_own(payload);
                 self.applier.apply(self.topics, payload, record.end).map_err(
                     |source| match source {
                         DecodeError::UnknownTransition { .. } => {
@@ -763,6 +842,19 @@ impl Recovery<'_> {
             Found::Internal { kind: RecordKind::Message | RecordKind::Filler, .. } => {}
         }
         Ok(())
+    }
+}
+
+impl Recovery<'_> {
+    /// The transitions that are the store's own. What cannot be understood is told by whoever applies the rest.
+    fn apply_own(&mut self, payload: &[u8]) {
+        for transition in transitions(payload).map_while(Result::ok) {
+            match transition {
+                Transition::SegmentsDeleted { ranges } => self.deleted.add(&ranges),
+                Transition::RangesLost { ranges } => self.lost.add(&ranges),
+                _ => {}
+            }
+        }
     }
 }
 

@@ -126,19 +126,22 @@ impl Shared {
         self.marks.sealed.advance(end);
         self.space.notify_waiters();
         self.flush_signal.wake();
+        self.clean_signal.wake();
         Ok(())
     }
 
-    /// What a start needs beside the unsealed segments. Positions are copied under the dispatcher's mutex, so that they
-    /// belong to one place in the log: the next offset of a queue survives even if its last record rots. Replay from
-    /// `offset` meets some of it again, which changes nothing.
-    fn take_snapshot(&self) -> Snapshot {
+    /// What a start needs beside the unsealed segments. Positions are copied a shard at a time beside the dispatcher:
+    /// each is of some place between here and `reach`, which is looked at last. Replay from `offset` meets some of it
+    /// again, which changes nothing.
+    pub(super) fn take_snapshot(&self) -> Snapshot {
         let state = self.applier.snapshot(&self.topics);
         let sealed = self.marks.sealed.get();
-        let (queues, dispatched) = {
-            let _dispatcher = lock(&self.dispatcher);
-            (self.queues.positions(), self.marks.dispatched.get())
+        let (deleted, deletions_end) = {
+            let end = lock(&self.deletions_end);
+            (self.deleted.list().to_vec(), *end)
         };
+        let queues = self.queues.positions();
+        let dispatched = self.marks.dispatched.get();
         let (mut queues, dead): (Vec<_>, Vec<_>) =
             queues.into_iter().partition(|position| self.topics.get(position.key.topic).is_some());
         queues.sort_unstable_by_key(|position| position.key);
@@ -152,10 +155,10 @@ impl Shared {
             offset: sealed,
             epoch: self.epoch,
             applied: state.applied,
-            reach: dispatched.max(state.applied),
+            reach: dispatched.max(state.applied).max(deletions_end),
             store_clock: self.store_clock.last(),
-            deleted: Vec::new(),
-            lost: Vec::new(),
+            deleted,
+            lost: self.lost.list().to_vec(),
             state: state.state,
             queues,
         }
@@ -200,7 +203,9 @@ impl Shared {
 
     /// Walks a sealed segment and writes both of its files anew. `in_part`: also if the disk refuses some of it.
     fn rebuild(&self, base: PhysicalOffset, in_part: bool) -> Result<(), FileError> {
-        let Some(segment) = self.log.segment_at(base) else {
+        // A file that is made for a segment that goes meanwhile would stay behind.
+        let pin = self.pins.pin(base);
+        let Some(segment) = pin.as_ref().and_then(|_| self.log.segment_at(base)) else {
             // The segment itself is gone: nothing to rebuild from.
             lock(&self.given_up).push(base);
             return Ok(());

@@ -171,7 +171,7 @@ fn a_sync_topic_shows_a_record_only_once_it_is_flushed_an_async_one_at_once() {
         rig.send(&asynchronous, 0, "a", &[n]);
     }
     workers.dispatch.step();
-    assert_eq!(rig.store.queue_range(&sync, QueueId::new(0)).max.get(), 0);
+    assert_eq!(rig.store.queue_max(&sync, QueueId::new(0)).get(), 0);
     assert_eq!(rig.bodies(&asynchronous, 0).len(), 10);
     assert_eq!(rig.find(&sync, "s").len(), 0);
     assert_eq!(rig.find(&asynchronous, "a").len(), 10);
@@ -400,6 +400,8 @@ fn a_record_that_ends_with_its_segment_is_followed_by_the_next_segment() {
     };
     let overhead = record_len(0, batch("k", &[7; 1_000]).len()) as usize - 1_000;
     let mut sent = 0;
+    // With a next segment behind it, this one is filled to its end.
+    rig.settle();
     while left(&rig) > 4_000 {
         rig.send(&topic, 0, "k", &[7; 1_000]);
         sent += 1;

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 
+use super::min::STEP_MS;
 use crate::message::{
     FlushMode, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp, TopicId, TopicSettings,
 };
@@ -194,24 +195,40 @@ impl TopicHandle {
     /// What is gone of a queue at the store time `now`.
     pub(crate) fn cuts(&self, queue: QueueId, now: Timestamp) -> Cuts {
         let Cuts { below, before, .. } = self.topic_cuts(now);
-        let purged = match &*self.purged.load() {
-            Some(purged) => purged.get(&queue).copied().unwrap_or_default(),
-            None => QueueOffset::ZERO,
-        };
-        Cuts { below, before, purged }
+        Cuts { below, before, purged: self.purged(queue) }
     }
 
-    /// What is gone of all queues at the store time `now`.
+    /// What is gone of all queues at the store time `now`, by age in steps of [`STEP_MS`].
     pub(crate) fn topic_cuts(&self, now: Timestamp) -> Cuts {
+        let now = now.get() - now.get() % STEP_MS;
         let below = self.below.load(Ordering::Relaxed);
         let below = below.max(self.below_by_bytes.load(Ordering::Relaxed));
         // Without a limit nothing is older than it.
-        let oldest = now.get().saturating_sub(self.retention_ms.load(Ordering::Relaxed));
+        let oldest = now.saturating_sub(self.retention_ms.load(Ordering::Relaxed));
         Cuts {
             below: PhysicalOffset::new(below),
             before: Timestamp::new(oldest.max(self.before.load(Ordering::Relaxed))),
             purged: QueueOffset::ZERO,
         }
+    }
+
+    /// Whether single queues of it were purged.
+    pub(crate) fn has_purged(&self) -> bool {
+        self.purged.load().is_some()
+    }
+
+    /// Below this offset a queue was purged.
+    pub(crate) fn purged(&self, queue: QueueId) -> QueueOffset {
+        match &*self.purged.load() {
+            Some(purged) => purged.get(&queue).copied().unwrap_or_default(),
+            None => QueueOffset::ZERO,
+        }
+    }
+
+    /// The retention in time, if it has one.
+    pub(crate) fn retention_ms(&self) -> Option<u64> {
+        let ms = self.retention_ms.load(Ordering::Relaxed);
+        (ms != UNLIMITED).then_some(ms)
     }
 
     /// The retention in bytes, if it has one.
@@ -355,7 +372,7 @@ mod tests {
         let is_gone = |now, offset, stored, end| {
             topic.cuts(queue, time(now)).is_gone(at(offset), time(stored), QueueOffset::new(end))
         };
-        assert!(!is_gone(1_000, 0, 900, 1) && is_gone(1_001, 0, 900, 1));
+        assert!(!is_gone(1_999, 0, 900, 1) && is_gone(2_000, 0, 900, 1));
         assert!(!is_gone(50, 0, 0, 1), "before there is as much time as it keeps");
         topic.expire(at(64), Timestamp::ZERO, &[(queue, QueueOffset::new(7))]);
         topic.expire(at(32), Timestamp::ZERO, &[(queue, QueueOffset::new(6))]);

@@ -17,7 +17,7 @@ use mainstem::store::{
 use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times};
 
 use crate::oracle::{Logged, agrees, walk};
-use crate::rig::{Dice, Rig, batch, files, path, tiny};
+use crate::rig::{Dice, Rig, base, batch, files, path, tiny};
 
 const QUEUES: u32 = 2;
 
@@ -269,10 +269,6 @@ fn place(disk: &SimDisk, at: PhysicalOffset) -> (PathBuf, u64) {
         files(disk, "commitlog").into_iter().rev().find(|file| base(file) <= at.get()).unwrap();
     let position = at.get() - base(&file);
     (file, position)
-}
-
-fn base(file: &Path) -> u64 {
-    file.file_stem().unwrap().to_str().unwrap().parse().unwrap()
 }
 
 /// What can be read of a queue: batches by offset, and the offsets that answer with damage.

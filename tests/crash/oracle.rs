@@ -8,9 +8,10 @@ use mainstem::format::batch::Batch;
 use mainstem::format::identity::Identity;
 use mainstem::format::record::{HEADER_LEN, RecordHeader, RecordKind, verify_body};
 use mainstem::format::segment_header::{PAGE_LEN, SegmentHeader};
+use mainstem::format::snapshot::Snapshot;
 use mainstem::format::state_record::{Transition, transitions};
 use mainstem::message::{FlushMode, MessageId, PhysicalOffset};
-use mainstem::store::{IndexKind, Order};
+use mainstem::store::{IndexKind, Order, TopicHandle};
 use mainstem::testing::SimDisk;
 
 use crate::rig::{Dice, Rig, files, path};
@@ -23,18 +24,15 @@ pub(crate) struct Logged {
 }
 
 /// Walks the durable bytes of the log from its first to its last record. There is no damage, and nothing but zeros
-/// behind the end.
+/// behind the end. Segments may be missing: whether they were deleted is what the store says at its start.
 pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
     let identity = Identity::decode(&disk.durable_bytes(&path("identity")).unwrap()).unwrap();
     let mut found: Vec<Logged> = Vec::new();
     let mut ended = None;
-    let mut next_base = None;
     for file in files(disk, "commitlog") {
         let bytes = disk.durable_bytes(&file).unwrap();
         let header = SegmentHeader::decode(&bytes).unwrap();
         let base = header.base;
-        assert!(next_base.is_none_or(|next| next == base), "{case}: a segment is missing");
-        next_base = Some(base.plus(header.len));
         let mut at = PAGE_LEN;
         while bytes.len() - at >= HEADER_LEN {
             let here = base.plus(at as u64);
@@ -64,14 +62,63 @@ pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
     found
 }
 
-/// Live topics by id: queues and mode.
-pub(crate) fn live_topics(log: &[Logged]) -> BTreeMap<u64, (u32, FlushMode)> {
-    let mut live = BTreeMap::new();
+/// Whether the record is the store's own: not what a client asked for.
+pub(crate) fn is_own(record: &Logged) -> bool {
+    let own = |transition| {
+        matches!(
+            transition,
+            Transition::SegmentsDeleted { .. }
+                | Transition::RangesLost { .. }
+                | Transition::ImageBegun
+                | Transition::ImagePart { .. }
+                | Transition::ImageEnded { .. }
+        )
+    };
+    match record.header.kind {
+        RecordKind::Epoch => true,
+        RecordKind::State => transitions(&record.payload).next().unwrap().is_ok_and(own),
+        _ => false,
+    }
+}
+
+/// The newest state image in the log that is whole.
+fn newest_image(log: &[Logged]) -> Option<Snapshot> {
+    let mut parts: BTreeMap<PhysicalOffset, Vec<u8>> = BTreeMap::new();
+    let mut newest = None;
     for record in log.iter().filter(|record| record.header.kind == RecordKind::State) {
         for transition in transitions(&record.payload) {
             match transition.unwrap() {
+                Transition::ImagePart { begin, bytes, .. } => {
+                    parts.entry(begin).or_default().extend(bytes);
+                }
+                Transition::ImageEnded { begin, .. } => {
+                    newest = Snapshot::decode(parts.get(&begin)?).ok().or(newest);
+                }
+                _ => {}
+            }
+        }
+    }
+    newest
+}
+
+/// Live topics by id: queues and mode. What was deleted of the log stands in an image.
+pub(crate) fn live_topics(log: &[Logged]) -> BTreeMap<u64, (u32, FlushMode)> {
+    let mut live = BTreeMap::new();
+    let image = newest_image(log);
+    let (state, applied) =
+        image.map_or((Vec::new(), PhysicalOffset::ZERO), |image| (image.state, image.applied));
+    let later = log.iter().filter(|record| record.header.kind == RecordKind::State);
+    let later = later.filter(|record| record.header.end() > applied);
+    for run in std::iter::once(&state[..]).chain(later.map(|record| &record.payload[..])) {
+        for transition in transitions(run) {
+            match transition.unwrap() {
                 Transition::TopicCreated { id, settings, .. } => {
                     live.insert(id.get(), (settings.queues, settings.flush));
+                }
+                Transition::TopicUpdated { id, settings } => {
+                    if let Some(known) = live.get_mut(&id.get()) {
+                        *known = (settings.queues, settings.flush);
+                    }
                 }
                 Transition::TopicDeleted { id } => {
                     live.remove(&id.get());
@@ -81,6 +128,17 @@ pub(crate) fn live_topics(log: &[Logged]) -> BTreeMap<u64, (u32, FlushMode)> {
         }
     }
     live
+}
+
+/// Whether messages of a topic are gone by retention or purge, as of now.
+pub(crate) fn gone(rig: &Rig, topic: &TopicHandle) -> impl Fn(&RecordHeader) -> bool + use<> {
+    let ((below, before), (_, _, purged)) = (rig.store.gone(topic), topic.expired());
+    move |header| {
+        let end = header.queue_offset.plus(header.message_count.into());
+        header.physical_offset < below
+            || header.store_time < before
+            || purged.iter().any(|(queue, offset)| *queue == header.queue && end <= *offset)
+    }
 }
 
 /// Checks that topics, queues, index and ids show what the log holds, all of which is dispatched and flushed. Keys and
@@ -102,15 +160,18 @@ pub(crate) fn agrees(rig: &Rig, log: &[Logged], seed: u64, case: &dyn Display) {
     for (id, (queues, flush)) in live {
         let topic = rig.topic(id).unwrap();
         assert_eq!((topic.queues(), topic.flush()), (queues, flush), "{case}: topic {id}");
+        let gone = gone(rig, &topic);
         let of_topic = || {
-            log.iter().filter(move |record| {
-                record.header.topic.get() == id && record.header.kind == RecordKind::Message
+            log.iter().filter(|record| {
+                record.header.topic.get() == id
+                    && record.header.kind == RecordKind::Message
+                    && !gone(&record.header)
             })
         };
         for queue in 0..queues {
             let expected: Vec<_> =
                 of_topic().filter(|record| record.header.queue.get() == queue).collect();
-            let mut next = 0;
+            let mut next = expected.first().map_or(0, |record| record.header.queue_offset.get());
             for record in &expected {
                 assert_eq!(record.header.queue_offset.get(), next, "{case}: dense offsets");
                 next += u64::from(record.header.message_count);

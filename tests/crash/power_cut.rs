@@ -354,6 +354,48 @@ fn segments_that_roll_for_their_memory_are_recovered() {
     cut_everywhere("memory", &config, &steps, EVERY);
 }
 
+/// Three topics share the log. One is deleted, one purged, one is kept for seconds only; segments go, images are taken,
+/// and the power goes at each of the writes of that.
+#[test]
+fn what_is_dead_is_deleted_and_nothing_else_wherever_the_power_goes() {
+    let mut steps = vec![
+        Step::Create { topic: 1, queues: 2, flush: FlushMode::Sync },
+        Step::Create { topic: 2, queues: 1, flush: FlushMode::Async },
+        Step::Create { topic: 3, queues: 1, flush: FlushMode::Sync },
+        Step::Keep { topic: 3, ms: 1_000 },
+    ];
+    for round in 0..9 {
+        for n in 0..3 {
+            steps.extend([send(1, 900), send(2, 1_500), send(3, 700)]);
+            steps.push(Step::Send { topic: 1, queue: 1, count: 2, len: 300 });
+            steps.extend([Step::Allocate, Step::Dispatch]);
+            if n == 1 {
+                steps.extend([Step::Flush, Step::Seal, Step::Seal]);
+            }
+        }
+        steps.push(Step::Tick(600));
+        match round {
+            2 => steps.push(Step::Purge { topic: 1, queue: Some(0) }),
+            3 => steps.push(Step::Purge { topic: 1, queue: None }),
+            5 => steps.push(Step::Delete { topic: 2 }),
+            6 => steps.push(Step::Create { topic: 2 + 2, queues: 1, flush: FlushMode::Sync }),
+            7 => steps.push(Step::Purge { topic: 1, queue: Some(1) }),
+            _ => {}
+        }
+        steps.extend([Step::Clean(3), Step::Flush, Step::Seal, Step::Clean(3), Step::Read]);
+        if round % 4 == 3 {
+            steps.push(Step::CloseAndReopen);
+        }
+    }
+    let mut run = Run::start(SimDisk::new(), &tiny());
+    run.run(&steps);
+    let status = run.rig.as_ref().unwrap().store.status();
+    assert!(status.newest_image.is_some(), "{status:?}");
+    assert!(run.rig.as_ref().unwrap().store.watermarks().min.get() > 0, "{status:?}");
+    let tally = cut_everywhere("retention", &tiny(), &steps, EVERY);
+    assert!(tally.operations > 150 && tally.followed > 50, "{tally:?}");
+}
+
 #[test]
 fn random_scripts_keep_every_promise_at_every_cut() {
     let minutes: f64 =

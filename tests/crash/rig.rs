@@ -24,6 +24,11 @@ pub(crate) fn tiny() -> StoreConfig {
     StoreConfig { segment_size: 16 << 10, hot_bytes: 24 << 10, ..StoreConfig::new(DATA) }
 }
 
+/// The same, on a disk that may be filled to its last byte.
+pub(crate) fn no_reserve() -> StoreConfig {
+    StoreConfig { disk_reserve: 0, ..tiny() }
+}
+
 /// Splitmix64.
 #[derive(Clone)]
 pub(crate) struct Dice(pub(crate) u64);
@@ -150,9 +155,15 @@ impl Rig {
         now(self.store.failed()).is_some()
     }
 
-    /// All records of a queue up to its end, of which none is damaged.
+    /// Where a queue begins.
+    pub(crate) fn min(&self, topic: &Arc<TopicHandle>, queue: u32) -> Result<u64, ReadError> {
+        let bounds = self.store.queue_bounds(topic, QueueId::new(queue));
+        now(bounds).expect("a stepped look answers at once").map(|bounds| bounds.min.get())
+    }
+
+    /// All records of a queue from its begin to its end, of which none is damaged.
     pub(crate) fn read_all(&self, topic: &Arc<TopicHandle>, queue: u32) -> Vec<StoredRecord> {
-        let (mut all, mut from): (Vec<StoredRecord>, _) = (Vec::new(), 0);
+        let (mut all, mut from) = (Vec::<StoredRecord>::new(), self.min(topic, queue).unwrap());
         loop {
             match self.read(topic, queue, from, 1_000) {
                 ReadOutcome::Records { records, next, .. } => {
@@ -236,6 +247,10 @@ pub(crate) fn batch(first: u64, count: u64, len: usize) -> Bytes {
 /// A file of the data directory.
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(DATA).join(name)
+}
+
+pub(crate) fn base(file: &Path) -> u64 {
+    file.file_stem().unwrap().to_str().unwrap().parse().unwrap()
 }
 
 /// The files of a directory of the data directory.

@@ -8,16 +8,18 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstem::format::record::RecordKind;
+use mainstem::format::batch::check;
 use mainstem::format::state_record::Transition;
-use mainstem::message::{FlushMode, PhysicalOffset, TopicId};
+use mainstem::message::{
+    FlushMode, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp, TopicId, TopicSettings,
+};
 use mainstem::store::{
-    AppendError, OpenError, Placed, Poisoned, ReadError, ReadOutcome, StoreConfig,
+    AppendError, OpenError, Placed, Poisoned, ReadError, ReadOutcome, StoreConfig, TopicHandle,
 };
 use mainstem::testing::{CrashChoice, SimDisk};
 
 use crate::oracle::{self, Logged, agrees, live_topics};
-use crate::rig::{Dice, Rig, batch, created};
+use crate::rig::{Dice, Rig, base, batch, created, files};
 
 /// What a script does next.
 #[derive(Clone, Debug)]
@@ -39,6 +41,18 @@ pub(crate) enum Step {
     },
     /// One append set: topic, queue, bytes of each record.
     Set(Vec<(u64, u32, usize)>),
+    /// Everything of a topic, or of one of its queues.
+    Purge {
+        topic: u64,
+        queue: Option<u32>,
+    },
+    /// A topic keeps its messages for so many milliseconds, and gets another queue.
+    Keep {
+        topic: u64,
+        ms: u64,
+    },
+    /// Looks for what is dead, and takes so many steps.
+    Clean(usize),
     Dispatch,
     /// Everything that is appended.
     Flush,
@@ -67,10 +81,23 @@ pub(crate) struct Event {
     queue: u32,
     queue_offset: u64,
     flush: FlushMode,
+    messages: u64,
+    store_time: Timestamp,
     payload: Bytes,
     pub(crate) acknowledged: bool,
     /// A reader got it.
     given: bool,
+}
+
+impl Event {
+    fn is_gone(&self, rig: &Rig, topic: &TopicHandle) -> bool {
+        let ((below, before), (_, _, purged)) = (rig.store.gone(topic), topic.expired());
+        let end = self.queue_offset + self.messages;
+        let is_purged = |(queue, offset): &(QueueId, _)| {
+            queue.get() == self.queue && QueueOffset::new(end) <= *offset
+        };
+        self.offset < below || self.store_time < before || purged.iter().any(is_purged)
+    }
 }
 
 /// What clients know.
@@ -213,6 +240,38 @@ impl Run {
                 let outcome = rig.store.append(new.collect());
                 self.appended(records, outcome);
             }
+            Step::Purge { topic, queue } => {
+                let Some(handle) = rig.topic(*topic) else { return };
+                let (id, mut below) = (TopicId::new(*topic), rig.store.watermarks().appended);
+                let mut queues = Vec::new();
+                if let Some(queue) = queue {
+                    below = PhysicalOffset::ZERO;
+                    let queue = QueueId::new(*queue);
+                    queues.push((queue, rig.store.queue_max(&handle, queue)));
+                }
+                let before = Timestamp::ZERO;
+                self.transition(&Transition::TopicExpired { id, below, before, queues });
+            }
+            Step::Keep { topic, ms } => {
+                let Some(handle) = rig.topic(*topic) else { return };
+                let settings = rig.applier.live().into_iter().find_map(|created| match created {
+                    Transition::TopicCreated { id, settings, .. } if id == handle.id() => {
+                        Some(settings)
+                    }
+                    _ => None,
+                });
+                let Some(settings) = settings else { return };
+                let retention = Retention { time_ms: Some(*ms), bytes: None };
+                let queues = settings.queues + 1;
+                let settings = TopicSettings { queues, retention, ..settings };
+                self.transition(&Transition::TopicUpdated { id: handle.id(), settings });
+            }
+            Step::Clean(steps) => {
+                rig.store.clean_soon();
+                for _ in 0..*steps {
+                    rig.workers.clean.step();
+                }
+            }
             Step::Dispatch => {
                 rig.workers.dispatch.step();
             }
@@ -233,7 +292,7 @@ impl Run {
             }
             Step::SetWall(ms) => {
                 self.wall = *ms;
-                rig.clock.set_wall(mainstem::message::Timestamp::new(*ms));
+                rig.clock.set_wall(Timestamp::new(*ms));
             }
             Step::Read => self.read(),
             Step::CloseAndReopen => {
@@ -318,6 +377,12 @@ impl Run {
                 queue,
                 queue_offset: placed.queue_offset.get(),
                 flush,
+                messages: if topic == 0 {
+                    0
+                } else {
+                    check(&payload).unwrap().message_count.into()
+                },
+                store_time: placed.store_time,
                 payload,
                 acknowledged: false,
                 given: false,
@@ -340,7 +405,7 @@ impl Run {
             let Transition::TopicCreated { id, settings, .. } = transition else { continue };
             let topic = rig.topic(id.get()).unwrap();
             for queue in 0..settings.queues {
-                let mut from = 0;
+                let Ok(mut from) = rig.min(&topic, queue) else { continue };
                 while let Some(ReadOutcome::Records { records, next, .. }) =
                     self.outcome(rig.try_read(&topic, queue, from, 7))
                 {
@@ -394,9 +459,21 @@ impl Run {
         let log = oracle::walk(&self.disk, case);
         let seed = Dice(log.len() as u64 ^ self.ledger.sent << 8).roll();
         agrees(rig, &log, seed, case);
-        let found: Vec<&Logged> =
-            log.iter().filter(|record| record.header.kind != RecordKind::Epoch).collect();
+        let found: Vec<&Logged> = log.iter().filter(|record| !oracle::is_own(record)).collect();
         let ledger = &mut self.ledger;
+        // What was in deleted segments was dead. Where those are, the log has holes.
+        let present: Vec<_> =
+            files(&self.disk, "commitlog").iter().map(|file| base(file)).collect();
+        let len = self.config.segment_size;
+        let is_present = |at: u64| present.iter().any(|base| (*base..base + len).contains(&at));
+        let log_end = found.last().map_or(0, |last| last.header.end().get());
+        ledger.events.retain(|event| {
+            let is_deleted = event.end.get() <= log_end && !is_present(event.offset.get());
+            if let Some(topic) = rig.topic(event.topic).filter(|_| is_deleted) {
+                assert!(event.is_gone(rig, &topic), "{case}: deleted and alive: {event:?}");
+            }
+            !is_deleted
+        });
         for (record, event) in found.iter().zip(&ledger.events) {
             let header = &record.header;
             assert_eq!(record.payload, event.payload, "{case}: bytes at {}", event.offset);
@@ -449,6 +526,8 @@ impl Run {
                 queue,
                 queue_offset: header.queue_offset.get(),
                 flush: FlushMode::Sync,
+                messages: header.message_count.into(),
+                store_time: header.store_time,
                 payload,
                 acknowledged: false,
                 given: false,
@@ -470,9 +549,9 @@ impl Run {
     }
 }
 
-/// Records of the log without those of epochs, for comparing two starts.
+/// Records of the log without the store's own, for comparing two starts.
 pub(crate) fn without_epochs(log: Vec<Logged>) -> Vec<Logged> {
-    log.into_iter().filter(|record| record.header.kind != RecordKind::Epoch).collect()
+    log.into_iter().filter(|record| !oracle::is_own(record)).collect()
 }
 
 /// A random script: topics 1 (sync) and 2 (async), and later ones that come and go.
@@ -487,7 +566,7 @@ pub(crate) fn random(seed: u64, len: usize) -> Vec<Step> {
     while steps.len() < len {
         let topic = dice.pick(&live);
         let queue = if topic == 2 { 0 } else { dice.below(2) as u32 };
-        steps.push(match dice.below(22) {
+        steps.push(match dice.below(26) {
             0..=7 => Step::Send { topic, queue, count: 1, len: dice.pick(&sizes) },
             8 => Step::Send { topic, queue, count: 3, len: 200 },
             9 | 10 => Step::Set(
@@ -503,6 +582,10 @@ pub(crate) fn random(seed: u64, len: usize) -> Vec<Step> {
             19 => Step::Tick(dice.below(120)),
             20 if dice.one_in(3) => Step::CloseAndReopen,
             20 => Step::Settle,
+            21 => Step::Purge { topic, queue: (topic != 2).then_some(queue) },
+            22 if dice.one_in(2) => Step::Purge { topic, queue: None },
+            22 if topic != 2 => Step::Keep { topic, ms: dice.pick(&[1_000, 3_000]) },
+            22..=25 => Step::Clean(1 + dice.below(8) as usize),
             _ if dice.one_in(2) && live.len() > 2 => Step::Delete { topic: live.remove(2) },
             _ => {
                 newest += 1;

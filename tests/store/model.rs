@@ -242,8 +242,8 @@ impl Model {
         self.rig().marks_are_in_order();
         if let Some((topic, queue)) = self.any_topic() {
             let handle = self.rig().topic(topic).unwrap();
-            let range = self.rig().store.queue_range(&handle, QueueId::new(queue));
-            assert_eq!(range.max.get(), self.max_offset(topic, queue), "queue {queue} of {topic}");
+            let max = self.rig().store.queue_max(&handle, QueueId::new(queue));
+            assert_eq!(max.get(), self.max_offset(topic, queue), "queue {queue} of {topic}");
         }
         self.wake();
     }

@@ -161,6 +161,21 @@ impl QueuePart {
         Some(last.map_or((run.first, false), |last| (run.first.plus(last.end_delta()), true)))
     }
 
+    /// The first entry of the queue for which `holds`, a rule that is monotone along the queue, and whether it is the
+    /// first of all here; `Some(None)`: it holds for none. `None`: the part has nothing of the queue.
+    pub(super) fn first(
+        &self,
+        key: QueueKey,
+        holds: &mut dyn FnMut(&QueueEntry) -> bool,
+    ) -> Option<Option<(QueueEntry, bool)>> {
+        let shard = lock(self.shards.of(key)?);
+        let run = shard.runs.get(&CompactKey::new(key))?;
+        let origin = self.origin(run.first);
+        let index = run.entries.partition_point(|entry| !holds(&entry.unpack(&origin)));
+        let found = run.entries.get(index).map(|entry| entry.unpack(&origin));
+        Some(found.map(|entry| (entry, index == 0)))
+    }
+
     /// How many queues have entries here.
     pub(super) fn queue_count(&self) -> u64 {
         self.queue_count.load(Ordering::Relaxed)

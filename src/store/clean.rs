@@ -1,0 +1,466 @@
+//! Gives back the space of what is gone, and keeps the state images that make that safe.
+//!
+//! | step | waits for | then |
+//! | --- | --- | --- |
+//! | look | the disk's turn every second; messages every minute, or at once when told | what is free, what is dead |
+//! | image | the dispatcher, then the flush | the state stands in the log behind its begin |
+//! | record | the flush | `segments deleted` is durable: a hole there is not damage |
+//! | sweep | – | `.cq`, `.idx`, then the segment; directories synced |
+//!
+//! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead segment
+//! goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never needs a deleted
+//! segment, with or without snapshots. One with damage in it stays until an operator gives the damage up; so does one
+//! whose files were made when the disk did not give all of it: what they do not name may be alive.
+//!
+//! The power may go after any of these writes: before the record is durable nothing was removed; after it the next start
+//! sweeps on.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use super::append::NewRecord;
+use super::image::{ImageWriter, Wrote};
+use super::signal::Progress;
+use super::topics::Cuts;
+use super::{AppendError, HeldBy, Shared};
+use crate::file::FileError;
+use crate::file::segment::Segment;
+use crate::format::consume_queue::TopicRow;
+use crate::format::names::FileKind;
+use crate::format::state_record::Transition;
+use crate::message::{PhysicalOffset, Timestamp, TopicId};
+use crate::sync::{Arc, Ordering, lock};
+
+/// How often free space is asked for.
+const LOOK_AT_DISK: Duration = Duration::from_secs(1);
+/// How often messages are looked at when nobody says that some are gone.
+const LOOK_AT_MESSAGES: Duration = Duration::from_secs(60);
+/// How long to wait for what somebody else does next: the dispatcher, the flush, room in the log.
+const AWAIT: Duration = Duration::from_millis(20);
+const IDLE: Duration = Duration::from_secs(3600);
+/// At the latest after so many finished segments an image is taken.
+const IMAGE_SEGMENTS: usize = 8;
+/// Sooner, if it frees so many times its own size.
+const IMAGE_WORTH: u64 = 50;
+/// Topics that are looked at for the one that keeps a segment for longest.
+const ENOUGH: usize = 64;
+/// Stands for no image.
+pub(super) const NO_IMAGE: u64 = u64::MAX;
+/// Ranges in one record of deletion.
+const RANGES: usize = 256;
+
+/// Why a sealed segment stays: the topic that keeps it for longest.
+#[derive(Clone, Copy, Debug)]
+struct Keeper {
+    topic: TopicId,
+    newest: Timestamp,
+}
+
+/// The state of the clean worker.
+pub struct CleanWorker {
+    shared: Arc<Shared>,
+    image: Option<ImageWriter>,
+    /// The end of a record of deletion that was not durable when it was last looked at: nothing is swept before.
+    recorded: Option<PhysicalOffset>,
+    /// Why the sealed segments stay, as far as it was looked at. A segment whose keeper still keeps it is not read.
+    keepers: HashMap<PhysicalOffset, Keeper>,
+    looked_at_disk: Option<Duration>,
+    looked_at_messages: Option<Duration>,
+    /// Up to where the retention in bytes was worked out.
+    counted: PhysicalOffset,
+    /// Bytes of the last image.
+    image_len: u64,
+}
+
+impl CleanWorker {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            image: None,
+            recorded: None,
+            keepers: HashMap::new(),
+            looked_at_disk: None,
+            looked_at_messages: None,
+            counted: PhysicalOffset::ZERO,
+            image_len: 0,
+        }
+    }
+
+    /// Takes the next of the steps.
+    pub fn step(&mut self) -> Progress {
+        let shared = Arc::clone(&self.shared);
+        if shared.is_poisoned() || shared.is_closed() {
+            return Progress::Idle(IDLE);
+        }
+        self.look_at_disk(&shared);
+        if let Some(image) = &mut self.image {
+            return match image.step(&shared) {
+                Ok(Wrote::Some) => Progress::Worked,
+                Ok(Wrote::Waits) => wait(&shared),
+                Ok(Wrote::Whole { begin, len }) => {
+                    self.image = None;
+                    self.image_len = len;
+                    shared.image_is_durable(begin, len);
+                    tracing::info!(at = begin.get(), bytes = len, "state image taken");
+                    // What waited for it can go now.
+                    self.looked_at_messages = None;
+                    Progress::Worked
+                }
+                Err(AppendError::NotReady) => wait(&shared),
+                Err(error) => {
+                    tracing::warn!(%error, "the state image was given up; it is taken again");
+                    self.image = None;
+                    Progress::Idle(LOOK_AT_DISK)
+                }
+            };
+        }
+        match self.clean(&shared) {
+            Ok(progress) => progress,
+            Err(error) => {
+                tracing::warn!(%error, "deleting segments failed; it is tried again");
+                Progress::Idle(LOOK_AT_DISK)
+            }
+        }
+    }
+
+    fn look_at_disk(&mut self, shared: &Shared) {
+        let now = shared.clock.elapsed();
+        if self.looked_at_disk.is_some_and(|last| now.saturating_sub(last) < LOOK_AT_DISK) {
+            return;
+        }
+        self.looked_at_disk = Some(now);
+        // A disk that does not say is not short of space.
+        let free = shared.disk.free_space(&shared.config.dir).unwrap_or(u64::MAX);
+        let is_short = free < shared.config.disk_reserve;
+        if shared.disk_is_short.swap(is_short, Ordering::Relaxed) != is_short {
+            if is_short {
+                tracing::warn!(free, "below store.disk_reserve: sends are refused");
+                self.looked_at_messages = None;
+            } else {
+                tracing::info!(free, "there is space again: sends are taken");
+            }
+            shared.space.notify_waiters();
+        }
+    }
+
+    fn clean(&mut self, shared: &Shared) -> Result<Progress, FileError> {
+        if let Some(end) = self.recorded {
+            if shared.marks.flushed.get() < end {
+                return Ok(wait(shared));
+            }
+            self.recorded = None;
+        }
+        if shared.sweep()? {
+            return Ok(Progress::Worked);
+        }
+        let now = shared.clock.elapsed();
+        let told = shared.clean_asked.swap(false, Ordering::Relaxed);
+        let is_due = |last: Duration| now.saturating_sub(last) >= LOOK_AT_MESSAGES;
+        if !told && self.looked_at_messages.is_some_and(|last| !is_due(last)) {
+            return Ok(match self.image_is_due(shared, 0) {
+                true => self.begin_image(shared),
+                false => Progress::Idle(LOOK_AT_DISK),
+            });
+        }
+        self.count_bytes(shared, told)?;
+        let dead = self.dead(shared)?;
+        self.looked_at_messages = Some(now);
+        let safe = shared.newest_image().unwrap_or_default();
+        let (free, waiting): (Vec<_>, Vec<_>) =
+            dead.into_iter().partition(|segment| segment.end() <= safe);
+        if !free.is_empty() {
+            let ranges = free.iter().take(RANGES).map(|segment| segment.base()..segment.end());
+            return Ok(self.record(shared, ranges.collect()));
+        }
+        let waiting: u64 = waiting.iter().map(|segment| segment.len()).sum();
+        if self.image_is_due(shared, waiting) {
+            return Ok(self.begin_image(shared));
+        }
+        Ok(Progress::Idle(LOOK_AT_DISK))
+    }
+
+    fn begin_image(&mut self, shared: &Shared) -> Progress {
+        match ImageWriter::begin(shared) {
+            Ok(image) => {
+                self.image = Some(image);
+                Progress::Worked
+            }
+            Err(AppendError::NotReady) => {
+                self.looked_at_messages = None;
+                wait(shared)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a state image cannot be begun");
+                Progress::Idle(LOOK_AT_DISK)
+            }
+        }
+    }
+
+    /// Appends the record of a deletion.
+    fn record(&mut self, shared: &Shared, ranges: Vec<Range<PhysicalOffset>>) -> Progress {
+        let mut payload = Vec::new();
+        Transition::SegmentsDeleted { ranges: ranges.clone() }.encode_into(&mut payload);
+        // There may be more than go into one record.
+        self.looked_at_messages = None;
+        let mut recorded_to = lock(&shared.deletions_end);
+        match shared.append_one(NewRecord::own(payload)) {
+            Ok(placed) => {
+                shared.deleted.add(&ranges);
+                *recorded_to = placed.end;
+                self.recorded = Some(placed.end);
+                Progress::Worked
+            }
+            Err(AppendError::NotReady) => wait(shared),
+            Err(error) => {
+                tracing::warn!(%error, "the deletion of segments cannot be recorded");
+                Progress::Idle(LOOK_AT_DISK)
+            }
+        }
+    }
+
+    /// Whether an image is due: for replay without snapshots, or so that `waiting` bytes of dead segments can go.
+    fn image_is_due(&self, shared: &Shared, waiting: u64) -> bool {
+        let begin = shared.newest_image().unwrap_or_default();
+        let sealed = shared.marks.sealed.get();
+        let segments = shared.log.segments();
+        let since = segments.iter().filter(|s| s.base() > begin && s.end() <= sealed).count();
+        let is_worth = waiting > self.image_len.saturating_mul(IMAGE_WORTH);
+        let is_short =
+            shared.disk_is_short.load(Ordering::Relaxed) || lock(&shared.no_space).is_some();
+        since >= IMAGE_SEGMENTS || waiting > 0 && (is_worth || is_short)
+    }
+
+    /// The sealed segments in which nothing is alive, and that nothing pins. Notes why the others stay.
+    fn dead(&mut self, shared: &Shared) -> Result<Vec<Arc<Segment>>, FileError> {
+        let now = shared.store_time();
+        let sealed = shared.marks.sealed.get();
+        let segments = shared.log.segments();
+        let mut dead = Vec::new();
+        let mut keepers = HashMap::new();
+        for segment in segments.iter().take_while(|segment| segment.end() <= sealed) {
+            let known = self.keepers.get(&segment.base()).copied();
+            let keeper = match known.filter(|keeper| shared.keeps(*keeper, segment, now)) {
+                Some(keeper) => Some(keeper),
+                None => match shared.keeper(segment, now)? {
+                    Kept::By(keeper) => Some(keeper),
+                    Kept::Unknown => continue,
+                    Kept::No => None,
+                },
+            };
+            match keeper {
+                Some(keeper) => {
+                    keepers.insert(segment.base(), keeper);
+                }
+                None if shared.pins.is_pinned(segment.base()) => {}
+                None => dead.push(Arc::clone(segment)),
+            }
+        }
+        let mut held: HashMap<TopicId, HeldBy> = HashMap::new();
+        for segment in segments.iter() {
+            if let Some(keeper) = keepers.get(&segment.base()) {
+                let topic = keeper.topic;
+                let by = held.entry(topic).or_insert(HeldBy { topic, segments: 0, bytes: 0 });
+                by.segments += 1;
+                by.bytes += segment.len();
+            }
+        }
+        let mut held: Vec<_> = held.into_values().collect();
+        held.sort_unstable_by_key(|by| (std::cmp::Reverse(by.segments), by.topic));
+        shared.warn_of_holders(&held, segments.len());
+        *lock(&shared.held) = held;
+        self.keepers = keepers;
+        Ok(dead)
+    }
+
+    /// Works out which segments are beyond the retention in bytes of their topics: the newest whole segments that hold
+    /// at least so many bytes stay.
+    fn count_bytes(&mut self, shared: &Shared, told: bool) -> Result<(), FileError> {
+        let sealed = shared.marks.sealed.get();
+        if sealed == self.counted && !told {
+            return Ok(());
+        }
+        let mut left: HashMap<TopicId, u64> = HashMap::new();
+        for topic in shared.topics.all() {
+            if let Some(bytes) = topic.retention_bytes() {
+                left.insert(topic.id(), bytes);
+            }
+        }
+        let segments = shared.log.segments();
+        for segment in segments.iter().rev().filter(|segment| segment.end() <= sealed) {
+            if left.is_empty() {
+                break;
+            }
+            shared.queues.each_topic(segment.base(), |row| {
+                if let Some(bytes) = left.get_mut(&row.topic) {
+                    *bytes = bytes.saturating_sub(row.bytes);
+                    if *bytes == 0 {
+                        left.remove(&row.topic);
+                        if let Some(topic) = shared.topics.get(row.topic) {
+                            topic.expire_by_bytes(segment.base());
+                        }
+                    }
+                }
+                true
+            })?;
+        }
+        self.counted = sealed;
+        Ok(())
+    }
+}
+
+/// What keeps a segment.
+enum Kept {
+    By(Keeper),
+    No,
+    /// Its queue file has to be made again first.
+    Unknown,
+}
+
+/// Asks those who are waited for to go on.
+fn wait(shared: &Shared) -> Progress {
+    shared.dispatch_signal.wake();
+    shared.allocate_signal.wake();
+    Progress::Idle(AWAIT)
+}
+
+impl Shared {
+    /// Whether `keeper` still keeps the segment.
+    fn keeps(&self, keeper: Keeper, segment: &Segment, now: Timestamp) -> bool {
+        let Some(topic) = self.topics.get(keeper.topic) else { return false };
+        let cuts = topic.topic_cuts(now);
+        let is_gone = segment.end() <= cuts.below || keeper.newest < cuts.before;
+        !is_gone && !topic.has_purged()
+    }
+
+    /// The topic that keeps a sealed segment for longest.
+    fn keeper(&self, segment: &Segment, now: Timestamp) -> Result<Kept, FileError> {
+        let mut keeper: Option<(u64, Keeper)> = None;
+        let (mut candidates, mut certain) = (Vec::new(), 0);
+        let is_known = self.queues.each_topic(segment.base(), |row| {
+            if let Some(until) = self.kept_until(row, segment, now) {
+                candidates.push((until, Keeper { topic: row.topic, newest: row.newest }));
+                let topic = self.topics.get(row.topic);
+                certain += usize::from(!topic.is_some_and(|topic| topic.has_purged()));
+            }
+            // A segment may hold a million topics; the first that keep it are reason enough.
+            certain < ENOUGH
+        })?;
+        if !is_known || !self.indexes.is_whole(segment.base()) || self.has_damage(segment) {
+            return Ok(Kept::Unknown);
+        }
+        for (until, candidate) in candidates {
+            if keeper.is_none_or(|(best, _)| until > best)
+                && !self.is_purged(candidate.topic, segment)?
+            {
+                keeper = Some((until, candidate));
+            }
+        }
+        Ok(keeper.map_or(Kept::No, |(_, keeper)| Kept::By(keeper)))
+    }
+
+    /// Until when a topic keeps the segment, by what its row says; `None` if it does not.
+    fn kept_until(&self, row: &TopicRow, segment: &Segment, now: Timestamp) -> Option<u64> {
+        let Some(topic) = self.topics.get(row.topic) else {
+            // Behind damage a topic may be unknown without being deleted.
+            return self.state_may_be_missing.then_some(u64::MAX);
+        };
+        let Cuts { below, before, .. } = topic.topic_cuts(now);
+        if segment.end() <= below || row.newest < before {
+            return None;
+        }
+        Some(topic.retention_ms().map_or(u64::MAX, |ms| row.newest.get().saturating_add(ms)))
+    }
+
+    /// Whether each queue of a topic is purged beyond what the segment holds of it.
+    fn is_purged(&self, topic: TopicId, segment: &Segment) -> Result<bool, FileError> {
+        let Some(topic) = self.topics.get(topic).filter(|topic| topic.has_purged()) else {
+            return Ok(false);
+        };
+        let mut is_purged = true;
+        let is_known = self.queues.each_queue_of(segment.base(), topic.id(), |row| {
+            is_purged = row.next <= topic.purged(row.key.queue);
+            is_purged
+        })?;
+        Ok(is_known && is_purged)
+    }
+
+    fn has_damage(&self, segment: &Segment) -> bool {
+        let is_in = |range: &Range<PhysicalOffset>| {
+            range.start < segment.end() && segment.base() < range.end
+        };
+        self.damaged.iter().any(is_in)
+    }
+
+    /// Where the newest image begins that is whole and durable.
+    pub(super) fn newest_image(&self) -> Option<PhysicalOffset> {
+        let begin = self.newest_image.load(Ordering::Acquire);
+        (begin != NO_IMAGE).then(|| PhysicalOffset::new(begin))
+    }
+
+    fn image_is_durable(&self, begin: PhysicalOffset, len: u64) {
+        self.newest_image.store(begin.get(), Ordering::Release);
+        self.metrics.images.increment();
+        self.metrics.image_bytes.add(len);
+        // The checkpoint names it.
+        self.flush_signal.wake();
+    }
+
+    /// Removes what is left of deleted segments. `true`: there was some.
+    fn sweep(&self) -> Result<bool, FileError> {
+        let segments = self.log.segments();
+        let gone: Vec<_> = segments
+            .iter()
+            .filter(|s| self.deleted.covers(&(s.base()..s.end())) && self.pins.close(s.base()))
+            .collect();
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        let dir = self.config.dir.join(FileKind::Segment.directory());
+        for segment in &gone {
+            let base = segment.base();
+            self.queues.delete(base)?;
+            self.indexes.delete(base)?;
+            self.log.remove(base);
+            self.pins.forget(base);
+            lock(&self.given_up).retain(|known| *known != base);
+            match self.disk.unlink(&dir.join(FileKind::Segment.name(base))) {
+                Ok(()) | Err(FileError::NotFound { .. }) => {}
+                Err(error) => {
+                    // It is deleted all the same: the next start removes the file.
+                    tracing::warn!(%error, "a deleted segment's file stays until the next start");
+                }
+            }
+            self.metrics.deleted_segments.increment();
+            self.metrics.deleted_bytes.add(segment.len());
+        }
+        for kind in [FileKind::ConsumeQueue, FileKind::Index, FileKind::Segment] {
+            self.disk.sync_dir(&self.config.dir.join(kind.directory()))?;
+        }
+        tracing::info!(
+            segments = gone.len(),
+            log_begins = self.log.min().get(),
+            "segments deleted"
+        );
+        // Space came back.
+        self.allocate_signal.wake();
+        self.space.notify_waiters();
+        Ok(true)
+    }
+
+    /// Says which topic keeps most of the log, once it keeps much and others could go.
+    fn warn_of_holders(&self, held: &[HeldBy], segments: usize) {
+        let Some(most) = held.first() else { return };
+        let share = usize::try_from(most.segments).unwrap_or(usize::MAX);
+        let mut warned = lock(&self.warned_of);
+        if held.len() > 1 && share >= 16 && share * 2 > segments && *warned != Some(most.topic) {
+            *warned = Some(most.topic);
+            tracing::warn!(
+                topic = most.topic.get(),
+                segments = most.segments,
+                bytes = most.bytes,
+                "one topic keeps most of the log: segments that others could give back stay for it"
+            );
+        }
+    }
+}

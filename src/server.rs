@@ -178,10 +178,7 @@ impl Running {
     async fn start(config: &Config, broker: Arc<Broker>) -> Result<Self, ServerError> {
         let (grpc_listener, grpc) = bind("server.listen", config.server.listen).await?;
         let (http_listener, http) = bind("server.http", config.server.http).await?;
-        let is_open_to_others = !grpc.ip().is_loopback();
-        if is_open_to_others {
-            tracing::warn!(%grpc, "no authentication: whoever reaches this address can do everything");
-        }
+        let is_open_to_others = warn_of_others(grpc, http);
         let (services, health) = grpc::services(Arc::clone(&broker)).await?;
         let open_connections = Arc::new(AtomicUsize::new(0));
         let connections = Arc::new(Connections::counted_in(Arc::clone(&open_connections)));
@@ -234,6 +231,18 @@ impl Running {
         tracing::error!("{error}");
         error
     }
+}
+
+/// Says which addresses others than this machine can reach, and returns whether there are any.
+fn warn_of_others(grpc: SocketAddr, http: SocketAddr) -> bool {
+    let (grpc_is_open, http_is_open) = (!grpc.ip().is_loopback(), !http.ip().is_loopback());
+    if grpc_is_open {
+        tracing::warn!(%grpc, "no authentication: whoever reaches this address can do everything");
+    }
+    if http_is_open {
+        tracing::warn!(%http, "no authentication: whoever reaches this address can use all that it serves");
+    }
+    grpc_is_open || http_is_open
 }
 
 async fn bind(

@@ -50,7 +50,7 @@ pub(crate) struct Told {
     pub(crate) connections: Arc<AtomicUsize>,
     /// A sync failed; the process is about to end. Relaxed: nothing is ordered by it.
     pub(crate) has_failed: Arc<AtomicBool>,
-    /// Whether anybody who reaches the port may do everything.
+    /// Whether others than this machine reach an address, gRPC or HTTP: they need no password.
     pub(crate) is_open_to_others: bool,
 }
 

@@ -7,8 +7,13 @@
 //! | connections finish what they have begun, at most `server.drain_timeout` | GOAWAY |
 //! | the store is flushed and closed with a clean mark | nothing is left to see |
 //!
+//! The service manager that started the process, if there is one, hears of the start, of life and of the stop: see
+//! `supervisor.rs`.
+//!
 //! After a failed sync the store cannot be trusted: nothing is drained and nothing marked clean, [`run`] returns
 //! [`ServerError::Poisoned`], and the process has to end.
+
+mod supervisor;
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +27,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
+use self::supervisor::Supervisor;
 use crate::broker::Broker;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -78,7 +84,7 @@ pub enum ServerError {
 }
 
 /// Runs a server until `shutdown` resolves, then drains it. `started` gets the addresses once everything is served; it
-/// is dropped if the start fails.
+/// is dropped if the start fails. The service manager of the environment (`NOTIFY_SOCKET`) is told as well.
 ///
 /// # Errors
 /// See [`ServerError`]; after [`ServerError::Poisoned`] the process must end without further writes.
@@ -87,7 +93,8 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
     started: Option<oneshot::Sender<Listening>>,
 ) -> Result<(), ServerError> {
-    let broker = open(&config).await?;
+    let supervisor = Supervisor::from_environment();
+    let broker = supervisor.wait_for_recovery(open(&config)).await?;
     let running = match Running::start(&config, Arc::clone(&broker)).await {
         Ok(running) => running,
         Err(error) => {
@@ -101,11 +108,18 @@ pub async fn run(
         // Nobody is obliged to listen.
         let _ = started.send(running.listening);
     }
+    supervisor.tell(&format!("READY=1\nSTATUS=serving gRPC on {grpc}, HTTP on {http}"));
+    // Until the end of the function, so over the drain too.
+    let _pings = supervisor.watch(&broker);
 
     tokio::select! {
         () = shutdown => {}
-        () = broker.failed() => return Err(running.fail().await),
+        () = broker.failed() => {
+            supervisor.tell("STOPPING=1\nSTATUS=a sync of the log failed");
+            return Err(running.fail().await);
+        }
     }
+    supervisor.tell("STOPPING=1\nSTATUS=draining");
     tracing::info!("draining");
     tokio::select! {
         ended = running.drain(&broker) => ended?,

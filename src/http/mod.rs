@@ -6,11 +6,14 @@
 //! | `/readyz` | sends, pulls and queries work; damaged ranges are named | 503 with the reason |
 //! | `/metrics` | the numbers, as OpenMetrics text | |
 //!
+//! `probe.rs` is the other end of `/readyz`, for health checks.
+//!
 //! One task accepts, one serves each connection; at most [`MAX_CONNECTIONS`] at once. A connection serves one request,
 //! whose headers must arrive within [`HEADER_TIMEOUT`], and is closed after [`CONNECTION_TIMEOUT`]: callers who send or
 //! read slowly cannot keep others from the port.
 
 mod metrics;
+pub(crate) mod probe;
 
 use std::fmt::Write as _;
 use std::sync::Arc;

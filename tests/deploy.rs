@@ -1,7 +1,7 @@
-//! What is in `deploy/`: the unit and the configuration are in step with the binary.
+//! What is in `deploy/`: the unit, the image and the configuration are in step with the binary.
 //!
 //! What the systems themselves can check here, they check: `systemd-analyze` reads the unit, and the binary runs with
-//! the arguments that the unit gives it. Without `systemd-analyze` a line says SKIP, but in
+//! the arguments that unit and image give it. No image is built. Without `systemd-analyze` a line says SKIP, but in
 //! continuous integration (`CI=true`) that is a failure: `.ci/run` installs it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
@@ -67,6 +67,26 @@ fn span(text: &str) -> Duration {
         unit => panic!("{unit}"),
     };
     Duration::from_secs(digits.parse::<u64>().unwrap() * unit)
+}
+
+/// An instruction of the Dockerfile and what it says.
+fn image() -> Vec<(String, String)> {
+    let split = |line: &String| {
+        let (name, said) = line.split_once(' ').unwrap();
+        (name.to_owned(), said.trim().to_owned())
+    };
+    lines(&read("deploy/Dockerfile")).iter().map(split).collect()
+}
+
+/// What the last instruction of this name says; the last one is the image's.
+fn said(image: &[(String, String)], name: &str) -> String {
+    let found = image.iter().rev().find(|(instruction, _)| instruction == name);
+    found.unwrap_or_else(|| panic!("the image has no {name}")).1.clone()
+}
+
+/// Words of the form that starts a program without a shell.
+fn words(json: &str) -> Vec<String> {
+    serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"))
 }
 
 /// Runs `systemd-analyze`, or says why not.
@@ -173,4 +193,70 @@ fn the_binary_takes_the_arguments_of_the_unit() {
     assert!(words.windows(2).any(|pair| pair == ["--data", DATA]), "{words:?}");
     assert_eq!(only(&unit(), "StateDirectory"), DATA.strip_prefix("/var/lib/").unwrap());
     serve(&words, |_http| {});
+}
+
+#[test]
+fn the_binary_takes_the_arguments_of_the_image_and_checks_its_health() {
+    let image = image();
+    assert_eq!(words(&said(&image, "ENTRYPOINT")), ["mainstem"]);
+    let health = said(&image, "HEALTHCHECK");
+    let (options, check) = health.split_once("CMD ").unwrap();
+    let check = words(check);
+    assert_eq!(check[0], "mainstem");
+    let timeout = options.split(' ').find_map(|option| option.strip_prefix("--timeout="));
+    assert!(span(timeout.unwrap()) > Duration::from_secs(3), "longer than the check itself");
+    serve(&words(&said(&image, "CMD")), |http| {
+        let asked = Command::new(BINARY).args(&check[1..]).args(["--http", http]).output();
+        let asked = asked.unwrap();
+        assert_eq!((asked.stdout.as_slice(), asked.status.code()), (&b"ready\n"[..], Some(0)));
+    });
+}
+
+#[test]
+fn the_image_is_small_not_roots_and_keeps_its_data() {
+    let image = image();
+    let stages: Vec<_> = image.iter().filter(|(name, _)| name == "FROM").collect();
+    assert_eq!(stages.len(), 2, "one that builds, one that runs: {stages:?}");
+    assert!(stages[0].1.ends_with(" AS builder") && stages[1].1.ends_with("-slim"), "{stages:?}");
+    let binary =
+        ("COPY".to_owned(), format!("--from=builder /src/target/release/mainstem {INSTALLED}"));
+    assert!(image.contains(&binary), "{image:?}");
+
+    let user = said(&image, "USER");
+    let (uid, gid) = user.split_once(':').unwrap();
+    assert!(uid.parse::<u32>().unwrap() > 0 && gid.parse::<u32>().unwrap() > 0, "{user}");
+    assert_eq!(said(&image, "VOLUME"), DATA);
+    assert_eq!(said(&image, "STOPSIGNAL"), "SIGTERM");
+
+    let command = words(&said(&image, "CMD"));
+    let value = |flag: &str| {
+        let at = command.iter().position(|word| word == flag).unwrap();
+        command[at + 1].clone()
+    };
+    assert_eq!((value("--config").as_str(), value("--data").as_str()), (CONFIG, DATA));
+    let defaults = Config::default().server;
+    let (grpc, http) = (defaults.listen.port(), defaults.http.port());
+    assert_eq!(said(&image, "EXPOSE"), format!("{grpc} {http}"));
+    assert_eq!(value("--listen"), format!("0.0.0.0:{grpc}"));
+    // The port that `mainstem health` asks unless it is told another.
+    assert_eq!(value("--http"), format!("0.0.0.0:{http}"));
+}
+
+#[test]
+fn the_builder_gets_what_is_there_and_what_it_needs() {
+    let ignored = lines(&read(".dockerignore"));
+    assert_eq!(ignored[0], "*");
+    let sent: Vec<_> = ignored[1..].iter().map(|line| line.strip_prefix('!').unwrap()).collect();
+    for path in &sent {
+        assert!(project(path).exists(), "{path}");
+    }
+    // The benches are named in the manifest, which cannot be read without them.
+    for path in ["Cargo.toml", "Cargo.lock", "build.rs", "src", "proto", "benches"] {
+        assert!(sent.contains(&path), "{path}");
+    }
+    for (_, said) in image().iter().filter(|(name, said)| name == "COPY" && !said.starts_with('-'))
+    {
+        let from = said.split(' ').next().unwrap();
+        assert!(from == "." || sent.contains(&from), "{from}");
+    }
 }

@@ -15,12 +15,12 @@
 //! | 4 | [`store`] | makes logs a store: append, read, query, recovery, watermarks; owns every storage thread | floors 0–3 |
 //! | 5 | [`broker`] | what a broker means: topics, sends, pulls, queries, budgets; no protobuf | `store`, `format`, `file::disk`, floor 0 |
 //! | 6 | `grpc` | `mainstem.v1`, health and reflection on one port: check, ask the broker, convert | `broker`, [`proto`], floor 0 |
-//! | 6 | `http` | `/healthz`, `/readyz`, `/metrics` | `broker`, floor 0 |
+//! | 6 | `http` | `/healthz`, `/readyz`, `/metrics`, and who asks for readiness | `broker`, floor 0 |
 //! | 6 | [`client`] | the native client: batches in, messages out | [`proto`], `format::batch`, floor 0 |
 //! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |
 //! | 7 | [`server`] | one server from its start to its end: wire, serve, drain in order | `config`, floors 0–6 without `client` |
 //! | 7 | [`telemetry`] | what the process logs to stderr | – |
-//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], every other command asks a [`client`] | `client`, `server`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, floor 0 |
+//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], every other command asks a [`client`] | `client`, `server`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, floor 0 |
 //!
 //! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc` and `client` alone name;
 //! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand,

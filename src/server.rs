@@ -7,8 +7,13 @@
 //! | connections finish what they have begun, at most `server.drain_timeout` | GOAWAY |
 //! | the store is flushed and closed with a clean mark | nothing is left to see |
 //!
+//! The service manager that started the process, if there is one, hears of the start, of life and of the stop: see
+//! `supervisor.rs`.
+//!
 //! After a failed sync the store cannot be trusted: nothing is drained and nothing marked clean, [`run`] returns
 //! [`ServerError::Poisoned`], and the process has to end.
+
+mod supervisor;
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +27,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
+use self::supervisor::Supervisor;
 use crate::broker::Broker;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -78,7 +84,7 @@ pub enum ServerError {
 }
 
 /// Runs a server until `shutdown` resolves, then drains it. `started` gets the addresses once everything is served; it
-/// is dropped if the start fails.
+/// is dropped if the start fails. The service manager of the environment (`NOTIFY_SOCKET`) is told as well.
 ///
 /// # Errors
 /// See [`ServerError`]; after [`ServerError::Poisoned`] the process must end without further writes.
@@ -87,7 +93,8 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
     started: Option<oneshot::Sender<Listening>>,
 ) -> Result<(), ServerError> {
-    let broker = open(&config).await?;
+    let supervisor = Supervisor::from_environment();
+    let broker = supervisor.wait_for_recovery(open(&config)).await?;
     let running = match Running::start(&config, Arc::clone(&broker)).await {
         Ok(running) => running,
         Err(error) => {
@@ -101,11 +108,18 @@ pub async fn run(
         // Nobody is obliged to listen.
         let _ = started.send(running.listening);
     }
+    supervisor.tell(&format!("READY=1\nSTATUS=serving gRPC on {grpc}, HTTP on {http}"));
+    // Until the end of the function, so over the drain too.
+    let _pings = supervisor.watch(&broker);
 
     tokio::select! {
         () = shutdown => {}
-        () = broker.failed() => return Err(running.fail().await),
+        () = broker.failed() => {
+            supervisor.tell("STOPPING=1\nSTATUS=a sync of the log failed");
+            return Err(running.fail().await);
+        }
     }
+    supervisor.tell("STOPPING=1\nSTATUS=draining");
     tracing::info!("draining");
     tokio::select! {
         ended = running.drain(&broker) => ended?,
@@ -178,10 +192,7 @@ impl Running {
     async fn start(config: &Config, broker: Arc<Broker>) -> Result<Self, ServerError> {
         let (grpc_listener, grpc) = bind("server.listen", config.server.listen).await?;
         let (http_listener, http) = bind("server.http", config.server.http).await?;
-        let is_open_to_others = !grpc.ip().is_loopback();
-        if is_open_to_others {
-            tracing::warn!(%grpc, "no authentication: whoever reaches this address can do everything");
-        }
+        let is_open_to_others = warn_of_others(grpc, http);
         let (services, health) = grpc::services(Arc::clone(&broker)).await?;
         let open_connections = Arc::new(AtomicUsize::new(0));
         let connections = Arc::new(Connections::counted_in(Arc::clone(&open_connections)));
@@ -234,6 +245,18 @@ impl Running {
         tracing::error!("{error}");
         error
     }
+}
+
+/// Says which addresses others than this machine can reach, and returns whether there are any.
+fn warn_of_others(grpc: SocketAddr, http: SocketAddr) -> bool {
+    let (grpc_is_open, http_is_open) = (!grpc.ip().is_loopback(), !http.ip().is_loopback());
+    if grpc_is_open {
+        tracing::warn!(%grpc, "no authentication: whoever reaches this address can do everything");
+    }
+    if http_is_open {
+        tracing::warn!(%http, "no authentication: whoever reaches this address can use all that it serves");
+    }
+    grpc_is_open || http_is_open
 }
 
 async fn bind(

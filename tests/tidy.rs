@@ -100,6 +100,7 @@ const ROOMS: &[Room] = &[
             "config",
             "file::FileError",
             "format::batch",
+            "http::probe",
             "message",
             "server",
             "store::CloseError",

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `serve.rs` | the broker itself |
 //! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs` | a client of a broker |
+//! | `health.rs` | whether a broker serves, for health checks |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
@@ -12,6 +13,7 @@
 
 mod demo;
 mod error;
+mod health;
 mod message;
 mod output;
 mod pull;
@@ -105,6 +107,8 @@ enum Command {
     Query(query::QueryArgs),
     /// Show what a broker says about itself
     Status,
+    /// End with 0 if a broker serves, else with 1
+    Health(health::HealthArgs),
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
     Demo(demo::DemoArgs),
 }
@@ -148,6 +152,7 @@ async fn client_command(
         Command::Pull(args) => pull::run(args, connection, output).await,
         Command::Query(args) => query::run(args, connection, output).await,
         Command::Status => status::run(connection, output).await,
+        Command::Health(args) => health::run(args, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     }
 }

@@ -77,7 +77,7 @@ impl Collector for Numbers {
             ("failed", "1 after a failed sync", None, has_failed.load(Ordering::Relaxed).into()),
             (
                 "no_authentication",
-                "1 if others than this machine can do everything",
+                "1 if others than this machine can reach an address",
                 None,
                 (*is_open_to_others).into(),
             ),

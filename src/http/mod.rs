@@ -6,11 +6,14 @@
 //! | `/readyz` | sends, pulls and queries work; damaged ranges are named | 503 with the reason |
 //! | `/metrics` | the numbers, as OpenMetrics text | |
 //!
+//! `probe.rs` is the other end of `/readyz`, for health checks.
+//!
 //! One task accepts, one serves each connection; at most [`MAX_CONNECTIONS`] at once. A connection serves one request,
 //! whose headers must arrive within [`HEADER_TIMEOUT`], and is closed after [`CONNECTION_TIMEOUT`]: callers who send or
 //! read slowly cannot keep others from the port.
 
 mod metrics;
+pub(crate) mod probe;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -50,7 +53,7 @@ pub(crate) struct Told {
     pub(crate) connections: Arc<AtomicUsize>,
     /// A sync failed; the process is about to end. Relaxed: nothing is ordered by it.
     pub(crate) has_failed: Arc<AtomicBool>,
-    /// Whether anybody who reaches the port may do everything.
+    /// Whether others than this machine reach an address, gRPC or HTTP: they need no password.
     pub(crate) is_open_to_others: bool,
 }
 

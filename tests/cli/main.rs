@@ -54,6 +54,31 @@ fn a_real_broker_answers_every_command() {
 }
 
 #[test]
+fn health_ends_with_zero_if_the_broker_serves_and_with_one_if_what_answers_is_none() {
+    let broker = RealBroker::start();
+    let health = |http: &str, format| mainstem("", &["health", "--http", http, "-o", format], "");
+    let expected = ("ready\n".to_owned(), String::new(), Some(0));
+    assert_eq!(health(&broker.http, "table"), expected);
+    let line = format!("{{\"http\":\"{}\",\"says\":[\"ready\"]}}\n", broker.http);
+    assert_eq!(health(&broker.http, "jsonl"), (line, String::new(), Some(0)));
+    // The gRPC port speaks HTTP/2 alone, and closes on all else.
+    let (stdout, stderr, code) = health(&broker.grpc, "table");
+    assert_eq!((stdout.as_str(), code), ("", Some(1)), "{stderr}");
+    let expected = format!("error: {} does not speak HTTP: ", broker.grpc);
+    assert!(stderr.starts_with(&expected), "{stderr}");
+}
+
+#[test]
+fn health_ends_with_one_if_nothing_comes_back() {
+    // The kernel accepts for a listener that never does.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let http = listener.local_addr().unwrap().to_string();
+    let (stdout, stderr, code) = mainstem("", &["health", "--http", &http], "");
+    let expected = format!("error: {http} did not answer within 3s\n");
+    assert_eq!((stdout.as_str(), stderr, code), ("", expected, Some(1)));
+}
+
+#[test]
 fn a_broker_that_is_told_to_stop_ends_with_zero() {
     let mut broker = RealBroker::start();
     assert_eq!(mainstem(&broker.grpc, &["send", "-t", "orders", "hello"], "").2, Some(0));
@@ -97,6 +122,7 @@ fn the_demo_holds_every_promise_and_leaves_nothing() {
 struct RealBroker {
     child: Child,
     grpc: String,
+    http: String,
     _directory: tempfile::TempDir,
 }
 
@@ -117,7 +143,8 @@ impl RealBroker {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let addresses: serde_json::Value = serde_json::from_str(&line).unwrap();
         let grpc = addresses["grpc"].as_str().unwrap().to_owned();
-        Self { child, grpc, _directory: directory }
+        let http = addresses["http"].as_str().unwrap().to_owned();
+        Self { child, grpc, http, _directory: directory }
     }
 }
 

@@ -106,8 +106,10 @@ async fn http_tells_life_readiness_and_numbers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_open_to_others_is_told() {
-    let server = Server::with(&["server.listen=0.0.0.0:0"]).await;
-    assert_eq!(server.metric("mainstem_no_authentication").await, Some(1));
+    for setting in ["server.listen=0.0.0.0:0", "server.http=0.0.0.0:0"] {
+        let server = Server::with(&[setting]).await;
+        assert_eq!(server.metric("mainstem_no_authentication").await, Some(1), "{setting}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

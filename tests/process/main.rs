@@ -8,6 +8,7 @@
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
 //! | `disk.rs` | a full disk, a failing sync |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
+//! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
 //! | `support.rs` | a process and its home |
 //!
 //! What needs root or a tool that is not there prints a line that begins with SKIP and asks nothing.
@@ -20,4 +21,5 @@ mod load;
 mod ports;
 mod start;
 mod stop;
+mod supervised;
 mod support;

@@ -2,10 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
 
 use crc_fast::{CrcAlgorithm, checksum};
+use tokio::process::Command;
 
-use crate::support::{Home, Memory, Process, one, read_all, refused_start};
+use crate::support::{BINARY, Home, Memory, Process, one, read_all, refused_start, soon};
 
 const FAILED: Option<i32> = Some(1);
 const USAGE: Option<i32> = Some(2);
@@ -232,4 +234,28 @@ async fn a_wrong_file_is_named_with_the_line() {
     assert!(lines.contains(&"3 | segmnt_size = 3"), "{said}");
     assert!(lines.last().unwrap().starts_with("unknown field `segmnt_size`"), "{said}");
     assert!(!data.exists(), "a start with a wrong file touches nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_address_that_others_reach_is_warned_of() {
+    let warned = "WARN no authentication: whoever reaches this address can";
+    let (grpc, http) = ("do everything grpc=0.0.0.0:", "use all that it serves http=0.0.0.0:");
+    for (setting, expected) in [
+        ("server.drain_timeout=1s", [false, false]),
+        ("server.listen=0.0.0.0:0", [true, false]),
+        ("server.http=0.0.0.0:0", [false, true]),
+    ] {
+        let home = Home::new();
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--set", "server.listen=127.0.0.1:0"]);
+        command.args(["--set", "server.http=127.0.0.1:0", "--set", setting]);
+        command.args(["--set", "store.segment_size=64MiB", "--data"]).arg(home.data());
+        // Its standard input has ended, so it serves and stops.
+        command.arg("--until-stdin-closes").stdin(Stdio::null()).env_remove("RUST_LOG");
+        let output = soon("a start and a stop", command.output()).await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let found = [grpc, http].map(|what| said.contains(&format!("{warned} {what}")));
+        assert_eq!(found, expected, "{setting}: {said}");
+    }
 }

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::process::Command;
 
 use crate::history::History;
 use crate::load::{Load, TOPICS, acknowledged, assert_honest, create_topics, read_last};
-use crate::support::{Dice, Home, Process, assert_no_panic, page, until};
+use crate::support::{BINARY, Dice, Home, Process, assert_no_panic, page, until};
 
 /// The settings that a silent client needs: the HTTP/2 preface and an empty SETTINGS frame.
 const SILENT: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -83,6 +84,11 @@ async fn a_broker_that_drains_lives_and_is_not_ready() {
         (status != 200).then_some((status, text))
     });
     assert_eq!(drained.await, (503, "draining\n".to_owned()));
+    let mut health = Command::new(BINARY);
+    let asked = health.args(["health", "--http", &http]).output().await.unwrap();
+    let said = String::from_utf8(asked.stderr).unwrap();
+    let expected = format!("error: {http} is not ready: draining (503 Service Unavailable)\n");
+    assert_eq!((said, asked.status.code()), (expected, Some(1)));
     assert_eq!(process.page("/healthz").await, (200, "alive\n".to_owned()));
     assert_eq!(process.metric("mainstem_draining").await, Some(1));
     TcpStream::connect(&process.grpc).await.unwrap_err();

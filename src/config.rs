@@ -64,6 +64,8 @@ pub struct StoreSection {
     pub max_unflushed: ByteSize,
     /// Newest bytes of the log that are read in place.
     pub hot_bytes: ByteSize,
+    /// Free bytes on the file system below which sends are refused.
+    pub disk_reserve: ByteSize,
 }
 
 /// The table `[broker]`.
@@ -118,6 +120,7 @@ impl Default for StoreSection {
             flush_bytes: ByteSize(store.flush_bytes),
             max_unflushed: ByteSize(store.max_unflushed),
             hot_bytes: ByteSize(store.hot_bytes),
+            disk_reserve: ByteSize(store.disk_reserve),
         }
     }
 }
@@ -241,6 +244,7 @@ impl Config {
         within("store.flush_bytes", store.flush_bytes, mib(1), gib(1))?;
         within("store.max_unflushed", store.max_unflushed, mib(16), gib(4))?;
         within("store.hot_bytes", store.hot_bytes, mib(0), gib(64))?;
+        within("store.disk_reserve", store.disk_reserve, mib(0), gib(64))?;
 
         within_count("broker.auto_create_limit", broker.auto_create_limit, 0, 1_000_000)?;
         within("broker.inflight_sends", broker.inflight_sends, mib(16), gib(64))?;
@@ -261,6 +265,7 @@ impl Config {
             flush_bytes: self.store.flush_bytes.0,
             max_unflushed: self.store.max_unflushed.0,
             hot_bytes: self.store.hot_bytes.0,
+            disk_reserve: self.store.disk_reserve.0,
             ..StoreConfig::new(self.server.data.clone())
         }
     }

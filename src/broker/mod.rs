@@ -42,7 +42,7 @@ use crate::store::{
 };
 
 // What answers are made of: the rooms above know the store through the broker only.
-pub use crate::store::{Order, QueueRange, StoredRecord};
+pub use crate::store::{HeldBy, Order, QueueRange, StoredRecord};
 
 pub use crate::message::TopicSettings;
 pub use budget::Permit;
@@ -102,6 +102,10 @@ pub struct BrokerStatus {
     pub queues: u64,
     /// What acknowledgements wait for unless the topic says otherwise.
     pub flush_default: FlushMode,
+    /// Free bytes below which sends are refused.
+    pub disk_reserve: u64,
+    /// Which topics keep sealed segments, by name; empty for one that is not known.
+    pub held: Vec<(String, HeldBy)>,
 }
 
 impl Broker {
@@ -187,8 +191,15 @@ impl Broker {
     /// How the broker is. Does no I/O beyond asking for free space.
     pub fn status(&self) -> BrokerStatus {
         let (topics, queues) = self.state.topics.counts();
+        let store = self.store.status();
+        let name = |by: &HeldBy| {
+            let topic = self.state.topics.by_id(by.topic);
+            topic.map_or_else(String::new, |topic| topic.name().to_owned())
+        };
         BrokerStatus {
-            store: self.store.status(),
+            held: store.held.iter().map(|by| (name(by), *by)).collect(),
+            disk_reserve: self.store.disk_reserve(),
+            store,
             watermarks: self.store.watermarks(),
             epoch: self.store.epoch(),
             topics,

@@ -6,6 +6,10 @@ use serde::Serialize;
 use super::output::{Output, fields};
 use super::{Connection, patiently};
 use crate::client::Status;
+use crate::message::PhysicalOffset;
+
+/// Topics that keep segments, in the table; JSON has all of them.
+const HOLDERS: usize = 5;
 
 /// Runs the command.
 pub(crate) async fn run(connection: &Connection, output: &mut Output) -> anyhow::Result<()> {
@@ -31,6 +35,23 @@ struct Shown<'a> {
     disk_free: u64,
     start_report: &'a [String],
     damaged: Vec<Damaged>,
+    disk_reserve: u64,
+    disk_is_short: bool,
+    deleted_segments: u64,
+    deleted_bytes: u64,
+    newest_image: Option<u64>,
+    images: u64,
+    image_bytes: u64,
+    pinned_segments: u64,
+    held: Vec<Held<'a>>,
+}
+
+#[derive(Serialize)]
+struct Held<'a> {
+    topic: &'a str,
+    topic_id: u64,
+    segments: u64,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -72,7 +93,34 @@ impl<'a> Shown<'a> {
                 .iter()
                 .map(|range| Damaged { begin: range.start.get(), end: range.end.get() })
                 .collect(),
+            disk_reserve: status.disk_reserve,
+            disk_is_short: status.disk_is_short,
+            deleted_segments: status.deleted_segments,
+            deleted_bytes: status.deleted_bytes,
+            newest_image: status.newest_image.map(PhysicalOffset::get),
+            images: status.images,
+            image_bytes: status.image_bytes,
+            pinned_segments: status.pinned_segments,
+            held: status
+                .held
+                .iter()
+                .map(|by| Held {
+                    topic: &by.topic,
+                    topic_id: by.id.get(),
+                    segments: by.segments,
+                    bytes: by.bytes,
+                })
+                .collect(),
         }
+    }
+
+    fn disk(&self) -> String {
+        let free = ByteSize::b(self.disk_free).display().iec();
+        if !self.disk_is_short {
+            return free.to_string();
+        }
+        let reserve = ByteSize::b(self.disk_reserve).display().iec();
+        format!("{free}: below store.disk_reserve ({reserve}), sends are refused")
     }
 
     fn table(&self) -> String {
@@ -96,8 +144,23 @@ impl<'a> Shown<'a> {
                 "segments",
                 format!("{}, {} of them not sealed", self.segments, self.unsealed_segments),
             ),
-            ("disk free", ByteSize::b(self.disk_free).display().iec().to_string()),
+            ("disk free", self.disk()),
         ];
+        if self.deleted_segments > 0 {
+            let bytes = ByteSize::b(self.deleted_bytes).display().iec().to_string();
+            pairs.push(("deleted", format!("{} segments, {bytes}", self.deleted_segments)));
+        }
+        if let Some(at) = self.newest_image {
+            pairs.push(("state image", format!("at {at}; {} since the start", self.images)));
+        }
+        if self.pinned_segments > 0 {
+            pairs.push(("pinned", format!("{} segments", self.pinned_segments)));
+        }
+        for held in self.held.iter().take(HOLDERS) {
+            let bytes = ByteSize::b(held.bytes).display().iec().to_string();
+            let name = if held.topic.is_empty() { "an unknown topic" } else { held.topic };
+            pairs.push(("kept by", format!("{name}: {} segments, {bytes}", held.segments)));
+        }
         for line in self.start_report {
             pairs.push(("at start", line.clone()));
         }

@@ -242,6 +242,37 @@ pub struct Status {
     pub start_report: Vec<String>,
     /// Byte ranges of the log that cannot be read.
     pub damaged: Vec<std::ops::Range<PhysicalOffset>>,
+    /// Free bytes below which sends are refused.
+    pub disk_reserve: u64,
+    /// Less is free now.
+    pub disk_is_short: bool,
+    /// Segments deleted since the start.
+    pub deleted_segments: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// Where the newest durable state image begins.
+    pub newest_image: Option<PhysicalOffset>,
+    /// State images taken since the start.
+    pub images: u64,
+    /// Their bytes.
+    pub image_bytes: u64,
+    /// Which topics keep sealed segments, most segments first.
+    pub held: Vec<HeldBy>,
+    /// Segments that work under way keeps from being deleted.
+    pub pinned_segments: u64,
+}
+
+/// How much of the log a topic keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBy {
+    /// Its name; empty if the broker does not know it.
+    pub topic: String,
+    /// Its incarnation.
+    pub id: TopicId,
+    /// Sealed segments that stay for it.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 impl Client {
@@ -479,6 +510,24 @@ impl Client {
                 .iter()
                 .map(|range| PhysicalOffset::new(range.begin)..PhysicalOffset::new(range.end))
                 .collect(),
+            disk_reserve: answer.disk_reserve,
+            disk_is_short: answer.disk_is_short,
+            deleted_segments: answer.deleted_segments,
+            deleted_bytes: answer.deleted_bytes,
+            newest_image: answer.newest_image.map(PhysicalOffset::new),
+            images: answer.images,
+            image_bytes: answer.image_bytes,
+            held: answer
+                .held
+                .into_iter()
+                .map(|by| HeldBy {
+                    topic: by.topic,
+                    id: TopicId::new(by.topic_id),
+                    segments: by.segments,
+                    bytes: by.bytes,
+                })
+                .collect(),
+            pinned_segments: answer.pinned_segments,
         })
     }
 

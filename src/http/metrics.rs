@@ -10,6 +10,9 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Told;
 
+/// Topics that keep segments, those with most: a line for each.
+const HOLDERS: usize = 20;
+
 /// Of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -63,6 +66,19 @@ impl Collector for Numbers {
             ("segments", "Segments of the log", None, count(status.store.segments)),
             ("unsealed_segments", "Segments in memory", None, count(status.store.unsealed)),
             ("entries", "Memory of queue and index entries", bytes, status.store.entry_memory),
+            (
+                "disk_reserve",
+                "Free bytes below which sends are refused",
+                bytes,
+                status.disk_reserve,
+            ),
+            ("disk_short", "1 while less is free", None, status.store.disk_is_short.into()),
+            (
+                "pinned_segments",
+                "Segments that work keeps from deletion",
+                None,
+                count(status.store.pinned_segments),
+            ),
             ("epoch", "Starts of the store", None, status.epoch.get()),
             ("topics", "Topics", None, status.topics),
             ("queues", "Queues of all topics", None, status.queues),
@@ -99,10 +115,24 @@ impl Collector for Numbers {
             ("syncs", "Syncs of the log", None, status.store.syncs),
             ("damaged_reads", "Reads that met damage", None, status.store.damaged_reads),
             ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),
+            ("deleted_segments", "Segments deleted", None, status.store.deleted_segments),
+            ("deleted", "Bytes of them", bytes, status.store.deleted_bytes),
+            ("images", "State images taken", None, status.store.images),
+            ("image", "Bytes of them", bytes, status.store.image_bytes),
         ] {
             let counter = ConstCounter::new(value);
             let encoder = to.encode_descriptor(name, help, unit, counter.metric_type())?;
             counter.encode(encoder)?;
+        }
+
+        let kind = ConstGauge::new(0_u64).metric_type();
+        let help = "Sealed segments that stay for a topic";
+        let mut held = to.encode_descriptor("segments_held", help, None, kind)?;
+        for (topic, by) in status.held.iter().take(HOLDERS) {
+            let unknown = format!("#{}", by.topic);
+            let name = if topic.is_empty() { &unknown } else { topic };
+            let label = [("topic", name.as_str())];
+            ConstGauge::new(by.segments).encode(held.encode_family(&label)?)?;
         }
 
         let kind = ConstCounter::new(0_u64).metric_type();

@@ -689,6 +689,11 @@ impl Store {
         self.shared.config.flush
     }
 
+    /// Free bytes below which sends are refused.
+    pub fn disk_reserve(&self) -> u64 {
+        self.shared.config.disk_reserve
+    }
+
     /// The longest append set, in bytes of records.
     pub fn max_append_set(&self) -> u64 {
         self.shared.config.max_append_set()

@@ -425,6 +425,8 @@ impl Admin for Fake {
             start_report: vec!["nothing to replay".into()],
             damaged: vec![proto::DamagedRange { begin: 4096, end: 8192 }],
             flush_default: "sync".into(),
+            disk_reserve: 512 << 20,
+            ..proto::StatusResponse::default()
         }))
     }
 }

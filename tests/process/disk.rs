@@ -14,6 +14,8 @@ use crate::support::{
 
 const MIB: usize = 1 << 20;
 const TOPIC: &str = "filled";
+/// Sends go on until there is no room at all.
+const FILL: &[&str] = &["--set", "store.disk_reserve=0"];
 
 fn body(number: u64) -> Vec<u8> {
     let mut body = vec![b'x'; MIB];
@@ -62,7 +64,7 @@ async fn a_full_disk_refuses_sends_serves_reads_and_takes_sends_again_when_there
         let Some(_memory) = Memory::mount(&home.data(), 240) else { return };
         let ballast = home.data().join("ballast");
         std::fs::write(&ballast, vec![1; 100 * MIB]).unwrap();
-        let process = Process::start(&home, &[]).await;
+        let process = Process::start(&home, FILL).await;
         let client = process.client().await;
         let settings =
             TopicSettings { queues: Some(1), flush: Some(flush), ..TopicSettings::default() };
@@ -77,7 +79,7 @@ async fn a_full_disk_refuses_sends_serves_reads_and_takes_sends_again_when_there
         // Full, it can be stopped, or killed, and started.
         let process = if drops {
             process.kill().await;
-            Process::start(&home, &[]).await
+            Process::start(&home, FILL).await
         } else {
             process
         };

@@ -46,6 +46,8 @@ impl Broker {
             .context("cannot write the broker's log")?;
         let mut command = Command::new(executable);
         command.arg("serve").arg("--data").arg(directory.join("data"));
+        // It says what it needs, and gives it back.
+        command.args(["--set", "store.disk_reserve=0"]);
         command.args(["--listen", &wanted.grpc, "--http", &wanted.http, "--print-addresses"]);
         if kept {
             command.stdin(Stdio::null());

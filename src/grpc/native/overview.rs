@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use tonic::Response;
 
 use super::wide;
-use crate::broker::Broker;
-use crate::message::FlushMode;
-use crate::proto::{DamagedRange, StatusResponse, Watermarks};
+use crate::broker::{Broker, HeldBy};
+use crate::message::{FlushMode, PhysicalOffset};
+use crate::proto::{self, DamagedRange, StatusResponse, Watermarks};
 
 pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
     let status = broker.status();
@@ -35,7 +35,25 @@ pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
             FlushMode::Sync => "sync".to_owned(),
             FlushMode::Async => "async".to_owned(),
         },
+        disk_reserve: status.disk_reserve,
+        disk_is_short: status.store.disk_is_short,
+        deleted_segments: status.store.deleted_segments,
+        deleted_bytes: status.store.deleted_bytes,
+        newest_image: status.store.newest_image.map(PhysicalOffset::get),
+        images: status.store.images,
+        image_bytes: status.store.image_bytes,
+        held: status.held.iter().map(held).collect(),
+        pinned_segments: wide(status.store.pinned_segments),
     })
+}
+
+fn held((name, by): &(String, HeldBy)) -> proto::HeldBy {
+    proto::HeldBy {
+        topic: name.clone(),
+        topic_id: by.topic.get(),
+        segments: by.segments,
+        bytes: by.bytes,
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

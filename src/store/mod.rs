@@ -622,6 +622,12 @@ impl Store {
         self.shared.arrivals.len()
     }
 
+    /// Lets the parked reads of a topic look again: with another flush mode more may be visible at once.
+    pub fn wake_readers(&self, topic: &TopicHandle) {
+        let id = topic.id();
+        self.shared.arrivals.end_where(|key| key.topic == id, Arrival::Readable);
+    }
+
     /// Ends the parked reads of a topic that was deleted.
     pub fn end_arrivals(&self, topic: &TopicHandle) {
         let id = topic.id();

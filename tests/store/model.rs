@@ -13,11 +13,12 @@ use mainstem::file::disk::{Disk, RealDisk};
 use mainstem::format::batch::{Batch, BatchBuilder, BatchInfo, NewMeta, TagFilter, check};
 use mainstem::format::state_record::Transition;
 use mainstem::message::{
-    FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
+    FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp, TopicId,
+    TopicSettings, TopicType,
 };
 use mainstem::store::{
     AppendError, Arrival, FindRequest, IncompleteReason, IndexKind, NewRecord, Order, Placed,
-    ReadOutcome, ReadRequest, StoreConfig, StoredRecord, TopicHandle,
+    ReadError, ReadOutcome, ReadRequest, StoreConfig, StoredRecord, TopicHandle,
 };
 use mainstem::testing::{CrashChoice, SimDisk, now};
 
@@ -51,8 +52,15 @@ impl Record {
 }
 
 struct Topic {
-    flush: FlushMode,
+    settings: TopicSettings,
+    /// What was visible when the mode last went from async to sync.
+    floor: PhysicalOffset,
     next: Vec<u64>,
+    /// Purged: whole, below this place; queue by queue, below these offsets.
+    below: PhysicalOffset,
+    purged: Vec<u64>,
+    /// Where queues were seen to begin.
+    min: Vec<u64>,
 }
 
 type Parked = Pin<Box<dyn Future<Output = Arrival>>>;
@@ -90,6 +98,15 @@ struct Seen {
     starts: u64,
     deleted: u64,
     segments: usize,
+    /// Segments that went because nothing in them was alive.
+    freed: u64,
+    images: u64,
+    /// Starts whose state came from an image alone.
+    from_image: u64,
+    /// Looks for an offset by time.
+    by_time: u64,
+    /// Offsets that were asked for and were gone.
+    gone: u64,
 }
 
 enum Where {
@@ -171,18 +188,23 @@ impl Model {
         assert_eq!((report.damaged.len(), &report.cut), (0, &None), "{report}");
         self.epoch += 1;
         assert_eq!(rig.store.epoch().get(), self.epoch);
-        let live: Vec<u64> = rig
+        let live: Vec<_> = rig
             .applier
             .live()
             .iter()
             .map(|transition| match transition {
-                Transition::TopicCreated { id, .. } => id.get(),
+                Transition::TopicCreated { id, settings, .. } => (id.get(), *settings),
                 other => panic!("{other:?}"),
             })
             .collect();
-        let mut live = live;
-        live.sort_unstable();
-        assert_eq!(live, self.topics.keys().copied().collect::<Vec<_>>());
+        let expected: Vec<_> =
+            self.topics.iter().map(|(id, topic)| (*id, topic.settings)).collect();
+        assert_eq!(live, expected);
+        let from_image = report.remarks.iter().any(|remark| remark.contains("image"));
+        self.seen.from_image += u64::from(from_image);
+        for topic in self.topics.values_mut() {
+            topic.floor = PhysicalOffset::ZERO;
+        }
         self.seen.starts += 1;
         self.rig = Some(rig);
     }
@@ -199,8 +221,8 @@ impl Model {
 
     fn visible_end(&self, topic: u64) -> PhysicalOffset {
         let marks = self.rig().store.watermarks();
-        match self.topics[&topic].flush {
-            FlushMode::Sync => marks.flushed,
+        match self.topics[&topic].settings.flush {
+            FlushMode::Sync => marks.flushed.max(self.topics[&topic].floor),
             FlushMode::Async => marks.appended,
         }
     }
@@ -222,10 +244,61 @@ impl Model {
         self.records.iter().filter(move |record| record.topic == topic && record.queue == queue)
     }
 
+    /// Before which store time messages of a topic are gone, as the store says; checked against what the clocks were.
+    fn gone_before(&self, topic: u64) -> u64 {
+        let handle = self.rig().topic(topic).unwrap();
+        let (below, before) = self.rig().store.gone(&handle);
+        assert_eq!(below, self.topics[&topic].below);
+        let retention = self.topics[&topic].settings.retention.time_ms;
+        let oldest = |now: u64| match retention {
+            Some(ms) => (now - now % 1_000).saturating_sub(ms),
+            None => 0,
+        };
+        let (_, floor, _) = handle.expired();
+        let before = before.get();
+        assert!(before >= oldest(self.last_time.max(self.wall)).max(floor.get()), "{before}");
+        assert!(before <= oldest(self.highest_wall).max(floor.get()), "{before}");
+        before
+    }
+
+    fn is_gone(&self, record: &Record, before: u64) -> bool {
+        let topic = &self.topics[&record.topic];
+        record.placed.offset < topic.below
+            || record.placed.store_time.get() < before
+            || record.end() <= topic.purged[record.queue as usize]
+    }
+
+    /// Where a queue begins.
+    fn min_offset(&self, topic: u64, queue: u32) -> u64 {
+        let before = self.gone_before(topic);
+        let purged = self.topics[&topic].purged[queue as usize];
+        let first = self.of_queue(topic, queue).find(|record| !self.is_gone(record, before));
+        let next = self.topics[&topic].next[queue as usize];
+        first.map_or(next, |record| record.first.max(purged)).min(self.max_offset(topic, queue))
+    }
+
+    /// The readable offsets, by the store and by the model; `None` while a file is being rebuilt.
+    fn bounds(&mut self, topic: u64, queue: u32) -> Option<(u64, u64)> {
+        let handle = self.rig().topic(topic).unwrap();
+        let bounds = match now(self.rig().store.queue_bounds(&handle, QueueId::new(queue))).unwrap()
+        {
+            Ok(bounds) => (bounds.min.get(), bounds.max.get()),
+            Err(ReadError::Rebuilding) => {
+                self.seen.rebuilding += 1;
+                self.rig_mut().workers.settle();
+                return None;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let expected = (self.min_offset(topic, queue), self.max_offset(topic, queue));
+        assert_eq!(bounds, expected, "queue {queue} of {topic}");
+        Some(bounds)
+    }
+
     // ---- steps
 
     fn step(&mut self) {
-        match self.dice.below(100) {
+        match self.dice.below(104) {
             0..=34 => self.append(),
             35..=54 => self.work(),
             55..=69 => self.read(),
@@ -237,6 +310,10 @@ impl Model {
             92 => self.delete(),
             93 | 94 => self.ask_for_nonsense(),
             95 => self.restart(),
+            96 => self.update(),
+            97 => self.purge(),
+            98 => self.clean(),
+            99 => self.by_time(),
             _ => self.acknowledge(),
         }
         self.rig().marks_are_in_order();
@@ -244,6 +321,11 @@ impl Model {
             let handle = self.rig().topic(topic).unwrap();
             let max = self.rig().store.queue_max(&handle, QueueId::new(queue));
             assert_eq!(max.get(), self.max_offset(topic, queue), "queue {queue} of {topic}");
+            if let Some((min, _)) = self.bounds(topic, queue) {
+                let seen = &mut self.topics.get_mut(&topic).unwrap().min[queue as usize];
+                assert!(min >= *seen, "queue {queue} of {topic} began at {seen}, now at {min}");
+                *seen = min;
+            }
         }
         self.wake();
     }
@@ -376,8 +458,12 @@ impl Model {
 
     fn read(&mut self) {
         let Some((topic, queue)) = self.any_topic() else { return };
-        let max = self.max_offset(topic, queue);
-        let from = self.dice.below(max + 3);
+        let Some((min, max)) = self.bounds(topic, queue) else { return };
+        let from = match self.dice.one_in(3) {
+            true => self.dice.below(max + 3),
+            false => min + self.dice.below(max - min + 3),
+        };
+        let before = self.gone_before(topic);
         let filter = Arc::new(self.filter());
         let max_messages = self.dice.pick(&[1, 3, 10, 1_000]);
         let max_bytes = self.dice.pick(&[1, 2_000, 10_000, 1 << 20]);
@@ -394,6 +480,7 @@ impl Model {
         let expected: Vec<&Record> = self
             .of_queue(topic, queue)
             .filter(|record| record.end() > from && record.end() <= max)
+            .filter(|record| !self.is_gone(record, before))
             .filter(|record| {
                 let BatchInfo { tag_bits, has_untagged, .. } = record.info;
                 let may = filter.may_match(tag_bits, record.messages.len() > 1, has_untagged);
@@ -404,14 +491,15 @@ impl Model {
             .collect();
         match outcome {
             ReadOutcome::OutOfRange { range } => {
-                assert!(from > max);
-                assert_eq!((range.min.get(), range.max.get()), (0, max));
+                assert!(from > max || from < min);
+                self.seen.gone += u64::from(from < min);
+                assert_eq!((range.min.get(), range.max.get()), (min, max));
             }
             ReadOutcome::Empty { next, range } => {
                 assert_eq!((expected.len(), next.get(), range.max.get()), (0, max, max));
             }
             ReadOutcome::Records { records, next, range } => {
-                assert_eq!(range.max.get(), max);
+                assert_eq!((range.min.get(), range.max.get()), (min, max));
                 let (mut messages, mut bytes) = (0, 0);
                 assert!(records.len() <= expected.len(), "more than there is");
                 for (found, expected) in records.iter().zip(&expected) {
@@ -460,10 +548,12 @@ impl Model {
         let order = self.dice.pick(&[Order::OldestFirst, Order::NewestFirst]);
         let limit = self.dice.pick(&[1, 2, 7, 1_000]);
         let readable = self.readable_end(topic);
+        let before = self.gone_before(topic);
         let mut expected: Vec<(PhysicalOffset, u16)> = Vec::new();
         for record in self.records.iter().filter(|record| record.topic == topic) {
             let time = record.placed.store_time.get();
-            if record.placed.end > readable || time < begin || time > end {
+            let is_gone = self.is_gone(record, before);
+            if record.placed.end > readable || time < begin || time > end || is_gone {
                 continue;
             }
             for (index, message) in (0..).zip(&record.messages) {
@@ -526,7 +616,8 @@ impl Model {
         let id = MessageId { epoch: record.placed.epoch, offset: record.placed.offset, index: 0 };
         let found = self.rig().by_id(id);
         let is_readable = self.topics.contains_key(&record.topic)
-            && record.placed.end <= self.readable_end(record.topic);
+            && record.placed.end <= self.readable_end(record.topic)
+            && !self.is_gone(record, self.gone_before(record.topic));
         assert_eq!(found.is_some(), is_readable, "{id}");
         if let Some(found) = found {
             same(&found, record);
@@ -599,8 +690,107 @@ impl Model {
         let flush = self.dice.pick(&[FlushMode::Sync, FlushMode::Async]);
         self.next_topic += 1;
         if self.transition(&created(id, queues, flush)) {
-            self.topics.insert(id, Topic { flush, next: vec![0; queues as usize] });
+            let none = vec![0; queues as usize];
+            self.topics.insert(
+                id,
+                Topic {
+                    settings: TopicSettings::open(queues, flush, TopicType::Mixed),
+                    floor: PhysicalOffset::ZERO,
+                    next: none.clone(),
+                    below: PhysicalOffset::ZERO,
+                    purged: none.clone(),
+                    min: none,
+                },
+            );
         }
+    }
+
+    /// More queues, another mode, another retention. What is gone by the old one stays gone.
+    fn update(&mut self) {
+        let Some((topic, _)) = self.any_topic() else { return };
+        let settings = self.topics[&topic].settings;
+        let time_ms = self.dice.pick(&[None, Some(1_000), Some(8_000), Some(40 * 24 * 3_600_000)]);
+        let settings = TopicSettings {
+            queues: settings.queues + u32::from(settings.queues < 5 && self.dice.one_in(2)),
+            flush: self.dice.pick(&[FlushMode::Sync, FlushMode::Async]),
+            retention: Retention { time_ms, bytes: None },
+            ..settings
+        };
+        let before = Timestamp::new(self.gone_before(topic));
+        let (id, below) = (TopicId::new(topic), PhysicalOffset::ZERO);
+        let gone = Transition::TopicExpired { id, below, before, queues: vec![] };
+        if !self.transition(&gone) {
+            return;
+        }
+        let handle = self.rig().topic(topic).unwrap();
+        let was_async = handle.flush() == FlushMode::Async;
+        if self.transition(&Transition::TopicUpdated { id, settings }) {
+            self.rig().store.wake_readers(&handle);
+            let appended = self.rig().store.watermarks().appended;
+            let known = self.topics.get_mut(&topic).unwrap();
+            if was_async {
+                known.floor = appended;
+            }
+            known.settings = settings;
+            for list in [&mut known.next, &mut known.purged, &mut known.min] {
+                list.resize(settings.queues as usize, 0);
+            }
+        }
+    }
+
+    fn purge(&mut self) {
+        let Some((topic, queue)) = self.any_topic() else { return };
+        let (id, mut queues) = (TopicId::new(topic), Vec::new());
+        let mut below = PhysicalOffset::ZERO;
+        if self.dice.one_in(3) {
+            below = self.rig().store.watermarks().appended;
+        } else {
+            let upto = self.dice.below(self.max_offset(topic, queue) + 1);
+            queues.push((QueueId::new(queue), QueueOffset::new(upto)));
+        }
+        let transition =
+            Transition::TopicExpired { id, below, before: Timestamp::ZERO, queues: queues.clone() };
+        if self.transition(&transition) {
+            let known = self.topics.get_mut(&topic).unwrap();
+            known.below = known.below.max(below);
+            for (queue, upto) in queues {
+                let purged = &mut known.purged[queue.get() as usize];
+                *purged = (*purged).max(upto.get());
+            }
+        }
+    }
+
+    fn clean(&mut self) {
+        self.rig().store.clean_soon();
+        for _ in 0..self.dice.below(12) {
+            self.rig_mut().workers.clean.step();
+            if self.dice.one_in(4) {
+                self.work();
+            }
+        }
+    }
+
+    /// The first offset stored then or later, for times of records, between them, before and behind all.
+    fn by_time(&mut self) {
+        let Some((topic, queue)) = self.any_topic() else { return };
+        let Some((min, max)) = self.bounds(topic, queue) else { return };
+        let times: Vec<u64> =
+            self.records.iter().map(|record| record.placed.store_time.get()).collect();
+        let some = if times.is_empty() { 0 } else { self.dice.pick(&times) };
+        let time = self.dice.pick(&[0, some, some + 1, some.saturating_sub(1), u64::MAX]);
+        let handle = self.rig().topic(topic).unwrap();
+        let asked = self.rig().store.offset_at(&handle, QueueId::new(queue), Timestamp::new(time));
+        let found = match now(asked).unwrap() {
+            Ok(found) => found.get(),
+            Err(ReadError::Rebuilding) => return self.rig_mut().workers.settle(),
+            Err(error) => panic!("{error}"),
+        };
+        let late = self.of_queue(topic, queue).find(|record| {
+            record.placed.store_time.get() >= time && record.end() > min && record.end() <= max
+        });
+        let expected = late.map_or(max, |record| record.first.max(min));
+        assert_eq!(found, expected, "time {time} in queue {queue} of {topic}, {min} to {max}");
+        self.seen.by_time += 1;
     }
 
     fn delete(&mut self) {
@@ -660,7 +850,10 @@ impl Model {
         self.parked.clear();
         self.dead.clear();
         let rig = self.rig.take().unwrap();
-        self.seen.segments = self.seen.segments.max(rig.store.status().segments);
+        let status = rig.store.status();
+        self.seen.segments = self.seen.segments.max(status.segments);
+        self.seen.freed += status.deleted_segments;
+        self.seen.images += status.images;
         let is_clean = self.dice.one_in(2);
         if is_clean {
             rig.close();
@@ -692,7 +885,11 @@ impl Model {
             let handle = self.rig().topic(*id).unwrap();
             for queue in 0..topic.next.len() as u32 {
                 let found = self.rig().read_all(&handle, queue);
-                let expected: Vec<_> = self.of_queue(*id, queue).collect();
+                let before = self.gone_before(*id);
+                let expected: Vec<_> = self
+                    .of_queue(*id, queue)
+                    .filter(|record| !self.is_gone(record, before))
+                    .collect();
                 assert_eq!(found.len(), expected.len());
                 found.iter().zip(expected).for_each(|(found, expected)| same(found, expected));
             }
@@ -764,11 +961,17 @@ fn a_store_on_the_simulated_disk_shows_what_the_model_shows() {
         total.pages += seen.pages;
         total.appended += seen.appended;
         total.segments = total.segments.max(seen.segments);
+        total.freed += seen.freed;
+        total.images += seen.images;
+        total.from_image += seen.from_image;
+        total.by_time += seen.by_time;
+        total.gone += seen.gone;
     }
     println!("{total:?}");
     if given_seed().is_none() {
         let Seen { not_ready, rebuilding, woken, disk_reads, deleted, starts, segments, .. } =
             total;
+        let Seen { freed, images, from_image, by_time, gone, .. } = total;
         for (what, count) in [
             ("appends without room", not_ready),
             ("answers while rebuilding", rebuilding),
@@ -777,6 +980,11 @@ fn a_store_on_the_simulated_disk_shows_what_the_model_shows() {
             ("topics deleted", deleted),
             ("starts", starts),
             ("segments", segments as u64),
+            ("segments deleted", freed),
+            ("images taken", images),
+            ("starts from an image", from_image),
+            ("offsets by time", by_time),
+            ("reads of what is gone", gone),
         ] {
             assert!(count > 10, "{what}: {count}");
         }

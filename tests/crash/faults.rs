@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mainstem::file::{FileError, Operation};
-use mainstem::message::{FlushMode, MessageId};
+use mainstem::format::state_record::Transition;
+use mainstem::message::{FlushMode, MessageId, Timestamp, TopicId};
 use mainstem::store::{
     AppendError, CloseError, IncompleteReason, IndexKind, OpenError, Order, Poisoned, ReadError,
-    ReadOutcome, SpaceError,
+    ReadOutcome, SpaceError, StoreConfig,
 };
 use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times, Torn, now};
 
@@ -258,6 +260,102 @@ fn a_full_disk_is_told_and_sends_go_on_after_room_returns_without_a_restart() {
     assert_eq!(rig.send(1, 0, &batch(sent, 1, 1_000)).unwrap().queue_offset.get(), sent);
     rig.workers.settle();
     assert_eq!(rig.read_all(&topic, 0).len() as u64, sent + 1);
+}
+
+/// Sends until the store says that there is no room; returns how many more were stored.
+fn fill(rig: &mut Rig, topic: u64, mut sent: u64) -> u64 {
+    for _ in 0..10_000 {
+        match rig.send(topic, 0, &batch(sent, 1, 1_000)) {
+            Ok(_) => sent += 1,
+            Err(AppendError::NotReady) => {
+                rig.workers.settle();
+                if now(rig.store.space()) == Some(Err(SpaceError::Full)) {
+                    return sent;
+                }
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("the disk is never full");
+}
+
+/// Purges a topic whole, as a broker does.
+fn purge(rig: &Rig, topic: u64) {
+    let (id, below) = (TopicId::new(topic), rig.store.watermarks().appended);
+    let (before, queues) = (Timestamp::ZERO, vec![]);
+    rig.state(&Transition::TopicExpired { id, below, before, queues }).unwrap();
+}
+
+#[test]
+fn on_a_full_disk_state_goes_on_and_a_purge_makes_room_for_sends_without_a_restart() {
+    for reserve in [0, 40 << 10] {
+        let disk = SimDisk::new();
+        let config = StoreConfig { disk_reserve: reserve, ..tiny() };
+        let open =
+            |disk: &SimDisk| Rig::try_open(Arc::new(disk.clone()), &config, 1_000_000).unwrap();
+        let mut rig = open(&disk);
+        rig.create(1, 1, FlushMode::Sync);
+        rig.create(2, 1, FlushMode::Sync);
+        rig.workers.settle();
+        disk.set_capacity(Some(400 << 10));
+        let kept = 3;
+        for n in 0..kept {
+            rig.send(2, 0, &batch(n, 1, 1_000)).unwrap();
+        }
+        let sent = fill(&mut rig, 1, kept);
+        assert!(sent > 100, "{sent}");
+        // Sends are refused, reads go on, and so does state: in the part of the last segment that is kept for it.
+        assert!(matches!(rig.send(1, 0, &batch(sent, 1, 1_000)), Err(AppendError::NotReady)));
+        let topic = rig.topic(1).unwrap();
+        assert_eq!(rig.read_all(&topic, 0).len() as u64, sent - kept);
+        for id in 3..8 {
+            rig.create(id, 1, FlushMode::Sync);
+        }
+        // Full, it can be killed and started.
+        rig.kill();
+        let mut rig = open(&disk);
+        rig.workers.settle();
+        assert!(matches!(rig.send(1, 0, &batch(sent, 1, 1_000)), Err(AppendError::NotReady)));
+        purge(&rig, 1);
+        rig.store.clean_soon();
+        rig.workers.settle();
+        // As the clock goes on, the disk is asked again.
+        rig.clock.advance(Duration::from_secs(2));
+        rig.workers.settle();
+        assert_eq!(now(rig.store.space()), Some(Ok(())), "{:?}", rig.store.status());
+        assert!(rig.store.status().deleted_segments > 5, "{:?}", rig.store.status());
+        let topic = rig.topic(1).unwrap();
+        assert_eq!(rig.read_all(&topic, 0).len(), 0);
+        let placed = rig.send(1, 0, &batch(sent, 1, 1_000)).unwrap();
+        assert_eq!(placed.queue_offset.get(), sent - kept, "no offset is given again");
+        rig.workers.settle();
+        let other = rig.topic(2).unwrap();
+        assert_eq!(rig.read_all(&other, 0).len() as u64, kept, "what is alive stays");
+        assert_eq!(rig.read_all(&topic, 0).len(), 1);
+        assert!(rig.topic(7).is_some());
+    }
+}
+
+#[test]
+fn below_the_reserve_sends_are_refused_and_taken_again_when_there_is_space() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Async);
+    rig.workers.settle();
+    rig.send(1, 0, &batch(0, 1, 100)).unwrap();
+    // Somebody else fills the disk; what was made ahead is there all the same.
+    disk.set_capacity(Some(200 << 20));
+    rig.clock.advance(Duration::from_secs(1));
+    rig.workers.clean.step();
+    assert!(matches!(rig.send(1, 0, &batch(1, 1, 100)), Err(AppendError::NotReady)));
+    assert_eq!(now(rig.store.space()), Some(Err(SpaceError::Full)));
+    assert!(rig.store.status().disk_is_short);
+    rig.create(2, 1, FlushMode::Async);
+    disk.set_capacity(None);
+    rig.clock.advance(Duration::from_secs(1));
+    rig.workers.clean.step();
+    assert!(!rig.store.status().disk_is_short);
+    assert_eq!(rig.send(1, 0, &batch(1, 1, 100)).unwrap().queue_offset.get(), 1);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::history::{History, Outcome, Place, Read, Send, Stamp};
-use crate::support::{Dice, pull, read_all, soon};
+use crate::support::{Dice, pull, read_past_damage, soon};
 
 pub(crate) const TOPICS: [(&str, FlushMode); 2] =
     [("sync", FlushMode::Sync), ("async", FlushMode::Async)];
@@ -79,7 +79,7 @@ pub(crate) async fn create_topics(client: &Client) {
 pub(crate) async fn read_last(client: &Client, history: &mut History) {
     for (topic, _) in TOPICS {
         for queue in 0..QUEUES {
-            let messages = read_all(client, topic, queue).await;
+            let messages = read_past_damage(client, topic, queue).await;
             history.last.extend(messages.iter().map(|message| Read::of(topic, message)));
         }
     }

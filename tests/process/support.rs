@@ -237,6 +237,28 @@ pub(crate) async fn read_all(client: &Client, topic: &str, queue: u32) -> Vec<Me
     }
 }
 
+/// The same, past what says that it is damaged: those who compare see that it is missing.
+pub(crate) async fn read_past_damage(client: &Client, topic: &str, queue: u32) -> Vec<Message> {
+    let (mut messages, mut offset) = (Vec::new(), 0);
+    loop {
+        let pulled = match pull(client, topic, queue, offset, Duration::ZERO).await {
+            Ok(pulled) => pulled,
+            Err(error) => match error.refusal().and_then(|refusal| refusal.next_offset) {
+                Some(next) => {
+                    offset = next.get();
+                    continue;
+                }
+                None => panic!("{error:?}"),
+            },
+        };
+        messages.extend(pulled.messages);
+        offset = pulled.next_offset.get();
+        if offset >= pulled.range.max.get() {
+            return messages;
+        }
+    }
+}
+
 /// Numbers that look random and follow from a seed (SplitMix64).
 #[derive(Clone)]
 pub(crate) struct Dice(u64);

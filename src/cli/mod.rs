@@ -3,7 +3,7 @@
 //! | file | command |
 //! | --- | --- |
 //! | `serve.rs` | the broker itself |
-//! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs` | a client of a broker |
+//! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs`, `session.rs` | a client of a broker |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
@@ -18,6 +18,7 @@ mod pull;
 mod query;
 mod send;
 mod serve;
+mod session;
 mod status;
 mod time;
 mod topic;
@@ -105,6 +106,9 @@ enum Command {
     Query(query::QueryArgs),
     /// Show what a broker says about itself
     Status,
+    /// List, show and close producer sessions
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
     Demo(demo::DemoArgs),
 }
@@ -148,6 +152,7 @@ async fn client_command(
         Command::Pull(args) => pull::run(args, connection, output).await,
         Command::Query(args) => query::run(args, connection, output).await,
         Command::Status => status::run(connection, output).await,
+        Command::Session(command) => session::run(command, connection, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     }
 }

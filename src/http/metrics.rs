@@ -66,6 +66,7 @@ impl Collector for Numbers {
             ("epoch", "Starts of the store", None, status.epoch.get()),
             ("topics", "Topics", None, status.topics),
             ("queues", "Queues of all topics", None, status.queues),
+            ("sessions", "Producer sessions", None, count(broker.sessions())),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
             (
                 "connections",
@@ -99,6 +100,8 @@ impl Collector for Numbers {
             ("syncs", "Syncs of the log", None, status.store.syncs),
             ("damaged_reads", "Reads that met damage", None, status.store.damaged_reads),
             ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),
+            ("duplicates", "Batches that were stored before", None, counters.duplicates.get()),
+            ("idle_sessions", "Sessions closed as idle", None, counters.idle_sessions.get()),
         ] {
             let counter = ConstCounter::new(value);
             let encoder = to.encode_descriptor(name, help, unit, counter.metric_type())?;

@@ -14,7 +14,7 @@ use crate::format::batch::{self, BatchBuilder, NewMeta};
 use crate::format::state_record::{SESSION_WINDOW, transitions};
 use crate::message::{Epoch, QueueOffset, TopicId, TopicSettings, TopicType};
 use crate::store::{Applier as _, StoreConfig, Topics, Workers};
-use crate::testing::{ManualClock, SimDisk};
+use crate::testing::{CrashChoice, ManualClock, SimDisk};
 
 const DATA: &str = "/data";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -30,13 +30,21 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let rig = Self::on(SimDisk::new(), Timestamp::new(1_000_000));
+        let mut rig = Self::on(SimDisk::new(), Timestamp::new(1_000_000));
         for (name, flush) in [("sync", FlushMode::Sync), ("async", FlushMode::Async)] {
             let settings = TopicSettings::open(2, flush, TopicType::Mixed);
             let made = rig.state.topics.create(&rig.store, name, settings, Origin::Asked).unwrap();
             assert!(matches!(made.0, Creation::Ready(_)));
         }
+        rig.workers.settle();
         rig
+    }
+
+    /// The power goes: what is not flushed is there or not, as the seed says.
+    fn cut(self, seed: u64) -> Self {
+        let choice = CrashChoice::random(seed, self.disk.pending_counts());
+        let image = self.disk.crash_image(&choice);
+        Self::on(image, self.clock.now())
     }
 
     fn on(disk: SimDisk, wall: Timestamp) -> Self {
@@ -156,6 +164,9 @@ enum Op {
         bare: bool,
     },
     Stop,
+    Cut {
+        seed: u64,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -174,6 +185,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Settle),
         1 => any::<bool>().prop_map(|bare| Op::Kill { bare }),
         1 => Just(Op::Stop),
+        1 => any::<u64>().prop_map(|seed| Op::Cut { seed }),
     ]
 }
 
@@ -185,29 +197,77 @@ struct Known {
     /// By sequence from 1: messages and place.
     stored: Vec<(u16, Place)>,
     used: Timestamp,
+    /// The end of the log when it was first opened.
+    since: PhysicalOffset,
 }
 
 #[derive(Debug, Default)]
 struct Model {
     open: BTreeMap<&'static str, Known>,
+    /// A power cut may bring them back.
+    closed: Vec<(&'static str, Known)>,
     ids: u64,
 }
 
 impl Model {
-    fn opened(&mut self, name: &'static str, got: &SessionState, closed: usize, now: Timestamp) {
-        let idle = |known: &Known| now.get() - known.used.get() >= 7 * 86_400_000;
-        let before = self.open.len();
-        self.open.retain(|other, known| *other == name || !idle(known));
-        assert_eq!(closed, before - self.open.len(), "idle sessions are closed");
+    fn close(&mut self, name: &'static str) -> bool {
+        let closed = self.open.remove(name).map(|known| (name, known));
+        let was_open = closed.is_some();
+        self.closed.extend(closed);
+        was_open
+    }
+
+    fn opened(&mut self, name: &'static str, got: &SessionState, closed: usize, store: &Store) {
+        let now = store.now();
+        let is_idle = |known: &Known| now.get() - known.used.get() >= 7 * 86_400_000;
+        let idle = self.open.iter().filter(|(other, known)| **other != name && is_idle(known));
+        let idle: Vec<&str> = idle.map(|(other, _)| *other).collect();
+        assert_eq!(closed, idle.len(), "idle sessions are closed");
+        for idle in idle {
+            self.close(idle);
+        }
+        let since = store.watermarks().appended;
         let ids = &mut self.ids;
         let known = self.open.entry(name).or_insert_with(|| {
             *ids += 1;
-            Known { id: SessionId::new(*ids), epoch: 0, stored: Vec::new(), used: now }
+            Known { id: SessionId::new(*ids), epoch: 0, stored: Vec::new(), used: now, since }
         });
         known.epoch += 1;
         known.used = now;
         let expected = (known.id, known.epoch, known.stored.len() as u64);
         assert_eq!((got.id, got.epoch, got.last_sequence), expected);
+    }
+
+    /// Takes over what a power cut has left. Nothing that was flushed is gone.
+    fn cut(&mut self, rig: &Rig, flushed: PhysicalOffset) {
+        let found = rig.state.sessions.list("", 100).0;
+        let mut known: BTreeMap<SessionId, (&'static str, Known)> = BTreeMap::new();
+        for (name, session) in std::mem::take(&mut self.open) {
+            assert!(
+                session.since > flushed || found.iter().any(|found| found.id == session.id),
+                "{name} was opened durably, and is gone"
+            );
+            known.insert(session.id, (name, session));
+        }
+        for (name, session) in self.closed.drain(..) {
+            known.insert(session.id, (name, session));
+        }
+        for found in &found {
+            let (name, mut session) = known.remove(&found.id).expect("it was opened once");
+            assert_eq!(name, found.name.as_ref());
+            assert!(found.epoch <= session.epoch);
+            let durable = session.stored.iter().filter(|(_, (at, _))| *at < flushed).count();
+            let left = found.last_sequence as usize;
+            assert!(durable <= left && left <= session.stored.len(), "{durable} {left}");
+            session.stored.truncate(left);
+            (session.epoch, session.used) = (found.epoch, found.used);
+            self.open.insert(name, session);
+        }
+        let next = transitions(&rig.everything()).find_map(|transition| match transition {
+            Ok(Transition::NextSessionId { next }) => Some(next.get()),
+            _ => None,
+        });
+        self.ids = next.unwrap() - 1;
     }
 
     /// Checks what a send came to, and remembers what it stored.
@@ -294,12 +354,13 @@ fn run(ops: &[Op]) {
         match op.clone() {
             Op::Open(name) => {
                 let (session, closed) = rig.open(NAMES[name]);
-                model.opened(NAMES[name], &session, closed, rig.store.now());
+                model.opened(NAMES[name], &session, closed, &rig.store);
             }
             Op::Close(name) => {
-                let expected = match model.open.remove(NAMES[name]) {
-                    Some(_) => Closing::Done,
-                    None => Closing::Refused(SessionFault::Unknown),
+                let expected = if model.close(NAMES[name]) {
+                    Closing::Done
+                } else {
+                    Closing::Refused(SessionFault::Unknown)
                 };
                 assert_eq!(rig.close(NAMES[name]), expected);
             }
@@ -326,6 +387,11 @@ fn run(ops: &[Op]) {
                 let before = rig.everything();
                 rig = rig.stopped();
                 assert!(rig.everything() == before, "the snapshot is the state that was");
+            }
+            Op::Cut { seed } => {
+                let flushed = rig.store.watermarks().flushed;
+                rig = rig.cut(seed);
+                model.cut(&rig, flushed);
             }
         }
         let named: Vec<_> = rig.state.sessions.list("", 100).0;

@@ -21,13 +21,13 @@
 //! their messages. So a batch and the memory of it are one write, and a power cut takes both or none.
 //!
 //! **Bounds.** 65 536 sessions. A window has 56 bytes a batch, 3 584 when it is full; with name, maps and lock a session
-//! comes to 3.9 KB at most and to 0.3 KB before its first batch (both measured), so all of them come to 255 MB. A
-//! session that was neither opened nor stored anything for 7 days is idle, and idle ones are closed when others are
-//! opened: each opening looks at 256, at all of them if there is no room, and closes 64 at most, in its own record.
+//! comes to 3.9 KB at most and to 0.3 KB before its first batch (both measured), so all of them to 255 MB. A session
+//! that was neither opened nor stored anything for 7 days is idle, and idle ones are closed when others are opened:
+//! each opening looks at 256, at all of them if there is no room, and closes 64 at most, in its own record.
 //!
 //! **After a power cut** in async mode the end of the log may be gone, and with it the last batches of a session and
-//! what is known of them. The producer's next batch is then refused with the expected sequence, which is not above that of a
-//! batch it has an OK for: from there on it sends again what it still has.
+//! what is known of them. The producer's next batch is then refused with the expected sequence, one that the producer
+//! has an OK for. It opens the name again, and from that sequence on sends anew what it still has.
 
 mod fault;
 #[cfg(test)]

@@ -79,7 +79,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "client",
         knows: &["format::batch", "message", "proto"],
-        crates: &["bytes", "prost", "tonic"],
+        crates: &["bytes", "prost", "tokio", "tonic"],
     },
     Room {
         name: "config",

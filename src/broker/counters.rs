@@ -40,6 +40,10 @@ pub struct Counters {
     pub parked: Counter,
     /// Queries answered.
     pub queries: Counter,
+    /// Batches of producer sessions that were stored before, and answered with their first place.
+    pub duplicates: Counter,
+    /// Producer sessions closed because they were idle.
+    pub idle_sessions: Counter,
     refusals: Vec<Counter>,
 }
 
@@ -54,6 +58,8 @@ impl Default for Counters {
             pulled_bytes: Counter::default(),
             parked: Counter::default(),
             queries: Counter::default(),
+            duplicates: Counter::default(),
+            idle_sessions: Counter::default(),
             refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
         }
     }

@@ -8,6 +8,7 @@ use crate::message::{PhysicalOffset, QueueId, QueueOffset};
 use crate::store::{AppendError, QueueRange, ReadError, SpaceError};
 
 use super::names::NameFault;
+use super::state::sessions::SessionFault;
 
 /// Why a request to the broker was refused. Nothing was stored, except perhaps where [`BrokerError::stored`] says
 /// [`Stored::Unknown`].
@@ -125,6 +126,9 @@ pub enum BrokerError {
     /// The disk refused to read.
     #[error("the record could not be read")]
     Read(#[source] ReadError),
+    /// The producer session, or the batch's place in it.
+    #[error(transparent)]
+    Session(#[from] SessionFault),
 }
 
 /// How a message and its topic's type disagree.
@@ -180,6 +184,9 @@ pub enum RequestFault {
         /// Which field.
         field: &'static str,
     },
+    /// The holder of a producer session is its id and its epoch.
+    #[error("name both the id and the epoch of a producer session, or none of them")]
+    HalfAHolder,
 }
 
 /// What a refusal leaves behind.
@@ -261,6 +268,18 @@ reasons! {
     Storage = "STORAGE",
     /// The disk refused to read.
     ReadRefused = "READ_REFUSED",
+    /// There is no such producer session.
+    UnknownSession = "UNKNOWN_SESSION",
+    /// The producer session has another owner.
+    Fenced = "FENCED",
+    /// The batch before this one is not stored.
+    SequenceGap = "SEQUENCE_GAP",
+    /// Stored once, place forgotten.
+    SequenceTooOld = "SEQUENCE_TOO_OLD",
+    /// Another batch has the sequence.
+    SequenceReused = "SEQUENCE_REUSED",
+    /// Too many producer sessions.
+    SessionLimit = "SESSION_LIMIT",
 }
 
 impl BrokerError {
@@ -291,6 +310,7 @@ impl BrokerError {
             Self::Rebuilding => Reason::Rebuilding,
             Self::Write(_) => Reason::Storage,
             Self::Read(_) => Reason::ReadRefused,
+            Self::Session(fault) => session_reason(fault),
         }
     }
 
@@ -310,9 +330,27 @@ impl BrokerError {
             Self::BadName(NameFault::TooLong { limit, .. })
             | Self::BadFilter(
                 TagFilterError::TooLong { limit, .. } | TagFilterError::TooManyTags { limit, .. },
+            )
+            | Self::Session(
+                SessionFault::NameTooLong { limit, .. } | SessionFault::Limit { limit },
             ) => u64::try_from(*limit).ok(),
             _ => None,
         }
+    }
+}
+
+fn session_reason(fault: &SessionFault) -> Reason {
+    match fault {
+        SessionFault::NameEmpty
+        | SessionFault::NameTooLong { .. }
+        | SessionFault::NameCharacter { .. } => Reason::BadName,
+        SessionFault::Limit { .. } => Reason::SessionLimit,
+        SessionFault::Unknown => Reason::UnknownSession,
+        SessionFault::Fenced { .. } => Reason::Fenced,
+        SessionFault::Ahead { .. } | SessionFault::NoSequence => Reason::BadRequest,
+        SessionFault::Gap { .. } => Reason::SequenceGap,
+        SessionFault::TooOld { .. } => Reason::SequenceTooOld,
+        SessionFault::Reused { .. } => Reason::SequenceReused,
     }
 }
 

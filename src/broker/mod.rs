@@ -3,7 +3,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | [`state`] | the units of state and their one transition function |
-//! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs` | the services |
+//! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs`, `sessions.rs` | the services |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
 //! | `route.rs`, `names.rs`, `token.rs` | which queue, which names, which page |
 //! | `budget.rs`, [`counters`] | bytes in work; what is counted |
@@ -22,6 +22,7 @@ mod pull;
 mod query;
 mod route;
 mod send;
+mod sessions;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,8 @@ pub use names::NameFault;
 pub use pull::{PullRequest, Pulled};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest};
+pub use sessions::{SessionDescription, SessionPage};
+pub use state::sessions::{SessionFault, SessionState};
 pub use state::topics::TopicEntry;
 pub use topics::{QueueDescription, TopicDescription, TopicPage};
 
@@ -229,13 +232,16 @@ impl Broker {
     async fn settled(&self, end: PhysicalOffset, deadline: Instant) -> Result<(), BrokerError> {
         match self.default_flush {
             FlushMode::Async => Ok(()),
-            FlushMode::Sync => {
-                match timeout_at(flush_deadline(deadline), self.store.durable(end)).await {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(_poisoned)) => Err(BrokerError::Poisoned),
-                    Err(_) => Err(BrokerError::FlushTimeout),
-                }
-            }
+            FlushMode::Sync => self.durable(end, deadline).await,
+        }
+    }
+
+    /// Waits until the log is durable up to `end`.
+    async fn durable(&self, end: PhysicalOffset, deadline: Instant) -> Result<(), BrokerError> {
+        match timeout_at(flush_deadline(deadline), self.store.durable(end)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_poisoned)) => Err(BrokerError::Poisoned),
+            Err(_) => Err(BrokerError::FlushTimeout),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Sends: one batch becomes one record.
 //!
-//! Order of the checks: shutdown, room for the work, name, batch, type, queue; only then is an unknown topic made, so
-//! that a refused send leaves nothing behind.
+//! Order of the checks: shutdown, room for the work, name, batch, its producer session, type, queue; only then is an
+//! unknown topic made, so that a refused send leaves nothing behind. A batch that its session has stored before is
+//! answered whatever has become of its topic. What the session says counts once more with the append.
 
 use std::sync::Arc;
 
@@ -10,11 +11,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{BrokerError, RequestFault, TypeFault};
 use super::route::queue_of_group;
+use super::state::sessions::{Appended, Outgoing, Verdict};
 use super::state::topics::{Creation, Origin, TopicEntry};
 use super::{Broker, flush_deadline, names};
 use crate::format::batch::{self, Batch, BatchInfo};
+use crate::format::state_record::SessionBatch;
 use crate::message::{
-    Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicSettings, TopicType,
+    Epoch, PhysicalOffset, QueueId, QueueOffset, SessionMark, Timestamp, TopicSettings, TopicType,
 };
 use crate::store::{AppendError, NewRecord, Placed};
 
@@ -30,6 +33,8 @@ pub struct SendRequest<'a> {
     pub queue: Option<QueueId>,
     /// One encoded batch.
     pub batch: Bytes,
+    /// With it the batch is stored once, however often it is sent.
+    pub session: Option<SessionMark>,
     /// When the caller stops waiting.
     pub deadline: Instant,
 }
@@ -49,6 +54,14 @@ pub struct Receipt {
     pub store_time: Timestamp,
     /// Messages in the batch.
     pub message_count: u16,
+    /// Whether it was stored before, by an earlier send of its producer session.
+    pub is_duplicate: bool,
+}
+
+/// Where a batch is, before that may be told.
+enum Sent {
+    Now { topic: Arc<TopicEntry>, queue: QueueId, placed: Placed },
+    Before(SessionBatch),
 }
 
 impl Broker {
@@ -71,24 +84,56 @@ impl Broker {
         names::check_new(request.topic)?;
         let info = batch::check(&request.batch)?;
 
-        let (topic, queue, placed) = self.store_batch(&request, &info).await?;
-        let acknowledged = self.store.acknowledged(topic.handle(), placed.end);
-        match timeout_at(flush_deadline(request.deadline), acknowledged).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_poisoned)) => return Err(BrokerError::Poisoned),
-            Err(_) => return Err(BrokerError::FlushTimeout),
+        match self.store_batch(&request, &info).await? {
+            Sent::Now { topic, queue, placed } => {
+                self.acknowledged(&topic, placed.end, request.deadline).await?;
+                self.counters.sends.add(1);
+                self.counters.sent_messages.add(info.message_count.into());
+                self.counters.sent_bytes.add(len);
+                Ok(Receipt {
+                    queue,
+                    first_queue_offset: placed.queue_offset,
+                    offset: placed.offset,
+                    epoch: placed.epoch,
+                    store_time: placed.store_time,
+                    message_count: info.message_count,
+                    is_duplicate: false,
+                })
+            }
+            Sent::Before(batch) => {
+                match self.state.topics.by_id(batch.topic) {
+                    Some(topic) => self.acknowledged(&topic, batch.end, request.deadline).await?,
+                    // Deleted since. Of what mode it was is not known any more.
+                    None => self.durable(batch.end, request.deadline).await?,
+                }
+                self.counters.duplicates.add(1);
+                Ok(Receipt {
+                    queue: batch.queue,
+                    first_queue_offset: batch.queue_offset,
+                    offset: batch.offset,
+                    epoch: batch.epoch,
+                    store_time: batch.store_time,
+                    // It has as many as the batch that was stored, or it would have been refused.
+                    message_count: info.message_count,
+                    is_duplicate: true,
+                })
+            }
         }
-        self.counters.sends.add(1);
-        self.counters.sent_messages.add(info.message_count.into());
-        self.counters.sent_bytes.add(len);
-        Ok(Receipt {
-            queue,
-            first_queue_offset: placed.queue_offset,
-            offset: placed.offset,
-            epoch: placed.epoch,
-            store_time: placed.store_time,
-            message_count: info.message_count,
-        })
+    }
+
+    /// Waits until a record of the topic that ends at `end` may be acknowledged.
+    async fn acknowledged(
+        &self,
+        topic: &TopicEntry,
+        end: PhysicalOffset,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let acknowledged = self.store.acknowledged(topic.handle(), end);
+        match timeout_at(flush_deadline(deadline), acknowledged).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_poisoned)) => Err(BrokerError::Poisoned),
+            Err(_) => Err(BrokerError::FlushTimeout),
+        }
     }
 
     /// Appends, again after each wait for room. A topic that is deleted meanwhile is looked up, or made, anew.
@@ -96,14 +141,20 @@ impl Broker {
         &self,
         request: &SendRequest<'_>,
         info: &BatchInfo,
-    ) -> Result<(Arc<TopicEntry>, QueueId, Placed), BrokerError> {
+    ) -> Result<Sent, BrokerError> {
         loop {
+            if let Some(mark) = &request.session
+                && let Some(verdict) = self.state.sessions.verdict(mark, info.message_count)
+            {
+                return self.not_appended(verdict, request.deadline).await;
+            }
             let topic = self.topic_for(request, info).await?;
             let queue = choose_queue(&topic, request, info)?;
-            let batch = request.batch.clone();
-            let record = NewRecord::message(topic.handle(), queue, batch, info);
-            match self.store.append_one(record) {
-                Ok(placed) => return Ok((topic, queue, placed)),
+            match self.append(request, info, &topic, queue) {
+                Ok(Appended::Now(placed)) => return Ok(Sent::Now { topic, queue, placed }),
+                Ok(Appended::Not(verdict)) => {
+                    return self.not_appended(verdict, request.deadline).await;
+                }
                 Err(AppendError::NotReady) => self.space(request.deadline).await?,
                 // Out of the table for good: whoever sends to the name now means the next topic of that name. Still in
                 // the table: the deletion failed, and the topic lives on.
@@ -114,6 +165,35 @@ impl Broker {
             }
             if self.is_draining() {
                 return Err(BrokerError::Draining);
+            }
+        }
+    }
+
+    fn append(
+        &self,
+        request: &SendRequest<'_>,
+        info: &BatchInfo,
+        topic: &TopicEntry,
+        queue: QueueId,
+    ) -> Result<Appended, AppendError> {
+        let (handle, batch) = (topic.handle(), request.batch.clone());
+        let Some(mark) = &request.session else {
+            let record = NewRecord::message(handle, queue, batch, info);
+            return self.store.append_one(record).map(Appended::Now);
+        };
+        let record = NewRecord::message_in_session(handle, queue, batch, info, mark);
+        let messages = info.message_count;
+        let outgoing = Outgoing { mark, topic: handle, queue, messages };
+        self.state.sessions.append(&self.store, outgoing, record)
+    }
+
+    /// What a session says of a batch that it does not take. What that tells of the batches before is durable then.
+    async fn not_appended(&self, verdict: Verdict, deadline: Instant) -> Result<Sent, BrokerError> {
+        match verdict {
+            Verdict::Stored(batch) => Ok(Sent::Before(batch)),
+            Verdict::Refused { fault, until } => {
+                self.durable(until, deadline).await?;
+                Err(fault.into())
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::store::{AppendError, QueueRange};
 const MAX_QUEUES: u32 = 65_536;
 
 /// The most topics or queues in one answer.
-const MAX_PAGE: u32 = 10_000;
+pub(super) const MAX_PAGE: u32 = 10_000;
 
 /// Topics in byte order of their names.
 #[derive(Debug)]

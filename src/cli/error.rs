@@ -5,7 +5,7 @@
 //! | 0 | done |
 //! | 1 | failed; what was to be sent is not stored |
 //! | 2 | the command line is wrong |
-//! | 3 | the topic or the message does not exist |
+//! | 3 | the topic, the message or the session does not exist |
 //! | 4 | no broker answered |
 //! | 5 | a send that may or may not be stored |
 //! | 74 | `serve` only: the disk failed a sync |
@@ -23,7 +23,7 @@ Exit codes:
    0  done
    1  failed; what was to be sent is not stored
    2  the command line is wrong
-   3  the topic or the message does not exist
+   3  the topic, the message or the session does not exist
    4  no broker answered
    5  a send that may or may not be stored
   74  serve only: the disk failed a sync, what was not durable yet may be lost";
@@ -139,6 +139,11 @@ fn explain_client(error: &ClientError) -> (Exit, String, Option<String>) {
             (Exit::Failed, format!("{error}: {source}"), Some(cure.to_owned()))
         }
         ClientError::Refused(refusal) => (exit_of(refusal), refusal.to_string(), cure_of(refusal)),
+        ClientError::Unsettled { source, .. } => {
+            let (_, cause, _) = explain_client(source);
+            let cure = "`mainstem session show NAME` says up to which sequence batches are stored";
+            (Exit::MayBeStored, format!("{error} ({cause})"), Some(cure.to_owned()))
+        }
     }
 }
 
@@ -155,7 +160,7 @@ fn root_cause(error: &tonic::transport::Error) -> String {
 
 fn exit_of(refusal: &Refusal) -> Exit {
     match refusal.reason {
-        Reason::UnknownTopic | Reason::MessageNotFound => Exit::NotFound,
+        Reason::UnknownTopic | Reason::MessageNotFound | Reason::UnknownSession => Exit::NotFound,
         _ if refusal.stored == Stored::Unknown => Exit::MayBeStored,
         _ => Exit::Failed,
     }
@@ -193,6 +198,12 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
             let untold = |limit: &u64| !refusal.message.contains(&limit.to_string());
             return refusal.limit.filter(untold).map(|limit| format!("the limit is {limit}"));
         }
+        Reason::UnknownSession => "`mainstem session list` shows what there is",
+        Reason::Fenced => "only who opened the session last may send; use a name for each producer",
+        Reason::SequenceGap => {
+            "a power cut took acknowledged messages of an async topic; send again what is missing"
+        }
+        Reason::SessionLimit => "`mainstem session close NAME` makes room",
         Reason::Unrecognised if refusal.code == Code::Unimplemented => {
             "what answers there is no Mainstem broker, or one of another version"
         }
@@ -219,6 +230,7 @@ mod tests {
             range: Some(OffsetRange { min: QueueOffset::new(3), max: QueueOffset::new(9) }),
             next_offset: None,
             retry_after: Some(Duration::from_millis(1)),
+            expected_sequence: None,
         }
     }
 

@@ -3,8 +3,8 @@
 //! | file | command |
 //! | --- | --- |
 //! | `serve.rs` | the broker itself |
-//! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs` | a client of a broker |
 //! | `health.rs` | whether a broker serves, for health checks |
+//! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs`, `session.rs` | a client of a broker |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
@@ -20,6 +20,7 @@ mod pull;
 mod query;
 mod send;
 mod serve;
+mod session;
 mod status;
 mod time;
 mod topic;
@@ -109,6 +110,9 @@ enum Command {
     Status,
     /// End with 0 if a broker serves, else with 1
     Health(health::HealthArgs),
+    /// List, show and close producer sessions
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
     Demo(demo::DemoArgs),
 }
@@ -153,6 +157,7 @@ async fn client_command(
         Command::Query(args) => query::run(args, connection, output).await,
         Command::Status => status::run(connection, output).await,
         Command::Health(args) => health::run(args, output).await,
+        Command::Session(command) => session::run(command, connection, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     }
 }

@@ -1,8 +1,9 @@
 //! `mainstem send`: store messages.
 //!
 //! Records are sent one after the other, so that they lie in the order of the input. A refusal that passes by itself
-//! (overload, no space) is waited for; a send whose outcome is unknown is never repeated: it ends the command with
-//! its own exit code, and the message says how much was stored before.
+//! (overload, no space) is waited for. A send whose outcome is unknown is repeated under a producer session only
+//! (`--session`), where it is stored once; else it ends the command with its own exit code, and the message says how
+//! much was stored before.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Exit, Failure};
 use super::output::{Format, Many, Output, Progress, Row, say, table};
 use super::{Connection, patiently, time};
-use crate::client::{Client, Receipt};
+use crate::client::{Client, ClientError, Receipt, Session, Stored};
 use crate::format::batch::{BatchBuilder, NewMeta, limits};
 use crate::message::{QueueId, Timestamp};
 
@@ -64,6 +65,15 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "body",
         value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch: u32,
+    /// Send as this producer: what has no answer is sent again and stored once; no other may have the name meanwhile
+    #[arg(long, value_name = "NAME")]
+    session: Option<String>,
+}
+
+/// How records go out.
+enum Way {
+    Plain(Client),
+    Session(Session),
 }
 
 const EXAMPLES: &str = "\
@@ -78,7 +88,8 @@ Examples:
   mainstem send -t orders 'one book' --key order-4711 --key customer-7 --tag paid
   mainstem send -t orders 'one pen' --prop colour=blue --group customer-7
   seq 1000 | mainstem send -t numbers --queue 0 --lines - --batch 100
-  mainstem pull -t orders -o jsonl | mainstem send -t copy --jsonl -";
+  mainstem pull -t orders -o jsonl | mainstem send -t copy --jsonl -
+  mainstem send -t orders --jsonl orders.jsonl --session shop-1";
 
 fn property(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
@@ -99,18 +110,22 @@ pub(crate) async fn run(
         _ => None,
     };
     let client = connection.open().await?;
+    let mut way = match &args.session {
+        Some(name) => Way::Session(patiently(|| client.open_session(name)).await?),
+        None => Way::Plain(client),
+    };
     match input {
-        Some((input, kind)) => send_all(&args, input, kind, &client, output).await,
-        None => send_one(&args, &client, output).await,
+        Some((input, kind)) => send_all(&args, input, kind, &mut way, output).await,
+        None => send_one(&args, &mut way, output).await,
     }
 }
 
-async fn send_one(args: &SendArgs, client: &Client, output: &mut Output) -> anyhow::Result<()> {
+async fn send_one(args: &SendArgs, way: &mut Way, output: &mut Output) -> anyhow::Result<()> {
     let mut message = Outgoing::template(args);
     message.body = args.body.clone().unwrap_or_default().into_bytes();
     let mut record = RecordBuilder::default();
     record.push(&message);
-    let receipt = record.send(args, client).await?;
+    let receipt = record.send(args, way).await?;
     let sent = Sent::new(&args.topic, &receipt);
     output.one(&sent, || table(SENT_HEADER, vec![sent.cells()]))?;
     Ok(())
@@ -121,13 +136,13 @@ async fn send_all(
     args: &SendArgs,
     mut input: Input,
     kind: Kind,
-    client: &Client,
+    way: &mut Way,
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let people = output.format() == Format::Table;
     let mut sender = Sender {
         args,
-        client,
+        way,
         record: RecordBuilder::default(),
         total: Total::default(),
         receipts: (!people).then(|| output.many(SENT_HEADER)),
@@ -149,7 +164,7 @@ async fn send_all(
 /// The state of a send of many.
 struct Sender<'a> {
     args: &'a SendArgs,
-    client: &'a Client,
+    way: &'a mut Way,
     /// What goes out next.
     record: RecordBuilder,
     total: Total,
@@ -183,7 +198,7 @@ impl Sender<'_> {
         }
         let record = std::mem::take(&mut self.record);
         let place = input.place(record.first_line);
-        let receipt = record.send(self.args, self.client).await.context(place)?;
+        let receipt = record.send(self.args, self.way).await.context(place)?;
         self.progress.add(receipt.count.into());
         self.total.add(&receipt);
         if let Some(receipts) = &mut self.receipts {
@@ -276,12 +291,17 @@ impl RecordBuilder {
         self.group.clone_from(&message.group);
     }
 
-    async fn send(self, args: &SendArgs, client: &Client) -> anyhow::Result<Receipt> {
+    async fn send(self, args: &SendArgs, way: &mut Way) -> anyhow::Result<Receipt> {
         let batch = self.batch.finish();
         let queue = args.queue.map(QueueId::new);
-        let sent = patiently(|| client.send(&args.topic, queue, batch.clone())).await;
+        let sent = match way {
+            Way::Plain(client) => {
+                patiently(|| client.send(&args.topic, queue, batch.clone())).await
+            }
+            Way::Session(session) => session.send(&args.topic, queue, batch).await,
+        };
         sent.map_err(|error| match (&error, error.stored()) {
-            (crate::client::ClientError::NoAnswer { .. }, crate::client::Stored::Unknown) => {
+            (ClientError::NoAnswer { .. }, Stored::Unknown) => {
                 let what = format!("{error}: the message may or may not be stored");
                 Failure::new(Exit::MayBeStored, what)
                     .cure("look with `mainstem query` or `mainstem pull` before sending it again")

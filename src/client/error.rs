@@ -7,6 +7,7 @@
 //! | `Refused` | as [`Refusal::stored`] says | as [`Refusal::retry`] says |
 //! | `NoAnswer` | unknown: a send may be stored | of reads; a send may then be there twice |
 //! | `BadAnswer` | what was asked for may have happened | no |
+//! | `Unsettled` | a batch of a producer session may be stored | by [`Session::settle`](super::Session::settle), safely |
 //!
 //! The broker's reasons come as a `mainstem.v1.Error` inside a `google.rpc.Status` in the details of the gRPC
 //! status. A status without one was made by the transport, or by something that is not this broker.
@@ -63,6 +64,15 @@ pub enum ClientError {
         /// What is wrong with it.
         #[source]
         source: AnswerError,
+    },
+    /// A batch of a producer session has no known outcome after all repetitions.
+    #[error("batch {sequence} of the producer session may or may not be stored")]
+    Unsettled {
+        /// Its number.
+        sequence: u64,
+        /// How the last attempt ended.
+        #[source]
+        source: Box<ClientError>,
     },
 }
 
@@ -138,6 +148,12 @@ pub enum Reason {
     Draining,
     Rebuilding,
     ReadRefused,
+    UnknownSession,
+    Fenced,
+    SequenceGap,
+    SequenceTooOld,
+    SequenceReused,
+    SessionLimit,
     Bug,
     /// One that this client does not know, or none.
     Unrecognised,
@@ -168,6 +184,12 @@ impl Reason {
             "DRAINING" => Self::Draining,
             "REBUILDING" => Self::Rebuilding,
             "READ_REFUSED" => Self::ReadRefused,
+            "UNKNOWN_SESSION" => Self::UnknownSession,
+            "FENCED" => Self::Fenced,
+            "SEQUENCE_GAP" => Self::SequenceGap,
+            "SEQUENCE_TOO_OLD" => Self::SequenceTooOld,
+            "SEQUENCE_REUSED" => Self::SequenceReused,
+            "SESSION_LIMIT" => Self::SessionLimit,
             "BUG" => Self::Bug,
             _ => Self::Unrecognised,
         }
@@ -215,6 +237,8 @@ pub struct Refusal {
     pub next_offset: Option<QueueOffset>,
     /// When to try again, if that may help.
     pub retry_after: Option<Duration>,
+    /// The sequence with which a producer session goes on, after a gap.
+    pub expected_sequence: Option<u64>,
 }
 
 impl fmt::Display for Refusal {
@@ -264,6 +288,7 @@ impl ClientError {
                 range: detail.range.map(OffsetRange::from),
                 next_offset: detail.next_offset.map(QueueOffset::new),
                 retry_after: detail.retry_after_ms.map(Duration::from_millis),
+                expected_sequence: detail.expected_sequence,
             }));
         }
         match status.code() {
@@ -285,6 +310,7 @@ impl ClientError {
                 range: None,
                 next_offset: None,
                 retry_after: None,
+                expected_sequence: None,
             })),
         }
     }
@@ -308,7 +334,9 @@ impl ClientError {
             Self::BadAddress { .. } | Self::Unreachable { .. } => Stored::No,
             Self::Refused(refusal) => refusal.stored,
             Self::NoAnswer { source, .. } if never_connected(source) => Stored::No,
-            Self::NoAnswer { .. } | Self::BadAnswer { .. } => Stored::Unknown,
+            Self::NoAnswer { .. } | Self::BadAnswer { .. } | Self::Unsettled { .. } => {
+                Stored::Unknown
+            }
         }
     }
 
@@ -316,6 +344,8 @@ impl ClientError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::BadAddress { .. } | Self::BadAnswer { .. } => Retry::Never,
+            // The same call would send the batch anew.
+            Self::Unsettled { .. } => Retry::Never,
             Self::Unreachable { .. } => Retry::After(Refusal::RETRY_AFTER),
             Self::Refused(refusal) => refusal.retry(),
             Self::NoAnswer { .. } if self.stored() == Stored::No => {
@@ -394,6 +424,7 @@ mod tests {
             range: Some(proto::OffsetRange { min: 3, max: 9 }),
             next_offset: Some(5),
             retry_after_ms: Some(250),
+            expected_sequence: Some(11),
         };
         let error = ClientError::from_status("here:1", status(Code::OutOfRange, &wire));
         let expected = Refusal {
@@ -405,6 +436,7 @@ mod tests {
             range: Some(OffsetRange { min: QueueOffset::new(3), max: QueueOffset::new(9) }),
             next_offset: Some(QueueOffset::new(5)),
             retry_after: Some(Duration::from_millis(250)),
+            expected_sequence: Some(11),
         };
         assert_eq!(error.refusal(), Some(&expected));
         assert_eq!(error.to_string(), "said");

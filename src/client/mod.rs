@@ -7,16 +7,19 @@
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::status`] | what the broker says about itself |
+//! | [`Client::open_session`], [`Client::sessions`], [`Client::describe_session`], [`Client::close_session`] | producer sessions |
 //!
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
 //! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
-//! can help and whether it is safe. No task of its own but the connection's.
+//! can help and whether it is safe. The exception is a [`Session`], which sends a batch again until its outcome is
+//! known. No task of its own but the connection's.
 //!
 //! The broker sends whole records; messages below the wanted offset and messages whose tag does not match are dropped
 //! here, one by one.
 
 mod error;
 mod message;
+mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +31,7 @@ use tonic::transport::{Channel, Endpoint};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::message::Message;
 use self::message::Place;
+pub use self::session::{PATIENCE, ProducerSession, Session};
 use crate::format::batch::TagFilter;
 use crate::message::{
     Epoch, FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
@@ -70,6 +74,8 @@ pub struct Receipt {
     pub store_time: Timestamp,
     /// Messages stored.
     pub count: u32,
+    /// Whether an earlier send of the batch's producer session stored it.
+    pub is_duplicate: bool,
 }
 
 /// What to pull.
@@ -322,21 +328,14 @@ impl Client {
         queue: Option<QueueId>,
         batch: Bytes,
     ) -> Result<Receipt, ClientError> {
-        let request =
-            proto::SendRequest { topic: topic.to_owned(), queue: queue.map(QueueId::get), batch };
+        let request = proto::SendRequest {
+            topic: topic.to_owned(),
+            queue: queue.map(QueueId::get),
+            batch,
+            session: None,
+        };
         let answer = self.broker.clone().send(within(request, CALL_TIMEOUT)).await;
-        let answer = self.answer(answer)?;
-        Ok(Receipt {
-            queue: QueueId::new(answer.queue),
-            first_queue_offset: QueueOffset::new(answer.first_queue_offset),
-            first_id: MessageId {
-                epoch: Epoch::new(answer.epoch),
-                offset: PhysicalOffset::new(answer.physical_offset),
-                index: 0,
-            },
-            store_time: Timestamp::new(answer.store_time_ms),
-            count: answer.count,
-        })
+        Ok(receipt(&self.answer(answer)?))
     }
 
     /// Reads messages of one queue.
@@ -567,6 +566,21 @@ impl Client {
             id: TopicId::new(topic.id),
             queues: config.queues,
         })
+    }
+}
+
+fn receipt(answer: &proto::SendResponse) -> Receipt {
+    Receipt {
+        queue: QueueId::new(answer.queue),
+        first_queue_offset: QueueOffset::new(answer.first_queue_offset),
+        first_id: MessageId {
+            epoch: Epoch::new(answer.epoch),
+            offset: PhysicalOffset::new(answer.physical_offset),
+            index: 0,
+        },
+        store_time: Timestamp::new(answer.store_time_ms),
+        count: answer.count,
+        is_duplicate: answer.duplicate,
     }
 }
 

@@ -82,6 +82,7 @@ impl Collector for Numbers {
             ("epoch", "Starts of the store", None, status.epoch.get()),
             ("topics", "Topics", None, status.topics),
             ("queues", "Queues of all topics", None, status.queues),
+            ("sessions", "Producer sessions", None, count(broker.sessions())),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
             (
                 "connections",
@@ -119,6 +120,8 @@ impl Collector for Numbers {
             ("deleted", "Bytes of them", bytes, status.store.deleted_bytes),
             ("images", "State images taken", None, status.store.images),
             ("image", "Bytes of them", bytes, status.store.image_bytes),
+            ("duplicates", "Batches that were stored before", None, counters.duplicates.get()),
+            ("idle_sessions", "Sessions closed as idle", None, counters.idle_sessions.get()),
         ] {
             let counter = ConstCounter::new(value);
             let encoder = to.encode_descriptor(name, help, unit, counter.metric_type())?;

@@ -403,12 +403,10 @@ impl Shared {
         }
         let memory_full = entry_bytes > self.config.unsealed_memory;
         let empty = tail.end == tail.segment.base().plus(PAGE_LEN as u64);
+        let (end, limit) = (tail.end.get() + need.len, tail.segment.end().get());
         // Until there is a next segment, this one may be the last for long.
-        let kept_free = match self.ready.load().is_some() {
-            true => 0,
-            false => need.class.kept_free(tail.segment.len()),
-        };
-        let has_room = tail.end.get() + need.len + kept_free <= tail.segment.end().get();
+        let has_room = end + need.class.kept_free(tail.segment.len()) <= limit
+            || end <= limit && self.ready.load().is_some();
         has_room && (empty || !(memory_full || too_old))
     }
 

@@ -685,6 +685,11 @@ impl Store {
         self.shared.marks.view(self.shared.log.min())
     }
 
+    /// The store time of this moment; no record gets an earlier one from now on.
+    pub fn now(&self) -> Timestamp {
+        self.shared.store_time()
+    }
+
     /// The epoch of this start.
     pub fn epoch(&self) -> Epoch {
         self.shared.epoch

@@ -10,6 +10,7 @@
 //! | `busy` | the first two sends are refused with "try again" |
 //! | `unsure` | sends are stored, but not durable in time |
 //! | `silent` | the connection's answer is a code without details |
+//! | `lossy` | the answers to the first two sends are lost: stored, and not known to be |
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,8 +35,18 @@ struct Topic {
     refused: u32,
 }
 
+/// A producer session: the answer to its last batch, which has the sequence `last`.
+#[derive(Default)]
+struct Session {
+    id: u64,
+    epoch: u64,
+    last: u64,
+    answer: proto::SendResponse,
+}
+
 #[derive(Default)]
 struct State {
+    sessions: BTreeMap<String, Session>,
     topics: BTreeMap<String, Topic>,
     next_topic: u64,
     physical: u64,
@@ -100,6 +111,18 @@ impl State {
         shown
     }
 
+    /// The first answer to a batch that its session has stored before.
+    fn stored(&self, mark: proto::SessionMark) -> Result<Option<proto::SendResponse>, Status> {
+        let session = self.sessions.values().find(|session| session.id == mark.id);
+        let session = session.ok_or_else(no_session)?;
+        if mark.epoch != session.epoch {
+            let said = "another producer has opened the session since";
+            return Err(refuse(Code::FailedPrecondition, said, "FENCED"));
+        }
+        let answer = proto::SendResponse { duplicate: true, ..session.answer };
+        Ok((mark.sequence == session.last).then_some(answer))
+    }
+
     fn topic(&mut self, name: &str) -> Result<&mut Topic, Status> {
         self.topics.get_mut(name).ok_or_else(|| {
             refuse(Code::NotFound, &format!("topic {name} does not exist"), "UNKNOWN_TOPIC")
@@ -141,6 +164,7 @@ impl Broker for Fake {
         if !state.topics.contains_key(&request.topic) {
             state.create(&request.topic, None);
         }
+        let stored = request.session.map(|mark| state.stored(mark)).transpose()?;
         let physical = state.physical;
         let store_time_ms = NOON + state.records;
         let topic = state.topic(&request.topic)?;
@@ -158,7 +182,15 @@ impl Broker for Fake {
                 return Err(refuse_with(Code::DeadlineExceeded, said, &detail));
             }
             "silent" => return Err(Status::unavailable("the connection was reset")),
+            "lossy" if topic.refused < 2 && stored == Some(None) => topic.refused = 1,
+            "lossy" if topic.refused == 1 => {
+                topic.refused = 2;
+                return Err(Status::unavailable("the connection was reset"));
+            }
             _ => {}
+        }
+        if let Some(Some(answer)) = stored {
+            return Ok(Response::new(answer));
         }
         let grouped = parsed.metas.iter().any(|meta| !meta.message_group.is_empty());
         let queue = request.queue.unwrap_or(if grouped { 1 } else { topic.next_queue });
@@ -178,12 +210,51 @@ impl Broker for Fake {
             epoch: EPOCH,
             store_time_ms,
             count: record.count,
+            duplicate: false,
         };
+        let is_lost = request.topic == "lossy" && topic.refused == 1;
         topic.queues[queue as usize].push(record);
         topic.next_queue = (topic.next_queue + 1) % topic.config.queues;
         state.physical += 0x1000;
         state.records += 1;
+        if let Some(mark) = request.session {
+            for session in state.sessions.values_mut().filter(|session| session.id == mark.id) {
+                (session.last, session.answer) = (mark.sequence, answer);
+            }
+        }
+        if is_lost {
+            return Err(Status::unavailable("the connection was reset"));
+        }
         Ok(Response::new(answer))
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<proto::OpenSessionRequest>,
+    ) -> Result<Response<proto::OpenSessionResponse>, Status> {
+        let name = request.into_inner().name;
+        if name.is_empty() {
+            let said = "a producer session's name cannot be empty";
+            return Err(refuse(Code::InvalidArgument, said, "BAD_NAME"));
+        }
+        let mut state = self.state();
+        let id = state.sessions.len() as u64 + 1;
+        let new = Session { id, ..Session::default() };
+        let session = state.sessions.entry(name).or_insert(new);
+        session.epoch += 1;
+        Ok(Response::new(proto::OpenSessionResponse {
+            id: session.id,
+            epoch: session.epoch,
+            next_sequence: session.last + 1,
+        }))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<proto::CloseSessionRequest>,
+    ) -> Result<Response<proto::CloseSessionResponse>, Status> {
+        let closed = self.state().sessions.remove(&request.into_inner().name);
+        closed.map(|_| Response::new(proto::CloseSessionResponse {})).ok_or_else(no_session)
     }
 
     async fn pull(
@@ -429,6 +500,49 @@ impl Admin for Fake {
             ..proto::StatusResponse::default()
         }))
     }
+
+    /// In pages of two.
+    async fn list_sessions(
+        &self,
+        request: Request<proto::ListSessionsRequest>,
+    ) -> Result<Response<proto::ListSessionsResponse>, Status> {
+        let after = request.into_inner().after;
+        let state = self.state();
+        let sessions = state.sessions.iter().filter(|(name, _)| **name > after);
+        let mut sessions: Vec<_> = sessions.map(|(name, session)| session.shown(name)).collect();
+        let more = sessions.len() > 2;
+        sessions.truncate(2);
+        Ok(Response::new(proto::ListSessionsResponse { sessions, more }))
+    }
+
+    async fn describe_session(
+        &self,
+        request: Request<proto::DescribeSessionRequest>,
+    ) -> Result<Response<proto::DescribeSessionResponse>, Status> {
+        let name = request.into_inner().name;
+        let state = self.state();
+        let session = state.sessions.get(&name).ok_or_else(no_session)?;
+        let session = Some(session.shown(&name));
+        Ok(Response::new(proto::DescribeSessionResponse { session }))
+    }
+}
+
+impl Session {
+    /// Idle for a minute and a half, always.
+    fn shown(&self, name: &str) -> proto::ProducerSession {
+        proto::ProducerSession {
+            name: name.to_owned(),
+            id: self.id,
+            epoch: self.epoch,
+            last_sequence: self.last,
+            idle_ms: 90_000,
+        }
+    }
+}
+
+fn no_session() -> Status {
+    let said = "there is no such producer session; open it by its name";
+    refuse(Code::NotFound, said, "UNKNOWN_SESSION")
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -43,6 +43,11 @@ fn messages_are_sent_read_and_found() {
 }
 
 #[test]
+fn producer_sessions_send_again_what_has_no_answer_and_are_listed_shown_and_closed() {
+    session("tests/cli/sessions.trycmd", &Fake::start().to_string());
+}
+
+#[test]
 fn faults_are_told_with_their_exit_codes() {
     session("tests/cli/faults.trycmd", &Fake::start().to_string());
 }

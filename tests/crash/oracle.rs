@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use bytes::Bytes;
+use mainstem::format::attributes;
 use mainstem::format::batch::Batch;
 use mainstem::format::identity::Identity;
 use mainstem::format::record::{HEADER_LEN, RecordHeader, RecordKind, verify_body};
 use mainstem::format::segment_header::{PAGE_LEN, SegmentHeader};
 use mainstem::format::snapshot::Snapshot;
-use mainstem::format::state_record::{Transition, transitions};
-use mainstem::message::{FlushMode, MessageId, PhysicalOffset};
+use mainstem::format::state_record::{SessionBatch, Transition, transitions};
+use mainstem::message::{FlushMode, MessageId, PhysicalOffset, SessionMark};
 use mainstem::store::{IndexKind, Order, TopicHandle};
 use mainstem::testing::SimDisk;
 
@@ -21,6 +22,8 @@ use crate::rig::{Dice, Rig, files, path};
 pub(crate) struct Logged {
     pub(crate) header: RecordHeader,
     pub(crate) payload: Bytes,
+    /// Of which producer session it is.
+    pub(crate) session: Option<SessionMark>,
 }
 
 /// Walks the durable bytes of the log from its first to its last record. There is no damage, and nothing but zeros
@@ -50,12 +53,13 @@ pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
                 break;
             }
             let end = at + header.total_len as usize;
-            let (_, payload) = verify_body(&header, &bytes[at + HEADER_LEN..end]).unwrap();
+            let (attributes, payload) = verify_body(&header, &bytes[at + HEADER_LEN..end]).unwrap();
             if let Some(before) = found.last() {
                 assert!(header.epoch >= before.header.epoch, "{case}: epochs never decrease");
                 assert!(header.store_time >= before.header.store_time, "{case}: nor do times");
             }
-            found.push(Logged { header, payload: Bytes::copy_from_slice(payload) });
+            let session = attributes::session(attributes).unwrap();
+            found.push(Logged { header, payload: Bytes::copy_from_slice(payload), session });
             at = end;
         }
     }
@@ -221,4 +225,32 @@ pub(crate) fn agrees(rig: &Rig, log: &[Logged], seed: u64, case: &dyn Display) {
             assert_eq!(rig.by_id(id).unwrap().offset, id.offset, "{case}: {id}");
         }
     }
+}
+
+/// Checks that replay handed up the batches of producer sessions that lie behind its begin, those and no others, in the
+/// order of the log, and that each session's sequences count from 1 without a hole.
+pub(crate) fn sessions_agree(rig: &Rig, log: &[Logged], case: &dyn Display) {
+    let from = rig.store.start_report().replayed_from;
+    let mut next: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut expected = Vec::new();
+    for Logged { header, session, .. } in log {
+        let Some(mark) = session else { continue };
+        let sequence = next.entry(mark.session.get()).or_insert(1);
+        assert_eq!(mark.sequence, *sequence, "{case}: a batch of a session is missing");
+        *sequence += 1;
+        if header.physical_offset >= from {
+            let batch = SessionBatch {
+                topic: header.topic,
+                queue: header.queue,
+                messages: header.message_count.into(),
+                queue_offset: header.queue_offset,
+                offset: header.physical_offset,
+                end: header.end(),
+                epoch: header.epoch,
+                store_time: header.store_time,
+            };
+            expected.push((*mark, batch));
+        }
+    }
+    assert_eq!(rig.applier.stored_batches(), expected, "{case}: batches of sessions in replay");
 }

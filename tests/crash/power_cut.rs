@@ -239,6 +239,7 @@ fn follow_up<'a>(mut run: Run, case: &impl Fn(&'a str) -> Case<'a>, seed: u64) {
         run.run(&vec![send.clone(); flushed]);
         run.run(&[Step::Flush]);
         run.run(&vec![send.clone(); dice.below(5) as usize]);
+        run.run(&vec![Step::SendInSession { topic, queue, len: 300 }; dice.below(4) as usize]);
         if round == 0 {
             run.run(&[Step::Allocate, Step::Dispatch, Step::Set(vec![(topic, queue, 700); 3])]);
         }
@@ -394,6 +395,32 @@ fn what_is_dead_is_deleted_and_nothing_else_wherever_the_power_goes() {
     assert!(run.rig.as_ref().unwrap().store.watermarks().min.get() > 0, "{status:?}");
     let tally = cut_everywhere("retention", &tiny(), &steps, EVERY);
     assert!(tally.operations > 150 && tally.followed > 50, "{tally:?}");
+}
+
+/// What replay hands to the state is all that a producer session is after a cut: it is what the log holds, no more and
+/// no less, whatever lies in snapshots.
+#[test]
+fn the_batches_of_a_producer_session_are_replayed_as_the_log_holds_them() {
+    let mut steps = vec![
+        Step::Create { topic: 1, queues: 2, flush: FlushMode::Sync },
+        Step::Create { topic: 2, queues: 1, flush: FlushMode::Async },
+    ];
+    for n in 0..14 {
+        steps.extend([
+            Step::SendInSession { topic: 1, queue: n % 2, len: 700 },
+            Step::SendInSession { topic: 2, queue: 0, len: 900 },
+            send(2, 400),
+            Step::SendInSession { topic: 2, queue: 0, len: 40 },
+        ]);
+        match n % 5 {
+            0 => steps.extend([Step::Dispatch, Step::Flush]),
+            1 => steps.extend([Step::Allocate, Step::Tick(110), Step::FlushIfDue]),
+            2 => steps.extend([Step::Settle, Step::Read]),
+            3 => steps.push(Step::CloseAndReopen),
+            _ => steps.extend([Step::Dispatch, Step::Flush, Step::Seal, Step::Seal]),
+        }
+    }
+    cut_everywhere("session", &tiny(), &steps, EVERY);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use mainstem::file::disk::Disk;
 use mainstem::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
 use mainstem::format::state_record::Transition;
 use mainstem::message::{
-    FlushMode, MessageId, QueueId, QueueOffset, Timestamp, TopicId, TopicSettings, TopicType,
+    FlushMode, MessageId, QueueId, QueueOffset, SessionMark, Timestamp, TopicId, TopicSettings,
+    TopicType,
 };
 use mainstem::store::{
     AppendError, FindRequest, Found, IndexKind, NewRecord, OpenError, Order, Placed, ReadError,
@@ -121,6 +122,20 @@ impl Rig {
         let info = check(batch).unwrap();
         let topic = self.topic(topic).expect("the script's topic");
         NewRecord::message(&topic, QueueId::new(queue), batch.clone(), &info)
+    }
+
+    /// A batch of the script's producer session.
+    pub(crate) fn send_in_session(
+        &self,
+        topic: u64,
+        queue: u32,
+        batch: &Bytes,
+        mark: &SessionMark,
+    ) -> Result<Placed, AppendError> {
+        let info = check(batch).unwrap();
+        let topic = self.topic(topic).expect("the script's topic");
+        let (queue, batch) = (QueueId::new(queue), batch.clone());
+        self.store.append_one(NewRecord::message_in_session(&topic, queue, batch, &info, mark))
     }
 
     pub(crate) fn read(

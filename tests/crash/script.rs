@@ -11,7 +11,8 @@ use bytes::Bytes;
 use mainstem::format::batch::check;
 use mainstem::format::state_record::Transition;
 use mainstem::message::{
-    FlushMode, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp, TopicId, TopicSettings,
+    FlushMode, PhysicalOffset, QueueId, QueueOffset, Retention, SessionId, SessionMark, Timestamp,
+    TopicId, TopicSettings,
 };
 use mainstem::store::{
     AppendError, OpenError, Placed, Poisoned, ReadError, ReadOutcome, StoreConfig, TopicHandle,
@@ -37,6 +38,12 @@ pub(crate) enum Step {
         topic: u64,
         queue: u32,
         count: u64,
+        len: usize,
+    },
+    /// As `Send`, as the next batch of the script's producer session.
+    SendInSession {
+        topic: u64,
+        queue: u32,
         len: usize,
     },
     /// One append set: topic, queue, bytes of each record.
@@ -113,6 +120,8 @@ pub(crate) struct Ledger {
     flushed: PhysicalOffset,
     sets: usize,
     sent: u64,
+    /// Of the last batch of the producer session.
+    last_sequence: u64,
     /// Sends refused for want of space.
     pub(crate) not_ready: usize,
     /// Sends that a fault refused.
@@ -225,6 +234,21 @@ impl Run {
                 self.ledger.sent += count;
                 let outcome = rig.send(*topic, *queue, &batch).map(|placed| vec![placed]);
                 self.appended(vec![(*topic, *queue, batch)], outcome);
+            }
+            Step::SendInSession { topic, queue, len } => {
+                if rig.topic(*topic).is_none() {
+                    return;
+                }
+                let batch = batch(self.ledger.sent, 1, *len);
+                self.ledger.sent += 1;
+                let sequence = self.ledger.last_sequence + 1;
+                let mark = SessionMark { session: SessionId::new(1), epoch: 1, sequence };
+                let sent = rig.send_in_session(*topic, *queue, &batch, &mark);
+                // A refused batch takes no number. One that nobody knows of is the last of this life.
+                if sent.is_ok() {
+                    self.ledger.last_sequence = sequence;
+                }
+                self.appended(vec![(*topic, *queue, batch)], sent.map(|placed| vec![placed]));
             }
             Step::Set(records) => {
                 let records: Vec<_> = records
@@ -450,6 +474,11 @@ impl Run {
         assert_eq!(report.damaged, [], "{case}: a power cut damages nothing that was durable");
         rig.workers.settle();
         run.check(choice == &CrashChoice::EVERYTHING, case);
+        let log = oracle::walk(&run.disk, case);
+        oracle::sessions_agree(run.rig.as_ref().unwrap(), &log, case);
+        // The producer goes on where the log ends.
+        let last = log.iter().rev().find_map(|record| record.session);
+        run.ledger.last_sequence = last.map_or(0, |mark| mark.sequence);
         run
     }
 
@@ -566,7 +595,8 @@ pub(crate) fn random(seed: u64, len: usize) -> Vec<Step> {
     while steps.len() < len {
         let topic = dice.pick(&live);
         let queue = if topic == 2 { 0 } else { dice.below(2) as u32 };
-        steps.push(match dice.below(26) {
+        steps.push(match dice.below(29) {
+            26..=28 => Step::SendInSession { topic, queue, len: dice.pick(&sizes) },
             0..=7 => Step::Send { topic, queue, count: 1, len: dice.pick(&sizes) },
             8 => Step::Send { topic, queue, count: 3, len: 200 },
             9 | 10 => Step::Set(

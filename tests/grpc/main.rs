@@ -6,5 +6,6 @@ mod pull;
 mod query;
 mod send;
 mod server;
+mod sessions;
 mod support;
 mod topics;

@@ -168,7 +168,7 @@ pub(crate) fn honest(body: &[u8]) -> proto::Batch {
 }
 
 pub(crate) fn to(topic: &str, queue: Option<u32>, batch: Bytes) -> SendRequest {
-    SendRequest { topic: topic.to_owned(), queue, batch }
+    SendRequest { topic: topic.to_owned(), queue, batch, session: None }
 }
 
 pub(crate) fn from(topic: &str, queue: u32, offset: u64) -> PullRequest {

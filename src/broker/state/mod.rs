@@ -3,6 +3,7 @@
 //! | unit | file | guards |
 //! | --- | --- | --- |
 //! | the topic table | [`topics`] | names, ids, configurations, what of a topic is gone, and the counter of ids |
+//! | the session table; each session | [`sessions`] | names and the counter of ids; epoch, sequence, the last batches |
 //!
 //! A unit has one short mutex. A change happens under it in this order: decide, append the state record, apply. So the
 //! order in the log is the order of decisions. Replay after a start runs the same transition function.
@@ -12,6 +13,7 @@
 //!
 //! A step over several units locks them in the order of the table.
 
+pub mod sessions;
 pub mod topics;
 
 use crate::format::DecodeError;
@@ -19,18 +21,20 @@ use crate::format::state_record::{SessionBatch, Transition, transitions};
 use crate::message::{PhysicalOffset, SessionMark};
 use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
 
+use sessions::SessionTable;
 use topics::TopicTable;
 
 /// All units.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) topics: TopicTable,
+    pub(crate) sessions: SessionTable,
 }
 
 impl State {
-    /// No topics. Round robins start where `seed` says.
+    /// Nothing yet. Round robins start where `seed` says.
     pub(crate) fn new(seed: u64) -> Self {
-        Self { topics: TopicTable::new(seed) }
+        Self { topics: TopicTable::new(seed), sessions: SessionTable::default() }
     }
 }
 
@@ -49,7 +53,14 @@ impl Applier for State {
         for transition in transitions(state) {
             match transition? {
                 Transition::AsOf { applied: of } => applied = of,
-                transition => self.topics.restore(topics, transition, applied),
+                transition if sessions::concerns(&transition) => {
+                    self.sessions.restore(transition, applied);
+                }
+                transition if topics::concerns(&transition) => {
+                    self.topics.restore(topics, transition, applied);
+                }
+                // The store's own.
+                _ => {}
             }
         }
         Ok(())
@@ -62,16 +73,28 @@ impl Applier for State {
         end: PhysicalOffset,
     ) -> Result<(), DecodeError> {
         for transition in transitions(payload) {
-            self.topics.replay(topics, transition?, end);
+            match transition? {
+                transition if sessions::concerns(&transition) => {
+                    self.sessions.replay(transition, end);
+                }
+                transition if topics::concerns(&transition) => {
+                    self.topics.replay(topics, transition, end);
+                }
+                // The store's own.
+                _ => {}
+            }
         }
         Ok(())
     }
 
-    fn stored(&self, _mark: SessionMark, _batch: &SessionBatch) {}
+    fn stored(&self, mark: SessionMark, batch: &SessionBatch) {
+        self.sessions.found(mark, batch);
+    }
 
     fn snapshot(&self, _topics: &Topics) -> StateSnapshot {
         let mut state = Vec::new();
         let applied = self.topics.snapshot_into(&mut state);
+        let applied = applied.max(self.sessions.snapshot_into(&mut state));
         StateSnapshot { state, applied }
     }
 }

@@ -63,6 +63,18 @@ impl TopicEntry {
     }
 }
 
+/// Whether a transition is of this unit.
+pub(super) fn concerns(transition: &Transition) -> bool {
+    matches!(
+        transition,
+        Transition::TopicCreated { .. }
+            | Transition::TopicDeleted { .. }
+            | Transition::TopicUpdated { .. }
+            | Transition::TopicExpired { .. }
+            | Transition::NextTopicId { .. }
+    )
+}
+
 /// Who wants a topic made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {

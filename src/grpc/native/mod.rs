@@ -8,12 +8,14 @@
 //! | `query.rs` | QueryMessages |
 //! | `topics.rs` | CreateTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `overview.rs` | Status |
+//! | `sessions.rs` | OpenSession, CloseSession, ListSessions, DescribeSession |
 //! | [`status`] | none: what a refusal looks like on the wire |
 
 mod overview;
 mod pull;
 mod query;
 mod send;
+mod sessions;
 pub(super) mod status;
 mod topics;
 
@@ -26,6 +28,10 @@ use crate::broker::QueueRange;
 use crate::broker::{Broker, BrokerError};
 use crate::proto::admin_server::{Admin, AdminServer};
 use crate::proto::broker_server::{Broker as BrokerService, BrokerServer};
+use crate::proto::{
+    CloseSessionRequest, CloseSessionResponse, DescribeSessionRequest, DescribeSessionResponse,
+    ListSessionsRequest, ListSessionsResponse, OpenSessionRequest, OpenSessionResponse,
+};
 use crate::proto::{
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
@@ -76,6 +82,20 @@ impl BrokerService for Native {
     ) -> Result<Response<QueryMessagesResponse>, Status> {
         query::query(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
+
+    async fn open_session(
+        &self,
+        request: Request<OpenSessionRequest>,
+    ) -> Result<Response<OpenSessionResponse>, Status> {
+        sessions::open(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<CloseSessionRequest>,
+    ) -> Result<Response<CloseSessionResponse>, Status> {
+        sessions::close(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
 }
 
 #[tonic::async_trait]
@@ -113,6 +133,20 @@ impl Admin for Native {
         _request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         Ok(overview::status(&self.broker))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        sessions::list(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn describe_session(
+        &self,
+        request: Request<DescribeSessionRequest>,
+    ) -> Result<Response<DescribeSessionResponse>, Status> {
+        sessions::describe(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 }
 

@@ -4,7 +4,7 @@ use tonic::{Request, Response};
 
 use crate::broker::{self, Broker, BrokerError};
 use crate::grpc::deadline;
-use crate::message::QueueId;
+use crate::message::{QueueId, SessionId, SessionMark};
 use crate::proto::{SendRequest, SendResponse};
 
 pub(super) async fn send(
@@ -18,6 +18,11 @@ pub(super) async fn send(
             topic: &request.topic,
             queue: request.queue.map(QueueId::new),
             batch: request.batch,
+            session: request.session.map(|mark| SessionMark {
+                session: SessionId::new(mark.id),
+                epoch: mark.epoch,
+                sequence: mark.sequence,
+            }),
             deadline,
         })
         .await?;
@@ -28,5 +33,6 @@ pub(super) async fn send(
         epoch: receipt.epoch.get(),
         store_time_ms: receipt.store_time.get(),
         count: receipt.message_count.into(),
+        duplicate: receipt.is_duplicate,
     }))
 }

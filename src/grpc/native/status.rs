@@ -13,7 +13,7 @@ use tonic::codegen::http::Response;
 use tonic::{Code, Status};
 
 use super::range;
-use crate::broker::{BrokerError, Reason, Stored};
+use crate::broker::{BrokerError, Reason, SessionFault, Stored};
 use crate::proto;
 
 const TYPE_URL: &str = "type.googleapis.com/mainstem.v1.Error";
@@ -64,6 +64,13 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         }
         Reason::Poisoned => (Code::Unavailable, None),
         Reason::Storage => (Code::Internal, None),
+        Reason::UnknownSession => (Code::NotFound, None),
+        Reason::Fenced => (Code::FailedPrecondition, None),
+        // gRPC's own words for it: a sequencer check failed.
+        Reason::SequenceGap => (Code::Aborted, Some(RETRY_AFTER_MS)),
+        Reason::SequenceTooOld => (Code::AlreadyExists, None),
+        Reason::SequenceReused => (Code::InvalidArgument, None),
+        Reason::SessionLimit => (Code::ResourceExhausted, None),
     }
 }
 
@@ -87,6 +94,10 @@ pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
         range: offset_range,
         next_offset,
         retry_after_ms,
+        expected_sequence: match error {
+            BrokerError::Session(SessionFault::Gap { expected, .. }) => Some(*expected),
+            _ => None,
+        },
     };
     with_detail(code, with_sources(error), &detail)
 }

@@ -69,7 +69,7 @@ pub use self::flush::FlushWorker;
 pub use self::open::Workers;
 pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteReason};
 pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
-pub use self::recover::{StartReport, TailCut};
+pub use self::recover::{ReportLine, StartReport, TailCut};
 pub use self::seal::SealWorker;
 pub use self::signal::Progress;
 pub use self::topics::{TopicHandle, Topics};

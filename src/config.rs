@@ -64,6 +64,8 @@ pub struct StoreSection {
     pub max_unflushed: ByteSize,
     /// Newest bytes of the log that are read in place.
     pub hot_bytes: ByteSize,
+    /// Bytes a second that are read to look for damage. 0: none.
+    pub scrub_rate: ByteSize,
 }
 
 /// The table `[broker]`.
@@ -118,6 +120,7 @@ impl Default for StoreSection {
             flush_bytes: ByteSize(store.flush_bytes),
             max_unflushed: ByteSize(store.max_unflushed),
             hot_bytes: ByteSize(store.hot_bytes),
+            scrub_rate: ByteSize(store.scrub_rate),
         }
     }
 }
@@ -241,6 +244,7 @@ impl Config {
         within("store.flush_bytes", store.flush_bytes, mib(1), gib(1))?;
         within("store.max_unflushed", store.max_unflushed, mib(16), gib(4))?;
         within("store.hot_bytes", store.hot_bytes, mib(0), gib(64))?;
+        within("store.scrub_rate", store.scrub_rate, mib(0), gib(16))?;
 
         within_count("broker.auto_create_limit", broker.auto_create_limit, 0, 1_000_000)?;
         within("broker.inflight_sends", broker.inflight_sends, mib(16), gib(64))?;
@@ -261,6 +265,7 @@ impl Config {
             flush_bytes: self.store.flush_bytes.0,
             max_unflushed: self.store.max_unflushed.0,
             hot_bytes: self.store.hot_bytes.0,
+            scrub_rate: self.store.scrub_rate.0,
             ..StoreConfig::new(self.server.data.clone())
         }
     }
@@ -364,7 +369,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 17, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 18, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::output::{Output, fields};
-use super::{Connection, patiently};
+use super::{Connection, patiently, time};
 use crate::client::Status;
 
 /// Runs the command.
@@ -31,6 +31,7 @@ struct Shown<'a> {
     disk_free: u64,
     start_report: &'a [String],
     damaged: Vec<Damaged>,
+    scrubbed_at: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -72,6 +73,7 @@ impl<'a> Shown<'a> {
                 .iter()
                 .map(|range| Damaged { begin: range.start.get(), end: range.end.get() })
                 .collect(),
+            scrubbed_at: status.scrubbed_at.map(time::render),
         }
     }
 
@@ -98,6 +100,9 @@ impl<'a> Shown<'a> {
             ),
             ("disk free", ByteSize::b(self.disk_free).display().iec().to_string()),
         ];
+        if let Some(at) = &self.scrubbed_at {
+            pairs.push(("scrubbed", format!("all finished segments, last at {at}")));
+        }
         for line in self.start_report {
             pairs.push(("at start", line.clone()));
         }

@@ -242,6 +242,8 @@ pub struct Status {
     pub start_report: Vec<String>,
     /// Byte ranges of the log that cannot be read.
     pub damaged: Vec<std::ops::Range<PhysicalOffset>>,
+    /// When the last complete pass of the scrub since the start ended.
+    pub scrubbed_at: Option<Timestamp>,
 }
 
 impl Client {
@@ -479,6 +481,7 @@ impl Client {
                 .iter()
                 .map(|range| PhysicalOffset::new(range.begin)..PhysicalOffset::new(range.end))
                 .collect(),
+            scrubbed_at: answer.scrub.and_then(|scrub| scrub.last_pass_ms).map(Timestamp::new),
         })
     }
 

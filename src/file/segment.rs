@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -159,7 +160,12 @@ impl Segment {
 
     /// Forgets cached pages that are clean, so that the next read is of what the device has.
     pub fn drop_cache(&self) -> Result<(), FileError> {
-        self.file.drop_cache()
+        self.file.drop_cache(0..self.len())
+    }
+
+    /// As [`Segment::drop_cache`], of the pages that lie wholly in a part of it.
+    pub fn drop_cache_of(&self, range: Range<PhysicalOffset>) -> Result<(), FileError> {
+        self.file.drop_cache(self.position(range.start)..self.position(range.end))
     }
 
     /// The file position of `at`.

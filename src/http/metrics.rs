@@ -99,6 +99,9 @@ impl Collector for Numbers {
             ("syncs", "Syncs of the log", None, status.store.syncs),
             ("damaged_reads", "Reads that met damage", None, status.store.damaged_reads),
             ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),
+            ("damage_found", "Damaged ranges met", None, status.store.damage_found),
+            ("scrubbed", "Read to look for damage", bytes, status.store.scrubbed_bytes),
+            ("scrub_passes", "Complete passes of the scrub", None, status.store.scrub_passes),
         ] {
             let counter = ConstCounter::new(value);
             let encoder = to.encode_descriptor(name, help, unit, counter.metric_type())?;

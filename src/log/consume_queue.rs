@@ -27,7 +27,9 @@ use foldhash::fast::RandomState;
 
 pub(crate) use self::part::QueuePart;
 use self::part::{CompactKey, Sharded, find_in_order};
-use super::paged::{FileState, PageError, Reader, SealedError, SealedFiles, SealedSegment};
+use super::paged::{
+    FileState, PageError, Reader, Scrubbed, SealedError, SealedFiles, SealedSegment,
+};
 use super::parts::{Listed, Parts};
 use super::{Packed64, SHARDS, table_bytes};
 use crate::file::FileError;
@@ -281,6 +283,16 @@ impl ConsumeQueues {
         let segments = self.files.segments();
         let missing = segments.iter().filter(|segment| segment.state == FileState::Missing);
         missing.map(|segment| (segment.base, segment.end)).collect()
+    }
+
+    /// Verifies pages of the segment's file: see [`SealedFiles::scrub`].
+    pub(crate) fn scrub(
+        &self,
+        base: PhysicalOffset,
+        from: u64,
+        max: u64,
+    ) -> Result<Scrubbed, SealedError> {
+        self.files.scrub(base, from, max)
     }
 
     /// Writes the file of a finished segment from a part made by walking the segment again.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub(crate) use self::part::IndexPart;
 use self::part::{absolute, relative};
 
-use super::paged::{FileState, PageError, Reader, SealedError, SealedFiles};
+use super::paged::{FileState, PageError, Reader, Scrubbed, SealedError, SealedFiles};
 use super::parts::Parts;
 use crate::file::FileError;
 use crate::file::disk::Disk;
@@ -115,6 +115,16 @@ impl Indexes {
         let segments = self.files.segments();
         let missing = segments.iter().filter(|segment| segment.state == FileState::Missing);
         missing.map(|segment| (segment.base, segment.end)).collect()
+    }
+
+    /// Verifies pages of the segment's file: see [`SealedFiles::scrub`].
+    pub(crate) fn scrub(
+        &self,
+        base: PhysicalOffset,
+        from: u64,
+        max: u64,
+    ) -> Result<Scrubbed, SealedError> {
+        self.files.scrub(base, from, max)
     }
 
     /// Writes the file of a finished segment from a part made by walking the segment again.

@@ -8,6 +8,7 @@
 //! Locks: `segments` guards the list, `open` the open files. Neither is held during I/O, nor both at once.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -70,6 +71,15 @@ pub(crate) struct SealedFile {
     file: Arc<dyn DiskFile>,
     header: Header,
     salt: u32,
+}
+
+/// What a look at some pages came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scrubbed {
+    /// Bytes read.
+    pub(crate) bytes: u64,
+    /// Where to go on, if there is more.
+    pub(crate) next: Option<u64>,
 }
 
 #[derive(Default)]
@@ -188,6 +198,36 @@ impl SealedFiles {
             Some(file) => read(&mut Reader::new(&file)),
             None => Err(PageError::Damaged { page: 0 }),
         };
+        self.judged(segment, done)
+    }
+
+    /// Verifies pages of the segment's file as the disk has them, from page `from` on and at most `max` of them, beside
+    /// the open files and the page cache. What is damaged makes the file missing; a missing one is not looked at.
+    pub(crate) fn scrub(
+        &self,
+        base: PhysicalOffset,
+        from: u64,
+        max: u64,
+    ) -> Result<Scrubbed, SealedError> {
+        let segments = self.segments();
+        let present = |segment: &&SealedSegment| segment.state != FileState::Missing;
+        let Some(segment) = segments.iter().find(|segment| segment.base == base).filter(present)
+        else {
+            return Ok(Scrubbed { bytes: 0, next: None });
+        };
+        let done = match self.load(segment.base, segment.end)? {
+            Some(file) => file.scrub(from, max),
+            None => Err(PageError::Damaged { page: 0 }),
+        };
+        self.judged(segment, done)
+    }
+
+    /// Draws the conclusion from what was found in a file: if it is damaged it is missing from now on.
+    fn judged<T>(
+        &self,
+        segment: &SealedSegment,
+        done: Result<T, PageError>,
+    ) -> Result<T, SealedError> {
         match done {
             Ok(value) => Ok(value),
             Err(PageError::Damaged { page }) => {
@@ -302,6 +342,32 @@ fn state_of(header: &Header) -> FileState {
     match (header.kind, index::Sections::of(header)) {
         (Kind::Index, Ok(sections)) if sections.is_lacking => FileState::Lacking,
         _ => FileState::Present,
+    }
+}
+
+impl SealedFile {
+    fn scrub(&self, from: u64, max: u64) -> Result<Scrubbed, PageError> {
+        let pages = self.header.file_len() / PAGE_LEN as u64;
+        if from == 0 {
+            self.forget(0..pages);
+        }
+        let end = from.saturating_add(max).min(pages);
+        let mut reader = Reader::new(self);
+        // Page 0 is the header, which was verified when the file was opened.
+        for page in from.max(1)..end {
+            reader.content(page)?;
+        }
+        self.forget(from..end);
+        let bytes = end.saturating_sub(from) * PAGE_LEN as u64;
+        Ok(Scrubbed { bytes, next: (end < pages).then_some(end) })
+    }
+
+    /// Drops pages from the cache: before, to read the disk; behind, to leave the cache to others.
+    fn forget(&self, pages: Range<u64>) {
+        let len = PAGE_LEN as u64;
+        if let Err(error) = self.file.drop_cache(pages.start * len..pages.end * len) {
+            tracing::debug!(%error, "cached pages stay");
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub struct StoreConfig {
     pub hot_bytes: u64,
     /// Threads that read from the disk.
     pub read_threads: usize,
+    /// Bytes that the scrub reads a second to look for damage; 0: it does not.
+    pub scrub_rate: u64,
 }
 
 impl StoreConfig {
@@ -49,6 +51,7 @@ impl StoreConfig {
             max_unflushed: 256 << 20,
             hot_bytes: 256 << 20,
             read_threads: 2,
+            scrub_rate: 16 << 20,
         }
     }
 

@@ -6,6 +6,7 @@
 //! | `mainstem-flush` | [`FlushWorker::step`] | who waits for durability; else the flush interval |
 //! | `mainstem-seal` | [`SealWorker::step`] | a finished segment, a read that misses a file |
 //! | `mainstem-allocate` | [`AllocateWorker::step`] | a roll |
+//! | `mainstem-scrub` | [`ScrubWorker::step`] | its own rate |
 //! | `mainstem-read-N` | reads that may wait for a disk | a queue |
 //!
 //! Append runs on its caller. A worker is a step function; its thread is a loop around it, and a test calls the steps
@@ -18,6 +19,7 @@ mod append;
 mod checkpoint;
 mod cold;
 mod config;
+mod damage;
 mod dispatch;
 mod error;
 mod flush;
@@ -25,6 +27,7 @@ mod open;
 mod query;
 mod read;
 mod recover;
+mod scrub;
 mod seal;
 mod signal;
 #[cfg(test)]
@@ -42,6 +45,7 @@ use tokio::sync::Notify;
 
 use self::append::Tail;
 use self::cold::ReadPool;
+use self::damage::Damage;
 use self::dispatch::Dispatcher;
 use self::open::Threads;
 use self::read::May;
@@ -70,6 +74,7 @@ pub use self::open::Workers;
 pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteReason};
 pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
 pub use self::recover::{ReportLine, StartReport, TailCut};
+pub use self::scrub::ScrubWorker;
 pub use self::seal::SealWorker;
 pub use self::signal::Progress;
 pub use self::topics::{TopicHandle, Topics};
@@ -130,6 +135,11 @@ pub struct Poisoned;
 pub(crate) struct StoreMetrics {
     pub(crate) syncs: Counter,
     pub(crate) damaged_reads: Counter,
+    pub(crate) damage_found: Counter,
+    pub(crate) scrubbed_bytes: Counter,
+    pub(crate) scrub_passes: Counter,
+    /// Wall time of the last complete pass of the scrub, 0 before the first. Relaxed: it orders nothing.
+    pub(crate) scrubbed_at: AtomicU64,
     pub(crate) rebuilt: Counter,
 }
 
@@ -139,7 +149,11 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn increment(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -156,7 +170,7 @@ pub struct StoreStatus {
     pub unsealed: usize,
     /// Bytes that may still be written to the file system; 0 if it does not say.
     pub disk_free: u64,
-    /// Byte ranges of the log that cannot be read.
+    /// Byte ranges of the log that cannot be read, as far as the start, reads and the scrub have met them.
     pub damaged: Vec<Range<PhysicalOffset>>,
     /// Of this store.
     pub store_id: [u8; 16],
@@ -168,6 +182,14 @@ pub struct StoreStatus {
     pub damaged_reads: u64,
     /// Queue and index files made again since open.
     pub rebuilt: u64,
+    /// Damaged ranges of the log that were met since open and were not known before.
+    pub damage_found: u64,
+    /// Bytes that the scrub has read since open.
+    pub scrubbed_bytes: u64,
+    /// Passes over all finished segments that the scrub has completed since open.
+    pub scrub_passes: u64,
+    /// When the last of them ended, by the machine's clock.
+    pub scrubbed_at: Option<Timestamp>,
 }
 
 /// What all handles and workers share.
@@ -181,7 +203,7 @@ pub(crate) struct Shared {
     epoch: Epoch,
     /// What this process appended begins here: read in place. What was found is read from the disk.
     own_from: PhysicalOffset,
-    damaged: Vec<Range<PhysicalOffset>>,
+    damage: Damage,
     log: CommitLog,
     queues: ConsumeQueues,
     indexes: Indexes,
@@ -213,6 +235,7 @@ pub(crate) struct Shared {
     flush_signal: Signal,
     seal_signal: Signal,
     allocate_signal: Signal,
+    scrub_signal: Signal,
 
     /// The flush worker sleeps until something is appended.
     flush_is_idle: AtomicBool,
@@ -557,12 +580,19 @@ impl Store {
             segments: segments.len(),
             unsealed: segments.iter().filter(|segment| segment.base() >= sealed).count(),
             disk_free: shared.disk.free_space(&shared.config.dir).unwrap_or_default(),
-            damaged: shared.damaged.clone(),
+            damaged: Vec::clone(&shared.damage.ranges()),
             store_id: shared.identity.store_id,
             entry_memory: shared.queues.memory_bytes() + shared.indexes.memory_bytes(),
             syncs: shared.metrics.syncs.get(),
             damaged_reads: shared.metrics.damaged_reads.get(),
             rebuilt: shared.metrics.rebuilt.get(),
+            damage_found: shared.metrics.damage_found.get(),
+            scrubbed_bytes: shared.metrics.scrubbed_bytes.get(),
+            scrub_passes: shared.metrics.scrub_passes.get(),
+            scrubbed_at: match shared.metrics.scrubbed_at.load(Ordering::Relaxed) {
+                0 => None,
+                at => Some(Timestamp::new(at)),
+            },
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::append::{self, Tail};
 use super::checkpoint::CheckpointFile;
 use super::cold::ReadPool;
+use super::damage::Damage;
 use super::dispatch::Dispatcher;
 use super::signal::Signal;
 use super::topics::Topics;
@@ -18,7 +19,8 @@ use super::waiters::{ArrivalWaiters, PositionWaiters};
 use super::watermarks::Marks;
 use super::{
     AllocateWorker, AppendError, Applier, CloseError, DispatchWorker, FlushWorker, OpenError,
-    Progress, SealWorker, Shared, StartReport, Store, StoreConfig, StoreMetrics, allocate, recover,
+    Progress, ScrubWorker, SealWorker, Shared, StartReport, Store, StoreConfig, StoreMetrics,
+    allocate, recover,
 };
 use crate::clock::{Clock, StoreClock};
 use crate::file::FileError;
@@ -39,6 +41,7 @@ struct Running {
     flush: Option<JoinHandle<FlushWorker>>,
     seal: Option<JoinHandle<SealWorker>>,
     allocate: Option<JoinHandle<AllocateWorker>>,
+    scrub: Option<JoinHandle<ScrubWorker>>,
     lock: Option<Box<dyn DirLock>>,
 }
 
@@ -52,6 +55,8 @@ pub struct Workers {
     pub seal: SealWorker,
     /// The next segment.
     pub allocate: AllocateWorker,
+    /// Damage, looked for.
+    pub scrub: ScrubWorker,
 }
 
 impl Store {
@@ -139,7 +144,7 @@ impl Store {
             identity: found.identity,
             epoch: found.epoch,
             own_from: tail,
-            damaged: report.damaged.clone(),
+            damage: Damage::new(&report.damaged),
             log: found.log,
             queues: found.queues,
             indexes: found.indexes,
@@ -162,6 +167,7 @@ impl Store {
             flush_signal: Signal::default(),
             seal_signal: Signal::default(),
             allocate_signal: Signal::default(),
+            scrub_signal: Signal::default(),
             flush_is_idle: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             poison_reason: Mutex::new(None),
@@ -181,6 +187,7 @@ impl Store {
             flush: FlushWorker::new(Arc::clone(&shared), checkpoint),
             seal: SealWorker::new(Arc::clone(&shared)),
             allocate: AllocateWorker::new(Arc::clone(&shared)),
+            scrub: ScrubWorker::new(Arc::clone(&shared)),
         };
         begin_epoch(&shared, &mut workers, &report)?;
         let store = Self {
@@ -196,7 +203,7 @@ impl Store {
     }
 
     fn start(&self, workers: Workers, dir_lock: Box<dyn DirLock>) -> std::io::Result<()> {
-        let Workers { dispatch, flush, seal, allocate } = workers;
+        let Workers { dispatch, flush, seal, allocate, scrub } = workers;
         let mut running = lock(&self.threads.running);
         running.lock = Some(dir_lock);
         running.dispatch =
@@ -212,6 +219,9 @@ impl Store {
             Some(self.run("mainstem-allocate", allocate, AllocateWorker::step, |shared| {
                 &shared.allocate_signal
             })?);
+        running.scrub = Some(
+            self.run("mainstem-scrub", scrub, ScrubWorker::step, |shared| &shared.scrub_signal)?,
+        );
         Ok(())
     }
 
@@ -299,12 +309,14 @@ impl Threads {
             &shared.flush_signal,
             &shared.seal_signal,
             &shared.allocate_signal,
+            &shared.scrub_signal,
         ] {
             signal.wake();
         }
         // A storage thread that panics ends the process, so each gives its worker back.
         let _dispatch = running.dispatch.take().map(JoinHandle::join);
         let _allocate = running.allocate.take().map(JoinHandle::join);
+        let _scrub = running.scrub.take().map(JoinHandle::join);
         let workers = (
             running.flush.take().and_then(|thread| thread.join().ok()),
             running.seal.take().and_then(|thread| thread.join().ok()),

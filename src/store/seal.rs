@@ -142,7 +142,7 @@ impl Shared {
         let (queues, dead): (Vec<_>, Vec<_>) =
             queues.into_iter().partition(|position| self.topics.get(position.key.topic).is_some());
         // Behind damage a topic may be unknown without being deleted: then what is known of its queues stays.
-        if self.damaged.is_empty() {
+        if self.damage.is_empty() {
             for position in dead {
                 self.queues.remove_topic(position.key.topic);
             }

@@ -425,6 +425,7 @@ impl Admin for Fake {
             start_report: vec!["nothing to replay".into()],
             damaged: vec![proto::DamagedRange { begin: 4096, end: 8192 }],
             flush_default: "sync".into(),
+            scrub: Some(proto::ScrubStatus { last_pass_ms: Some(NOON), bytes: 8192 }),
         }))
     }
 }

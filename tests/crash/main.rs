@@ -8,6 +8,7 @@
 //! | `power_cut` | the power goes at every operation of every script                                        |
 //! | `faults`    | one call fails, for every call                                                           |
 //! | `decay`     | bytes and files change while nobody looks                                                |
+//! | `scrub`     | bytes change while the store runs                                                        |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
 
@@ -19,3 +20,4 @@ mod oracle;
 mod power_cut;
 mod rig;
 mod script;
+mod scrub;

@@ -6,8 +6,8 @@ use tonic::Response;
 
 use super::wide;
 use crate::broker::Broker;
-use crate::message::FlushMode;
-use crate::proto::{DamagedRange, StatusResponse, Watermarks};
+use crate::message::{FlushMode, Timestamp};
+use crate::proto::{DamagedRange, ScrubStatus, StatusResponse, Watermarks};
 
 pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
     let status = broker.status();
@@ -35,6 +35,10 @@ pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
             FlushMode::Sync => "sync".to_owned(),
             FlushMode::Async => "async".to_owned(),
         },
+        scrub: Some(ScrubStatus {
+            last_pass_ms: status.store.scrubbed_at.map(Timestamp::get),
+            bytes: status.store.scrubbed_bytes,
+        }),
     })
 }
 

@@ -71,7 +71,27 @@ impl Segment {
         base: PhysicalOffset,
         len: u64,
     ) -> Result<Self, FileError> {
-        let file = disk.open(path, Access::ReadWrite)?;
+        Self::open_for(disk, path, Access::ReadWrite, base, len)
+    }
+
+    /// As [`Segment::open`], for reading alone: of a store that nobody writes to.
+    pub fn open_to_read(
+        disk: &dyn Disk,
+        path: &Path,
+        base: PhysicalOffset,
+        len: u64,
+    ) -> Result<Self, FileError> {
+        Self::open_for(disk, path, Access::Read, base, len)
+    }
+
+    fn open_for(
+        disk: &dyn Disk,
+        path: &Path,
+        access: Access,
+        base: PhysicalOffset,
+        len: u64,
+    ) -> Result<Self, FileError> {
+        let file = disk.open(path, access)?;
         let mapping = Arc::new(file.map(len)?);
         Ok(Self { file, mapping, base })
     }

@@ -21,11 +21,14 @@ mod cold;
 mod config;
 mod damage;
 mod dispatch;
+mod dump;
 mod error;
 mod flush;
+pub mod offline;
 mod open;
 mod query;
 mod read;
+mod rebuild;
 mod recover;
 mod scrub;
 mod seal;
@@ -33,6 +36,7 @@ mod signal;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod verify;
 mod waiters;
 mod watermarks;
 
@@ -68,16 +72,19 @@ pub use self::allocate::AllocateWorker;
 pub use self::append::{NewRecord, Placed};
 pub use self::config::StoreConfig;
 pub use self::dispatch::DispatchWorker;
+pub use self::dump::{Content, Dump, Dumped, DumpedMessage};
 pub use self::error::{AppendError, CloseError, OpenError, ReadError, SpaceError};
 pub use self::flush::FlushWorker;
 pub use self::open::Workers;
 pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteReason};
 pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
+pub use self::rebuild::{Derived, RebuildError, RebuildStep, Rebuilt, rebuild};
 pub use self::recover::{ReportLine, StartReport, TailCut};
 pub use self::scrub::ScrubWorker;
 pub use self::seal::SealWorker;
 pub use self::signal::Progress;
 pub use self::topics::{TopicHandle, Topics};
+pub use self::verify::{Finding, FindingKind, Verified, Verifier, VerifySummary};
 pub use self::waiters::Arrival;
 pub use self::watermarks::Watermarks;
 pub use crate::format::index::IndexKind;
@@ -594,6 +601,16 @@ impl Store {
                 at => Some(Timestamp::new(at)),
             },
         }
+    }
+
+    /// A verification of all that is flushed now, files and log: see [`Verifier`].
+    pub fn verifier(&self) -> Verifier {
+        Verifier::of_running(&self.shared)
+    }
+
+    /// Sealed segments of which a file has to be made again and can be.
+    pub(crate) fn unmade(&self) -> u64 {
+        self.shared.unmade().len() as u64
     }
 
     /// Resolves when the store is poisoned; the text says why.

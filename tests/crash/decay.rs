@@ -114,7 +114,7 @@ fn decay(disk: &SimDisk, path: &Path, how: &str, seed: u64) {
 }
 
 /// Opens, reads and asks for everything twice (what is found damaged is made again in between), and compares.
-fn loses_nothing(disk: &SimDisk, log: &[Logged], what: &str) {
+pub(crate) fn loses_nothing(disk: &SimDisk, log: &[Logged], what: &str) {
     let mut rig = try_open(disk).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     let report = rig.store.start_report();
     assert_eq!((report.damaged.len(), &report.cut), (0, &None), "{what}");

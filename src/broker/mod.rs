@@ -5,6 +5,7 @@
 //! | [`state`] | the units of state and their one transition function |
 //! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs` | the services |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
+//! | `verify.rs` | a look at the whole store while it serves |
 //! | `route.rs`, `names.rs`, `token.rs` | which queue, which names, which page |
 //! | `budget.rs`, [`counters`] | bytes in work; what is counted |
 //!
@@ -27,6 +28,7 @@ pub mod state;
 mod tests;
 mod token;
 mod topics;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,13 +38,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
 use crate::file::disk::Disk;
-use crate::message::{Epoch, FlushMode, PhysicalOffset};
+use crate::message::{Epoch, FlushMode, PhysicalOffset, Timestamp};
 use crate::store::{
-    CloseError, OpenError, StartReport, Store, StoreConfig, StoreStatus, Watermarks,
+    Applier, CloseError, OpenError, StartReport, Store, StoreConfig, StoreStatus, Watermarks,
 };
 
 // What answers are made of: the rooms above know the store through the broker only.
-pub use crate::store::{Order, QueueRange, StoredRecord};
+pub use crate::store::{Finding, Order, QueueRange, StoredRecord, VerifySummary};
 
 pub use budget::Permit;
 pub use config::BrokerConfig;
@@ -53,6 +55,7 @@ pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest};
 pub use state::topics::{TopicEntry, TopicSettings};
 pub use topics::{QueueDescription, TopicDescription, TopicPage};
+pub use verify::VerifyEvent;
 
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,6 +79,8 @@ pub struct Broker {
     replies: Budget,
     waiters: Semaphore,
     queries: Semaphore,
+    /// One at a time.
+    verifications: Arc<Semaphore>,
     counters: Counters,
     started: Vec<String>,
 }
@@ -126,6 +131,7 @@ impl Broker {
             replies: Budget::new(config.inflight_reply_bytes),
             waiters: Semaphore::new(config.max_waiters as usize),
             queries: Semaphore::new(query::MAX_AT_ONCE),
+            verifications: Arc::new(Semaphore::new(1)),
             counters: Counters::default(),
             started: report.to_string().lines().map(str::to_owned).collect(),
             store,
@@ -226,6 +232,11 @@ impl Broker {
             }
         }
     }
+}
+
+/// The broker's state before the log is replayed into it, for tools that open a store without a broker.
+pub fn empty_state(now: Timestamp) -> Arc<dyn Applier> {
+    Arc::new(TopicTable::new(now.get()))
 }
 
 /// When a request must stop waiting, so that its answer arrives before its deadline.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `serve.rs` | the broker itself |
 //! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs` | a client of a broker |
+//! | `store.rs`, `store/` | a store: verify, dump, rebuild; of a stopped broker but for one |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
@@ -19,6 +20,7 @@ mod query;
 mod send;
 mod serve;
 mod status;
+mod store;
 mod time;
 mod topic;
 
@@ -105,6 +107,9 @@ enum Command {
     Query(query::QueryArgs),
     /// Show what a broker says about itself
     Status,
+    /// Verify a store, show what is in it, make again what is derived
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
     Demo(demo::DemoArgs),
 }
@@ -148,8 +153,15 @@ async fn client_command(
         Command::Pull(args) => pull::run(args, connection, output).await,
         Command::Query(args) => query::run(args, connection, output).await,
         Command::Status => status::run(connection, output).await,
+        Command::Store(command) => store::run(command, connection, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Repeats a call while the broker refuses it for a reason that passes by itself, for at most 30 s.

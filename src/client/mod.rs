@@ -7,6 +7,7 @@
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::status`] | what the broker says about itself |
+//! | [`Client::verify_store`] | whether the broker's store is sound |
 //!
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
 //! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
@@ -17,6 +18,7 @@
 
 mod error;
 mod message;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,7 @@ use tonic::transport::{Channel, Endpoint};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::message::Message;
 use self::message::Place;
+pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;
 use crate::message::{
     Epoch, FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,

@@ -8,3 +8,4 @@ mod send;
 mod server;
 mod support;
 mod topics;
+mod verify;

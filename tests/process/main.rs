@@ -8,6 +8,7 @@
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
 //! | `disk.rs` | a full disk, a failing sync |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
+//! | `verify.rs` | a store that is verified, running and stopped |
 //! | `support.rs` | a process and its home |
 //!
 //! What needs root or a tool that is not there prints a line that begins with SKIP and asks nothing.
@@ -21,3 +22,4 @@ mod ports;
 mod start;
 mod stop;
 mod support;
+mod verify;

@@ -8,6 +8,7 @@
 //! | `query.rs` | QueryMessages |
 //! | `topics.rs` | CreateTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `overview.rs` | Status |
+//! | `store.rs` | VerifyStore |
 //! | [`status`] | none: what a refusal looks like on the wire |
 
 mod overview;
@@ -15,6 +16,7 @@ mod pull;
 mod query;
 mod send;
 pub(super) mod status;
+mod store;
 mod topics;
 
 use std::sync::Arc;
@@ -30,7 +32,7 @@ use crate::proto::{
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
     OffsetRange, PullRequest, PullResponse, QueryMessagesRequest, QueryMessagesResponse,
-    SendRequest, SendResponse, StatusRequest, StatusResponse,
+    SendRequest, SendResponse, StatusRequest, StatusResponse, VerifyStoreRequest,
 };
 
 /// The largest request: the largest batch and room for what surrounds it.
@@ -113,6 +115,15 @@ impl Admin for Native {
         _request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         Ok(overview::status(&self.broker))
+    }
+
+    type VerifyStoreStream = store::Events;
+
+    async fn verify_store(
+        &self,
+        request: Request<VerifyStoreRequest>,
+    ) -> Result<Response<store::Events>, Status> {
+        store::verify(&self.broker, &request).map_err(|error| self.refuse(error))
     }
 }
 

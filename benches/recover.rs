@@ -132,7 +132,7 @@ fn open(dir: &Path, stop: &str) {
         Store::open(disk, clock, config(dir, SEGMENT), Arc::new(TopicsOnly::default()))
             .unwrap_or_else(|error| panic!("{error}"));
     let (wall, cpu) = (start.elapsed(), process_cpu().saturating_sub(cpu));
-    let report = report.lines().join("; ");
+    let report = report.to_string().replace('\n', "; ");
     if stop == "clean" {
         store.close().expect("the store closes");
     }

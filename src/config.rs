@@ -66,6 +66,8 @@ pub struct StoreSection {
     pub hot_bytes: ByteSize,
     /// Free bytes on the file system below which sends are refused.
     pub disk_reserve: ByteSize,
+    /// Bytes a second that are read to look for damage. 0: none.
+    pub scrub_rate: ByteSize,
 }
 
 /// The table `[broker]`.
@@ -121,6 +123,7 @@ impl Default for StoreSection {
             max_unflushed: ByteSize(store.max_unflushed),
             hot_bytes: ByteSize(store.hot_bytes),
             disk_reserve: ByteSize(store.disk_reserve),
+            scrub_rate: ByteSize(store.scrub_rate),
         }
     }
 }
@@ -245,6 +248,7 @@ impl Config {
         within("store.max_unflushed", store.max_unflushed, mib(16), gib(4))?;
         within("store.hot_bytes", store.hot_bytes, mib(0), gib(64))?;
         within("store.disk_reserve", store.disk_reserve, mib(0), gib(64))?;
+        within("store.scrub_rate", store.scrub_rate, mib(0), gib(16))?;
 
         within_count("broker.auto_create_limit", broker.auto_create_limit, 0, 1_000_000)?;
         within("broker.inflight_sends", broker.inflight_sends, mib(16), gib(64))?;
@@ -266,6 +270,7 @@ impl Config {
             max_unflushed: self.store.max_unflushed.0,
             hot_bytes: self.store.hot_bytes.0,
             disk_reserve: self.store.disk_reserve.0,
+            scrub_rate: self.store.scrub_rate.0,
             ..StoreConfig::new(self.server.data.clone())
         }
     }
@@ -369,7 +374,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 18, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 19, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]

@@ -19,8 +19,9 @@
 //! | 6 | [`client`] | the native client: batches in, messages out | [`proto`], `format::batch`, floor 0 |
 //! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |
 //! | 7 | [`server`] | one server from its start to its end: wire, serve, drain in order | `config`, floors 0–6 without `client` |
+//! | 7 | [`offline`] | what is done to a store on which no broker runs: verify, dump, rebuild | `broker`, `store`, `file::disk`, floor 0 |
 //! | 7 | [`telemetry`] | what the process logs to stderr | – |
-//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], every other command asks a [`client`] | `client`, `server`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, floor 0 |
+//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], `store` works on a stopped one, every other command asks a [`client`] | `client`, `server`, `offline`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, `format::record`, floor 0 |
 //!
 //! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc` and `client` alone name;
 //! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand,
@@ -43,6 +44,7 @@ pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod log;
 pub mod message;
+pub mod offline;
 pub mod server;
 pub mod store;
 pub(crate) mod sync;

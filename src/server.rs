@@ -35,7 +35,7 @@ use crate::file::disk::RealDisk;
 use crate::grpc::listen::{self, Connections};
 use crate::grpc::{self, Health, ServiceError};
 use crate::http;
-use crate::store::{CloseError, OpenError};
+use crate::store::{CloseError, OpenError, ReportLine};
 
 /// Signals within so short a time are one wish to stop.
 const SAME_STOP: Duration = Duration::from_millis(500);
@@ -165,9 +165,12 @@ async fn open(config: &Config) -> Result<Arc<Broker>, ServerError> {
     let opened = tokio::task::spawn_blocking(move || {
         Broker::open(Arc::new(RealDisk), Arc::new(SystemClock::new()), store, broker)
     });
-    let (broker, _) = opened.await??;
-    for line in broker.start_report() {
-        tracing::info!("{line}");
+    let (broker, report) = opened.await??;
+    for line in report.lines() {
+        match line {
+            ReportLine::Done(_) => tracing::info!("{line}"),
+            ReportLine::Damage(_) => tracing::warn!("{line}"),
+        }
     }
     Ok(broker)
 }

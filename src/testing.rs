@@ -26,7 +26,8 @@ pub fn now<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 impl Workers {
-    /// Steps all workers until none has anything to do: dispatched, flushed, sealed, allocated.
+    /// Steps all workers until none has anything to do: dispatched, flushed, sealed, allocated. Not the scrub, which is
+    /// never done and changes nothing but what is known.
     pub fn settle(&mut self) {
         for _ in 0..10_000 {
             let dispatched = self.dispatch.step();

@@ -64,6 +64,8 @@ const ROOMS: &[Room] = &[
             "hyper_util",
             "prost",
             "tokio",
+            // The stream of an answer that comes in parts.
+            "tokio_stream",
             "tonic",
             "tonic_health",
             "tonic_reflection",
@@ -91,6 +93,7 @@ const ROOMS: &[Room] = &[
         knows: &["broker", "clock", "config", "file::disk", "grpc", "http", "store"],
         crates: &["tokio", "tracing"],
     },
+    Room { name: "offline", knows: &["broker", "clock", "file::disk", "store"], crates: &[] },
     Room { name: "telemetry", knows: &[], crates: &["tracing", "tracing_subscriber"] },
     Room {
         name: "cli",
@@ -101,7 +104,10 @@ const ROOMS: &[Room] = &[
             "file::FileError",
             "format::batch",
             "http::probe",
+            // A dump shows headers as they stand in the log.
+            "format::record",
             "message",
+            "offline",
             "server",
             "store::CloseError",
             "store::OpenError",

@@ -202,7 +202,7 @@ impl PlainFile {
     /// Forgets its cached pages.
     pub(crate) fn drop_cache(&self) {
         let file = RealDisk.open(&self.path, mainstem::file::disk::Access::Read);
-        file.expect("the file opens").drop_cache().expect("the cache is dropped");
+        file.expect("the file opens").drop_cache(0..u64::MAX).expect("the cache is dropped");
     }
 }
 

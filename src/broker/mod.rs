@@ -5,6 +5,7 @@
 //! | [`state`] | the units of state and their one transition function |
 //! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs`, `sessions.rs` | the services |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
+//! | `verify.rs` | a look at the whole store while it serves |
 //! | `route.rs`, `names.rs`, `token.rs` | which queue, which names, which page |
 //! | `budget.rs`, [`counters`] | bytes in work; what is counted |
 //!
@@ -28,6 +29,7 @@ pub mod state;
 mod tests;
 mod token;
 mod topics;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,13 +39,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
 use crate::file::disk::Disk;
-use crate::message::{Epoch, FlushMode, PhysicalOffset};
+use crate::message::{Epoch, FlushMode, PhysicalOffset, Timestamp};
 use crate::store::{
-    CloseError, OpenError, StartReport, Store, StoreConfig, StoreStatus, Watermarks,
+    Applier, CloseError, OpenError, StartReport, Store, StoreConfig, StoreStatus, Watermarks,
 };
 
 // What answers are made of: the rooms above know the store through the broker only.
-pub use crate::store::{HeldBy, Order, QueueRange, StoredRecord};
+pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifySummary};
 
 pub use crate::message::TopicSettings;
 pub use budget::Permit;
@@ -57,6 +59,7 @@ pub use sessions::{SessionDescription, SessionPage};
 pub use state::sessions::{SessionFault, SessionState};
 pub use state::topics::TopicEntry;
 pub use topics::{QueueDescription, TopicDescription, TopicPage};
+pub use verify::VerifyEvent;
 
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,6 +83,8 @@ pub struct Broker {
     replies: Budget,
     waiters: Semaphore,
     queries: Semaphore,
+    /// One at a time.
+    verifications: Arc<Semaphore>,
     counters: Counters,
     started: Vec<String>,
 }
@@ -134,6 +139,7 @@ impl Broker {
             replies: Budget::new(config.inflight_reply_bytes),
             waiters: Semaphore::new(config.max_waiters as usize),
             queries: Semaphore::new(query::MAX_AT_ONCE),
+            verifications: Arc::new(Semaphore::new(1)),
             counters: Counters::default(),
             started: report.to_string().lines().map(str::to_owned).collect(),
             store,
@@ -244,6 +250,11 @@ impl Broker {
             Err(_) => Err(BrokerError::FlushTimeout),
         }
     }
+}
+
+/// The broker's state before the log is replayed into it, for tools that open a store without a broker.
+pub fn empty_state(now: Timestamp) -> Arc<dyn Applier> {
+    Arc::new(State::new(now.get()))
 }
 
 /// When a request must stop waiting, so that its answer arrives before its deadline.

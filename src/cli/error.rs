@@ -3,7 +3,7 @@
 //! | code | means |
 //! | ---: | --- |
 //! | 0 | done |
-//! | 1 | failed; what was to be sent is not stored |
+//! | 1 | failed; what was to be sent is not stored. `store verify`: the store is not sound |
 //! | 2 | the command line is wrong |
 //! | 3 | the topic, the message or the session does not exist |
 //! | 4 | no broker answered |
@@ -21,7 +21,7 @@ use crate::client::{ClientError, Reason, Refusal, Stored};
 pub(crate) const HELP: &str = "\
 Exit codes:
    0  done
-   1  failed; what was to be sent is not stored
+   1  failed; what was to be sent is not stored. store verify: the store is not sound
    2  the command line is wrong
    3  the topic, the message or the session does not exist
    4  no broker answered

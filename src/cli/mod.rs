@@ -5,6 +5,7 @@
 //! | `serve.rs` | the broker itself |
 //! | `health.rs` | whether a broker serves, for health checks |
 //! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs`, `session.rs` | a client of a broker |
+//! | `store.rs`, `store/` | a store: verify, dump, rebuild; of a stopped broker but for one |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
@@ -22,6 +23,7 @@ mod send;
 mod serve;
 mod session;
 mod status;
+mod store;
 mod time;
 mod topic;
 
@@ -113,6 +115,9 @@ enum Command {
     /// List, show and close producer sessions
     #[command(subcommand)]
     Session(session::SessionCommand),
+    /// Verify a store, show what is in it, make again what is derived
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
     Demo(demo::DemoArgs),
 }
@@ -158,8 +163,15 @@ async fn client_command(
         Command::Status => status::run(connection, output).await,
         Command::Health(args) => health::run(args, output).await,
         Command::Session(command) => session::run(command, connection, output).await,
+        Command::Store(command) => store::run(command, connection, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Repeats a call while the broker refuses it for a reason that passes by itself, for at most 30 s.

@@ -11,6 +11,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::chain;
 use super::error::{Exit, Failure};
 use super::output::Output;
 use crate::config::Config;
@@ -121,12 +122,6 @@ fn explain(error: ServerError) -> anyhow::Error {
         _ => return error.into(),
     };
     failure.into()
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Writes the addresses when they are known, for whoever asked for the line.

@@ -4,7 +4,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::output::{Output, fields};
-use super::{Connection, patiently};
+use super::{Connection, patiently, time};
 use crate::client::Status;
 use crate::message::PhysicalOffset;
 
@@ -44,6 +44,7 @@ struct Shown<'a> {
     image_bytes: u64,
     pinned_segments: u64,
     held: Vec<Held<'a>>,
+    scrubbed_at: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -111,6 +112,7 @@ impl<'a> Shown<'a> {
                     bytes: by.bytes,
                 })
                 .collect(),
+            scrubbed_at: status.scrubbed_at.map(time::render),
         }
     }
 
@@ -160,6 +162,9 @@ impl<'a> Shown<'a> {
             let bytes = ByteSize::b(held.bytes).display().iec().to_string();
             let name = if held.topic.is_empty() { "an unknown topic" } else { held.topic };
             pairs.push(("kept by", format!("{name}: {} segments, {bytes}", held.segments)));
+        }
+        if let Some(at) = &self.scrubbed_at {
+            pairs.push(("scrubbed", format!("all finished segments, last at {at}")));
         }
         for line in self.start_report {
             pairs.push(("at start", line.clone()));

@@ -8,6 +8,7 @@
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::status`] | what the broker says about itself |
 //! | [`Client::open_session`], [`Client::sessions`], [`Client::describe_session`], [`Client::close_session`] | producer sessions |
+//! | [`Client::verify_store`] | whether the broker's store is sound |
 //!
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
 //! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
@@ -20,6 +21,7 @@
 mod error;
 mod message;
 mod session;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,7 @@ pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Re
 pub use self::message::Message;
 use self::message::Place;
 pub use self::session::{PATIENCE, ProducerSession, Session};
+pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;
 use crate::message::{
     Epoch, FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
@@ -266,6 +269,8 @@ pub struct Status {
     pub held: Vec<HeldBy>,
     /// Segments that work under way keeps from being deleted.
     pub pinned_segments: u64,
+    /// When the last complete pass of the scrub since the start ended.
+    pub scrubbed_at: Option<Timestamp>,
 }
 
 /// How much of the log a topic keeps.
@@ -527,6 +532,7 @@ impl Client {
                 })
                 .collect(),
             pinned_segments: answer.pinned_segments,
+            scrubbed_at: answer.scrub.and_then(|scrub| scrub.last_pass_ms).map(Timestamp::new),
         })
     }
 

@@ -5,6 +5,8 @@
 //! no other error is retried, and a failed sync least of all: the kernel reports it once and then forgets the pages.
 
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,8 +83,8 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], position: u64) -> Result<usize, FileError>;
     /// Makes all that was written durable. After an error nothing unsynced may be assumed durable, ever.
     fn sync(&self) -> Result<(), FileError>;
-    /// Forgets clean cached pages, so that the next read comes from the device.
-    fn drop_cache(&self) -> Result<(), FileError>;
+    /// Forgets the clean cached pages that lie wholly in `range`, so that the next read comes from the device.
+    fn drop_cache(&self, range: Range<u64>) -> Result<(), FileError>;
     /// Maps the first `len` bytes for reading; `FileError::TooShort` if the file has fewer. They follow later writes
     /// (one page cache).
     fn map(&self, len: u64) -> Result<Mapping, FileError>;
@@ -387,8 +389,13 @@ impl DiskFile for RealFile {
             .map_err(|errno| self.refused(Operation::Sync, errno))
     }
 
-    fn drop_cache(&self) -> Result<(), FileError> {
-        retry_on_intr(|| sys::fadvise(&self.fd, 0, None, Advice::DontNeed))
+    fn drop_cache(&self, range: Range<u64>) -> Result<(), FileError> {
+        // A length of nothing is to the end of the file for the kernel, and one that is negative to it an error.
+        let end = range.end.min(i64::MAX as u64);
+        let Some(len) = NonZeroU64::new(end.saturating_sub(range.start)) else {
+            return Ok(());
+        };
+        retry_on_intr(|| sys::fadvise(&self.fd, range.start, Some(len), Advice::DontNeed))
             .map_err(|errno| self.refused(Operation::DropCache, errno))
     }
 

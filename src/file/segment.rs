@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -70,7 +71,27 @@ impl Segment {
         base: PhysicalOffset,
         len: u64,
     ) -> Result<Self, FileError> {
-        let file = disk.open(path, Access::ReadWrite)?;
+        Self::open_for(disk, path, Access::ReadWrite, base, len)
+    }
+
+    /// As [`Segment::open`], for reading alone: of a store that nobody writes to.
+    pub fn open_to_read(
+        disk: &dyn Disk,
+        path: &Path,
+        base: PhysicalOffset,
+        len: u64,
+    ) -> Result<Self, FileError> {
+        Self::open_for(disk, path, Access::Read, base, len)
+    }
+
+    fn open_for(
+        disk: &dyn Disk,
+        path: &Path,
+        access: Access,
+        base: PhysicalOffset,
+        len: u64,
+    ) -> Result<Self, FileError> {
+        let file = disk.open(path, access)?;
         let mapping = Arc::new(file.map(len)?);
         Ok(Self { file, mapping, base })
     }
@@ -159,7 +180,12 @@ impl Segment {
 
     /// Forgets cached pages that are clean, so that the next read is of what the device has.
     pub fn drop_cache(&self) -> Result<(), FileError> {
-        self.file.drop_cache()
+        self.file.drop_cache(0..self.len())
+    }
+
+    /// As [`Segment::drop_cache`], of the pages that lie wholly in a part of it.
+    pub fn drop_cache_of(&self, range: Range<PhysicalOffset>) -> Result<(), FileError> {
+        self.file.drop_cache(self.position(range.start)..self.position(range.end))
     }
 
     /// The file position of `at`.

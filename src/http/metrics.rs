@@ -122,6 +122,9 @@ impl Collector for Numbers {
             ("image", "Bytes of them", bytes, status.store.image_bytes),
             ("duplicates", "Batches that were stored before", None, counters.duplicates.get()),
             ("idle_sessions", "Sessions closed as idle", None, counters.idle_sessions.get()),
+            ("damage_found", "Damaged ranges met", None, status.store.damage_found),
+            ("scrubbed", "Read to look for damage", bytes, status.store.scrubbed_bytes),
+            ("scrub_passes", "Complete passes of the scrub", None, status.store.scrub_passes),
         ] {
             let counter = ConstCounter::new(value);
             let encoder = to.encode_descriptor(name, help, unit, counter.metric_type())?;

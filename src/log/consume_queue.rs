@@ -29,15 +29,17 @@ use foldhash::fast::RandomState;
 pub(crate) use self::first::First;
 pub(crate) use self::part::QueuePart;
 use self::part::{CompactKey, Sharded, find_in_order};
-use super::paged::{FileState, PageError, Reader, SealedError, SealedFiles, SealedSegment};
+use super::paged::{
+    FileCheck, FileState, PageError, Reader, Scrubbed, SealedError, SealedFiles, SealedSegment,
+};
 use super::parts::{Listed, Parts};
 use super::{Packed64, SHARDS, table_bytes};
 use crate::file::FileError;
 use crate::file::disk::Disk;
 use crate::format::consume_queue::{
-    DIRECTORY_ROW_LEN, DirectoryRow, ENTRY_LEN, Origin, PackedEntry, QueueEntry, Sections,
+    DIRECTORY_ROW_LEN, DirectoryRow, ENTRY_LEN, Origin, PackedEntry, QueueEntry, Sections, TopicRow,
 };
-use crate::format::pages::Kind;
+use crate::format::pages::{Header, Kind};
 use crate::format::snapshot::QueuePosition;
 use crate::message::{PhysicalOffset, QueueKey, QueueOffset, TopicId};
 use crate::sync::{Mutex, lock};
@@ -285,6 +287,16 @@ impl ConsumeQueues {
         missing.map(|segment| (segment.base, segment.end)).collect()
     }
 
+    /// Verifies pages of the segment's file: see [`SealedFiles::scrub`].
+    pub(crate) fn scrub(
+        &self,
+        base: PhysicalOffset,
+        from: u64,
+        max: u64,
+    ) -> Result<Scrubbed, SealedError> {
+        self.files.scrub(base, from, max)
+    }
+
     /// Writes the file of a finished segment from a part made by walking the segment again.
     ///
     /// # Errors
@@ -412,27 +424,53 @@ impl ConsumeQueues {
         end: PhysicalOffset,
     ) -> Result<(), FileError> {
         let topics = part.topics(rows);
-        let sections = Sections {
-            first_time: part.first_time(),
-            queues: rows.len() as u64,
-            topics: topics.len() as u64,
-            entries: rows.iter().map(|row| u64::from(row.entries)).sum(),
-        };
-        let header = sections.header(self.files.store_id(), part.base, end);
-        self.files.write(&header, |file| {
-            let mut bytes = Vec::with_capacity(DIRECTORY_ROW_LEN);
-            for row in rows {
-                bytes.clear();
-                row.encode_into(&mut bytes);
-                file.push(&bytes)?;
-            }
-            for topic in &topics {
-                bytes.clear();
-                topic.encode_into(&mut bytes);
-                file.push(&bytes)?;
-            }
-            part.each_entry(rows, |_, entry| file.push(&entry.encode()))
+        let header = header_of(part, rows, &topics, self.files.store_id(), end);
+        self.files.write(&header, |file| stream(part, rows, &topics, |bytes| file.push(bytes)))
+    }
+
+    /// Reads the `.cq` file of a segment whole, listed or not, and compares it with the entries in `part`, or verifies
+    /// its pages alone. Changes nothing. With the result come the bytes read.
+    pub(crate) fn check(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+        part: Option<&QueuePart>,
+    ) -> Result<(FileCheck, u64), FileError> {
+        self.files.check(base, end, |file| {
+            let Some(part) = part else { return Ok(()) };
+            let rows = part.queues();
+            let topics = part.topics(&rows);
+            file.header(&header_of(part, &rows, &topics, self.files.store_id(), end));
+            stream(part, &rows, &topics, |bytes| file.push(bytes))
         })
+    }
+
+    /// Shows all entries in the `.cq` file of a segment, listed or not, queue by queue. `false`: there is no file that
+    /// can be read whole; what was shown until then is right.
+    pub(crate) fn each_in_file(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+        mut show: impl FnMut(QueueKey, &QueueEntry),
+    ) -> Result<bool, FileError> {
+        let shown = self.files.read_beside(base, end, |file| {
+            let damaged = |_| PageError::Damaged { page: 0 };
+            let sections = Sections::of(file.header()).map_err(damaged)?;
+            let first_time = sections.first_time;
+            for index in 0..sections.queues {
+                let bytes = file.row::<DIRECTORY_ROW_LEN>(sections.directory_row_at(index))?;
+                let row = DirectoryRow::decode(&bytes).map_err(damaged)?;
+                let origin = Origin { base, first: row.first, first_time };
+                for entry in 0..u64::from(row.entries) {
+                    let at = sections.entry_at(row.start.saturating_add(entry));
+                    let entry =
+                        PackedEntry::decode(&file.row::<ENTRY_LEN>(at)?).map_err(damaged)?;
+                    show(row.key, &entry.unpack(&origin));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(shown.is_some())
     }
 
     /// Finds the first of `segments` with entries of the queue behind `from`: a binary search, in which a segment that
@@ -480,6 +518,44 @@ impl ConsumeQueues {
         place.missing = missing.map(|segment| segment.base);
         Ok(place)
     }
+}
+
+/// The header of the file of `part`.
+fn header_of(
+    part: &QueuePart,
+    rows: &[DirectoryRow],
+    topics: &[TopicRow],
+    store_id: [u8; 16],
+    end: PhysicalOffset,
+) -> Header {
+    let sections = Sections {
+        first_time: part.first_time(),
+        queues: rows.len() as u64,
+        topics: topics.len() as u64,
+        entries: rows.iter().map(|row| u64::from(row.entries)).sum(),
+    };
+    sections.header(store_id, part.base, end)
+}
+
+/// The stream of the file of `part`, piece by piece.
+fn stream<E>(
+    part: &QueuePart,
+    rows: &[DirectoryRow],
+    topics: &[TopicRow],
+    mut push: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut bytes = Vec::with_capacity(DIRECTORY_ROW_LEN);
+    for row in rows {
+        bytes.clear();
+        row.encode_into(&mut bytes);
+        push(&bytes)?;
+    }
+    for topic in topics {
+        bytes.clear();
+        topic.encode_into(&mut bytes);
+        push(&bytes)?;
+    }
+    part.each_entry(rows, |_, entry| push(&entry.encode()))
 }
 
 /// Where among sealed segments an offset of a queue is.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub(crate) use self::part::IndexPart;
 use self::part::{absolute, relative};
 
-use super::paged::{FileState, PageError, Reader, SealedError, SealedFiles};
+use super::paged::{FileCheck, FileState, PageError, Reader, Scrubbed, SealedError, SealedFiles};
 use super::parts::Parts;
 use crate::file::FileError;
 use crate::file::disk::Disk;
@@ -115,6 +115,16 @@ impl Indexes {
         let segments = self.files.segments();
         let missing = segments.iter().filter(|segment| segment.state == FileState::Missing);
         missing.map(|segment| (segment.base, segment.end)).collect()
+    }
+
+    /// Verifies pages of the segment's file: see [`SealedFiles::scrub`].
+    pub(crate) fn scrub(
+        &self,
+        base: PhysicalOffset,
+        from: u64,
+        max: u64,
+    ) -> Result<Scrubbed, SealedError> {
+        self.files.scrub(base, from, max)
     }
 
     /// Writes the file of a finished segment from a part made by walking the segment again.
@@ -225,15 +235,42 @@ impl Indexes {
     }
 
     fn write(&self, part: &IndexPart, end: PhysicalOffset) -> Result<(), FileError> {
-        let is_lacking = part.is_lacking();
-        let sections = Sections { is_lacking, ..Sections::with(part.entries()) };
+        let sections = sections_of(part);
         let header = sections.header(self.files.store_id(), part.base, end);
-        self.files.write(&header, |file| {
-            let starts = part.bucket_starts(&sections);
-            starts.iter().try_for_each(|start| file.push(&start.to_le_bytes()))?;
-            part.each_entry(|entry| file.push(&entry.encode()))
+        self.files.write(&header, |file| stream(part, &sections, |bytes| file.push(bytes)))
+    }
+
+    /// Reads the `.idx` file of a segment whole, listed or not, and compares it with the entries in `part`, or verifies
+    /// its pages alone. Changes nothing. With the result come the bytes read.
+    pub(crate) fn check(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+        part: Option<&IndexPart>,
+    ) -> Result<(FileCheck, u64), FileError> {
+        self.files.check(base, end, |file| {
+            let Some(part) = part else { return Ok(()) };
+            let sections = sections_of(part);
+            file.header(&sections.header(self.files.store_id(), part.base, end));
+            stream(part, &sections, |bytes| file.push(bytes))
         })
     }
+}
+
+/// The sections of the file of `part`.
+fn sections_of(part: &IndexPart) -> Sections {
+    Sections { is_lacking: part.is_lacking(), ..Sections::with(part.entries()) }
+}
+
+/// The stream of the file of `part`, piece by piece.
+fn stream<E>(
+    part: &IndexPart,
+    sections: &Sections,
+    mut push: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let starts = part.bucket_starts(sections);
+    starts.iter().try_for_each(|start| push(&start.to_le_bytes()))?;
+    part.each_entry(|entry| push(&entry.encode()))
 }
 
 /// Where a search looks next.

@@ -8,6 +8,7 @@
 //! Locks: `segments` guards the list, `open` the open files. Neither is held during I/O, nor both at once.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -70,6 +71,42 @@ pub(crate) struct SealedFile {
     file: Arc<dyn DiskFile>,
     header: Header,
     salt: u32,
+}
+
+/// What a look at some pages came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scrubbed {
+    /// Bytes read.
+    pub(crate) bytes: u64,
+    /// Where to go on, if there is more.
+    pub(crate) next: Option<u64>,
+}
+
+/// What a whole look at the file of a segment came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileCheck {
+    /// All of it is as it should be.
+    Sound,
+    /// There is no file.
+    Absent,
+    /// A page does not verify; page 0 also if the file is of another segment, store, length or version.
+    Damaged {
+        /// In the file.
+        page: u64,
+    },
+    /// All pages verify, and say something else than they should.
+    Differs {
+        /// The first byte of the stream that does; 0 also if the header does.
+        at: u64,
+    },
+}
+
+/// What stands in the place of a segment's file.
+enum Look {
+    File(SealedFile),
+    Absent,
+    /// Not the file of this segment, or of a version not known here.
+    Unusable,
 }
 
 #[derive(Default)]
@@ -188,6 +225,36 @@ impl SealedFiles {
             Some(file) => read(&mut Reader::new(&file)),
             None => Err(PageError::Damaged { page: 0 }),
         };
+        self.judged(segment, done)
+    }
+
+    /// Verifies pages of the segment's file as the disk has them, from page `from` on and at most `max` of them, beside
+    /// the open files and the page cache. What is damaged makes the file missing; a missing one is not looked at.
+    pub(crate) fn scrub(
+        &self,
+        base: PhysicalOffset,
+        from: u64,
+        max: u64,
+    ) -> Result<Scrubbed, SealedError> {
+        let segments = self.segments();
+        let present = |segment: &&SealedSegment| segment.state != FileState::Missing;
+        let Some(segment) = segments.iter().find(|segment| segment.base == base).filter(present)
+        else {
+            return Ok(Scrubbed { bytes: 0, next: None });
+        };
+        let done = match self.load(segment.base, segment.end)? {
+            Some(file) => file.scrub(from, max),
+            None => Err(PageError::Damaged { page: 0 }),
+        };
+        self.judged(segment, done)
+    }
+
+    /// Draws the conclusion from what was found in a file: if it is damaged it is missing from now on.
+    fn judged<T>(
+        &self,
+        segment: &SealedSegment,
+        done: Result<T, PageError>,
+    ) -> Result<T, SealedError> {
         match done {
             Ok(value) => Ok(value),
             Err(PageError::Damaged { page }) => {
@@ -234,21 +301,70 @@ impl SealedFiles {
         base: PhysicalOffset,
         end: PhysicalOffset,
     ) -> Result<Option<SealedFile>, FileError> {
+        Ok(match self.look(base, end)? {
+            Look::File(file) => Some(file),
+            Look::Absent | Look::Unusable => None,
+        })
+    }
+
+    fn look(&self, base: PhysicalOffset, end: PhysicalOffset) -> Result<Look, FileError> {
         let file = match self.disk.open(&self.path(base), Access::Read) {
-            Err(FileError::NotFound { .. }) => return Ok(None),
+            Err(FileError::NotFound { .. }) => return Ok(Look::Absent),
             opened => opened?,
         };
         let mut page = [0; PAGE_LEN];
         match read_exact_at(&*file, &mut page, 0) {
-            Err(FileError::TooShort { .. }) => return Ok(None),
+            Err(FileError::TooShort { .. }) => return Ok(Look::Unusable),
             read => read?,
         }
-        let Ok(header) = Header::decode(self.kind, &page) else { return Ok(None) };
+        let Ok(header) = Header::decode(self.kind, &page) else { return Ok(Look::Unusable) };
         let ours = header.store_id == self.store_id && header.base == base && header.end == end;
         if !ours || file.len()? != header.file_len() {
-            return Ok(None);
+            return Ok(Look::Unusable);
         }
-        Ok(Some(SealedFile { file, header, salt: header.salt() }))
+        Ok(Look::File(SealedFile { file, header, salt: header.salt() }))
+    }
+
+    /// Reads the whole file of a segment as the disk has it, listed or not, and lets `compare` tell what should stand
+    /// in it. Changes nothing, also not what is known of the file. With the result come the bytes read.
+    pub(crate) fn check(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+        compare: impl FnOnce(&mut Comparison<'_>) -> Result<(), PageError>,
+    ) -> Result<(FileCheck, u64), FileError> {
+        let file = match self.look(base, end)? {
+            Look::Absent => return Ok((FileCheck::Absent, 0)),
+            Look::Unusable => return Ok((FileCheck::Damaged { page: 0 }, 0)),
+            Look::File(file) => file,
+        };
+        let pages = file.header.file_len() / PAGE_LEN as u64;
+        file.forget(0..pages);
+        let mut comparison = Comparison { reader: Reader::new(&file), at: 0, differs: None };
+        let done = compare(&mut comparison).and_then(|()| comparison.finish(pages));
+        file.forget(0..pages);
+        let check = match done {
+            Ok(None) => FileCheck::Sound,
+            Ok(Some(at)) => FileCheck::Differs { at },
+            Err(PageError::Damaged { page }) => FileCheck::Damaged { page },
+            Err(PageError::File(error)) => return Err(error),
+        };
+        Ok((check, pages * PAGE_LEN as u64))
+    }
+
+    /// Runs `read` over the file of a segment, listed or not. `None`: there is none that can be read.
+    pub(crate) fn read_beside<T>(
+        &self,
+        base: PhysicalOffset,
+        end: PhysicalOffset,
+        read: impl FnOnce(&mut Reader<'_>) -> Result<T, PageError>,
+    ) -> Result<Option<T>, FileError> {
+        let Some(file) = self.load(base, end)? else { return Ok(None) };
+        match read(&mut Reader::new(&file)) {
+            Ok(value) => Ok(Some(value)),
+            Err(PageError::Damaged { .. }) => Ok(None),
+            Err(PageError::File(error)) => Err(error),
+        }
     }
 
     fn set(&self, base: PhysicalOffset, end: PhysicalOffset, state: FileState) {
@@ -314,6 +430,78 @@ fn state_of(header: &Header) -> FileState {
     match (header.kind, index::Sections::of(header)) {
         (Kind::Index, Ok(sections)) if sections.is_lacking => FileState::Lacking,
         _ => FileState::Present,
+    }
+}
+
+impl SealedFile {
+    fn scrub(&self, from: u64, max: u64) -> Result<Scrubbed, PageError> {
+        let pages = self.header.file_len() / PAGE_LEN as u64;
+        if from == 0 {
+            self.forget(0..pages);
+        }
+        let end = from.saturating_add(max).min(pages);
+        let mut reader = Reader::new(self);
+        // Page 0 is the header, which was verified when the file was opened.
+        for page in from.max(1)..end {
+            reader.content(page)?;
+        }
+        self.forget(from..end);
+        let bytes = end.saturating_sub(from) * PAGE_LEN as u64;
+        Ok(Scrubbed { bytes, next: (end < pages).then_some(end) })
+    }
+
+    /// Drops pages from the cache: before, to read the disk; behind, to leave the cache to others.
+    fn forget(&self, pages: Range<u64>) {
+        let len = PAGE_LEN as u64;
+        if let Err(error) = self.file.drop_cache(pages.start * len..pages.end * len) {
+            tracing::debug!(%error, "cached pages stay");
+        }
+    }
+}
+
+/// A file beside what should stand in it.
+pub(crate) struct Comparison<'a> {
+    reader: Reader<'a>,
+    /// In the stream: up to where it was compared.
+    at: u64,
+    differs: Option<u64>,
+}
+
+impl Comparison<'_> {
+    /// The header that the file should have.
+    pub(crate) fn header(&mut self, header: &Header) {
+        if self.reader.header() != header {
+            self.differs = Some(0);
+        }
+    }
+
+    /// The next bytes that its stream should have.
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<(), PageError> {
+        while self.differs.is_none() && !bytes.is_empty() {
+            if self.at >= self.reader.header().stream_len {
+                self.differs = Some(self.at);
+                break;
+            }
+            let (number, within) = pages::place(self.at);
+            let found = self.reader.content(number)?.get(within..).unwrap_or_default();
+            let len = found.len().min(bytes.len());
+            let (now, later) = bytes.split_at_checked(len).unwrap_or((bytes, &[]));
+            let same = now.iter().zip(found).take_while(|(a, b)| a == b).count();
+            if same < len {
+                self.differs = Some(self.at + same as u64);
+            }
+            self.at += len as u64;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Verifies the pages that nobody compared. The first difference, if there was one.
+    fn finish(mut self, pages: u64) -> Result<Option<u64>, PageError> {
+        for page in self.reader.number.max(1)..pages {
+            self.reader.content(page)?;
+        }
+        Ok(self.differs)
     }
 }
 

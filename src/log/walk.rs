@@ -3,6 +3,7 @@
 //! Used by recovery and by the rebuild of `.cq` and `.idx` files. Reads by `pread` in large pieces; a page that the
 //! disk refuses is replaced by bytes that verify as nothing, so that it shows as a gap.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::file::FileError;
@@ -45,13 +46,16 @@ pub(crate) struct SegmentWalk {
     buffer_at: PhysicalOffset,
     /// The first refusal of the disk, which shows as a gap.
     refused: Option<FileError>,
+    /// The pages that the disk refused, in order, neighbours as one: not more than the segment has.
+    unread: Vec<Range<PhysicalOffset>>,
 }
 
 impl SegmentWalk {
     /// A walk from `from`, where a record is expected to start.
     pub(crate) fn new(segment: Arc<Segment>, salt: u32, from: PhysicalOffset) -> Self {
         let buffer_at = from;
-        Self { segment, salt, at: from, buffer: Vec::new(), buffer_at, refused: None }
+        let (buffer, refused, unread) = (Vec::new(), None, Vec::new());
+        Self { segment, salt, at: from, buffer, buffer_at, refused, unread }
     }
 
     /// Where the next step starts.
@@ -62,6 +66,12 @@ impl SegmentWalk {
     /// Why some of what was walked shows as a gap although it may be sound: the disk did not give it.
     pub(crate) fn take_refusal(&mut self) -> Option<FileError> {
         self.refused.take()
+    }
+
+    /// Whether the disk refused some of `range`: then what is wrong there may be sound.
+    pub(crate) fn is_unread(&self, range: &Range<PhysicalOffset>) -> bool {
+        let behind = self.unread.partition_point(|page| page.end <= range.start);
+        self.unread.get(behind).is_some_and(|page| page.start < range.end)
     }
 
     /// The bytes behind the header of the record that the last step met at `header`.
@@ -170,6 +180,11 @@ impl SegmentWalk {
             if let Err(error) = self.segment.read_exact(at, page) {
                 page.fill(UNREADABLE);
                 self.refused.get_or_insert(error);
+                let end = at.plus(page.len() as u64);
+                match self.unread.last_mut() {
+                    Some(last) if last.end >= at => last.end = last.end.max(end),
+                    _ => self.unread.push(at..end),
+                }
             }
             at = at.plus(page.len() as u64);
         }

@@ -41,6 +41,8 @@ const AWAIT: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(3600);
 /// At the latest after so many finished segments an image is taken.
 const IMAGE_SEGMENTS: usize = 8;
+/// But at most one byte in so many of the log is of images, however small the segments.
+const IMAGE_SHARE: u64 = 16;
 /// Sooner, if it frees so many times its own size.
 const IMAGE_WORTH: u64 = 50;
 /// Topics that are looked at for the one that keeps a segment for longest.
@@ -224,11 +226,14 @@ impl CleanWorker {
         let begin = shared.newest_image().unwrap_or_default();
         let sealed = shared.marks.sealed.get();
         let segments = shared.log.segments();
-        let since = segments.iter().filter(|s| s.base() > begin && s.end() <= sealed).count();
+        let since: Vec<_> =
+            segments.iter().filter(|s| s.base() > begin && s.end() <= sealed).collect();
+        let written: u64 = since.iter().map(|segment| segment.len()).sum();
+        let is_due = since.len() >= IMAGE_SEGMENTS && written / IMAGE_SHARE >= self.image_len;
         let is_worth = waiting > self.image_len.saturating_mul(IMAGE_WORTH);
         let is_short =
             shared.disk_is_short.load(Ordering::Relaxed) || lock(&shared.no_space).is_some();
-        since >= IMAGE_SEGMENTS || waiting > 0 && (is_worth || is_short)
+        is_due || waiting > 0 && (is_worth || is_short)
     }
 
     /// The sealed segments in which nothing is alive, and that nothing pins. Notes why the others stay.
@@ -386,10 +391,7 @@ impl Shared {
     }
 
     fn has_damage(&self, segment: &Segment) -> bool {
-        let is_in = |range: &Range<PhysicalOffset>| {
-            range.start < segment.end() && segment.base() < range.end
-        };
-        self.damaged.iter().any(is_in)
+        self.damage.overlaps(&(segment.base()..segment.end()))
     }
 
     /// Where the newest image begins that is whole and durable.

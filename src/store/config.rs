@@ -32,6 +32,8 @@ pub struct StoreConfig {
     pub disk_reserve: u64,
     /// Threads that read from the disk.
     pub read_threads: usize,
+    /// Bytes that the scrub reads a second to look for damage; 0: it does not.
+    pub scrub_rate: u64,
 }
 
 impl StoreConfig {
@@ -53,6 +55,7 @@ impl StoreConfig {
             hot_bytes: 256 << 20,
             disk_reserve: 512 << 20,
             read_threads: 2,
+            scrub_rate: 16 << 20,
         }
     }
 

@@ -7,6 +7,7 @@
 //! | `mainstem-seal` | [`SealWorker::step`] | a finished segment, a read that misses a file |
 //! | `mainstem-allocate` | [`AllocateWorker::step`] | a roll |
 //! | `mainstem-clean` | [`CleanWorker::step`] | what makes messages gone; else every second |
+//! | `mainstem-scrub` | [`ScrubWorker::step`] | its own rate |
 //! | `mainstem-read-N` | reads that may wait for a disk | a queue |
 //!
 //! Append runs on its caller. A worker is a step function; its thread is a loop around it, and a test calls the steps
@@ -21,22 +22,28 @@ mod checkpoint;
 mod clean;
 mod cold;
 mod config;
+mod damage;
 mod dispatch;
+mod dump;
 mod error;
 mod flush;
 mod image;
 mod min;
+pub mod offline;
 mod open;
 mod pins;
 mod query;
 mod ranges;
 mod read;
+mod rebuild;
 mod recover;
+mod scrub;
 mod seal;
 mod signal;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod verify;
 mod waiters;
 mod watermarks;
 
@@ -49,6 +56,7 @@ use tokio::sync::Notify;
 
 use self::append::Tail;
 use self::cold::ReadPool;
+use self::damage::Damage;
 use self::dispatch::Dispatcher;
 use self::min::Begins;
 use self::open::Threads;
@@ -79,16 +87,20 @@ pub use self::append::{NewRecord, Placed};
 pub use self::clean::CleanWorker;
 pub use self::config::StoreConfig;
 pub use self::dispatch::DispatchWorker;
+pub use self::dump::{Content, Dump, Dumped, DumpedMessage};
 pub use self::error::{AppendError, CloseError, OpenError, ReadError, SpaceError};
 pub use self::flush::FlushWorker;
 pub use self::open::Workers;
 pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteReason};
 use self::read::Bounds;
 pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
-pub use self::recover::{StartReport, TailCut};
+pub use self::rebuild::{Derived, RebuildError, RebuildStep, Rebuilt, rebuild};
+pub use self::recover::{ReportLine, StartReport, TailCut};
+pub use self::scrub::ScrubWorker;
 pub use self::seal::SealWorker;
 pub use self::signal::Progress;
 pub use self::topics::{TopicHandle, Topics};
+pub use self::verify::{Finding, FindingKind, Verified, Verifier, VerifySummary};
 pub use self::waiters::Arrival;
 pub use self::watermarks::Watermarks;
 pub use crate::format::index::IndexKind;
@@ -145,6 +157,11 @@ pub struct Poisoned;
 pub(crate) struct StoreMetrics {
     pub(crate) syncs: Counter,
     pub(crate) damaged_reads: Counter,
+    pub(crate) damage_found: Counter,
+    pub(crate) scrubbed_bytes: Counter,
+    pub(crate) scrub_passes: Counter,
+    /// Wall time of the last complete pass of the scrub, 0 before the first. Relaxed: it orders nothing.
+    pub(crate) scrubbed_at: AtomicU64,
     pub(crate) rebuilt: Counter,
     pub(crate) deleted_segments: Counter,
     pub(crate) deleted_bytes: Counter,
@@ -158,7 +175,7 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn increment(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
     }
 
     pub(crate) fn add(&self, count: u64) {
@@ -179,7 +196,7 @@ pub struct StoreStatus {
     pub unsealed: usize,
     /// Bytes that may still be written to the file system; 0 if it does not say.
     pub disk_free: u64,
-    /// Byte ranges of the log that cannot be read.
+    /// Byte ranges of the log that cannot be read, as far as the start, reads and the scrub have met them.
     pub damaged: Vec<Range<PhysicalOffset>>,
     /// Of this store.
     pub store_id: [u8; 16],
@@ -207,6 +224,14 @@ pub struct StoreStatus {
     pub pinned_segments: usize,
     /// Less is free than `disk_reserve`: sends are refused.
     pub disk_is_short: bool,
+    /// Damaged ranges of the log that were met since open and were not known before.
+    pub damage_found: u64,
+    /// Bytes that the scrub has read since open.
+    pub scrubbed_bytes: u64,
+    /// Passes over all finished segments that the scrub has completed since open.
+    pub scrub_passes: u64,
+    /// When the last of them ended, by the machine's clock.
+    pub scrubbed_at: Option<Timestamp>,
 }
 
 /// How much of the log a topic keeps.
@@ -232,7 +257,6 @@ pub(crate) struct Shared {
     epoch: Epoch,
     /// What this process appended begins here: read in place. What was found is read from the disk.
     own_from: PhysicalOffset,
-    damaged: Vec<Range<PhysicalOffset>>,
     /// Bytes whose segments were deleted, or are about to be.
     deleted: Ranges,
     /// The end of the last record that says so. Held while it is appended: a snapshot contains either both or none, and
@@ -254,6 +278,7 @@ pub(crate) struct Shared {
     disk_is_short: AtomicBool,
     /// Something became gone: the clean worker looks at messages at once.
     clean_asked: AtomicBool,
+    damage: Damage,
     log: CommitLog,
     queues: ConsumeQueues,
     indexes: Indexes,
@@ -286,6 +311,7 @@ pub(crate) struct Shared {
     seal_signal: Signal,
     allocate_signal: Signal,
     clean_signal: Signal,
+    scrub_signal: Signal,
 
     /// The flush worker sleeps until something is appended.
     flush_is_idle: AtomicBool,
@@ -724,7 +750,7 @@ impl Store {
             segments: segments.len(),
             unsealed: segments.iter().filter(|segment| segment.base() >= sealed).count(),
             disk_free: shared.disk.free_space(&shared.config.dir).unwrap_or_default(),
-            damaged: shared.damaged.clone(),
+            damaged: Vec::clone(&shared.damage.ranges()),
             store_id: shared.identity.store_id,
             entry_memory: shared.queues.memory_bytes() + shared.indexes.memory_bytes(),
             syncs: shared.metrics.syncs.get(),
@@ -738,7 +764,24 @@ impl Store {
             held: lock(&shared.held).clone(),
             pinned_segments: shared.pins.count(),
             disk_is_short: shared.disk_is_short.load(Ordering::Relaxed),
+            damage_found: shared.metrics.damage_found.get(),
+            scrubbed_bytes: shared.metrics.scrubbed_bytes.get(),
+            scrub_passes: shared.metrics.scrub_passes.get(),
+            scrubbed_at: match shared.metrics.scrubbed_at.load(Ordering::Relaxed) {
+                0 => None,
+                at => Some(Timestamp::new(at)),
+            },
         }
+    }
+
+    /// A verification of all that is flushed now, files and log: see [`Verifier`].
+    pub fn verifier(&self) -> Verifier {
+        Verifier::of_running(&self.shared)
+    }
+
+    /// Sealed segments of which a file has to be made again and can be.
+    pub(crate) fn unmade(&self) -> u64 {
+        self.shared.unmade().len() as u64
     }
 
     /// Resolves when the store is poisoned; the text says why.

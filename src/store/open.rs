@@ -12,6 +12,7 @@ use super::append::{self, Tail};
 use super::checkpoint::CheckpointFile;
 use super::clean::NO_IMAGE;
 use super::cold::ReadPool;
+use super::damage::Damage;
 use super::dispatch::Dispatcher;
 use super::min::Begins;
 use super::pins::Pins;
@@ -21,8 +22,8 @@ use super::waiters::{ArrivalWaiters, PositionWaiters};
 use super::watermarks::Marks;
 use super::{
     AllocateWorker, AppendError, Applier, CleanWorker, CloseError, DispatchWorker, FlushWorker,
-    OpenError, Progress, SealWorker, Shared, StartReport, Store, StoreConfig, StoreMetrics,
-    allocate, recover,
+    OpenError, Progress, ScrubWorker, SealWorker, Shared, StartReport, Store, StoreConfig,
+    StoreMetrics, allocate, recover,
 };
 use crate::clock::{Clock, StoreClock};
 use crate::file::FileError;
@@ -45,6 +46,7 @@ struct Running {
     seal: Option<JoinHandle<SealWorker>>,
     allocate: Option<JoinHandle<AllocateWorker>>,
     clean: Option<JoinHandle<CleanWorker>>,
+    scrub: Option<JoinHandle<ScrubWorker>>,
     lock: Option<Box<dyn DirLock>>,
 }
 
@@ -60,6 +62,8 @@ pub struct Workers {
     pub allocate: AllocateWorker,
     /// Retention, state images, free space.
     pub clean: CleanWorker,
+    /// Damage, looked for.
+    pub scrub: ScrubWorker,
 }
 
 impl Store {
@@ -141,7 +145,6 @@ impl Store {
             identity: found.identity,
             epoch: found.epoch,
             own_from: tail,
-            damaged: report.damaged.clone(),
             deleted: found.deleted,
             deletions_end: Mutex::new(PhysicalOffset::ZERO),
             lost: found.lost,
@@ -153,6 +156,7 @@ impl Store {
             warned_of: Mutex::new(None),
             disk_is_short: AtomicBool::new(false),
             clean_asked: AtomicBool::new(false),
+            damage: Damage::new(&report.damaged),
             log: found.log,
             queues: found.queues,
             indexes: found.indexes,
@@ -176,6 +180,7 @@ impl Store {
             seal_signal: Signal::default(),
             allocate_signal: Signal::default(),
             clean_signal: Signal::default(),
+            scrub_signal: Signal::default(),
             flush_is_idle: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             poison_reason: Mutex::new(None),
@@ -197,6 +202,7 @@ impl Store {
             seal: SealWorker::new(Arc::clone(&shared)),
             allocate: AllocateWorker::new(Arc::clone(&shared)),
             clean: CleanWorker::new(Arc::clone(&shared)),
+            scrub: ScrubWorker::new(Arc::clone(&shared)),
         };
         begin_epoch(&shared, &mut workers, &report)?;
         let store = Self {
@@ -212,7 +218,7 @@ impl Store {
     }
 
     fn start(&self, workers: Workers, dir_lock: Box<dyn DirLock>) -> std::io::Result<()> {
-        let Workers { dispatch, flush, seal, allocate, clean } = workers;
+        let Workers { dispatch, flush, seal, allocate, clean, scrub } = workers;
         let mut running = lock(&self.threads.running);
         running.lock = Some(dir_lock);
         running.dispatch =
@@ -230,6 +236,9 @@ impl Store {
             })?);
         running.clean = Some(
             self.run("mainstem-clean", clean, CleanWorker::step, |shared| &shared.clean_signal)?,
+        );
+        running.scrub = Some(
+            self.run("mainstem-scrub", scrub, ScrubWorker::step, |shared| &shared.scrub_signal)?,
         );
         Ok(())
     }
@@ -319,6 +328,7 @@ impl Threads {
             &shared.seal_signal,
             &shared.allocate_signal,
             &shared.clean_signal,
+            &shared.scrub_signal,
         ] {
             signal.wake();
         }
@@ -326,6 +336,7 @@ impl Threads {
         let _dispatch = running.dispatch.take().map(JoinHandle::join);
         let _allocate = running.allocate.take().map(JoinHandle::join);
         let _clean = running.clean.take().map(JoinHandle::join);
+        let _scrub = running.scrub.take().map(JoinHandle::join);
         let workers = (
             running.flush.take().and_then(|thread| thread.join().ok()),
             running.seal.take().and_then(|thread| thread.join().ok()),

@@ -114,7 +114,7 @@ impl Shared {
             bytes: 0,
             examined: 0,
         };
-        if self.damaged.iter().any(|range| range.start < window.end && window.start < range.end) {
+        if self.damage.overlaps(&window) {
             page.incomplete(IncompleteReason::Damaged);
         }
         page.fill(window)?;

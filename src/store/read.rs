@@ -15,8 +15,8 @@
 //! A record that fails its checksum is damaged. One that the disk does not give may be sound: the read fails and can be
 //! tried again, and only after [`REFUSALS`] of them in a row the place counts as damaged, so that a reader comes past a
 //! sector that is gone for good. The first read that succeeds there ends that. Headers read alone are counted apart:
-//! that a header can be read says nothing of the body behind it. What the start could not read is damaged from the
-//! first refusal on.
+//! that a header can be read says nothing of the body behind it. What is known to be damaged is so from the first
+//! refusal on; a record that fails its checksum becomes known (`damage.rs`).
 
 use bytes::Bytes;
 
@@ -203,7 +203,12 @@ impl Shared {
         if via == Via::Disk && may == May::Memory {
             return Loaded::NeedsDisk;
         }
-        match self.asked(at, Extent::Whole, self.log.read(at, via)) {
+        let found = self.log.read(at, via);
+        // Here and not below: what the disk refuses for long enough looks the same there, and may be sound.
+        if matches!(found, Ok(ReadRecord::Damaged)) {
+            self.found_damage(at..end);
+        }
+        match self.asked(at, Extent::Whole, found) {
             Ok(ReadRecord::Whole(header, body))
                 if header.topic == topic.id() && header.end() == end =>
             {
@@ -255,8 +260,7 @@ impl Shared {
                 }
                 let times = refused.entry((at, extent)).or_default();
                 *times = times.saturating_add(1);
-                let is_known = self.damaged.iter().any(|range| range.contains(&at));
-                let is_lost = is_known || *times > REFUSALS;
+                let is_lost = self.damage.contains(at) || *times > REFUSALS;
                 self.any_refused.store(true, Ordering::Relaxed);
                 if is_lost { Ok(T::UNREADABLE) } else { Err(error) }
             }
@@ -313,7 +317,6 @@ impl Shared {
 
     /// The record that a message id names, if it is there and visible.
     pub(super) fn by_id(&self, id: MessageId) -> Result<Option<StoredRecord>, ReadError> {
-        let damaged = |at| self.damaged.iter().any(|range| range.contains(&at));
         let at = id.offset;
         if at >= self.marks.dispatched.get() {
             return Ok(None);
@@ -323,7 +326,7 @@ impl Shared {
             // Whether a record of this id was there cannot be known; that it never was must not be said.
             HeaderAt::Lost => return Err(ReadError::Damaged { at }),
             HeaderAt::Nothing if self.deleted.contains(at) => return Ok(None),
-            HeaderAt::Nothing if damaged(at) => return Err(ReadError::Damaged { at }),
+            HeaderAt::Nothing if self.damage.contains(at) => return Err(ReadError::Damaged { at }),
             HeaderAt::Nothing => return Ok(None),
         };
         if header.epoch != id.epoch || id.index >= header.message_count {

@@ -27,7 +27,7 @@ mod tail;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub use self::report::{StartReport, TailCut};
+pub use self::report::{ReportLine, StartReport, TailCut};
 use super::Applier;
 use super::StoreConfig;
 use super::append::NewRecord;

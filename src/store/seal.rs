@@ -10,6 +10,7 @@
 //! All of it is derived from the log: an error costs time at the next start, or keeps entries in memory longer, and is
 //! tried again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Shared;
@@ -146,7 +147,7 @@ impl Shared {
             queues.into_iter().partition(|position| self.topics.get(position.key.topic).is_some());
         queues.sort_unstable_by_key(|position| position.key);
         // Behind damage a topic may be unknown without being deleted: then what is known of its queues stays.
-        if self.damaged.is_empty() {
+        if self.damage.is_empty() {
             for position in dead {
                 self.queues.remove_topic(position.key.topic);
             }
@@ -184,15 +185,15 @@ impl Shared {
     /// A segment whose `.cq` or `.idx` has to be made again; what a read asked for first.
     fn missing(&self) -> Option<PhysicalOffset> {
         let wanted = lock(&self.wanted).take();
-        let missing: Vec<_> = self
-            .queues
-            .missing()
-            .into_iter()
-            .chain(self.indexes.missing())
-            .map(|(base, _)| base)
-            .filter(|base| !lock(&self.given_up).contains(base))
-            .collect();
-        wanted.filter(|base| missing.contains(base)).or_else(|| missing.into_iter().min())
+        let missing = self.unmade();
+        wanted.filter(|base| missing.contains(base)).or_else(|| missing.first().copied())
+    }
+
+    /// The segments whose `.cq` or `.idx` has to be made again and can be, by base.
+    pub(super) fn unmade(&self) -> BTreeSet<PhysicalOffset> {
+        let missing = self.queues.missing().into_iter().chain(self.indexes.missing());
+        let given_up = lock(&self.given_up);
+        missing.map(|(base, _)| base).filter(|base| !given_up.contains(base)).collect()
     }
 
     /// Asks for the files of the segment at `base` before others.

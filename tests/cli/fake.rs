@@ -497,6 +497,7 @@ impl Admin for Fake {
             damaged: vec![proto::DamagedRange { begin: 4096, end: 8192 }],
             flush_default: "sync".into(),
             disk_reserve: 512 << 20,
+            scrub: Some(proto::ScrubStatus { last_pass_ms: Some(NOON), bytes: 8192 }),
             ..proto::StatusResponse::default()
         }))
     }
@@ -524,6 +525,44 @@ impl Admin for Fake {
         let session = state.sessions.get(&name).ok_or_else(no_session)?;
         let session = Some(session.shown(&name));
         Ok(Response::new(proto::DescribeSessionResponse { session }))
+    }
+
+    type VerifyStoreStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<proto::VerifyStoreResponse, Status>>>;
+
+    async fn verify_store(
+        &self,
+        _: Request<proto::VerifyStoreRequest>,
+    ) -> Result<Response<Self::VerifyStoreStream>, Status> {
+        use proto::verify_store_response::Event;
+        let found = |kind: &str, whose: Option<(u64, u32, OffsetRange)>, what: &str| {
+            Event::Finding(proto::VerifyFinding {
+                kind: kind.to_owned(),
+                file: "commitlog/00000000000000000000.log".to_owned(),
+                range: Some(proto::DamagedRange { begin: 4096, end: 8192 }),
+                topic_id: whose.map(|(topic, _, _)| topic),
+                queue: whose.map(|(_, queue, _)| queue),
+                offsets: whose.map(|(_, _, offsets)| offsets),
+                what: what.to_owned(),
+            })
+        };
+        let events = [
+            Event::Progress(proto::VerifyProgress { done: 4096, total: 65536 }),
+            found("damaged", None, "header checksum is 0x00000001, expected 0x00000002"),
+            found("lost", Some((1, 3, OffsetRange { min: 2, max: 4 })), "it lies in damaged bytes"),
+            Event::Summary(proto::VerifySummary {
+                segments: 2,
+                records: 30,
+                messages: 40,
+                log_bytes: 65536,
+                derived_files: 2,
+                damaged: 1,
+                damaged_bytes: 4096,
+                ..proto::VerifySummary::default()
+            }),
+        ];
+        let events = events.map(|event| Ok(proto::VerifyStoreResponse { event: Some(event) }));
+        Ok(Response::new(tokio_stream::iter(Vec::from(events))))
     }
 }
 

@@ -53,6 +53,89 @@ fn faults_are_told_with_their_exit_codes() {
 }
 
 #[test]
+fn a_broker_verifies_its_store_and_what_needs_a_stopped_one_says_so() {
+    session("tests/cli/store.trycmd", &Fake::start().to_string());
+}
+
+#[test]
+fn a_stopped_store_is_verified_shown_and_rebuilt() {
+    let mut broker = RealBroker::start();
+    let data = broker.directory.path().join("data");
+    let data = data.to_str().unwrap();
+    for (body, key) in [("one book", "order-1"), ("two pens", "order-2")] {
+        let send = ["send", "-t", "orders", body, "--key", key, "--tag", "paid", "--queue", "0"];
+        assert_eq!(mainstem(&broker.grpc, &send, "").2, Some(0));
+    }
+    for command in ["verify", "dump", "rebuild"] {
+        let (stdout, stderr, code) = mainstem("", &["store", command, "--data", data], "");
+        let expected = format!(
+            "error: data directory {data} is in use by another process; stop that broker first"
+        );
+        assert!(stderr.starts_with(&expected), "{stderr}");
+        assert_eq!((stdout.as_str(), code), ("", Some(1)), "{command}");
+    }
+    drop(broker.child.stdin.take());
+    assert_eq!(broker.child.wait().unwrap().code(), Some(0));
+
+    let (stdout, stderr, code) = mainstem("", &["store", "verify", "--data", data], "");
+    let expected = "sound                  yes\n\
+        segments               2, 134217728 bytes of the log read\n\
+        records                4 with 2 messages\n\
+        queue and index files  0 sound\n";
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), (expected, "", Some(0)));
+
+    let json = |args: &[&str]| -> Vec<serde_json::Value> {
+        let (stdout, stderr, code) = mainstem("", &[args, &["-o", "jsonl"]].concat(), "");
+        assert_eq!((stderr.as_str(), code), ("", Some(0)));
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let dumped = json(&["store", "dump", "--data", data]);
+    let kinds: Vec<_> = dumped.iter().map(|row| row["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["epoch", "state", "message", "message"]);
+    assert_eq!(dumped[2]["messages"][0]["keys"][0], "order-1");
+    assert_eq!((&dumped[2]["check"], &dumped[2]["queue_offset"]), (&"ok".into(), &0.into()));
+    let messages = json(&["store", "dump", "--data", data, "--kind", "message", "-n", "1"]);
+    assert_eq!(messages, [dumped[2].clone()]);
+    let offset = |row: &serde_json::Value| row["offset"].as_u64().unwrap();
+    let inside = (offset(&dumped[2]) + 5).to_string();
+    assert_eq!(json(&["store", "dump", "--data", data, "--from", &inside]), [dumped[3].clone()]);
+    let table = mainstem("", &["store", "dump", "--data", data, "--kind", "state"], "").0;
+    assert!(table.lines().nth(1).unwrap().contains("TopicCreated"), "{table}");
+
+    let (stdout, stderr, code) = mainstem("", &["store", "rebuild", "--data", data], "");
+    let expected = "files removed                         1\n\
+        segments whose files were made again  0\n\
+        records replayed                      4\n\
+        epoch begun                           2\n";
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), (expected, "", Some(0)));
+
+    // A byte of the second body.
+    let log = std::path::Path::new(data).join("commitlog/00000000000000000000.log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    bytes[usize::try_from(offset(&dumped[3])).unwrap() + 140] ^= 1;
+    std::fs::write(&log, bytes).unwrap();
+    let verify = ["store", "verify", "--data", data, "-o", "jsonl"];
+    let (stdout, stderr, code) = mainstem("", &verify, "");
+    assert!(stderr.starts_with("error: the store is not sound: "), "{stderr}");
+    assert_eq!(code, Some(1));
+    let lines: Vec<serde_json::Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [finding, summary] = lines.as_slice() else { panic!("{stdout}") };
+    assert_eq!(finding["kind"], "damaged");
+    assert_eq!(finding["file"], "commitlog/00000000000000000000.log");
+    assert_eq!(finding["begin"], dumped[3]["offset"]);
+    let whose = (&finding["topic_id"], &finding["queue"], &finding["first_offset"]);
+    assert_eq!(whose, (&1.into(), &0.into(), &1.into()));
+    assert_eq!(
+        (&summary["summary"]["damaged"], &summary["summary"]["sound"]),
+        (&1.into(), &false.into())
+    );
+    let (_, stderr, code) = mainstem("", &["store", "rebuild", "--data", data], "");
+    assert!(stderr.contains("snapshots may know what is lost there"), "{stderr}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
 fn a_real_broker_answers_every_command() {
     let broker = RealBroker::start();
     session("tests/cli/broker.trycmd", &broker.grpc);
@@ -128,7 +211,7 @@ struct RealBroker {
     child: Child,
     grpc: String,
     http: String,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl RealBroker {
@@ -149,7 +232,7 @@ impl RealBroker {
         let addresses: serde_json::Value = serde_json::from_str(&line).unwrap();
         let grpc = addresses["grpc"].as_str().unwrap().to_owned();
         let http = addresses["http"].as_str().unwrap().to_owned();
-        Self { child, grpc, http, _directory: directory }
+        Self { child, grpc, http, directory }
     }
 }
 

@@ -19,16 +19,16 @@ use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times};
 use crate::oracle::{Logged, agrees, walk};
 use crate::rig::{Dice, Rig, base, batch, files, path, tiny};
 
-const QUEUES: u32 = 2;
+pub(crate) const QUEUES: u32 = 2;
 
 /// A store of some eight segments, of which the older ones are sealed; every record has one message.
-struct Written {
-    disk: SimDisk,
-    log: Vec<Logged>,
+pub(crate) struct Written {
+    pub(crate) disk: SimDisk,
+    pub(crate) log: Vec<Logged>,
 }
 
 /// Sends until it fits, stepping the workers.
-fn send(rig: &mut Rig, queue: u32, n: u64, len: usize) {
+pub(crate) fn send(rig: &mut Rig, queue: u32, n: u64, len: usize) {
     for _ in 0..20 {
         match rig.send(1, queue, &batch(n, 1, len)) {
             Ok(_) => return,
@@ -39,7 +39,7 @@ fn send(rig: &mut Rig, queue: u32, n: u64, len: usize) {
     panic!("there never is room");
 }
 
-fn written() -> Written {
+pub(crate) fn written() -> Written {
     let disk = SimDisk::new();
     let mut rig = Rig::open(&disk);
     rig.create(1, QUEUES, FlushMode::Sync);
@@ -57,7 +57,7 @@ fn written() -> Written {
 }
 
 impl Written {
-    fn copy(&self) -> SimDisk {
+    pub(crate) fn copy(&self) -> SimDisk {
         self.disk.crash_image(&CrashChoice::EVERYTHING)
     }
 
@@ -71,7 +71,7 @@ impl Written {
         disk
     }
 
-    fn messages(&self) -> impl Iterator<Item = &Logged> {
+    pub(crate) fn messages(&self) -> impl Iterator<Item = &Logged> {
         self.log.iter().filter(|record| record.header.kind == RecordKind::Message)
     }
 }
@@ -114,7 +114,7 @@ fn decay(disk: &SimDisk, path: &Path, how: &str, seed: u64) {
 }
 
 /// Opens, reads and asks for everything twice (what is found damaged is made again in between), and compares.
-fn loses_nothing(disk: &SimDisk, log: &[Logged], what: &str) {
+pub(crate) fn loses_nothing(disk: &SimDisk, log: &[Logged], what: &str) {
     let mut rig = try_open(disk).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     let report = rig.store.start_report();
     assert_eq!((report.damaged.len(), &report.cut), (0, &None), "{what}");
@@ -264,7 +264,7 @@ fn the_header_page_of_a_segment_is_redundant() {
 }
 
 /// The segment file that holds `at`, and where in it.
-fn place(disk: &SimDisk, at: PhysicalOffset) -> (PathBuf, u64) {
+pub(crate) fn place(disk: &SimDisk, at: PhysicalOffset) -> (PathBuf, u64) {
     let file =
         files(disk, "commitlog").into_iter().rev().find(|file| base(file) <= at.get()).unwrap();
     let position = at.get() - base(&file);
@@ -272,7 +272,10 @@ fn place(disk: &SimDisk, at: PhysicalOffset) -> (PathBuf, u64) {
 }
 
 /// What can be read of a queue: batches by offset, and the offsets that answer with damage.
-fn readable(rig: &mut Rig, queue: u32) -> (Vec<(u64, bytes::Bytes)>, BTreeSet<u64>, u64) {
+pub(crate) fn readable(
+    rig: &mut Rig,
+    queue: u32,
+) -> (Vec<(u64, bytes::Bytes)>, BTreeSet<u64>, u64) {
     let topic = rig.topic(1).unwrap();
     let (mut found, mut damaged, mut from) = (Vec::new(), BTreeSet::new(), 0);
     loop {

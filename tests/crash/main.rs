@@ -8,6 +8,9 @@
 //! | `power_cut` | the power goes at every operation of every script                                        |
 //! | `faults`    | one call fails, for every call                                                           |
 //! | `decay`     | bytes and files change while nobody looks                                                |
+//! | `scrub`     | bytes change while the store runs                                                        |
+//! | `verify`    | what a verification says of what lies there                                              |
+//! | `rebuild`   | what is derived is thrown away and made again; the log is shown                          |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
 
@@ -17,5 +20,8 @@ mod decay;
 mod faults;
 mod oracle;
 mod power_cut;
+mod rebuild;
 mod rig;
 mod script;
+mod scrub;
+mod verify;

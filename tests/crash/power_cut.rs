@@ -153,6 +153,7 @@ fn cut_everywhere(script: &str, config: &StoreConfig, steps: &[Step], effort: Ef
             let after = run.after_cut(image, &choice, &case("recovered"));
             if let Some(copy) = copy {
                 tally.followed += 1;
+                is_sound(&copy, &case("verified as the cut left it"));
                 cut_the_recovery(&run, &copy, &choice, &case);
                 follow_up(after, &case, tally.followed);
             }
@@ -160,6 +161,15 @@ fn cut_everywhere(script: &str, config: &StoreConfig, steps: &[Step], effort: Ef
     }
     eprintln!("{script}: {tally:?}");
     tally
+}
+
+/// A cut damages nothing: a verification that looks before any start finds a torn tail at most.
+fn is_sound(image: &SimDisk, case: &dyn fmt::Display) {
+    if ["identity", "identity.copy"].map(crate::rig::path).iter().all(|p| image.paths().contains(p))
+    {
+        let (findings, summary) = crate::verify::verify(image);
+        assert!(summary.is_sound(), "{case}: {findings:?}");
+    }
 }
 
 /// Depth 2: the power goes again while the store recovers.

@@ -9,3 +9,4 @@ mod server;
 mod sessions;
 mod support;
 mod topics;
+mod verify;

@@ -143,7 +143,7 @@ fn send_and_follow(flush: FlushMode, len: usize) {
     const EACH: usize = 3;
     let total = SENDERS * (EACH + EACH / 2);
     let Rig { store, topic, disk, workers } = open(flush);
-    let Workers { mut dispatch, flush: mut flusher, mut seal, mut allocate } = workers;
+    let Workers { mut dispatch, flush: mut flusher, mut seal, mut allocate, .. } = workers;
     let sent = Arc::new(AtomicUsize::new(0));
 
     let senders: Vec<_> = (0..SENDERS)

@@ -10,6 +10,7 @@
 //! | `disk.rs` | a full disk, a failing sync |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
 //! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
+//! | `verify.rs` | a store that is verified, running and stopped |
 //! | `support.rs` | a process and its home |
 //!
 //! What needs root or a tool that is not there prints a line that begins with SKIP and asks nothing.
@@ -25,3 +26,4 @@ mod start;
 mod stop;
 mod supervised;
 mod support;
+mod verify;

@@ -20,8 +20,8 @@
 //! What a session is follows from the log: its openings and closings are state records, its batches are the records of
 //! their messages. So a batch and the memory of it are one write, and a power cut takes both or none.
 //!
-//! **Bounds.** 65 536 sessions. A window has 56 bytes a batch, 3 584 when it is full; with name, maps and lock a session
-//! comes to 3.9 KB at most and to 0.3 KB before its first batch (both measured), so all of them to 255 MB. A session
+//! **Bounds.** 16 384 sessions. A window has 56 bytes a batch, 3 584 when it is full; with name, maps and lock a session
+//! comes to 3.9 KB at most and to 0.3 KB before its first batch (both measured), so all of them to 64 MB. A session
 //! that was neither opened nor stored anything for 7 days is idle, and idle ones are closed when others are opened:
 //! each opening looks at 256, at all of them if there is no room, and closes 64 at most, in its own record.
 //!

@@ -1,6 +1,7 @@
 //! The calls of the disk door, on the simulated disk.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -231,7 +232,8 @@ impl DiskFile for SimFile {
         }
     }
 
-    fn drop_cache(&self) -> Result<(), FileError> {
+    /// Of the whole file, whatever the range: more than was asked for is what the kernel may do as well.
+    fn drop_cache(&self, _range: Range<u64>) -> Result<(), FileError> {
         let mut state = self.disk.state();
         state.begin(Operation::DropCache, &self.path).whole()?;
         self.node.lock().drop_cache();

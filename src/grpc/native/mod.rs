@@ -9,6 +9,7 @@
 //! | `topics.rs` | CreateTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `overview.rs` | Status |
 //! | `sessions.rs` | OpenSession, CloseSession, ListSessions, DescribeSession |
+//! | `store.rs` | VerifyStore |
 //! | [`status`] | none: what a refusal looks like on the wire |
 
 mod overview;
@@ -17,6 +18,7 @@ mod query;
 mod send;
 mod sessions;
 pub(super) mod status;
+mod store;
 mod topics;
 
 use std::sync::Arc;
@@ -36,7 +38,7 @@ use crate::proto::{
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
     OffsetRange, PullRequest, PullResponse, QueryMessagesRequest, QueryMessagesResponse,
-    SendRequest, SendResponse, StatusRequest, StatusResponse,
+    SendRequest, SendResponse, StatusRequest, StatusResponse, VerifyStoreRequest,
 };
 
 /// The largest request: the largest batch and room for what surrounds it.
@@ -147,6 +149,15 @@ impl Admin for Native {
         request: Request<DescribeSessionRequest>,
     ) -> Result<Response<DescribeSessionResponse>, Status> {
         sessions::describe(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    type VerifyStoreStream = store::Events;
+
+    async fn verify_store(
+        &self,
+        request: Request<VerifyStoreRequest>,
+    ) -> Result<Response<store::Events>, Status> {
+        store::verify(&self.broker, &request).map_err(|error| self.refuse(error))
     }
 }
 

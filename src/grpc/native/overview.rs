@@ -6,8 +6,8 @@ use tonic::Response;
 
 use super::wide;
 use crate::broker::{Broker, HeldBy};
-use crate::message::{FlushMode, PhysicalOffset};
-use crate::proto::{self, DamagedRange, StatusResponse, Watermarks};
+use crate::message::{FlushMode, PhysicalOffset, Timestamp};
+use crate::proto::{self, DamagedRange, ScrubStatus, StatusResponse, Watermarks};
 
 pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
     let status = broker.status();
@@ -44,6 +44,10 @@ pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
         image_bytes: status.store.image_bytes,
         held: status.held.iter().map(held).collect(),
         pinned_segments: wide(status.store.pinned_segments),
+        scrub: Some(ScrubStatus {
+            last_pass_ms: status.store.scrubbed_at.map(Timestamp::get),
+            bytes: status.store.scrubbed_bytes,
+        }),
     })
 }
 

@@ -50,53 +50,73 @@ pub struct TailCut {
 impl std::fmt::Display for StartReport {
     /// One line per fact.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.lines().join("\n"))
+        let lines: Vec<String> = self.lines().iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// A line of the report for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReportLine {
+    /// What was done.
+    Done(String),
+    /// What is lost: to be looked at.
+    Damage(String),
+}
+
+impl std::fmt::Display for ReportLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Done(text) | Self::Damage(text) => f.write_str(text),
+        }
     }
 }
 
 impl StartReport {
     /// The report as lines for people.
-    pub fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<ReportLine> {
         let mut lines = Vec::new();
+        let done = ReportLine::Done;
         if self.created {
-            lines.push(format!("new store, epoch {}", self.epoch));
+            lines.push(done(format!("new store, epoch {}", self.epoch)));
         } else {
             let stop = if self.clean { "a clean stop" } else { "an unclean stop" };
-            lines.push(format!(
+            lines.push(done(format!(
                 "opened after {stop}, epoch {}: segments: {}, replayed {} records ({} bytes) from offset {}",
                 self.epoch,
                 self.segments,
                 self.replayed_records,
                 self.replayed_bytes,
                 self.replayed_from
-            ));
+            )));
         }
         if let Some(cut) = &self.cut {
             let kept = cut.kept_in.as_ref().map(|path| format!(", kept in {}", path.display()));
-            lines.push(format!(
+            lines.push(done(format!(
                 "cut a torn tail of {} bytes at offset {} ({}){}; nothing durable was in it",
                 cut.len,
                 cut.at,
                 cut.reason,
                 kept.unwrap_or_default()
-            ));
+            )));
         }
         for range in &self.damaged {
-            lines.push(format!(
+            lines.push(ReportLine::Damage(format!(
                 "DAMAGED: bytes {}..{} of the log cannot be read; reads of them say so, all else is served",
                 range.start, range.end
-            ));
+            )));
         }
         if self.damage_may_hold_state {
-            lines.push("the damage may have held state: a topic may be missing".to_owned());
+            let text = "the damage may have held state: a topic may be missing".to_owned();
+            lines.push(ReportLine::Damage(text));
         }
         if self.rebuilding > 0 {
-            lines.push(format!(
+            lines.push(done(format!(
                 "rebuilding the queue and index files of {} segments in the background",
                 self.rebuilding
-            ));
+            )));
         }
-        lines.extend(self.remarks.iter().cloned());
+        lines.extend(self.remarks.iter().cloned().map(done));
         lines
     }
 }

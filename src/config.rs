@@ -273,6 +273,7 @@ impl Config {
             inflight_send_bytes: self.broker.inflight_sends.0,
             inflight_reply_bytes: self.broker.inflight_replies.0,
             max_waiters: self.broker.max_waiters,
+            ..BrokerConfig::default()
         }
     }
 }

@@ -52,8 +52,10 @@ pub use names::NameFault;
 pub use pull::{PullRequest, Pulled};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest};
-pub use state::topics::TopicEntry;
-pub use topics::{QueueDescription, TopicDescription, TopicPage};
+pub use state::topics::{TopicChanges, TopicEntry};
+pub use topics::{
+    Purge, QueueDescription, RETENTION_BYTES, RETENTION_MS, TopicDescription, TopicPage,
+};
 
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -218,13 +220,27 @@ impl Broker {
     async fn settled(&self, end: PhysicalOffset, deadline: Instant) -> Result<(), BrokerError> {
         match self.default_flush {
             FlushMode::Async => Ok(()),
-            FlushMode::Sync => {
-                match timeout_at(flush_deadline(deadline), self.store.durable(end)).await {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(_poisoned)) => Err(BrokerError::Poisoned),
-                    Err(_) => Err(BrokerError::FlushTimeout),
-                }
+            FlushMode::Sync => self.durable(end, deadline).await,
+        }
+    }
+
+    /// Waits until the log is on stable media up to `end`, whatever the modes are.
+    async fn durable(&self, end: PhysicalOffset, deadline: Instant) -> Result<(), BrokerError> {
+        match timeout_at(flush_deadline(deadline), self.store.durable(end)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_poisoned)) => Err(BrokerError::Poisoned),
+            Err(_) => Err(BrokerError::FlushTimeout),
+        }
+    }
+
+    /// Refuses to read from a topic that clients may not read, by the settings of now and not of the entry.
+    fn check_readable(&self, topic: &TopicEntry) -> Result<(), BrokerError> {
+        match self.state.topics.by_id(topic.id()) {
+            Some(now) if !now.settings().access.read => {
+                Err(BrokerError::Forbidden { what: "read" })
             }
+            // One that is gone is told by who reads from it.
+            _ => Ok(()),
         }
     }
 }

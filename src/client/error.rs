@@ -139,6 +139,8 @@ pub enum Reason {
     Rebuilding,
     ReadRefused,
     Bug,
+    Forbidden,
+    NeedsForce,
     /// One that this client does not know, or none.
     Unrecognised,
 }
@@ -169,6 +171,8 @@ impl Reason {
             "REBUILDING" => Self::Rebuilding,
             "READ_REFUSED" => Self::ReadRefused,
             "BUG" => Self::Bug,
+            "FORBIDDEN" => Self::Forbidden,
+            "NEEDS_FORCE" => Self::NeedsForce,
             _ => Self::Unrecognised,
         }
     }

@@ -60,6 +60,7 @@ use crate::log::index::{Coverage, Indexes};
 use crate::log::paged::SealedError;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
+    TopicSettings,
 };
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
 
@@ -448,6 +449,19 @@ impl Store {
             let range = shared.queue_range(&topic, queue);
             Ok(if time == Timestamp::ZERO { range.min } else { range.max })
         }
+    }
+
+    /// What of a topic is gone at this moment: records that start below the place, or were stored before the time.
+    pub fn expired_now(&self, topic: &TopicHandle) -> (PhysicalOffset, Timestamp) {
+        let cuts = topic.topic_cuts(self.shared.store_time());
+        (cuts.below, cuts.before)
+    }
+
+    /// Gives a topic other settings while nothing is appended, so that what anybody saw of an async topic stays visible
+    /// when it becomes a sync one.
+    pub fn configure(&self, topic: &TopicHandle, settings: &TopicSettings) {
+        let _tail = lock(&self.shared.tail);
+        topic.configure(settings, self.shared.marks.appended.get());
     }
 
     /// Something of a topic is gone now: what can be deleted is looked for soon.

@@ -64,6 +64,8 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         }
         Reason::Poisoned => (Code::Unavailable, None),
         Reason::Storage => (Code::Internal, None),
+        Reason::Forbidden => (Code::PermissionDenied, None),
+        Reason::NeedsForce => (Code::FailedPrecondition, None),
     }
 }
 

@@ -342,7 +342,7 @@ async fn a_retention_is_within_its_range() {
     for (changes, said) in [
         (
             TopicChanges { retention_time: Some(Keep::UpTo(999)), ..none },
-            "a topic keeps messages for 1000 ms to 3153600000000 ms (1 second to 100 years), or \
+            "a topic keeps messages for 1000 ms to 3155760000000 ms (1 second to 100 years), or \
              for ever, not for 999 ms",
         ),
         (

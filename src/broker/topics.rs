@@ -23,7 +23,7 @@ const DEFAULT_QUEUES: u32 = 4;
 
 /// Milliseconds that a topic can keep its messages: a second, which is about as exact as clocks and the cleaning are,
 /// and short enough for a test to wait for; 100 years, which no clock of this program reaches.
-pub const RETENTION_MS: RangeInclusive<u64> = 1_000..=100 * 365 * 24 * 60 * 60 * 1_000;
+pub const RETENTION_MS: RangeInclusive<u64> = 1_000..=36_525 * 24 * 60 * 60 * 1_000;
 
 /// Bytes of records that a topic can keep: a MiB, of which a test with its small segments fills many; an EiB.
 pub const RETENTION_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 60;
@@ -124,13 +124,12 @@ impl Broker {
 
     /// Changes a topic, in force at once. What is so already is fine, and so is no change at all.
     ///
-    /// More queues begin at offset 0. From async to sync, acknowledgements wait from now on and what was visible stays
-    /// so. A shorter retention makes messages unreadable at once; what was gone by the old one stays gone under a longer
-    /// one.
+    /// More queues begin at offset 0. From async to sync, acknowledgements wait from now on, and what was visible stays
+    /// so. A shorter retention makes messages unreadable at once; under a longer one stays gone what was gone.
     ///
     /// # Errors
-    /// The topic is as it was, unless [`BrokerError::stored`] says otherwise. Fewer queues are refused; what would break
-    /// the order of message groups of a FIFO topic (more queues, another type) is refused without `force`.
+    /// The topic is as it was, unless [`BrokerError::stored`] says otherwise. Fewer queues are refused; what would
+    /// break the order of message groups of a FIFO topic (more queues, another type) is refused without `force`.
     pub async fn update_topic(
         &self,
         name: &str,

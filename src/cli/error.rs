@@ -169,7 +169,7 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
         }
         Reason::BadQueue => "`mainstem topic show NAME` lists the queues of a topic",
         Reason::TopicExists => {
-            "`mainstem topic show NAME` shows it; choose another name, or delete it first"
+            "`mainstem topic show NAME` shows it, `mainstem topic update NAME` changes it; or choose another name"
         }
         Reason::OffsetOutOfRange => {
             return refusal.range.map(|range| {
@@ -192,6 +192,10 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
         Reason::TooLarge => {
             let untold = |limit: &u64| !refusal.message.contains(&limit.to_string());
             return refusal.limit.filter(untold).map(|limit| format!("the limit is {limit}"));
+        }
+        Reason::Forbidden => "`mainstem topic update NAME --access rw` opens it",
+        Reason::NeedsForce => {
+            "--force does it all the same; `mainstem topic update --help` says what it breaks"
         }
         Reason::Unrecognised if refusal.code == Code::Unimplemented => {
             "what answers there is no Mainstem broker, or one of another version"

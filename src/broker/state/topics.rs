@@ -290,8 +290,8 @@ impl TopicTable {
         }
     }
 
-    /// Changes a topic. Blocks for one append at most. In force from now on; the answer may be given once the log is
-    /// durable up to the returned position.
+    /// Changes a topic. Blocks for an append, and for one that runs already. In force from now on; the answer may be
+    /// given once the log is durable up to the returned position.
     ///
     /// # Errors
     /// The append's: the topic is as it was. After `NotReady` await space and call again.
@@ -317,8 +317,8 @@ impl TopicTable {
         let (id, handle) = (entry.id(), &entry.handle);
         let mut transitions = Vec::new();
         if grows(old.retention, new.retention) {
-            // What is gone stays gone. From the clock's reading on nobody may see more of it go by the old retention, or
-            // it would come back: so the new one holds before the record is appended.
+            // What is gone stays gone. From the clock's reading on nobody may see more go by the old retention, or that
+            // would come back: so the new one holds before the record is appended.
             let (below, before) = store.expired_now(handle);
             handle.expire(below, before, &[]);
             let settings = TopicSettings { retention: new.retention, ..old };

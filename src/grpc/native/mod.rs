@@ -6,7 +6,7 @@
 //! | `send.rs` | Send |
 //! | `pull.rs` | Pull |
 //! | `query.rs` | QueryMessages |
-//! | `topics.rs` | CreateTopic, DeleteTopic, ListTopics, DescribeTopic |
+//! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `overview.rs` | Status |
 //! | [`status`] | none: what a refusal looks like on the wire |
 
@@ -29,8 +29,9 @@ use crate::proto::broker_server::{Broker as BrokerService, BrokerServer};
 use crate::proto::{
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
-    OffsetRange, PullRequest, PullResponse, QueryMessagesRequest, QueryMessagesResponse,
-    SendRequest, SendResponse, StatusRequest, StatusResponse,
+    OffsetRange, PullRequest, PullResponse, PurgeTopicRequest, PurgeTopicResponse,
+    QueryMessagesRequest, QueryMessagesResponse, SendRequest, SendResponse, StatusRequest,
+    StatusResponse, UpdateTopicRequest, UpdateTopicResponse,
 };
 
 /// The largest request: the largest batch and room for what surrounds it.
@@ -113,6 +114,20 @@ impl Admin for Native {
         _request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         Ok(overview::status(&self.broker))
+    }
+
+    async fn update_topic(
+        &self,
+        request: Request<UpdateTopicRequest>,
+    ) -> Result<Response<UpdateTopicResponse>, Status> {
+        topics::update(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn purge_topic(
+        &self,
+        request: Request<PurgeTopicRequest>,
+    ) -> Result<Response<PurgeTopicResponse>, Status> {
+        topics::purge(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 }
 

@@ -1,14 +1,17 @@
 //! Topics: made, changed, purged, listed, described, deleted.
 
 use mainstem::format::batch::NewMeta;
+use mainstem::proto::query_messages_request::Selector;
 use mainstem::proto::{
     Access, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest, FlushMode,
-    ListTopicsRequest, ListTopicsResponse, OffsetRange, PurgeTopicRequest, Topic, TopicConfig,
-    TopicType, UpdateTopicRequest,
+    ListTopicsRequest, ListTopicsResponse, OffsetRange, PurgeTopicRequest, QueryMessagesRequest,
+    Topic, TopicConfig, TopicType, UpdateTopicRequest,
 };
 use tonic::{Code, Status};
 
-use crate::support::{Server, batch, batch_with, detail, from, key_query, refusal, refused, to};
+use crate::support::{
+    Server, batch, batch_with, bodies, detail, from, key_query, refusal, refused, soon, to,
+};
 
 /// On the wire: without a limit.
 const ALL: u64 = u64::MAX;
@@ -387,4 +390,95 @@ async fn topics_and_the_counter_of_ids_outlive_a_restart() {
     let server = Server::on(data, &[]).await;
     assert_eq!(list(&server, "", 0).await.topics, [kept]);
     assert!(server.create("gone", config).await.id > gone.id);
+}
+
+/// What can be read of each queue.
+async fn ranges(server: &Server, name: &str) -> Vec<(u64, u64)> {
+    let request = DescribeTopicRequest { name: name.to_owned(), ..Default::default() };
+    let described = server.admin.clone().describe_topic(request).await.unwrap().into_inner();
+    described.queues.iter().map(|queue| queue.range.unwrap()).map(|r| (r.min, r.max)).collect()
+}
+
+async fn restarted(server: Server) -> Server {
+    let (data, ended) = server.stop();
+    ended.await.unwrap().unwrap();
+    Server::on(data, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_purged_is_counted_and_gone_for_pulls_and_queries_and_after_a_restart() {
+    let server = Server::start().await;
+    server.create("t", TopicConfig { queues: 2, ..TopicConfig::default() }).await;
+    let keyed =
+        |bodies: &[&str]| batch_with(bodies, &NewMeta { keys: vec!["k"], ..NewMeta::default() });
+    let sent = server.send(to("t", Some(0), keyed(&["a", "b"]))).await.unwrap();
+    server.send(to("t", Some(0), keyed(&["c"]))).await.unwrap();
+    server.send(to("t", Some(1), keyed(&["d", "e"]))).await.unwrap();
+
+    assert_eq!(purge(&server, "t", Some(0), Some(2)).await.unwrap(), Some(2));
+    assert_eq!(purge(&server, "t", Some(0), Some(1)).await.unwrap(), Some(0));
+    assert_eq!(ranges(&server, "t").await, [(2, 3), (0, 2)]);
+    assert_eq!(bodies(&server.by_key("t", "k").await.messages), ["e", "d", "c"]);
+    let status = server.pull(from("t", 0, 1)).await.unwrap_err();
+    assert_eq!(detail(&status).range, Some(OffsetRange { min: 2, max: 3 }));
+    let id = format!("{:x}-{:x}-0", sent.epoch, sent.physical_offset);
+    let by_id = || QueryMessagesRequest {
+        selector: Some(Selector::MessageId(id.clone())),
+        ..QueryMessagesRequest::default()
+    };
+    let answer = server.query(by_id()).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "MESSAGE_NOT_FOUND"));
+
+    assert_eq!(purge(&server, "t", None, None).await.unwrap(), Some(3));
+    assert_eq!(purge(&server, "t", None, None).await.unwrap(), Some(0));
+    assert_eq!(ranges(&server, "t").await, [(3, 3), (2, 2)]);
+    server.send(to("t", Some(1), keyed(&["f"]))).await.unwrap();
+    let server = restarted(server).await;
+    assert_eq!(ranges(&server, "t").await, [(3, 3), (2, 3)]);
+    assert_eq!(bodies(&server.by_key("t", "k").await.messages), ["f"]);
+    assert_eq!(purge(&server, "t", Some(1), None).await.unwrap(), Some(1));
+    assert_eq!(ranges(&server, "t").await, [(3, 3), (3, 3)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_time_is_over_is_gone_and_stays_gone_when_messages_are_kept_longer() {
+    let server = Server::start().await;
+    let ever = TopicConfig { queues: 1, retention_ms: Some(ALL), ..TopicConfig::default() };
+    server.create("t", ever).await;
+    server.send(to("t", None, batch(&["x"]))).await.unwrap();
+    let second = TopicConfig { retention_ms: Some(1_000), ..TopicConfig::default() };
+    update(&server, "t", second).await.unwrap();
+    let gone = async {
+        while ranges(&server, "t").await != [(1, 1)] {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(gone).await;
+    let status = server.pull(from("t", 0, 0)).await.unwrap_err();
+    assert_eq!(detail(&status).range, Some(OffsetRange { min: 1, max: 1 }));
+
+    update(&server, "t", TopicConfig { queues: 0, ..ever }).await.unwrap();
+    server.send(to("t", None, batch(&["y"]))).await.unwrap();
+    assert_eq!(ranges(&server, "t").await, [(1, 2)]);
+    let server = restarted(server).await;
+    assert_eq!(ranges(&server, "t").await, [(1, 2)]);
+    assert_eq!(server.pull(from("t", 0, 1)).await.unwrap().records.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shorter_retention_is_in_force_at_once() {
+    let server = Server::start().await;
+    server.create("t", TopicConfig { queues: 1, ..TopicConfig::default() }).await;
+    let first = server.send(to("t", None, batch(&["x"]))).await.unwrap();
+    // A second later by the clock that counts.
+    loop {
+        let last = server.send(to("u", None, batch(&["x"]))).await.unwrap();
+        if last.store_time_ms > first.store_time_ms + 1_001 {
+            break;
+        }
+    }
+    assert_eq!(ranges(&server, "t").await, [(0, 1)]);
+    let second = TopicConfig { retention_ms: Some(1_000), ..TopicConfig::default() };
+    update(&server, "t", second).await.unwrap();
+    assert_eq!(ranges(&server, "t").await, [(1, 1)]);
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use crate::broker::BrokerConfig;
-use crate::message::FlushMode;
+use crate::broker::{BrokerConfig, RETENTION_BYTES, RETENTION_MS};
+use crate::message::{FlushMode, Retention};
 use crate::store::StoreConfig;
 
 /// Everything a server can be told.
@@ -84,6 +84,83 @@ pub struct BrokerSection {
     pub inflight_replies: ByteSize,
     /// Pulls parked at the end of a queue at once.
     pub max_waiters: u32,
+    /// How long a topic keeps messages that is made without its own word for it.
+    pub retention: RetentionTime,
+    /// How many bytes of messages such a topic keeps.
+    pub retention_bytes: RetentionBytes,
+}
+
+/// A time that messages are kept, as it is written in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum RetentionTime {
+    /// So long.
+    For(Duration),
+    /// Without an end.
+    Forever,
+}
+
+/// Bytes that are kept, as they are written in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Size")]
+pub enum RetentionBytes {
+    /// At least so many of the newest.
+    UpTo(ByteSize),
+    /// All.
+    Unlimited,
+}
+
+/// A number in TOML: a plain one, or a text with a unit.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<String> for RetentionTime {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        if text == "forever" {
+            return Ok(Self::Forever);
+        }
+        let time = humantime_serde::re::humantime::parse_duration(&text);
+        time.map(Self::For).map_err(|_| "give a time like \"72h\" or \"30days\", or \"forever\"")
+    }
+}
+
+impl TryFrom<Size> for RetentionBytes {
+    type Error = &'static str;
+
+    fn try_from(size: Size) -> Result<Self, &'static str> {
+        match size {
+            Size::Number(bytes) => Ok(Self::UpTo(ByteSize(bytes))),
+            Size::Text(text) if text == "unlimited" => Ok(Self::Unlimited),
+            Size::Text(text) => text
+                .parse()
+                .map(Self::UpTo)
+                .map_err(|_| "give a size like \"10 GiB\", or \"unlimited\""),
+        }
+    }
+}
+
+impl BrokerSection {
+    fn retention(&self) -> Retention {
+        Retention {
+            time_ms: match self.retention {
+                // Beyond what can be written it is beyond the range too.
+                RetentionTime::For(time) => {
+                    Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+                }
+                RetentionTime::Forever => None,
+            },
+            bytes: match self.retention_bytes {
+                RetentionBytes::UpTo(size) => Some(size.0),
+                RetentionBytes::Unlimited => None,
+            },
+        }
+    }
 }
 
 /// A flush mode as it is written in the file.
@@ -137,6 +214,14 @@ impl Default for BrokerSection {
             inflight_sends: ByteSize(broker.inflight_send_bytes),
             inflight_replies: ByteSize(broker.inflight_reply_bytes),
             max_waiters: broker.max_waiters,
+            retention: broker
+                .retention
+                .time_ms
+                .map_or(RetentionTime::Forever, |ms| RetentionTime::For(Duration::from_millis(ms))),
+            retention_bytes: broker
+                .retention
+                .bytes
+                .map_or(RetentionBytes::Unlimited, |bytes| RetentionBytes::UpTo(ByteSize(bytes))),
         }
     }
 }
@@ -253,7 +338,19 @@ impl Config {
         within_count("broker.auto_create_limit", broker.auto_create_limit, 0, 1_000_000)?;
         within("broker.inflight_sends", broker.inflight_sends, mib(16), gib(64))?;
         within("broker.inflight_replies", broker.inflight_replies, mib(16), gib(64))?;
-        within_count("broker.max_waiters", broker.max_waiters, 0, 1_000_000)
+        within_count("broker.max_waiters", broker.max_waiters, 0, 1_000_000)?;
+        let retention = broker.retention();
+        if let Some(ms) = retention.time_ms.filter(|ms| !RETENTION_MS.contains(ms)) {
+            let value = format!("{:?}", Duration::from_millis(ms));
+            let range = "1 s to 100 years, or forever".to_owned();
+            return Err(ConfigError::Range { key: "broker.retention", value, range });
+        }
+        if let Some(bytes) = retention.bytes.filter(|bytes| !RETENTION_BYTES.contains(bytes)) {
+            let value = ByteSize(bytes).to_string();
+            let range = "1.0 MiB to 1.0 EiB, or unlimited".to_owned();
+            return Err(ConfigError::Range { key: "broker.retention_bytes", value, range });
+        }
+        Ok(())
     }
 
     /// The store's part.
@@ -283,6 +380,7 @@ impl Config {
             inflight_send_bytes: self.broker.inflight_sends.0,
             inflight_reply_bytes: self.broker.inflight_replies.0,
             max_waiters: self.broker.max_waiters,
+            retention: self.broker.retention(),
         }
     }
 }
@@ -374,7 +472,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 19, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 21, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]
@@ -427,6 +525,33 @@ mod tests {
         for bad in ["segment_size=1", "store.", "store.segment_size", ".x=1", "a.b.c=1"] {
             let found = message(load("", &[bad]));
             assert!(found.starts_with(&format!("--set {bad}: write it as")), "{found}");
+        }
+    }
+
+    #[test]
+    fn messages_are_kept_for_a_time_and_a_size_or_without_an_end() {
+        let retention = |sets: &[&str]| load("", sets).unwrap().broker().retention;
+        let hours = |n: u64| Some(n * 60 * 60 * 1_000);
+        assert_eq!(retention(&[]), Retention { time_ms: hours(72), bytes: None });
+        assert_eq!(
+            retention(&["broker.retention=30days", "broker.retention_bytes=10 GiB"]),
+            Retention { time_ms: hours(30 * 24), bytes: Some(10 << 30) }
+        );
+        assert_eq!(
+            retention(&["broker.retention=forever", "broker.retention_bytes=1048576"]),
+            Retention { time_ms: None, bytes: Some(1 << 20) }
+        );
+        for (set, said) in [
+            ("broker.retention=999ms", "is outside 1 s to 100 years, or forever"),
+            ("broker.retention=101years", "is outside 1 s to 100 years, or forever"),
+            ("broker.retention=3", "invalid type: integer `3`, expected a string"),
+            ("broker.retention=-3h", "give a time like \"72h\" or \"30days\", or \"forever\""),
+            ("broker.retention_bytes=0", "= 0 B is outside 1.0 MiB to 1.0 EiB, or unlimited"),
+            ("broker.retention_bytes=2 EiB", "is outside 1.0 MiB to 1.0 EiB, or unlimited"),
+            ("broker.retention_bytes=many", "give a size like \"10 GiB\", or \"unlimited\""),
+        ] {
+            let found = message(load("", &[set]));
+            assert!(found.contains(said), "{set}: {found}");
         }
     }
 

@@ -154,6 +154,35 @@ pub struct Retention {
     pub bytes: Option<u64>,
 }
 
+/// A limit of a retention as somebody asks for it: where nobody does, another word decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Keep {
+    /// So many milliseconds, or so many bytes.
+    UpTo(u64),
+    /// Without a limit.
+    All,
+}
+
+impl Keep {
+    /// As a part of [`Retention`].
+    pub const fn limit(self) -> Option<u64> {
+        match self {
+            Self::UpTo(limit) => Some(limit),
+            Self::All => None,
+        }
+    }
+}
+
+/// Whether a change is made that breaks the order of messages which are there already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Force {
+    /// It is refused.
+    #[default]
+    No,
+    /// It is made.
+    Yes,
+}
+
 /// What a topic is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicSettings {

@@ -1,5 +1,7 @@
 //! What a broker can be told. The store's part is [`crate::store::StoreConfig`].
 
+use crate::message::Retention;
+
 /// Options of the broker room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerConfig {
@@ -13,6 +15,8 @@ pub struct BrokerConfig {
     pub inflight_reply_bytes: u64,
     /// Pulls that may be parked at the end of a queue at once.
     pub max_waiters: u32,
+    /// How long a topic keeps its messages that is made without a retention of its own.
+    pub retention: Retention,
 }
 
 impl Default for BrokerConfig {
@@ -23,6 +27,8 @@ impl Default for BrokerConfig {
             inflight_send_bytes: 256 << 20,
             inflight_reply_bytes: 256 << 20,
             max_waiters: 100_000,
+            // As Apache RocketMQ.
+            retention: Retention { time_ms: Some(72 * 60 * 60 * 1_000), bytes: None },
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::store::{AppendError, QueueRange, ReadError, SpaceError};
 
 use super::names::NameFault;
 use super::state::sessions::SessionFault;
+use super::topics::{RETENTION_BYTES, RETENTION_MS};
 
 /// Why a request to the broker was refused. Nothing was stored, except perhaps where [`BrokerError::stored`] says
 /// [`Stored::Unknown`].
@@ -28,6 +29,15 @@ pub enum BrokerError {
     TopicLimit {
         /// How many there may be.
         limit: u64,
+    },
+    /// Message groups of a FIFO topic would lose their order.
+    #[error("this breaks the order of the message groups of a FIFO topic, and was not forced")]
+    NeedsForce,
+    /// The topic's access does not let clients do that.
+    #[error("the topic's access does not let clients {what}")]
+    Forbidden {
+        /// What they wanted to do.
+        what: &'static str,
     },
     /// The batch breaks a rule of its format.
     #[error(transparent)]
@@ -178,6 +188,33 @@ pub enum RequestFault {
     /// A topic has at least one queue.
     #[error("a topic has at least 1 queue")]
     NoQueues,
+    /// Queues cannot be taken away.
+    #[error("the topic has {queues} queues and cannot have fewer; make another topic with fewer")]
+    FewerQueues {
+        /// How many it has.
+        queues: u32,
+    },
+    /// Messages cannot be kept so short or so long.
+    #[error(
+        "a topic keeps messages for {} ms to {} ms (1 second to 100 years), or for ever, not for {ms} ms",
+        RETENTION_MS.start(), RETENTION_MS.end()
+    )]
+    RetentionTime {
+        /// What was asked for.
+        ms: u64,
+    },
+    /// A topic cannot be kept so small or so large.
+    #[error(
+        "a topic keeps {} to {} bytes (1 MiB to 1 EiB), or as many as there are, not {bytes}",
+        RETENTION_BYTES.start(), RETENTION_BYTES.end()
+    )]
+    RetentionBytes {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// An offset without the queue that it is of.
+    #[error("an offset is of one queue, so the queue must be named too")]
+    OffsetWithoutQueue,
     /// An enumeration's number is not known here.
     #[error("{field} has a number that is not known")]
     Enumeration {
@@ -280,6 +317,10 @@ reasons! {
     SequenceReused = "SEQUENCE_REUSED",
     /// Too many producer sessions.
     SessionLimit = "SESSION_LIMIT",
+    /// The topic's access does not allow it.
+    Forbidden = "FORBIDDEN",
+    /// It breaks an order that is promised.
+    NeedsForce = "NEEDS_FORCE",
 }
 
 impl BrokerError {
@@ -311,6 +352,8 @@ impl BrokerError {
             Self::Write(_) => Reason::Storage,
             Self::Read(_) => Reason::ReadRefused,
             Self::Session(fault) => session_reason(fault),
+            Self::Forbidden { .. } => Reason::Forbidden,
+            Self::NeedsForce => Reason::NeedsForce,
         }
     }
 

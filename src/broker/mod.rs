@@ -57,8 +57,10 @@ pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest};
 pub use sessions::{SessionDescription, SessionPage};
 pub use state::sessions::{SessionFault, SessionState};
-pub use state::topics::TopicEntry;
-pub use topics::{QueueDescription, TopicDescription, TopicPage};
+pub use state::topics::{TopicChanges, TopicEntry};
+pub use topics::{
+    Purge, QueueDescription, RETENTION_BYTES, RETENTION_MS, TopicDescription, TopicPage,
+};
 pub use verify::VerifyEvent;
 
 /// The longest that an acknowledgement waits for the disk.
@@ -242,7 +244,18 @@ impl Broker {
         }
     }
 
-    /// Waits until the log is durable up to `end`.
+    /// Refuses to read from a topic that clients may not read, by the settings of now and not of the entry.
+    fn check_readable(&self, topic: &TopicEntry) -> Result<(), BrokerError> {
+        match self.state.topics.by_id(topic.id()) {
+            Some(now) if !now.settings().access.read => {
+                Err(BrokerError::Forbidden { what: "read" })
+            }
+            // One that is gone is told by who reads from it.
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the log is on stable media up to `end`, whatever the modes are.
     async fn durable(&self, end: PhysicalOffset, deadline: Instant) -> Result<(), BrokerError> {
         match timeout_at(flush_deadline(deadline), self.store.durable(end)).await {
             Ok(Ok(())) => Ok(()),

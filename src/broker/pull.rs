@@ -125,6 +125,8 @@ impl Broker {
             if topic.handle().is_dead() && !self.state.topics.has(topic) {
                 return Err(BrokerError::UnknownTopic);
             }
+            // After the read, and again after each wait: a change meanwhile is in force.
+            self.check_readable(topic)?;
             let at_end = match outcome {
                 ReadOutcome::Records { records, next, range } => {
                     let len = records.iter().map(|record| record.batch.len()).sum::<usize>();

@@ -172,6 +172,7 @@ impl Broker {
             return Err(BrokerError::BadRequest { fault: RequestFault::TimeRange });
         }
         let topic = self.known(topic)?;
+        self.check_readable(&topic)?;
         let identity = QueryIdentity {
             topic: topic.id(),
             kind,
@@ -237,6 +238,7 @@ impl Broker {
         self.wait_for_dispatch(id, before(deadline)).await;
         let record = self.store.by_id(id).await?.ok_or(BrokerError::MessageNotFound)?;
         let topic = self.state.topics.by_id(record.topic).ok_or(BrokerError::MessageNotFound)?;
+        self.check_readable(&topic)?;
         let permit = self.reply_permit(record.batch.len(), deadline).await?;
         let message = message_of(&record, id.index, topic.name())?;
         Ok(Page::of_one(message.ok_or(BrokerError::MessageNotFound)?, permit))
@@ -263,6 +265,7 @@ impl Broker {
         deadline: Instant,
     ) -> Result<Page, BrokerError> {
         let topic = self.known(topic)?;
+        self.check_readable(&topic)?;
         let queues = topic.settings().queues;
         if queue.get() >= queues {
             return Err(BrokerError::BadQueue { queue, queues });

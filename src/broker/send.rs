@@ -21,9 +21,6 @@ use crate::message::{
 };
 use crate::store::{AppendError, NewRecord, Placed};
 
-/// Queues of a topic that a send makes.
-const AUTO_CREATED_QUEUES: u32 = 4;
-
 /// A batch for a topic.
 #[derive(Clone, Debug)]
 pub struct SendRequest<'a> {
@@ -210,8 +207,7 @@ impl Broker {
         if !self.config.auto_create_topics {
             return Err(BrokerError::UnknownTopic);
         }
-        let settings =
-            TopicSettings::open(AUTO_CREATED_QUEUES, self.default_flush, TopicType::Mixed);
+        let settings = self.topic_defaults();
         check_fit(settings, request, info)?;
         let origin = Origin::Send { limit: self.config.auto_create_limit };
         loop {
@@ -235,6 +231,9 @@ fn check_fit(
     request: &SendRequest<'_>,
     info: &BatchInfo,
 ) -> Result<(), BrokerError> {
+    if !settings.access.write {
+        return Err(BrokerError::Forbidden { what: "send" });
+    }
     let fault = match (settings.topic_type, info.has_message_group) {
         (TopicType::Mixed, _) | (TopicType::Normal, false) | (TopicType::Fifo, true) => None,
         (TopicType::Normal, true) => Some(TypeFault::GroupOnNormal),

@@ -1,19 +1,38 @@
-//! Topics as a service: made, deleted, listed, described.
+//! Topics as a service: made, changed, purged, deleted, listed, described.
 //!
-//! An answer that reveals what the table holds waits until that is durable by the broker's default mode.
+//! An answer that reveals what the table holds waits until that is durable by the broker's default mode. A change and a
+//! purge are on stable media before their OK, whatever the modes are.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{BrokerError, RequestFault};
-use super::state::topics::{Creation, Deletion, Origin, TopicEntry};
+use super::state::topics::{Creation, Deletion, Origin, Purged, TopicChanges, TopicEntry, Update};
 use super::{Broker, before, names};
-use crate::message::{FlushMode, QueueId, TopicSettings};
-use crate::store::{AppendError, QueueRange};
+use crate::message::{FlushMode, Force, QueueId, QueueOffset, TopicSettings, TopicType};
+use crate::store::{AppendError, QueueRange, ReadError};
 
 /// The most queues that a topic can have.
 const MAX_QUEUES: u32 = 65_536;
+
+/// Queues of a topic that is made without a number of them.
+const DEFAULT_QUEUES: u32 = 4;
+
+/// Milliseconds that a topic can keep its messages: a second, which is about as exact as clocks and the cleaning are,
+/// and short enough for a test to wait for; 100 years, which no clock of this program reaches.
+pub const RETENTION_MS: RangeInclusive<u64> = 1_000..=36_525 * 24 * 60 * 60 * 1_000;
+
+/// Bytes of records that a topic can keep: a MiB, of which a test with its small segments fills many; an EiB.
+pub const RETENTION_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 60;
+
+/// A purge counts what it takes from so many queues; the messages of a topic with more are not counted.
+const MAX_COUNTED_QUEUES: u32 = 1_024;
+
+/// A purge looks so long at its queues, before and after; if that is not enough, it does not count.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most topics or queues in one answer.
 pub(super) const MAX_PAGE: u32 = 10_000;
@@ -45,7 +64,29 @@ pub struct TopicDescription {
     pub queues: Vec<QueueDescription>,
 }
 
+/// What of a topic an operator wants to be rid of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purge {
+    /// Everything that is stored by now.
+    Topic,
+    /// Of one queue.
+    Queue {
+        /// Which one.
+        queue: QueueId,
+        /// The messages below this offset; `None`: all that can be read by now.
+        up_to: Option<QueueOffset>,
+    },
+}
+
 impl Broker {
+    /// What a topic is that is made without any wish.
+    pub fn topic_defaults(&self) -> TopicSettings {
+        TopicSettings {
+            retention: self.config.retention,
+            ..TopicSettings::open(DEFAULT_QUEUES, self.default_flush, TopicType::Mixed)
+        }
+    }
+
     /// What acknowledgements wait for unless the topic says otherwise.
     pub fn flush_default(&self) -> FlushMode {
         self.default_flush
@@ -62,10 +103,7 @@ impl Broker {
         deadline: Instant,
     ) -> Result<Arc<TopicEntry>, BrokerError> {
         names::check_new(name)?;
-        if settings.queues == 0 {
-            return Err(BrokerError::BadRequest { fault: RequestFault::NoQueues });
-        }
-        within("queues of a topic", settings.queues, MAX_QUEUES)?;
+        check_settings(&settings)?;
         if self.is_draining() {
             return Err(BrokerError::Draining);
         }
@@ -84,6 +122,106 @@ impl Broker {
         }
     }
 
+    /// Changes a topic, in force at once. What is so already is fine, and so is no change at all.
+    ///
+    /// More queues begin at offset 0. From async to sync, acknowledgements wait from now on, and what was visible stays
+    /// so. A shorter retention makes messages unreadable at once; under a longer one stays gone what was gone.
+    ///
+    /// # Errors
+    /// The topic is as it was, unless [`BrokerError::stored`] says otherwise. Fewer queues are refused; what would
+    /// break the order of message groups of a FIFO topic (more queues, another type) is refused without `force`.
+    pub async fn update_topic(
+        &self,
+        name: &str,
+        changes: &TopicChanges,
+        force: Force,
+        deadline: Instant,
+    ) -> Result<Arc<TopicEntry>, BrokerError> {
+        // The changes alone: what stays was allowed when it was made.
+        let legal = TopicSettings::open(1, FlushMode::Sync, TopicType::Mixed);
+        check_settings(&changes.on(legal))?;
+        self.known(name)?;
+        if self.is_draining() {
+            return Err(BrokerError::Draining);
+        }
+        let (updated, applied) = loop {
+            match self.state.topics.update(&self.store, name, changes, force) {
+                Ok(done) => break done,
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.store.clean_soon();
+        if let Update::Done(topic) = &updated {
+            self.store.wake_readers(topic.handle());
+        }
+        self.durable(applied, deadline).await?;
+        match updated {
+            Update::Done(topic) => Ok(topic),
+            Update::Unknown => Err(BrokerError::UnknownTopic),
+            Update::Fewer(queues) => {
+                let fault = RequestFault::FewerQueues { queues };
+                Err(BrokerError::BadRequest { fault })
+            }
+            Update::BreaksOrder => Err(BrokerError::NeedsForce),
+            Update::Limit(limit) => Err(BrokerError::TopicLimit { limit }),
+        }
+    }
+
+    /// Makes messages of a topic unreadable, at once for pulls and queries, for good. Returns how many; `None` if there
+    /// are too many queues to count, or their files cannot be read in time.
+    ///
+    /// # Errors
+    /// Everything is there, unless [`BrokerError::stored`] says otherwise. An offset beyond the end of the queue is out
+    /// of range; one below its begin is fine, as there is nothing to do.
+    pub async fn purge_topic(
+        &self,
+        name: &str,
+        what: Purge,
+        deadline: Instant,
+    ) -> Result<Option<u64>, BrokerError> {
+        let topic = self.known(name)?;
+        if self.is_draining() {
+            return Err(BrokerError::Draining);
+        }
+        // What was acknowledged before this request is purged by it. Not in time: then what can be read by now.
+        let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;
+        let (purged, queues) = match what {
+            Purge::Topic => (Purged::Topic, 0..topic.handle().queues()),
+            Purge::Queue { queue, up_to } => {
+                let queues = topic.handle().queues();
+                if queue.get() >= queues {
+                    return Err(BrokerError::BadQueue { queue, queues });
+                }
+                let range = self.store.queue_bounds(topic.handle(), queue).await?;
+                let offset = up_to.unwrap_or(range.max);
+                if offset > range.max {
+                    return Err(BrokerError::OffsetOutOfRange { offset, range });
+                }
+                if offset <= range.min {
+                    self.durable(self.state.topics.applied(), deadline).await?;
+                    return Ok(Some(0));
+                }
+                (Purged::Queue(queue, offset), queue.get()..queue.get() + 1)
+            }
+        };
+        let first = self.minimums(&topic, queues.clone()).await;
+        let applied = loop {
+            match self.state.topics.purge(&self.store, topic.id(), purged) {
+                Ok(Some(applied)) => break applied,
+                Ok(None) => return Err(BrokerError::UnknownTopic),
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.store.clean_soon();
+        self.durable(applied, deadline).await?;
+        let (Some(first), Some(left)) = (first, self.minimums(&topic, queues).await) else {
+            return Ok(None);
+        };
+        Ok(Some(first.iter().zip(left).map(|(first, left)| left.saturating_sub(*first)).sum()))
+    }
+
     /// Deletes a topic: at once for sends, pulls and queries; parked pulls end.
     ///
     /// # Errors
@@ -100,6 +238,7 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
+        self.store.clean_soon();
         self.settled(applied, deadline).await?;
         match deleted {
             Deletion::Done => Ok(()),
@@ -151,6 +290,34 @@ impl Broker {
             .map(|(queue, range)| QueueDescription { queue, range })
             .collect();
         Ok(TopicDescription { topic, queues })
+    }
+
+    /// The first readable offset of each of these queues; `None`: not in time, or not at all.
+    async fn minimums(&self, topic: &TopicEntry, queues: std::ops::Range<u32>) -> Option<Vec<u64>> {
+        if queues.len() > MAX_COUNTED_QUEUES as usize {
+            return None;
+        }
+        let looked = timeout(COUNT_TIMEOUT, async {
+            let bounds = self.store.bounds(topic.handle(), queues).await?;
+            Ok::<_, ReadError>(bounds.iter().map(|range| range.min.get()).collect())
+        });
+        looked.await.ok()?.ok()
+    }
+}
+
+/// Refuses what no topic can be.
+fn check_settings(settings: &TopicSettings) -> Result<(), BrokerError> {
+    let refused = |fault| Err(BrokerError::BadRequest { fault });
+    if settings.queues == 0 {
+        return refused(RequestFault::NoQueues);
+    }
+    within("queues of a topic", settings.queues, MAX_QUEUES)?;
+    match (settings.retention.time_ms, settings.retention.bytes) {
+        (Some(ms), _) if !RETENTION_MS.contains(&ms) => refused(RequestFault::RetentionTime { ms }),
+        (_, Some(bytes)) if !RETENTION_BYTES.contains(&bytes) => {
+            refused(RequestFault::RetentionBytes { bytes })
+        }
+        _ => Ok(()),
     }
 }
 

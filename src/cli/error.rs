@@ -174,7 +174,7 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
         }
         Reason::BadQueue => "`mainstem topic show NAME` lists the queues of a topic",
         Reason::TopicExists => {
-            "`mainstem topic show NAME` shows it; choose another name, or delete it first"
+            "`mainstem topic show NAME` shows it, `mainstem topic update NAME` changes it; or choose another name"
         }
         Reason::OffsetOutOfRange => {
             return refusal.range.map(|range| {
@@ -204,6 +204,10 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
             "a power cut took acknowledged messages of an async topic; send again what is missing"
         }
         Reason::SessionLimit => "`mainstem session close NAME` makes room",
+        Reason::Forbidden => "`mainstem topic update NAME --access rw` opens it",
+        Reason::NeedsForce => {
+            "--force does it all the same; `mainstem topic update --help` says what it breaks"
+        }
         Reason::Unrecognised if refusal.code == Code::Unimplemented => {
             "what answers there is no Mainstem broker, or one of another version"
         }

@@ -99,7 +99,7 @@ impl Connection {
 enum Command {
     /// Run a broker
     Serve(serve::ServeArgs),
-    /// Make, list, show and delete topics
+    /// Make, change, list, show, purge and delete topics
     #[command(subcommand)]
     Topic(topic::TopicCommand),
     /// Send messages

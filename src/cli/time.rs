@@ -34,6 +34,22 @@ pub(crate) fn render(time: Timestamp) -> String {
     shown.unwrap_or_else(|| format!("{} ms", time.get()))
 }
 
+/// Writes so many milliseconds in the largest units that they fill, as they can be read back.
+pub(crate) fn render_length(ms: u64) -> String {
+    const UNITS: [(&str, u64); 5] =
+        [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    let mut left = ms;
+    let mut parts = Vec::new();
+    for (unit, len) in UNITS {
+        let count = left / len;
+        left %= len;
+        if count > 0 {
+            parts.push(format!("{count}{unit}"));
+        }
+    }
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
 /// Now, by the wall clock of this machine.
 pub(crate) fn now() -> Timestamp {
     Timestamp::new(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
@@ -95,6 +111,19 @@ mod tests {
             assert_eq!(moment(text, NOON), Err(BadTime::Moment), "{text}");
         }
         assert_eq!(moment("1969-12-31T23:59:59Z", NOON), Err(BadTime::Before1970));
+    }
+
+    #[test]
+    fn a_length_is_written_as_it_is_read() {
+        for (ms, text) in [
+            (0, "0s"),
+            (259_200_000, "3d"),
+            (90_061_001, "1d 1h 1m 1s 1ms"),
+            (3_155_760_000_000, "36525d"),
+        ] {
+            assert_eq!(render_length(ms), text);
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
     }
 
     #[test]

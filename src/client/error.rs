@@ -155,6 +155,8 @@ pub enum Reason {
     SequenceReused,
     SessionLimit,
     Bug,
+    Forbidden,
+    NeedsForce,
     /// One that this client does not know, or none.
     Unrecognised,
 }
@@ -191,6 +193,8 @@ impl Reason {
             "SEQUENCE_REUSED" => Self::SequenceReused,
             "SESSION_LIMIT" => Self::SessionLimit,
             "BUG" => Self::Bug,
+            "FORBIDDEN" => Self::Forbidden,
+            "NEEDS_FORCE" => Self::NeedsForce,
             _ => Self::Unrecognised,
         }
     }

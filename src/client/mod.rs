@@ -6,6 +6,7 @@
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
+//! | [`Client::update_topic`], [`Client::purge_topic`] | topics in use |
 //! | [`Client::status`] | what the broker says about itself |
 //! | [`Client::open_session`], [`Client::sessions`], [`Client::describe_session`], [`Client::close_session`] | producer sessions |
 //! | [`Client::verify_store`] | whether the broker's store is sound |
@@ -37,8 +38,8 @@ pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;
 use crate::message::{
-    Epoch, FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
-    TopicType,
+    Access, Epoch, FlushMode, Force, Keep, MessageId, PhysicalOffset, QueueId, QueueOffset,
+    Retention, Timestamp, TopicId, TopicType,
 };
 use crate::proto;
 use crate::proto::admin_client::AdminClient;
@@ -183,7 +184,7 @@ pub struct Found {
     pub incomplete: Option<String>,
 }
 
-/// What a topic is made with.
+/// What is wanted of a topic. `None` in an update: as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TopicSettings {
     /// 1 to 65 536. `None`: 4.
@@ -192,7 +193,30 @@ pub struct TopicSettings {
     pub flush: Option<FlushMode>,
     /// `None`: mixed.
     pub topic_type: Option<TopicType>,
+    /// `None`: everything.
+    pub access: Option<Access>,
+    /// Milliseconds that messages are kept, 1 000 to 3 155 760 000 000. `None`: the broker's default.
+    pub retention_time: Option<Keep>,
+    /// Bytes that are kept, 1 MiB to 1 EiB. `None`: the broker's default.
+    pub retention_bytes: Option<Keep>,
 }
+
+/// What to purge of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purge {
+    /// Everything that is stored by now.
+    Topic,
+    /// Of one queue.
+    Queue {
+        /// Which one.
+        queue: QueueId,
+        /// The messages below this offset; `None`: all that can be read by now.
+        up_to: Option<QueueOffset>,
+    },
+}
+
+/// On the wire: no limit of the retention.
+const KEEP_ALL: u64 = u64::MAX;
 
 /// A topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,6 +231,10 @@ pub struct Topic {
     pub flush: FlushMode,
     /// What it takes.
     pub topic_type: TopicType,
+    /// What clients may do with it.
+    pub access: Access,
+    /// How long its messages are kept.
+    pub retention: Retention,
 }
 
 /// A topic and what its queues hold.
@@ -422,15 +450,43 @@ impl Client {
         name: &str,
         settings: TopicSettings,
     ) -> Result<Topic, ClientError> {
-        let config = proto::TopicConfig {
-            queues: settings.queues.unwrap_or(0),
-            flush: settings.flush.map_or(proto::FlushMode::Unspecified, flush_to_wire).into(),
-            r#type: settings.topic_type.map_or(proto::TopicType::Unspecified, type_to_wire).into(),
-        };
+        let config = config_to_wire(&settings);
         let request = proto::CreateTopicRequest { name: name.to_owned(), config: Some(config) };
         let answer = self.admin.clone().create_topic(within(request, CALL_TIMEOUT)).await;
         let answer = self.answer(answer)?;
         self.topic(answer.topic)
+    }
+
+    /// Changes a topic, in force at once and durable. Without a change it answers what the topic is.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownTopic`, `BadRequest` (also for fewer queues), `TooLarge`, `TopicLimit`; without [`Force::Yes`]
+    /// `NeedsForce` for what breaks the order of a FIFO topic.
+    pub async fn update_topic(
+        &self,
+        name: &str,
+        settings: TopicSettings,
+        force: Force,
+    ) -> Result<Topic, ClientError> {
+        let (name, config) = (name.to_owned(), Some(config_to_wire(&settings)));
+        let request = proto::UpdateTopicRequest { name, config, force: force == Force::Yes };
+        let answer = self.admin.clone().update_topic(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        self.topic(answer.topic)
+    }
+
+    /// Makes messages of a topic unreadable, at once and for good. How many; `None`: they were too many to count.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownTopic`, `BadQueue`, `OffsetOutOfRange` with the range, beyond the end of the queue.
+    pub async fn purge_topic(&self, name: &str, what: Purge) -> Result<Option<u64>, ClientError> {
+        let (queue, up_to) = match what {
+            Purge::Topic => (None, None),
+            Purge::Queue { queue, up_to } => (Some(queue.get()), up_to.map(QueueOffset::get)),
+        };
+        let request = proto::PurgeTopicRequest { name: name.to_owned(), queue, up_to };
+        let answer = self.admin.clone().purge_topic(within(request, CALL_TIMEOUT)).await;
+        Ok(self.answer(answer)?.messages)
     }
 
     /// Deletes a topic, at once for sends, pulls and queries.
@@ -568,6 +624,17 @@ impl Client {
                 proto::TopicType::Mixed => TopicType::Mixed,
                 proto::TopicType::Unspecified => return Err(missing("type")),
             },
+            access: match config.access() {
+                proto::Access::ReadWrite => Access { read: true, write: true },
+                proto::Access::ReadOnly => Access { read: true, write: false },
+                proto::Access::WriteOnly => Access { read: false, write: true },
+                proto::Access::NoAccess => Access { read: false, write: false },
+                proto::Access::Unspecified => return Err(missing("access")),
+            },
+            retention: Retention {
+                time_ms: config.retention_ms.filter(|ms| *ms != KEEP_ALL),
+                bytes: config.retention_bytes.filter(|bytes| *bytes != KEEP_ALL),
+            },
             name: topic.name,
             id: TopicId::new(topic.id),
             queues: config.queues,
@@ -623,6 +690,27 @@ fn selector(selector: Selector<'_>) -> wire_query::Selector {
                 offset: offset.get(),
             })
         }
+    }
+}
+
+fn config_to_wire(settings: &TopicSettings) -> proto::TopicConfig {
+    let keep = |keep: Keep| keep.limit().unwrap_or(KEEP_ALL);
+    proto::TopicConfig {
+        queues: settings.queues.unwrap_or(0),
+        flush: settings.flush.map_or(proto::FlushMode::Unspecified, flush_to_wire).into(),
+        r#type: settings.topic_type.map_or(proto::TopicType::Unspecified, type_to_wire).into(),
+        access: settings.access.map_or(proto::Access::Unspecified, access_to_wire).into(),
+        retention_ms: settings.retention_time.map(keep),
+        retention_bytes: settings.retention_bytes.map(keep),
+    }
+}
+
+fn access_to_wire(access: Access) -> proto::Access {
+    match access {
+        Access { read: true, write: true } => proto::Access::ReadWrite,
+        Access { read: true, write: false } => proto::Access::ReadOnly,
+        Access { read: false, write: true } => proto::Access::WriteOnly,
+        Access { read: false, write: false } => proto::Access::NoAccess,
     }
 }
 

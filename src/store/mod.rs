@@ -78,7 +78,7 @@ use crate::log::index::{Coverage, Indexes};
 use crate::log::paged::SealedError;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
-    TopicId,
+    TopicId, TopicSettings,
 };
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
 
@@ -579,11 +579,17 @@ impl Store {
         async move { pool.run(move || shared.offset_at(&topic, queue, time)).await }
     }
 
-    /// What of a topic is gone at this moment by its retention and by what it was told: records that start below the
-    /// place, and those that were stored before the time.
-    pub fn gone(&self, topic: &TopicHandle) -> (PhysicalOffset, Timestamp) {
+    /// What of a topic is gone at this moment: records that start below the place, or were stored before the time.
+    pub fn expired_now(&self, topic: &TopicHandle) -> (PhysicalOffset, Timestamp) {
         let cuts = topic.topic_cuts(self.shared.store_time());
         (cuts.below, cuts.before)
+    }
+
+    /// Gives a topic other settings while nothing is appended, so that what anybody saw of an async topic stays visible
+    /// when it becomes a sync one.
+    pub fn configure(&self, topic: &TopicHandle, settings: &TopicSettings) {
+        let _tail = lock(&self.shared.tail);
+        topic.configure(settings, self.shared.marks.appended.get());
     }
 
     /// Something of a topic is gone now: what can be deleted is looked for soon.

@@ -22,7 +22,8 @@ type Purged = HashMap<QueueId, QueueOffset, foldhash::fast::RandomState>;
 /// A topic incarnation as the store sees it; shared by all who send to it or read from it.
 pub struct TopicHandle {
     id: TopicId,
-    /// `FlushMode` as a number. Relaxed: a sender that races with a change may see either mode.
+    /// `FlushMode` as a number. Acquire, so that who sees a change to sync sees the floor that goes with it; a sender
+    /// that races with a change may see either mode.
     flush: AtomicU8,
     /// What was visible when the mode last went from async to sync stays visible.
     floor: AtomicU64,
@@ -140,7 +141,7 @@ impl TopicHandle {
 
     /// What its acknowledgements and its readers wait for.
     pub fn flush(&self) -> FlushMode {
-        if self.flush.load(Ordering::Relaxed) == encode(FlushMode::Async) {
+        if self.flush.load(Ordering::Acquire) == encode(FlushMode::Async) {
             FlushMode::Async
         } else {
             FlushMode::Sync

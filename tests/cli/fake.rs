@@ -98,6 +98,11 @@ impl State {
         if config.r#type() == proto::TopicType::Unspecified {
             config.set_type(proto::TopicType::Mixed);
         }
+        if config.access() == proto::Access::Unspecified {
+            config.set_access(proto::Access::ReadWrite);
+        }
+        config.retention_ms.get_or_insert(72 * 3_600_000);
+        config.retention_bytes.get_or_insert(u64::MAX);
         self.next_topic += 1;
         let topic = Topic {
             id: self.next_topic,
@@ -430,6 +435,69 @@ impl Admin for Fake {
         state.topic(&name)?;
         state.topics.remove(&name);
         Ok(Response::new(proto::DeleteTopicResponse {}))
+    }
+
+    async fn update_topic(
+        &self,
+        request: Request<proto::UpdateTopicRequest>,
+    ) -> Result<Response<proto::UpdateTopicResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let topic = state.topic(&request.name)?;
+        let new = request.config.unwrap_or_default();
+        let old = &mut topic.config;
+        if new.queues != 0 && new.queues < old.queues {
+            let said = format!("the topic has {} queues and cannot have fewer", old.queues);
+            return Err(refuse(Code::InvalidArgument, &said, "BAD_REQUEST"));
+        }
+        if new.queues > old.queues && old.r#type() == proto::TopicType::Fifo && !request.force {
+            let said = "this breaks the order of the message groups of a FIFO topic";
+            return Err(refuse(Code::FailedPrecondition, said, "NEEDS_FORCE"));
+        }
+        if new.queues != 0 {
+            old.queues = new.queues;
+            topic.queues.resize(new.queues as usize, Vec::new());
+        }
+        if new.flush() != proto::FlushMode::Unspecified {
+            old.flush = new.flush;
+        }
+        if new.r#type() != proto::TopicType::Unspecified {
+            old.r#type = new.r#type;
+        }
+        if new.access() != proto::Access::Unspecified {
+            old.access = new.access;
+        }
+        old.retention_ms = new.retention_ms.or(old.retention_ms);
+        old.retention_bytes = new.retention_bytes.or(old.retention_bytes);
+        let topic = Some(topic.shown(&request.name));
+        Ok(Response::new(proto::UpdateTopicResponse { topic }))
+    }
+
+    /// Counts up to three queues, and takes nothing away.
+    async fn purge_topic(
+        &self,
+        request: Request<proto::PurgeTopicRequest>,
+    ) -> Result<Response<proto::PurgeTopicResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let topic = state.topic(&request.name)?;
+        let messages = match request.queue {
+            Some(queue) => {
+                let range = range(topic.queue(queue)?);
+                let up_to = request.up_to.unwrap_or(range.max);
+                if up_to > range.max {
+                    let mut detail = detail("OFFSET_OUT_OF_RANGE");
+                    detail.range = Some(range);
+                    return Err(refuse_with(Code::OutOfRange, "outside", &detail));
+                }
+                Some(up_to)
+            }
+            None if topic.queues.len() <= 3 => {
+                Some(topic.queues.iter().map(|records| range(records).max).sum())
+            }
+            None => None,
+        };
+        Ok(Response::new(proto::PurgeTopicResponse { messages }))
     }
 
     /// In pages of two.

@@ -136,7 +136,7 @@ pub(crate) fn live_topics(log: &[Logged]) -> BTreeMap<u64, (u32, FlushMode)> {
 
 /// Whether messages of a topic are gone by retention or purge, as of now.
 pub(crate) fn gone(rig: &Rig, topic: &TopicHandle) -> impl Fn(&RecordHeader) -> bool + use<> {
-    let ((below, before), (_, _, purged)) = (rig.store.gone(topic), topic.expired());
+    let ((below, before), (_, _, purged)) = (rig.store.expired_now(topic), topic.expired());
     move |header| {
         let end = header.queue_offset.plus(header.message_count.into());
         header.physical_offset < below

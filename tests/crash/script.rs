@@ -98,7 +98,7 @@ pub(crate) struct Event {
 
 impl Event {
     fn is_gone(&self, rig: &Rig, topic: &TopicHandle) -> bool {
-        let ((below, before), (_, _, purged)) = (rig.store.gone(topic), topic.expired());
+        let ((below, before), (_, _, purged)) = (rig.store.expired_now(topic), topic.expired());
         let end = self.queue_offset + self.messages;
         let is_purged = |(queue, offset): &(QueueId, _)| {
             queue.get() == self.queue && QueueOffset::new(end) <= *offset

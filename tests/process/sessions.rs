@@ -127,7 +127,8 @@ async fn killed_again_and_again_a_broker_stores_every_batch_of_a_session_once() 
 
 async fn create_topics(client: &Client) {
     for (topic, flush) in TOPICS {
-        let settings = TopicSettings { queues: Some(2), flush: Some(flush), topic_type: None };
+        let settings =
+            TopicSettings { queues: Some(2), flush: Some(flush), ..TopicSettings::default() };
         client.create_topic(topic, settings).await.unwrap();
     }
 }

@@ -247,7 +247,7 @@ impl Model {
     /// Before which store time messages of a topic are gone, as the store says; checked against what the clocks were.
     fn gone_before(&self, topic: u64) -> u64 {
         let handle = self.rig().topic(topic).unwrap();
-        let (below, before) = self.rig().store.gone(&handle);
+        let (below, before) = self.rig().store.expired_now(&handle);
         assert_eq!(below, self.topics[&topic].below);
         let retention = self.topics[&topic].settings.retention.time_ms;
         let oldest = |now: u64| match retention {

@@ -9,6 +9,9 @@
 //! of it is as of one position, and replay passes over what ends at or below that.
 //!
 //! Whenever the unit's mutex is free, a topic is marked dead in the store if and only if it is out of the table.
+//!
+//! An entry never changes: an update puts another one of the same incarnation in its place. Who holds an entry may have
+//! the settings of a moment ago; who must have those of now asks again.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -19,20 +22,58 @@ use dashmap::DashMap;
 
 use super::append;
 use crate::format::state_record::Transition;
-use crate::message::{PhysicalOffset, QueueId, Timestamp, TopicId, TopicSettings};
+use crate::message::{
+    Access, FlushMode, Force, Keep, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp,
+    TopicId, TopicSettings, TopicType,
+};
 use crate::store::{AppendError, Store, TopicHandle, Topics};
 use crate::sync::{Mutex, lock};
 
 type Hasher = foldhash::fast::RandomState;
 
-/// A topic, from its creation until it is deleted and whoever still holds it lets go.
+/// What is wanted of a topic; `None`: as it is, or the broker's default for a new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TopicChanges {
+    /// 1 to 65 536, and not fewer than before.
+    pub queues: Option<u32>,
+    /// What acknowledgements wait for from now on.
+    pub flush: Option<FlushMode>,
+    /// What messages it takes from now on.
+    pub topic_type: Option<TopicType>,
+    /// What clients may do with it from now on.
+    pub access: Option<Access>,
+    /// Milliseconds that messages are kept.
+    pub retention_time: Option<Keep>,
+    /// Bytes of records that are kept.
+    pub retention_bytes: Option<Keep>,
+}
+
+impl TopicChanges {
+    /// These settings, changed.
+    #[must_use]
+    pub fn on(&self, settings: TopicSettings) -> TopicSettings {
+        let Retention { time_ms, bytes } = settings.retention;
+        TopicSettings {
+            queues: self.queues.unwrap_or(settings.queues),
+            flush: self.flush.unwrap_or(settings.flush),
+            topic_type: self.topic_type.unwrap_or(settings.topic_type),
+            access: self.access.unwrap_or(settings.access),
+            retention: Retention {
+                time_ms: self.retention_time.map_or(time_ms, Keep::limit),
+                bytes: self.retention_bytes.map_or(bytes, Keep::limit),
+            },
+        }
+    }
+}
+
+/// A topic with the settings of one moment.
 #[derive(Debug)]
 pub struct TopicEntry {
     name: Arc<str>,
     settings: TopicSettings,
     handle: Arc<TopicHandle>,
-    /// The next queue of the round robin. Relaxed: any spread will do.
-    next_queue: AtomicU32,
+    /// The next queue of the round robin, of all entries of the incarnation. Relaxed: any spread will do.
+    next_queue: Arc<AtomicU32>,
 }
 
 impl TopicEntry {
@@ -46,7 +87,7 @@ impl TopicEntry {
         self.handle.id()
     }
 
-    /// What it was made with.
+    /// What it is.
     pub fn settings(&self) -> TopicSettings {
         self.settings
     }
@@ -105,6 +146,30 @@ pub(crate) enum Deletion {
     Done,
     /// There is none of that name.
     Unknown,
+}
+
+/// What became of an update.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// It is so now, or was before.
+    Done(Arc<TopicEntry>),
+    /// There is none of that name.
+    Unknown,
+    /// It has so many queues, which is more than were asked for.
+    Fewer(u32),
+    /// Message groups would go to other queues, or would not count any more.
+    BreaksOrder,
+    /// There are too many queues.
+    Limit(u64),
+}
+
+/// What of a topic is to be purged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purged {
+    /// Everything that is stored by now.
+    Topic,
+    /// The messages of a queue below an offset.
+    Queue(QueueId, QueueOffset),
 }
 
 /// The unit.
@@ -237,6 +302,82 @@ impl TopicTable {
         }
     }
 
+    /// Changes a topic. Blocks for an append, and for one that runs already. In force from now on; the answer may be
+    /// given once the log is durable up to the returned position.
+    ///
+    /// # Errors
+    /// The append's: the topic is as it was. After `NotReady` await space and call again.
+    pub(crate) fn update(
+        &self,
+        store: &Store,
+        name: &str,
+        changes: &TopicChanges,
+        force: Force,
+    ) -> Result<(Update, PhysicalOffset), AppendError> {
+        let mut unit = lock(&self.unit);
+        let Some(entry) = unit.names.get(name).map(Arc::clone) else {
+            return Ok((Update::Unknown, unit.applied));
+        };
+        let (old, new) = (entry.settings, changes.on(entry.settings));
+        if let Some(refused) = unit.refusal(&old, &new, force) {
+            return Ok((refused, unit.applied));
+        }
+        if old == new {
+            return Ok((Update::Done(entry), unit.applied));
+        }
+
+        let (id, handle) = (entry.id(), &entry.handle);
+        let mut transitions = Vec::new();
+        if grows(old.retention, new.retention) {
+            // What is gone stays gone. From the clock's reading on nobody may see more go by the old retention, or that
+            // would come back: so the new one holds before the record is appended.
+            let (below, before) = store.expired_now(handle);
+            handle.expire(below, before, &[]);
+            let settings = TopicSettings { retention: new.retention, ..old };
+            handle.configure(&settings, PhysicalOffset::ZERO);
+            transitions.push(Transition::TopicExpired { id, below, before, queues: Vec::new() });
+        }
+        transitions.push(Transition::TopicUpdated { id, settings: new });
+        let end = append(store, &transitions).inspect_err(|_| {
+            handle.configure(&old, PhysicalOffset::ZERO);
+        })?;
+        // The transition knows the end of the record only, and there may be messages behind it by now.
+        store.configure(handle, &new);
+        for transition in transitions {
+            self.transition(&mut unit, store.topics(), transition, end);
+        }
+        if old.access.read && !new.access.read {
+            store.end_arrivals(handle);
+        }
+        let entry = unit.names.get(name).map_or(entry, Arc::clone);
+        Ok((Update::Done(entry), end))
+    }
+
+    /// Purges messages of a topic: they are gone from now on. Blocks for one append at most. Durable once the log is up
+    /// to the returned position. `None`: there is no such topic.
+    ///
+    /// # Errors
+    /// The append's: everything is there. After `NotReady` await space and call again.
+    pub(crate) fn purge(
+        &self,
+        store: &Store,
+        id: TopicId,
+        what: Purged,
+    ) -> Result<Option<PhysicalOffset>, AppendError> {
+        let mut unit = lock(&self.unit);
+        if !self.by_id.contains_key(&id) {
+            return Ok(None);
+        }
+        let (below, queues) = match what {
+            Purged::Topic => (store.watermarks().appended, Vec::new()),
+            Purged::Queue(queue, offset) => (PhysicalOffset::ZERO, vec![(queue, offset)]),
+        };
+        let transition = Transition::TopicExpired { id, below, before: Timestamp::ZERO, queues };
+        let end = append(store, std::slice::from_ref(&transition))?;
+        self.transition(&mut unit, store.topics(), transition, end);
+        Ok(Some(end))
+    }
+
     /// Deletes a topic. Blocks for one append at most. Sends, pulls and queries refuse it from now on; the answer may
     /// be given once the log is durable up to the returned position.
     ///
@@ -280,17 +421,31 @@ impl TopicTable {
         match transition {
             Transition::TopicCreated { id, name, settings } => {
                 unit.next = unit.next.max(TopicId::new(id.get() + 1));
-                let name: Arc<str> = name.into();
                 let entry = Arc::new(TopicEntry {
-                    name: Arc::clone(&name),
+                    name: name.into(),
                     settings,
                     handle: topics.register(id, &settings),
-                    next_queue: AtomicU32::new(unit.first_turn(id)),
+                    next_queue: Arc::new(AtomicU32::new(unit.first_turn(id))),
                 });
                 unit.queues += u64::from(settings.queues);
-                self.by_id.insert(id, Arc::clone(&entry));
-                self.by_name.insert(Arc::clone(&name), Arc::clone(&entry));
-                unit.names.insert(name, entry);
+                self.put(unit, entry);
+            }
+            Transition::TopicUpdated { id, settings } => {
+                let Some(old) = self.by_id(id) else { return };
+                old.handle.configure(&settings, end);
+                unit.queues -= u64::from(old.settings.queues);
+                unit.queues += u64::from(settings.queues);
+                let entry = TopicEntry {
+                    name: Arc::clone(&old.name),
+                    settings,
+                    handle: Arc::clone(&old.handle),
+                    next_queue: Arc::clone(&old.next_queue),
+                };
+                self.put(unit, Arc::new(entry));
+            }
+            Transition::TopicExpired { id, below, before, queues } => {
+                let Some(entry) = self.by_id(id) else { return };
+                entry.handle.expire(below, before, &queues);
             }
             Transition::TopicDeleted { id } => {
                 let Some((_, entry)) = self.by_id.remove(&id) else { return };
@@ -303,6 +458,13 @@ impl TopicTable {
             // Of other units.
             _ => {}
         }
+    }
+
+    /// Puts an entry in, in place of an earlier one of its incarnation.
+    fn put(&self, unit: &mut Unit, entry: Arc<TopicEntry>) {
+        self.by_id.insert(entry.id(), Arc::clone(&entry));
+        self.by_name.insert(Arc::clone(&entry.name), Arc::clone(&entry));
+        unit.names.insert(Arc::clone(&entry.name), entry);
     }
 
     /// Applies a transition of a record that ends at `end`, in replay. What a snapshot contained already changes
@@ -356,6 +518,20 @@ impl Unit {
         }
     }
 
+    /// Why a topic cannot go from `old` to `new`, if it cannot.
+    fn refusal(&self, old: &TopicSettings, new: &TopicSettings, force: Force) -> Option<Update> {
+        if new.queues < old.queues {
+            return Some(Update::Fewer(old.queues));
+        }
+        let was_fifo = old.topic_type == TopicType::Fifo;
+        let breaks_order = new.queues > old.queues || new.topic_type != old.topic_type;
+        if was_fifo && breaks_order && force == Force::No {
+            return Some(Update::BreaksOrder);
+        }
+        let queues = self.queues - u64::from(old.queues) + u64::from(new.queues);
+        (queues > TopicTable::MAX_QUEUES).then_some(Update::Limit(TopicTable::MAX_QUEUES))
+    }
+
     fn first_turn(&self, id: TopicId) -> u32 {
         // A multiplicative hash spreads neighbouring ids; only the high half is well mixed.
         let mixed = (id.get() ^ self.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -363,11 +539,18 @@ impl Unit {
     }
 }
 
+/// Whether anything is kept longer by `new` than by `old`.
+fn grows(old: Retention, new: Retention) -> bool {
+    let wide = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+    wide(new.time_ms) > wide(old.time_ms) || wide(new.bytes) > wide(old.bytes)
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::State;
     use super::*;
-    use crate::message::{FlushMode, TopicType};
     use crate::store::Applier as _;
 
     const SETTINGS: TopicSettings = TopicSettings::open(3, FlushMode::Async, TopicType::Fifo);
@@ -462,5 +645,130 @@ mod tests {
         let mut turns: Vec<_> = (0..3).map(|_| topic.next_queue().get()).collect();
         turns.sort_unstable();
         assert_eq!(turns, [0, 1, 2]);
+    }
+
+    fn encoded(transitions: &[Transition]) -> Vec<u8> {
+        let mut out = Vec::new();
+        transitions.iter().for_each(|transition| transition.encode_into(&mut out));
+        out
+    }
+
+    #[test]
+    fn an_update_replaces_the_settings_and_keeps_the_incarnation() {
+        let settings = TopicSettings {
+            queues: 5,
+            flush: FlushMode::Sync,
+            topic_type: TopicType::Mixed,
+            access: Access { read: true, write: false },
+            retention: Retention { time_ms: Some(60_000), bytes: Some(1 << 20) },
+        };
+        let update = encoded(&[Transition::TopicUpdated { id: TopicId::new(1), settings }]);
+        let (state, topics) = replayed(&[created(1, "a"), created(2, "b"), update]);
+        assert_eq!(names(&state), [("a".to_owned(), 1), ("b".to_owned(), 2)]);
+        assert_eq!(state.topics.counts(), (2, 8));
+        for topic in [state.topics.get("a").unwrap(), state.topics.by_id(TopicId::new(1)).unwrap()]
+        {
+            assert_eq!(topic.settings(), settings);
+        }
+        let handle = topics.get(TopicId::new(1)).unwrap();
+        assert_eq!((handle.queues(), handle.flush()), (5, FlushMode::Sync));
+    }
+
+    #[test]
+    fn transitions_of_a_topic_that_is_gone_change_nothing() {
+        let id = TopicId::new(1);
+        let (below, before) = (PhysicalOffset::new(900), Timestamp::ZERO);
+        let late = encoded(&[
+            Transition::TopicExpired { id, below, before, queues: Vec::new() },
+            Transition::TopicUpdated { id, settings: TopicSettings { queues: 9, ..SETTINGS } },
+        ]);
+        let (state, topics) = replayed(&[created(1, "a"), deleted(1), created(2, "a"), late]);
+        assert_eq!(names(&state), [("a".to_owned(), 2)]);
+        assert_eq!(state.topics.counts(), (1, 3));
+        let expired = topics.get(TopicId::new(2)).unwrap().expired();
+        assert_eq!(expired, (PhysicalOffset::ZERO, Timestamp::ZERO, Vec::new()));
+    }
+
+    #[test]
+    fn only_what_keeps_more_grows() {
+        let keep = |time_ms, bytes| Retention { time_ms, bytes };
+        for (old, new, wanted) in [
+            (keep(None, None), keep(Some(5), Some(5)), false),
+            (keep(Some(5), Some(5)), keep(Some(5), Some(5)), false),
+            (keep(Some(5), Some(5)), keep(Some(4), Some(6)), true),
+            (keep(Some(5), Some(5)), keep(None, Some(4)), true),
+            (keep(Some(5), None), keep(Some(6), Some(4)), true),
+            (keep(Some(5), None), keep(Some(4), None), false),
+        ] {
+            assert_eq!(grows(old, new), wanted, "{old:?} {new:?}");
+        }
+    }
+
+    /// A change of a few topics, some of which are gone at the time or come later.
+    fn change() -> impl Strategy<Value = Transition> {
+        let id = (1..6_u64).prop_map(TopicId::new);
+        let limit = prop::option::of(1..1_000_u64);
+        let settings = (1..9_u32, any::<bool>(), any::<[bool; 2]>(), limit.clone(), limit)
+            .prop_map(|(queues, is_async, [read, write], time_ms, bytes)| TopicSettings {
+                queues,
+                flush: if is_async { FlushMode::Async } else { FlushMode::Sync },
+                topic_type: TopicType::Normal,
+                access: Access { read, write },
+                retention: Retention { time_ms, bytes },
+            });
+        let row = (0..9_u32, 1..99_u64)
+            .prop_map(|(queue, offset)| (QueueId::new(queue), QueueOffset::new(offset)));
+        let rows = prop::collection::vec(row, 0..3);
+        prop_oneof![
+            2 => (id.clone(), settings.clone()).prop_map(|(id, settings)| {
+                Transition::TopicCreated { id, name: format!("t{id}"), settings }
+            }),
+            4 => (id.clone(), settings)
+                .prop_map(|(id, settings)| Transition::TopicUpdated { id, settings }),
+            4 => (id.clone(), 0..999_u64, 0..999_u64, rows).prop_map(|(id, below, before, queues)| {
+                let (below, before) = (PhysicalOffset::new(below), Timestamp::new(before));
+                Transition::TopicExpired { id, below, before, queues }
+            }),
+            1 => id.prop_map(|id| Transition::TopicDeleted { id }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_snapshot_and_all_records_give_the_state_of_all_records(
+            changes in prop::collection::vec(change(), 1..40),
+            taken_after in 0..40_usize,
+        ) {
+            // An id is given once, and queues are never taken away: what the unit itself would not write, is left out.
+            let mut queues = BTreeMap::new();
+            let mut records = Vec::new();
+            for mut change in changes {
+                match &mut change {
+                    Transition::TopicCreated { id, .. } if queues.contains_key(id) => continue,
+                    Transition::TopicCreated { id, settings, .. } => {
+                        queues.insert(*id, settings.queues);
+                    }
+                    Transition::TopicUpdated { id, settings } => {
+                        let known = queues.get(id).copied().unwrap_or_default();
+                        settings.queues = settings.queues.max(known);
+                        queues.entry(*id).and_modify(|queues| *queues = settings.queues);
+                    }
+                    _ => {}
+                }
+                records.push(encoded(&[change]));
+            }
+            let (whole, topics) = replayed(&records);
+            let (early, early_topics) = replayed(&records[..taken_after.min(records.len())]);
+
+            let (restored, restored_topics) = (State::new(0), Topics::default());
+            restored.restore(&restored_topics, &early.snapshot(&early_topics).state).unwrap();
+            for (record, end) in records.iter().zip(1..) {
+                restored.apply(&restored_topics, record, PhysicalOffset::new(end * 100)).unwrap();
+            }
+            prop_assert_eq!(restored.snapshot(&restored_topics), whole.snapshot(&topics));
+            prop_assert_eq!(restored.topics.counts(), whole.topics.counts());
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! | `send.rs` | Send |
 //! | `pull.rs` | Pull |
 //! | `query.rs` | QueryMessages |
-//! | `topics.rs` | CreateTopic, DeleteTopic, ListTopics, DescribeTopic |
+//! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `overview.rs` | Status |
 //! | `sessions.rs` | OpenSession, CloseSession, ListSessions, DescribeSession |
 //! | `store.rs` | VerifyStore |
@@ -37,8 +37,9 @@ use crate::proto::{
 use crate::proto::{
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
-    OffsetRange, PullRequest, PullResponse, QueryMessagesRequest, QueryMessagesResponse,
-    SendRequest, SendResponse, StatusRequest, StatusResponse, VerifyStoreRequest,
+    OffsetRange, PullRequest, PullResponse, PurgeTopicRequest, PurgeTopicResponse,
+    QueryMessagesRequest, QueryMessagesResponse, SendRequest, SendResponse, StatusRequest,
+    StatusResponse, UpdateTopicRequest, UpdateTopicResponse, VerifyStoreRequest,
 };
 
 /// The largest request: the largest batch and room for what surrounds it.
@@ -158,6 +159,20 @@ impl Admin for Native {
         request: Request<VerifyStoreRequest>,
     ) -> Result<Response<store::Events>, Status> {
         store::verify(&self.broker, &request).map_err(|error| self.refuse(error))
+    }
+
+    async fn update_topic(
+        &self,
+        request: Request<UpdateTopicRequest>,
+    ) -> Result<Response<UpdateTopicResponse>, Status> {
+        topics::update(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn purge_topic(
+        &self,
+        request: Request<PurgeTopicRequest>,
+    ) -> Result<Response<PurgeTopicResponse>, Status> {
+        topics::purge(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 }
 

@@ -71,6 +71,8 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         Reason::SequenceTooOld => (Code::AlreadyExists, None),
         Reason::SequenceReused => (Code::InvalidArgument, None),
         Reason::SessionLimit => (Code::ResourceExhausted, None),
+        Reason::Forbidden => (Code::PermissionDenied, None),
+        Reason::NeedsForce => (Code::FailedPrecondition, None),
     }
 }
 

@@ -40,6 +40,10 @@ pub struct Counters {
     pub parked: Counter,
     /// Queries answered.
     pub queries: Counter,
+    /// Commits of offsets acknowledged, resets included.
+    pub commits: Counter,
+    /// Queues that a commit or a reset moved back.
+    pub rewinds: Counter,
     refusals: Vec<Counter>,
 }
 
@@ -54,6 +58,8 @@ impl Default for Counters {
             pulled_bytes: Counter::default(),
             parked: Counter::default(),
             queries: Counter::default(),
+            commits: Counter::default(),
+            rewinds: Counter::default(),
             refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
         }
     }

@@ -1,9 +1,10 @@
-//! What a broker means: topics, sends, pulls and queries over the store.
+//! What a broker means: topics, sends, pulls, queries, consumer groups and their offsets over the store.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | [`state`] | the units of state and their one transition function |
 //! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs` | the services |
+//! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
 //! | `route.rs`, `names.rs`, `token.rs` | which queue, which names, which page |
 //! | `budget.rs`, [`counters`] | bytes in work; what is counted |
@@ -16,8 +17,10 @@ mod budget;
 mod config;
 pub mod counters;
 mod error;
+mod groups;
 mod long_poll;
 mod names;
+mod offsets;
 mod pull;
 mod query;
 mod route;
@@ -48,10 +51,16 @@ pub use crate::message::TopicSettings;
 pub use budget::Permit;
 pub use config::BrokerConfig;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
-pub use names::NameFault;
+pub use groups::{GroupDescription, GroupPage, GroupTopic};
+pub use names::{GroupNameFault, NameFault};
+pub use offsets::{
+    CommitOffset, Position, QueuePosition, QueueProgress, ResetQueue, ResetRequest, Run,
+};
 pub use pull::{PullRequest, Pulled};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest};
+pub use state::groups::{Group, GroupChange};
+pub use state::offsets::Expected;
 pub use state::topics::TopicEntry;
 pub use topics::{QueueDescription, TopicDescription, TopicPage};
 

@@ -54,6 +54,7 @@ async fn a_draining_broker_refuses_what_would_append_and_still_reads() {
         max_bytes: 1024,
         wait: Duration::from_secs(30),
         tags: "",
+        group: None,
         deadline: soon(),
     };
     assert_eq!(broker.pull(request).await.unwrap().next, QueueOffset::new(1));
@@ -99,6 +100,7 @@ async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
         max_bytes: 1,
         wait: Duration::ZERO,
         tags: "",
+        group: None,
         deadline: soon(),
     };
     let pulled = broker.pull(request).await.unwrap();
@@ -147,6 +149,7 @@ async fn a_small_answer_holds_its_own_bytes_only() {
         max_bytes: 8 << 20,
         wait: Duration::ZERO,
         tags: "",
+        group: None,
         deadline: soon(),
     };
     let pulled = broker.pull(request).await.unwrap();

@@ -100,9 +100,12 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
+        if let Deletion::Done(id) = deleted {
+            self.state.offsets.forget_topic(id);
+        }
         self.settled(applied, deadline).await?;
         match deleted {
-            Deletion::Done => Ok(()),
+            Deletion::Done(_) => Ok(()),
             Deletion::Unknown => Err(BrokerError::UnknownTopic),
         }
     }

@@ -158,6 +158,7 @@ impl Reader<'_> {
                 }
             };
             let pull = Pull {
+                group: None,
                 topic: &self.args.topic,
                 queue,
                 offset,

@@ -19,7 +19,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::format::batch::BatchError;
-use crate::message::QueueOffset;
+use crate::message::{Epoch, QueueOffset};
 use crate::proto;
 
 /// The type of the details that this client understands.
@@ -138,6 +138,13 @@ pub enum Reason {
     Draining,
     Rebuilding,
     ReadRefused,
+    UnknownGroup,
+    GroupExists,
+    GroupLimit,
+    GroupDisabled,
+    OffsetNotFound,
+    Conflict,
+    OffsetLimit,
     Bug,
     /// One that this client does not know, or none.
     Unrecognised,
@@ -168,6 +175,13 @@ impl Reason {
             "DRAINING" => Self::Draining,
             "REBUILDING" => Self::Rebuilding,
             "READ_REFUSED" => Self::ReadRefused,
+            "UNKNOWN_GROUP" => Self::UnknownGroup,
+            "GROUP_EXISTS" => Self::GroupExists,
+            "GROUP_LIMIT" => Self::GroupLimit,
+            "GROUP_DISABLED" => Self::GroupDisabled,
+            "OFFSET_NOT_FOUND" => Self::OffsetNotFound,
+            "CONFLICT" => Self::Conflict,
+            "OFFSET_LIMIT" => Self::OffsetLimit,
             "BUG" => Self::Bug,
             _ => Self::Unrecognised,
         }
@@ -215,6 +229,10 @@ pub struct Refusal {
     pub next_offset: Option<QueueOffset>,
     /// When to try again, if that may help.
     pub retry_after: Option<Duration>,
+    /// The broker's epoch, if an offset was outside.
+    pub epoch: Option<Epoch>,
+    /// What is committed, where that was not expected; `None`: nothing.
+    pub current: Option<QueueOffset>,
 }
 
 impl fmt::Display for Refusal {
@@ -264,6 +282,8 @@ impl ClientError {
                 range: detail.range.map(OffsetRange::from),
                 next_offset: detail.next_offset.map(QueueOffset::new),
                 retry_after: detail.retry_after_ms.map(Duration::from_millis),
+                epoch: detail.epoch.map(Epoch::new),
+                current: detail.current.map(QueueOffset::new),
             }));
         }
         match status.code() {
@@ -285,6 +305,8 @@ impl ClientError {
                 range: None,
                 next_offset: None,
                 retry_after: None,
+                epoch: None,
+                current: None,
             })),
         }
     }
@@ -394,6 +416,8 @@ mod tests {
             range: Some(proto::OffsetRange { min: 3, max: 9 }),
             next_offset: Some(5),
             retry_after_ms: Some(250),
+            epoch: Some(2),
+            current: Some(8),
         };
         let error = ClientError::from_status("here:1", status(Code::OutOfRange, &wire));
         let expected = Refusal {
@@ -405,6 +429,8 @@ mod tests {
             range: Some(OffsetRange { min: QueueOffset::new(3), max: QueueOffset::new(9) }),
             next_offset: Some(QueueOffset::new(5)),
             retry_after: Some(Duration::from_millis(250)),
+            epoch: Some(Epoch::new(2)),
+            current: Some(QueueOffset::new(8)),
         };
         assert_eq!(error.refusal(), Some(&expected));
         assert_eq!(error.to_string(), "said");

@@ -6,6 +6,8 @@
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
+//! | [`Client::create_group`], [`Client::update_group`], [`Client::delete_group`], [`Client::groups`], [`Client::describe_group`] | consumer groups |
+//! | [`Client::commit`], [`Client::committed`], [`Client::progress`], [`Client::reset`], [`Client::offsets_at`] | their offsets |
 //! | [`Client::status`] | what the broker says about itself |
 //!
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
@@ -16,7 +18,9 @@
 //! here, one by one.
 
 mod error;
+mod groups;
 mod message;
+mod offsets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +30,10 @@ use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
+pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
 pub use self::message::Message;
 use self::message::Place;
+pub use self::offsets::{Expected, NewCommit, Position, QueueProgress, Reset, ResetQueue, Run};
 use crate::format::batch::TagFilter;
 use crate::message::{
     Epoch, FlushMode, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
@@ -91,6 +97,8 @@ pub struct Pull<'a> {
     pub tags: &'a str,
     /// The same, parsed.
     pub filter: &'a TagFilter,
+    /// The consumer group in whose name it is.
+    pub group: Option<&'a str>,
 }
 
 /// What a pull brought.
@@ -312,7 +320,7 @@ impl Client {
     ///
     /// # Errors
     /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `UnknownTopic`,
-    /// `BadQueue`, `Rebuilding`.
+    /// `BadQueue`, `Rebuilding`; in the name of a group `UnknownGroup` and `GroupDisabled`.
     pub async fn pull(&self, pull: &Pull<'_>) -> Result<Pulled, ClientError> {
         let request = proto::PullRequest {
             topic: pull.topic.to_owned(),
@@ -322,6 +330,7 @@ impl Client {
             max_bytes: pull.max_bytes.unwrap_or(0),
             wait_ms: u32::try_from(pull.wait.as_millis()).unwrap_or(u32::MAX),
             tags: pull.tags.to_owned(),
+            group: pull.group.unwrap_or_default().to_owned(),
         };
         let answer = self.broker.clone().pull(within(request, CALL_TIMEOUT + pull.wait)).await;
         let answer = self.answer(answer)?;

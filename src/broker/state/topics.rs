@@ -90,7 +90,7 @@ pub(crate) enum Creation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deletion {
     /// It is gone.
-    Done,
+    Done(TopicId),
     /// There is none of that name.
     Unknown,
 }
@@ -246,7 +246,7 @@ impl TopicTable {
             Ok(end) => {
                 self.transition(&mut unit, store.topics(), transition, end);
                 store.end_arrivals(&entry.handle);
-                Ok((Deletion::Done, end))
+                Ok((Deletion::Done(entry.id()), end))
             }
             Err(error) => {
                 entry.handle.unkill();

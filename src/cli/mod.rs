@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `serve.rs` | the broker itself |
 //! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs` | a client of a broker |
+//! | `group.rs`, `offset.rs` | the same, for consumer groups |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
@@ -12,7 +13,9 @@
 
 mod demo;
 mod error;
+mod group;
 mod message;
+mod offset;
 mod output;
 mod pull;
 mod query;
@@ -103,6 +106,12 @@ enum Command {
     Pull(pull::PullArgs),
     /// Find messages by key or id
     Query(query::QueryArgs),
+    /// Make, list, show, change and delete consumer groups
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    /// Show, commit and reset the offsets of a consumer group
+    #[command(subcommand)]
+    Offset(offset::OffsetCommand),
     /// Show what a broker says about itself
     Status,
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
@@ -147,6 +156,8 @@ async fn client_command(
         Command::Send(args) => send::run(args, connection, output).await,
         Command::Pull(args) => pull::run(args, connection, output).await,
         Command::Query(args) => query::run(args, connection, output).await,
+        Command::Group(command) => group::run(command, connection, output).await,
+        Command::Offset(command) => offset::run(command, connection, output).await,
         Command::Status => status::run(connection, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     }

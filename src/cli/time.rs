@@ -34,6 +34,16 @@ pub(crate) fn render(time: Timestamp) -> String {
     shown.unwrap_or_else(|| format!("{} ms", time.get()))
 }
 
+/// Writes a number of milliseconds in the largest unit that leaves nothing over.
+pub(crate) fn short(ms: u64) -> String {
+    for (unit, len) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if ms > 0 && ms.is_multiple_of(len) {
+            return format!("{}{unit}", ms / len);
+        }
+    }
+    format!("{ms}ms")
+}
+
 /// Now, by the wall clock of this machine.
 pub(crate) fn now() -> Timestamp {
     Timestamp::new(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
@@ -77,6 +87,13 @@ mod tests {
         assert_eq!(render(Timestamp::new(1_782_907_200_007)), "2026-07-01T12:00:00.007Z");
         assert_eq!(render(Timestamp::ZERO), "1970-01-01T00:00:00.000Z");
         assert_eq!(render(Timestamp::new(u64::MAX)), "18446744073709551615 ms");
+    }
+
+    #[test]
+    fn a_short_duration_is_one_number_and_its_unit() {
+        let shown = [0, 250, 1_000, 1_500, 90_000, 60_000, 7_200_000].map(short);
+        assert_eq!(shown, ["0ms", "250ms", "1s", "1500ms", "90s", "1m", "2h"]);
+        assert_eq!(duration("90s"), Ok(Duration::from_millis(90_000)));
     }
 
     #[test]

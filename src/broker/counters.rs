@@ -44,6 +44,10 @@ pub struct Counters {
     pub duplicates: Counter,
     /// Producer sessions closed because they were idle.
     pub idle_sessions: Counter,
+    /// Commits of offsets acknowledged, resets included.
+    pub commits: Counter,
+    /// Queues that a commit or a reset moved back.
+    pub rewinds: Counter,
     refusals: Vec<Counter>,
 }
 
@@ -60,6 +64,8 @@ impl Default for Counters {
             queries: Counter::default(),
             duplicates: Counter::default(),
             idle_sessions: Counter::default(),
+            commits: Counter::default(),
+            rewinds: Counter::default(),
             refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
         }
     }

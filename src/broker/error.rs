@@ -4,10 +4,10 @@
 //! nothing was stored and nothing will be. Expected outcomes (nothing to read yet) are not errors.
 
 use crate::format::batch::{BatchError, TagFilterError};
-use crate::message::{PhysicalOffset, QueueId, QueueOffset};
+use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset};
 use crate::store::{AppendError, QueueRange, ReadError, SpaceError};
 
-use super::names::NameFault;
+use super::names::{GroupNameFault, NameFault};
 use super::state::sessions::SessionFault;
 use super::topics::{RETENTION_BYTES, RETENTION_MS};
 
@@ -88,6 +88,8 @@ pub enum BrokerError {
         offset: QueueOffset,
         /// What the queue holds.
         range: QueueRange,
+        /// The current epoch: an offset from an earlier one may lie in a tail that was cut.
+        epoch: Epoch,
     },
     /// Too much is in work already.
     #[error("too many {what} at once")]
@@ -139,6 +141,80 @@ pub enum BrokerError {
     /// The producer session, or the batch's place in it.
     #[error(transparent)]
     Session(#[from] SessionFault),
+    /// The name cannot be a consumer group's.
+    #[error(transparent)]
+    BadGroupName(#[from] GroupNameFault),
+    /// There is no such consumer group, or no more.
+    #[error("there is no consumer group {name}: `mainstem group create {name}` makes it")]
+    UnknownGroup {
+        /// The name that was asked for.
+        name: Box<str>,
+    },
+    /// A consumer group of this name has other settings.
+    #[error("the consumer group exists with other settings")]
+    GroupExists,
+    /// So many consumer groups, and no more.
+    #[error("there are {limit} consumer groups already, and no more can be made")]
+    GroupLimit {
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The consumer group gets no messages.
+    #[error(
+        "the consumer group {name} is disabled: `mainstem group update {name} --enable` ends that"
+    )]
+    GroupDisabled {
+        /// Its name.
+        name: Box<str>,
+    },
+    /// The group has committed no offset of the queue.
+    #[error("the consumer group has committed no offset of queue {queue}")]
+    OffsetNotFound {
+        /// The queue.
+        queue: QueueId,
+    },
+    /// An offset to commit lies outside of what its queue holds.
+    #[error(
+        "offset {offset} of queue {queue} of topic {topic} is outside of what is there, {} up to {}",
+        range.min, range.max
+    )]
+    CommitOutOfRange {
+        /// The topic's name.
+        topic: Box<str>,
+        /// The queue.
+        queue: QueueId,
+        /// The offset.
+        offset: QueueOffset,
+        /// What the queue holds.
+        range: QueueRange,
+        /// The current epoch: an offset from an earlier one may lie in a tail that was cut.
+        epoch: Epoch,
+    },
+    /// The committed offset is not the one that was expected.
+    #[error(
+        "the committed offset of queue {queue} of topic {topic} is {}, which was not expected",
+        or_none(*current)
+    )]
+    OffsetConflict {
+        /// The topic's name.
+        topic: Box<str>,
+        /// The queue.
+        queue: QueueId,
+        /// What is committed.
+        current: Option<QueueOffset>,
+    },
+    /// So many committed offsets, and no more.
+    #[error(
+        "there are {limit} committed offsets already, and no more can be kept: delete groups that are not used"
+    )]
+    OffsetLimit {
+        /// How many there may be.
+        limit: u64,
+    },
+}
+
+fn or_none(offset: Option<QueueOffset>) -> String {
+    offset.map_or_else(|| "none".to_owned(), |offset| offset.to_string())
 }
 
 /// How a message and its topic's type disagree.
@@ -224,6 +300,30 @@ pub enum RequestFault {
     /// The holder of a producer session is its id and its epoch.
     #[error("name both the id and the epoch of a producer session, or none of them")]
     HalfAHolder,
+    /// A commit of nothing.
+    #[error("a commit has at least one offset")]
+    NoOffsets,
+    /// A commit says two things about one queue.
+    #[error("queue {queue} is named twice for one topic")]
+    QueueTwice {
+        /// Which queue.
+        queue: QueueId,
+    },
+    /// No position where one is needed.
+    #[error("{field} needs a position: an edge, a time or an offset")]
+    NoPosition {
+        /// Which field.
+        field: &'static str,
+    },
+    /// An offset where only an edge or a time makes sense.
+    #[error("{field} takes earliest, latest or a time; an offset belongs to one queue")]
+    OffsetPosition {
+        /// Which field.
+        field: &'static str,
+    },
+    /// Retry delays that are none.
+    #[error("a consumer group has at least one retry delay")]
+    NoRetryDelays,
 }
 
 /// What a refusal leaves behind.
@@ -321,6 +421,20 @@ reasons! {
     Forbidden = "FORBIDDEN",
     /// It breaks an order that is promised.
     NeedsForce = "NEEDS_FORCE",
+    /// There is no such consumer group.
+    UnknownGroup = "UNKNOWN_GROUP",
+    /// The consumer group has other settings.
+    GroupExists = "GROUP_EXISTS",
+    /// Too many consumer groups.
+    GroupLimit = "GROUP_LIMIT",
+    /// The consumer group gets no messages.
+    GroupDisabled = "GROUP_DISABLED",
+    /// The group has committed no offset of the queue.
+    OffsetNotFound = "OFFSET_NOT_FOUND",
+    /// The committed offset is another one.
+    Conflict = "CONFLICT",
+    /// Too many committed offsets.
+    OffsetLimit = "OFFSET_LIMIT",
 }
 
 impl BrokerError {
@@ -354,6 +468,15 @@ impl BrokerError {
             Self::Session(fault) => session_reason(fault),
             Self::Forbidden { .. } => Reason::Forbidden,
             Self::NeedsForce => Reason::NeedsForce,
+            Self::BadGroupName(_) => Reason::BadName,
+            Self::UnknownGroup { .. } => Reason::UnknownGroup,
+            Self::GroupExists => Reason::GroupExists,
+            Self::GroupLimit { .. } => Reason::GroupLimit,
+            Self::GroupDisabled { .. } => Reason::GroupDisabled,
+            Self::OffsetNotFound { .. } => Reason::OffsetNotFound,
+            Self::CommitOutOfRange { .. } => Reason::OffsetOutOfRange,
+            Self::OffsetConflict { .. } => Reason::Conflict,
+            Self::OffsetLimit { .. } => Reason::OffsetLimit,
         }
     }
 
@@ -368,7 +491,11 @@ impl BrokerError {
     /// The limit that was exceeded, if one was.
     pub fn limit(&self) -> Option<u64> {
         match self {
-            Self::TooLarge { limit, .. } | Self::TopicLimit { limit } => Some(*limit),
+            Self::TooLarge { limit, .. }
+            | Self::TopicLimit { limit }
+            | Self::GroupLimit { limit }
+            | Self::OffsetLimit { limit } => Some(*limit),
+            Self::BadGroupName(GroupNameFault::TooLong { limit, .. }) => u64::try_from(*limit).ok(),
             Self::BadBatch(fault) => fault.limit(),
             Self::BadName(NameFault::TooLong { limit, .. })
             | Self::BadFilter(

@@ -1,5 +1,5 @@
 //! Who waits at the end of a queue, and what wakes him: a message, the end of his time, a shutdown, the topic's
-//! deletion.
+//! deletion, the end of the consumer group in whose name he waits or its disabling.
 //!
 //! The store keeps the waiters; here is how many there may be and what a wake-up means. Whoever was woken asks once
 //! more.
@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Broker;
 use super::error::BrokerError;
+use super::state::groups::GroupEntry;
 use super::state::topics::TopicEntry;
 use crate::message::{QueueId, QueueOffset};
 use crate::store::Arrival;
@@ -25,10 +26,11 @@ impl Broker {
     /// Parks until `queue` can be read beyond `from`, at most until `until`.
     ///
     /// # Errors
-    /// The topic was deleted, or too many are parked already.
+    /// The topic was deleted, the group deleted or disabled, or too many are parked already.
     pub(super) async fn park(
         &self,
         topic: &TopicEntry,
+        group: Option<&GroupEntry>,
         queue: QueueId,
         from: QueueOffset,
         until: Instant,
@@ -44,16 +46,33 @@ impl Broker {
         let arrival = self.store.arrival(topic.handle(), queue, from);
         let woken = timeout_at(until, async {
             tokio::select! {
-                arrival = arrival => Some(arrival),
-                _ = draining.changed() => None,
+                arrival = arrival => Ok(Some(arrival)),
+                _ = draining.changed() => Ok(None),
+                refusal = self.refusal_of(group) => Err(refusal),
             }
         })
         .await;
         match woken {
-            Ok(Some(Arrival::Readable)) => Ok(Woken::Look),
-            Ok(Some(Arrival::Gone)) if self.state.topics.has(topic) => Ok(Woken::Look),
-            Ok(Some(Arrival::Gone)) => Err(BrokerError::UnknownTopic),
-            Ok(Some(Arrival::Closed) | None) | Err(_) => Ok(Woken::Over),
+            Ok(Err(refusal)) => Err(refusal),
+            Ok(Ok(Some(Arrival::Readable))) => Ok(Woken::Look),
+            Ok(Ok(Some(Arrival::Gone))) if self.state.topics.has(topic) => Ok(Woken::Look),
+            Ok(Ok(Some(Arrival::Gone))) => Err(BrokerError::UnknownTopic),
+            Ok(Ok(Some(Arrival::Closed) | None)) | Err(_) => Ok(Woken::Over),
+        }
+    }
+
+    /// Resolves when the group gets no messages any more; never without a group.
+    async fn refusal_of(&self, group: Option<&GroupEntry>) -> BrokerError {
+        let Some(group) = group else { return std::future::pending().await };
+        loop {
+            let changed = group.changed().notified();
+            tokio::pin!(changed);
+            // Registered before the look: a change in between is not missed.
+            changed.as_mut().enable();
+            if let Err(refusal) = self.admits(group) {
+                return refusal;
+            }
+            changed.await;
         }
     }
 }

@@ -1,9 +1,10 @@
-//! What a broker means: topics, sends, pulls and queries over the store.
+//! What a broker means: topics, sends, pulls, queries, consumer groups and their offsets over the store.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | [`state`] | the units of state and their one transition function |
 //! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs`, `sessions.rs` | the services |
+//! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
 //! | `verify.rs` | a look at the whole store while it serves |
 //! | `route.rs`, `names.rs`, `token.rs` | which queue, which names, which page |
@@ -17,8 +18,10 @@ mod budget;
 mod config;
 pub mod counters;
 mod error;
+mod groups;
 mod long_poll;
 mod names;
+mod offsets;
 mod pull;
 mod query;
 mod route;
@@ -51,11 +54,17 @@ pub use crate::message::TopicSettings;
 pub use budget::Permit;
 pub use config::BrokerConfig;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
-pub use names::NameFault;
+pub use groups::{GroupDescription, GroupPage, GroupTopic};
+pub use names::{GroupNameFault, NameFault};
+pub use offsets::{
+    CommitOffset, Position, QueuePosition, QueueProgress, ResetQueue, ResetRequest, Run,
+};
 pub use pull::{PullRequest, Pulled};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest};
 pub use sessions::{SessionDescription, SessionPage};
+pub use state::groups::{Group, GroupChange};
+pub use state::offsets::Expected;
 pub use state::sessions::{SessionFault, SessionState};
 pub use state::topics::{TopicChanges, TopicEntry};
 pub use topics::{

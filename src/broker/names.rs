@@ -1,9 +1,10 @@
-//! Which names a topic may have.
+//! Which names topics and consumer groups may have.
 //!
 //! | rule | names |
 //! | --- | --- |
 //! | can be made | 1 to 127 ASCII letters, digits, `_` and `-`, and not reserved |
 //! | can be asked for | the same up to 255 bytes, and `%` and `|`, which stand in names that the broker makes itself |
+//! | a group's | 1 to 120 ASCII letters, digits, `_` and `-`, and not reserved |
 //! | reserved | what Apache RocketMQ keeps for itself, so that stores and tools do not mean two things by one name |
 
 /// The longest name that can be made, in bytes.
@@ -88,6 +89,72 @@ fn check(name: &str, limit: usize, legal: impl Fn(char) -> bool) -> Result<(), N
     }
 }
 
+/// The longest name of a consumer group, in bytes.
+const MAX_GROUP_LEN: usize = 120;
+
+/// RocketMQ's own consumer groups (its `MixAll`): of its tools, its filter server, its monitor and its own tests.
+const RESERVED_GROUPS: &[&str] = &[
+    "DEFAULT_CONSUMER",
+    "TOOLS_CONSUMER",
+    "SCHEDULE_CONSUMER",
+    "FILTERSRV_CONSUMER",
+    "__MONITOR_CONSUMER",
+    "SELF_TEST_C_GROUP",
+    "CID_ONS-HTTP-PROXY",
+    "CID_ONSAPI_PERMISSION",
+    "CID_ONSAPI_OWNER",
+    "CID_ONSAPI_PULL",
+];
+
+/// In upper case; names are compared without regard to case.
+const RESERVED_GROUP_PREFIX: &str = "CID_RMQ_SYS_";
+
+/// Why a name cannot be a consumer group's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupNameFault {
+    /// It is empty.
+    #[error("a consumer group's name cannot be empty")]
+    Empty,
+    /// It is too long.
+    #[error("a consumer group's name of {len} bytes exceeds the limit of {limit}")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The longest there may be.
+        limit: usize,
+    },
+    /// It has a character that names do not have.
+    #[error(
+        "a consumer group's name is made of letters, digits, '_' and '-'; {found:?} is none of them"
+    )]
+    Character {
+        /// The first such character.
+        found: char,
+    },
+    /// It is kept for the system.
+    #[error("the consumer group's name is reserved")]
+    Reserved,
+}
+
+/// Whether a consumer group of this name can be made.
+///
+/// # Errors
+/// The first rule that the name breaks.
+pub(super) fn check_group(name: &str) -> Result<(), GroupNameFault> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    check(name, MAX_GROUP_LEN, legal).map_err(|fault| match fault {
+        NameFault::Empty => GroupNameFault::Empty,
+        NameFault::TooLong { len, limit } => GroupNameFault::TooLong { len, limit },
+        NameFault::Character { found } => GroupNameFault::Character { found },
+        NameFault::Reserved => GroupNameFault::Reserved,
+    })?;
+    let reserved = RESERVED_GROUPS.contains(&name)
+        || name
+            .get(..RESERVED_GROUP_PREFIX.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(RESERVED_GROUP_PREFIX));
+    if reserved { Err(GroupNameFault::Reserved) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +167,19 @@ mod tests {
         assert_eq!(check_new(""), Err(NameFault::Empty));
         assert_eq!(check_new("a b"), Err(NameFault::Character { found: ' ' }));
         assert_eq!(check_new("größe"), Err(NameFault::Character { found: 'ö' }));
+    }
+
+    #[test]
+    fn a_group_has_a_name_of_its_own_kind() {
+        assert_eq!(check_group("billing-2_B"), Ok(()));
+        assert_eq!(check_group(&"x".repeat(120)), Ok(()));
+        let too_long = GroupNameFault::TooLong { len: 121, limit: 120 };
+        assert_eq!(check_group(&"x".repeat(121)), Err(too_long));
+        assert_eq!(check_group(""), Err(GroupNameFault::Empty));
+        assert_eq!(check_group("a%b"), Err(GroupNameFault::Character { found: '%' }));
+        for name in ["CID_RMQ_SYS_TRANS", "cid_rmq_sys_x", "TOOLS_CONSUMER", "SELF_TEST_C_GROUP"] {
+            assert_eq!(check_group(name), Err(GroupNameFault::Reserved), "{name}");
+        }
     }
 
     #[test]

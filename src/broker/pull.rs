@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::budget::Permit;
 use super::error::BrokerError;
 use super::long_poll::Woken;
+use super::state::groups::GroupEntry;
 use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
@@ -44,6 +45,8 @@ pub struct PullRequest<'a> {
     pub wait: Duration,
     /// The tag expression.
     pub tags: &'a str,
+    /// The consumer group that it is for, if it is for one: it must be there and enabled.
+    pub group: Option<&'a str>,
     /// When the caller stops waiting.
     pub deadline: Instant,
 }
@@ -85,7 +88,12 @@ impl Broker {
             return Err(BrokerError::BadQueue { queue: request.queue, queues });
         }
 
-        let pulled = self.pull_or_park(&topic, &request, filter).await?;
+        let group = match request.group {
+            Some(name) => Some(self.group(name, request.deadline).await?),
+            None => None,
+        };
+
+        let pulled = self.pull_or_park(&topic, &request, filter, group.as_deref()).await?;
         self.counters.pulls.add(1);
         for record in &pulled.records {
             self.counters.pulled_messages.add(record.message_count.into());
@@ -99,6 +107,7 @@ impl Broker {
         topic: &TopicEntry,
         request: &PullRequest<'_>,
         filter: Arc<TagFilter>,
+        group: Option<&GroupEntry>,
     ) -> Result<Pulled, BrokerError> {
         let until = before(request.deadline).min(Instant::now() + request.wait);
         let mut from = request.offset;
@@ -106,6 +115,7 @@ impl Broker {
         // The one record that an answer has at least may be larger than what was asked for; then so must the permit be.
         let mut answer_len = u64::from(request.max_bytes);
         loop {
+            group.map_or(Ok(()), |group| self.admits(group))?;
             let permit = self
                 .replies
                 .take(answer_len, before(request.deadline))
@@ -148,8 +158,8 @@ impl Broker {
                     continue;
                 }
                 ReadOutcome::OutOfRange { range } => {
-                    let offset = from;
-                    Err(BrokerError::OffsetOutOfRange { offset, range })
+                    let (offset, epoch) = (from, self.store.epoch());
+                    Err(BrokerError::OffsetOutOfRange { offset, range, epoch })
                 }
                 ReadOutcome::Empty { next, range } => Ok((next, range)),
             };
@@ -166,7 +176,7 @@ impl Broker {
             if next < range.max {
                 return Ok(self.pulled(Vec::new(), next, range, None));
             }
-            match self.park(topic, request.queue, next, until).await? {
+            match self.park(topic, group, request.queue, next, until).await? {
                 Woken::Look => from = next,
                 Woken::Over => return Ok(self.pulled(Vec::new(), next, range, None)),
             }

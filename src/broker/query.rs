@@ -283,7 +283,8 @@ impl Broker {
         let records = match self.store.read(read).await? {
             ReadOutcome::Records { records, .. } => records,
             ReadOutcome::Empty { range, .. } | ReadOutcome::OutOfRange { range } => {
-                return Err(BrokerError::OffsetOutOfRange { offset, range });
+                let epoch = self.store.epoch();
+                return Err(BrokerError::OffsetOutOfRange { offset, range, epoch });
             }
             ReadOutcome::Damaged { at, next, .. } => return Err(BrokerError::Damaged { at, next }),
             ReadOutcome::Rebuilding => return Err(BrokerError::Rebuilding),

@@ -118,8 +118,8 @@ impl Broker {
         }
     }
 
-    /// Waits until a record of the topic that ends at `end` may be acknowledged.
-    async fn acknowledged(
+    /// Waits until a record of the topic, or state of it, that ends at `end` may be acknowledged or revealed.
+    pub(super) async fn acknowledged(
         &self,
         topic: &TopicEntry,
         end: PhysicalOffset,

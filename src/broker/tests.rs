@@ -62,6 +62,7 @@ async fn a_draining_broker_refuses_what_would_append_and_still_reads() {
         max_bytes: 1024,
         wait: Duration::from_secs(30),
         tags: "",
+        group: None,
         deadline: soon(),
     };
     assert_eq!(broker.pull(request).await.unwrap().next, QueueOffset::new(1));
@@ -107,6 +108,7 @@ async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
         max_bytes: 1,
         wait: Duration::ZERO,
         tags: "",
+        group: None,
         deadline: soon(),
     };
     let pulled = broker.pull(request).await.unwrap();
@@ -155,6 +157,7 @@ async fn a_small_answer_holds_its_own_bytes_only() {
         max_bytes: 8 << 20,
         wait: Duration::ZERO,
         tags: "",
+        group: None,
         deadline: soon(),
     };
     let pulled = broker.pull(request).await.unwrap();
@@ -273,6 +276,7 @@ fn pull_at(offset: u64, wait: Duration) -> PullRequest<'static> {
         max_bytes: 1024,
         wait,
         tags: "",
+        group: None,
         deadline: soon(),
     }
 }
@@ -495,7 +499,7 @@ async fn a_purge_is_recorded_and_refused_beyond_the_end() {
     };
     let purge = |what| broker.purge_topic("t", what, soon());
     match purge(queue(0, Some(4))).await {
-        Err(BrokerError::OffsetOutOfRange { offset, range }) => {
+        Err(BrokerError::OffsetOutOfRange { offset, range, .. }) => {
             assert_eq!((offset.get(), range.max.get()), (4, 3));
         }
         other => panic!("{other:?}"),

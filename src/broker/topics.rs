@@ -196,7 +196,8 @@ impl Broker {
                 let range = self.store.queue_bounds(topic.handle(), queue).await?;
                 let offset = up_to.unwrap_or(range.max);
                 if offset > range.max {
-                    return Err(BrokerError::OffsetOutOfRange { offset, range });
+                    let epoch = self.store.epoch();
+                    return Err(BrokerError::OffsetOutOfRange { offset, range, epoch });
                 }
                 if offset <= range.min {
                     self.durable(self.state.topics.applied(), deadline).await?;
@@ -239,9 +240,12 @@ impl Broker {
             }
         };
         self.store.clean_soon();
+        if let Deletion::Done(id) = deleted {
+            self.state.offsets.forget_topic(id);
+        }
         self.settled(applied, deadline).await?;
         match deleted {
-            Deletion::Done => Ok(()),
+            Deletion::Done(_) => Ok(()),
             Deletion::Unknown => Err(BrokerError::UnknownTopic),
         }
     }

@@ -5,7 +5,7 @@
 //! | 0 | done |
 //! | 1 | failed; what was to be sent is not stored. `store verify`: the store is not sound |
 //! | 2 | the command line is wrong |
-//! | 3 | the topic, the message or the session does not exist |
+//! | 3 | the topic, the group, the message or the session does not exist |
 //! | 4 | no broker answered |
 //! | 5 | a send that may or may not be stored |
 //! | 74 | `serve` only: the disk failed a sync |
@@ -23,7 +23,7 @@ Exit codes:
    0  done
    1  failed; what was to be sent is not stored. store verify: the store is not sound
    2  the command line is wrong
-   3  the topic, the message or the session does not exist
+   3  the topic, the group, the message or the session does not exist
    4  no broker answered
    5  a send that may or may not be stored
   74  serve only: the disk failed a sync, what was not durable yet may be lost";
@@ -160,7 +160,11 @@ fn root_cause(error: &tonic::transport::Error) -> String {
 
 fn exit_of(refusal: &Refusal) -> Exit {
     match refusal.reason {
-        Reason::UnknownTopic | Reason::MessageNotFound | Reason::UnknownSession => Exit::NotFound,
+        Reason::UnknownTopic
+        | Reason::MessageNotFound
+        | Reason::UnknownGroup
+        | Reason::OffsetNotFound
+        | Reason::UnknownSession => Exit::NotFound,
         _ if refusal.stored == Stored::Unknown => Exit::MayBeStored,
         _ => Exit::Failed,
     }
@@ -183,6 +187,12 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
                     range.min, range.max
                 )
             });
+        }
+        Reason::GroupExists => {
+            "`mainstem group show NAME` shows it, `mainstem group update NAME` changes it"
+        }
+        Reason::Conflict => {
+            "another reader of the group or a reset moved it; `mainstem offset show` shows where it is"
         }
         Reason::NoSpace => "free some space in the broker's file system; it goes on by itself",
         Reason::Overloaded => "try again in a moment",
@@ -235,6 +245,8 @@ mod tests {
             next_offset: None,
             retry_after: Some(Duration::from_millis(1)),
             expected_sequence: None,
+            epoch: None,
+            current: None,
         }
     }
 

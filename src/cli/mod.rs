@@ -6,6 +6,7 @@
 //! | `health.rs` | whether a broker serves, for health checks |
 //! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs`, `session.rs` | a client of a broker |
 //! | `store.rs`, `store/` | a store: verify, dump, rebuild; of a stopped broker but for one |
+//! | `group.rs`, `offset.rs` | the same, for consumer groups |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
@@ -14,8 +15,10 @@
 
 mod demo;
 mod error;
+mod group;
 mod health;
 mod message;
+mod offset;
 mod output;
 mod pull;
 mod query;
@@ -108,6 +111,12 @@ enum Command {
     Pull(pull::PullArgs),
     /// Find messages by key or id
     Query(query::QueryArgs),
+    /// Make, list, show, change and delete consumer groups
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    /// Show, commit and reset the offsets of a consumer group
+    #[command(subcommand)]
+    Offset(offset::OffsetCommand),
     /// Show what a broker says about itself
     Status,
     /// End with 0 if a broker serves, else with 1
@@ -160,6 +169,8 @@ async fn client_command(
         Command::Send(args) => send::run(args, connection, output).await,
         Command::Pull(args) => pull::run(args, connection, output).await,
         Command::Query(args) => query::run(args, connection, output).await,
+        Command::Group(command) => group::run(command, connection, output).await,
+        Command::Offset(command) => offset::run(command, connection, output).await,
         Command::Status => status::run(connection, output).await,
         Command::Health(args) => health::run(args, output).await,
         Command::Session(command) => session::run(command, connection, output).await,

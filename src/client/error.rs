@@ -20,7 +20,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::format::batch::BatchError;
-use crate::message::QueueOffset;
+use crate::message::{Epoch, QueueOffset};
 use crate::proto;
 
 /// The type of the details that this client understands.
@@ -154,6 +154,13 @@ pub enum Reason {
     SequenceTooOld,
     SequenceReused,
     SessionLimit,
+    UnknownGroup,
+    GroupExists,
+    GroupLimit,
+    GroupDisabled,
+    OffsetNotFound,
+    Conflict,
+    OffsetLimit,
     Bug,
     Forbidden,
     NeedsForce,
@@ -192,6 +199,13 @@ impl Reason {
             "SEQUENCE_TOO_OLD" => Self::SequenceTooOld,
             "SEQUENCE_REUSED" => Self::SequenceReused,
             "SESSION_LIMIT" => Self::SessionLimit,
+            "UNKNOWN_GROUP" => Self::UnknownGroup,
+            "GROUP_EXISTS" => Self::GroupExists,
+            "GROUP_LIMIT" => Self::GroupLimit,
+            "GROUP_DISABLED" => Self::GroupDisabled,
+            "OFFSET_NOT_FOUND" => Self::OffsetNotFound,
+            "CONFLICT" => Self::Conflict,
+            "OFFSET_LIMIT" => Self::OffsetLimit,
             "BUG" => Self::Bug,
             "FORBIDDEN" => Self::Forbidden,
             "NEEDS_FORCE" => Self::NeedsForce,
@@ -243,6 +257,10 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// The sequence with which a producer session goes on, after a gap.
     pub expected_sequence: Option<u64>,
+    /// The broker's epoch, if an offset was outside.
+    pub epoch: Option<Epoch>,
+    /// What is committed, where that was not expected; `None`: nothing.
+    pub current: Option<QueueOffset>,
 }
 
 impl fmt::Display for Refusal {
@@ -293,6 +311,8 @@ impl ClientError {
                 next_offset: detail.next_offset.map(QueueOffset::new),
                 retry_after: detail.retry_after_ms.map(Duration::from_millis),
                 expected_sequence: detail.expected_sequence,
+                epoch: detail.epoch.map(Epoch::new),
+                current: detail.current.map(QueueOffset::new),
             }));
         }
         match status.code() {
@@ -315,6 +335,8 @@ impl ClientError {
                 next_offset: None,
                 retry_after: None,
                 expected_sequence: None,
+                epoch: None,
+                current: None,
             })),
         }
     }
@@ -429,6 +451,8 @@ mod tests {
             next_offset: Some(5),
             retry_after_ms: Some(250),
             expected_sequence: Some(11),
+            epoch: Some(2),
+            current: Some(8),
         };
         let error = ClientError::from_status("here:1", status(Code::OutOfRange, &wire));
         let expected = Refusal {
@@ -441,6 +465,8 @@ mod tests {
             next_offset: Some(QueueOffset::new(5)),
             retry_after: Some(Duration::from_millis(250)),
             expected_sequence: Some(11),
+            epoch: Some(Epoch::new(2)),
+            current: Some(QueueOffset::new(8)),
         };
         assert_eq!(error.refusal(), Some(&expected));
         assert_eq!(error.to_string(), "said");

@@ -7,6 +7,8 @@
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::update_topic`], [`Client::purge_topic`] | topics in use |
+//! | [`Client::create_group`], [`Client::update_group`], [`Client::delete_group`], [`Client::groups`], [`Client::describe_group`] | consumer groups |
+//! | [`Client::commit`], [`Client::committed`], [`Client::progress`], [`Client::reset`], [`Client::offsets_at`] | their offsets |
 //! | [`Client::status`] | what the broker says about itself |
 //! | [`Client::open_session`], [`Client::sessions`], [`Client::describe_session`], [`Client::close_session`] | producer sessions |
 //! | [`Client::verify_store`] | whether the broker's store is sound |
@@ -20,7 +22,9 @@
 //! here, one by one.
 
 mod error;
+mod groups;
 mod message;
+mod offsets;
 mod session;
 mod verify;
 
@@ -32,8 +36,10 @@ use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
+pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
 pub use self::message::Message;
 use self::message::Place;
+pub use self::offsets::{Expected, NewCommit, Position, QueueProgress, Reset, ResetQueue, Run};
 pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;
@@ -101,6 +107,8 @@ pub struct Pull<'a> {
     pub tags: &'a str,
     /// The same, parsed.
     pub filter: &'a TagFilter,
+    /// The consumer group in whose name it is.
+    pub group: Option<&'a str>,
 }
 
 /// What a pull brought.
@@ -375,7 +383,7 @@ impl Client {
     ///
     /// # Errors
     /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `UnknownTopic`,
-    /// `BadQueue`, `Rebuilding`.
+    /// `BadQueue`, `Rebuilding`; in the name of a group `UnknownGroup` and `GroupDisabled`.
     pub async fn pull(&self, pull: &Pull<'_>) -> Result<Pulled, ClientError> {
         let request = proto::PullRequest {
             topic: pull.topic.to_owned(),
@@ -385,6 +393,7 @@ impl Client {
             max_bytes: pull.max_bytes.unwrap_or(0),
             wait_ms: u32::try_from(pull.wait.as_millis()).unwrap_or(u32::MAX),
             tags: pull.tags.to_owned(),
+            group: pull.group.unwrap_or_default().to_owned(),
         };
         let answer = self.broker.clone().pull(within(request, CALL_TIMEOUT + pull.wait)).await;
         let answer = self.answer(answer)?;

@@ -37,6 +37,7 @@ impl Collector for Numbers {
         let Told { broker, connections, has_failed, is_open_to_others } = &self.0;
         let (status, counters) = (broker.status(), broker.counters());
         let at = status.watermarks;
+        let (groups, committed_offsets, offsets_memory) = broker.group_counts();
 
         let mut position = to.encode_descriptor(
             "position",
@@ -83,6 +84,9 @@ impl Collector for Numbers {
             ("topics", "Topics", None, status.topics),
             ("queues", "Queues of all topics", None, status.queues),
             ("sessions", "Producer sessions", None, count(broker.sessions())),
+            ("groups", "Consumer groups", None, groups),
+            ("committed_offsets", "Committed queue offsets", None, committed_offsets),
+            ("offsets", "Memory of committed offsets, about", bytes, offsets_memory),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
             (
                 "connections",
@@ -113,6 +117,8 @@ impl Collector for Numbers {
             ("pulled", "Bytes of them", bytes, counters.pulled_bytes.get()),
             ("parked", "Pulls that had to wait", None, counters.parked.get()),
             ("queries", "Answered queries", None, counters.queries.get()),
+            ("commits", "Commits and resets of offsets", None, counters.commits.get()),
+            ("rewinds", "Queues that these moved back", None, counters.rewinds.get()),
             ("syncs", "Syncs of the log", None, status.store.syncs),
             ("damaged_reads", "Reads that met damage", None, status.store.damaged_reads),
             ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),

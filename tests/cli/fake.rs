@@ -369,6 +369,27 @@ impl Broker for Fake {
             incomplete_reason: if incomplete { "an index is rebuilt".into() } else { "".into() },
         }))
     }
+
+    async fn commit_offsets(
+        &self,
+        _: Request<proto::CommitOffsetsRequest>,
+    ) -> Result<Response<proto::CommitOffsetsResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn committed_offsets(
+        &self,
+        _: Request<proto::CommittedOffsetsRequest>,
+    ) -> Result<Response<proto::CommittedOffsetsResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn query_offsets(
+        &self,
+        _: Request<proto::QueryOffsetsRequest>,
+    ) -> Result<Response<proto::QueryOffsetsResponse>, Status> {
+        Err(without_groups())
+    }
 }
 
 fn singles(
@@ -632,6 +653,48 @@ impl Admin for Fake {
         let events = events.map(|event| Ok(proto::VerifyStoreResponse { event: Some(event) }));
         Ok(Response::new(tokio_stream::iter(Vec::from(events))))
     }
+
+    async fn create_group(
+        &self,
+        _: Request<proto::CreateGroupRequest>,
+    ) -> Result<Response<proto::CreateGroupResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn update_group(
+        &self,
+        _: Request<proto::UpdateGroupRequest>,
+    ) -> Result<Response<proto::UpdateGroupResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn delete_group(
+        &self,
+        _: Request<proto::DeleteGroupRequest>,
+    ) -> Result<Response<proto::DeleteGroupResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn list_groups(
+        &self,
+        _: Request<proto::ListGroupsRequest>,
+    ) -> Result<Response<proto::ListGroupsResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn describe_group(
+        &self,
+        _: Request<proto::DescribeGroupRequest>,
+    ) -> Result<Response<proto::DescribeGroupResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn reset_offsets(
+        &self,
+        _: Request<proto::ResetOffsetsRequest>,
+    ) -> Result<Response<proto::ResetOffsetsResponse>, Status> {
+        Err(without_groups())
+    }
 }
 
 impl Session {
@@ -668,6 +731,11 @@ struct AnyMessage {
     type_url: String,
     #[prost(bytes = "vec", tag = "2")]
     value: Vec<u8>,
+}
+
+/// Consumer groups are tested with a real broker.
+fn without_groups() -> Status {
+    Status::unimplemented("no consumer groups here")
 }
 
 fn detail(reason: &str) -> proto::Error {

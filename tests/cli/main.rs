@@ -167,6 +167,12 @@ fn health_ends_with_one_if_nothing_comes_back() {
 }
 
 #[test]
+fn groups_commit_reset_and_go_on_where_they_were() {
+    let broker = RealBroker::start();
+    session("tests/cli/groups.trycmd", &broker.grpc);
+}
+
+#[test]
 fn a_broker_that_is_told_to_stop_ends_with_zero() {
     let mut broker = RealBroker::start();
     assert_eq!(mainstem(&broker.grpc, &["send", "-t", "orders", "hello"], "").2, Some(0));
@@ -357,4 +363,36 @@ fn pull_waits_for_what_is_not_there_yet() {
     assert_eq!(output.status.code(), Some(0));
     let message: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(message["body"], "hello");
+}
+
+#[test]
+fn a_reader_of_a_group_that_was_moved_by_another_ends_and_says_so() {
+    let broker = RealBroker::start();
+    let run = |args: &[&str]| {
+        let (stdout, stderr, code) = mainstem(&broker.grpc, args, "");
+        assert_eq!((stderr.as_str(), code), ("", Some(0)), "{args:?}");
+        stdout
+    };
+    run(&["topic", "create", "orders", "--queues", "1"]);
+    run(&["group", "create", "billing"]);
+    run(&["send", "-t", "orders", "first"]);
+    let reader = Command::new(BINARY)
+        .args(["pull", "-t", "orders", "-g", "billing", "--commit", "--wait", "1m"])
+        .env("MAINSTEM_SERVER", &broker.grpc)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let committed = || run(&["offset", "show", "-g", "billing", "-t", "orders", "-o", "jsonl"]);
+    while !committed().contains(r#""committed":1"#) {}
+    run(&["offset", "commit", "-g", "billing", "-t", "orders", "--queue", "0", "--offset", "0"]);
+    run(&["send", "-t", "orders", "second"]);
+    let output = reader.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected = "error: the committed offset of queue 0 of topic orders is 0, which was not \
+        expected: another reader of the group or a reset moved it; `mainstem offset show` shows \
+        where it is\n";
+    assert_eq!((stderr.as_str(), output.status.code()), (expected, Some(1)));
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 3);
+    assert!(committed().contains(r#""committed":0"#));
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod groups;
+mod offsets;
 mod pull;
 mod query;
 mod send;

@@ -5,6 +5,7 @@
 //! | `kill.rs` | SIGKILL again and again under load: what was acknowledged is there, nothing else, and nothing changes |
 //! | `load.rs`, `history.rs` | who sends and reads meanwhile; the checker of what they saw, and its own tests |
 //! | `sessions.rs` | the same under producers with sessions: what is sent again is stored once |
+//! | `offsets.rs` | SIGKILL while groups commit |
 //! | `stop.rs` | SIGTERM under load, health while it drains |
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
 //! | `disk.rs` | a full disk, a failing sync |
@@ -20,6 +21,7 @@ mod disk;
 mod history;
 mod kill;
 mod load;
+mod offsets;
 mod ports;
 mod sessions;
 mod start;

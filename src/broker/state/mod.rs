@@ -4,6 +4,8 @@
 //! | --- | --- | --- |
 //! | the topic table | [`topics`] | names, ids, configurations, what of a topic is gone, and the counter of ids |
 //! | the session table; each session | [`sessions`] | names and the counter of ids; epoch, sequence, the last batches |
+//! | the group table | [`groups`] | names, ids, settings of consumer groups, and the counter of ids |
+//! | a (group, topic) | [`offsets`] | the committed offset of each queue |
 //!
 //! A unit has one short mutex. A change happens under it in this order: decide, append the state record, apply. So the
 //! order in the log is the order of decisions. Replay after a start runs the same transition function.
@@ -13,7 +15,11 @@
 //!
 //! A step over several units locks them in the order of the table.
 
+pub mod groups;
+pub mod offsets;
 pub mod sessions;
+#[cfg(test)]
+mod tests;
 pub mod topics;
 
 use crate::format::DecodeError;
@@ -21,6 +27,8 @@ use crate::format::state_record::{SessionBatch, Transition, transitions};
 use crate::message::{PhysicalOffset, SessionMark};
 use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
 
+use groups::GroupTable;
+use offsets::Offsets;
 use sessions::SessionTable;
 use topics::TopicTable;
 
@@ -29,13 +37,68 @@ use topics::TopicTable;
 pub(crate) struct State {
     pub(crate) topics: TopicTable,
     pub(crate) sessions: SessionTable,
+    pub(crate) groups: GroupTable,
+    pub(crate) offsets: Offsets,
 }
 
 impl State {
     /// Nothing yet. Round robins start where `seed` says.
     pub(crate) fn new(seed: u64) -> Self {
-        Self { topics: TopicTable::new(seed), sessions: SessionTable::default() }
+        Self {
+            topics: TopicTable::new(seed),
+            groups: GroupTable::new(),
+            offsets: Offsets::default(),
+            sessions: SessionTable::default(),
+        }
     }
+
+    /// Applies a transition to the unit that it is of: one of a record that ends at `at`, in replay, or one of a
+    /// snapshot that is as of `at`. What is about things that are gone changes nothing.
+    fn replay(&self, topics: &Topics, transition: Transition, at: PhysicalOffset, from: Source) {
+        match transition {
+            Transition::GroupCreated { .. }
+            | Transition::GroupUpdated { .. }
+            | Transition::NextGroupId { .. } => match from {
+                Source::Log => self.groups.replay(transition, at),
+                Source::Snapshot => self.groups.restore(transition, at),
+            },
+            Transition::GroupDeleted { id } => {
+                self.groups.replay(transition, at);
+                self.offsets.forget_group(id);
+            }
+            Transition::OffsetsCommitted { group, topic, bound, offsets }
+                if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
+            {
+                self.offsets.replay((group, topic), bound, offsets, at);
+            }
+            Transition::TopicDeleted { id } => {
+                self.topics.replay(topics, transition, at);
+                self.offsets.forget_topic(id);
+            }
+            Transition::TopicCreated { .. }
+            | Transition::TopicUpdated { .. }
+            | Transition::TopicExpired { .. }
+            | Transition::NextTopicId { .. } => match from {
+                Source::Log => self.topics.replay(topics, transition, at),
+                Source::Snapshot => self.topics.restore(topics, transition, at),
+            },
+            transition if sessions::concerns(&transition) => match from {
+                Source::Log => self.sessions.replay(transition, at),
+                Source::Snapshot => self.sessions.restore(transition, at),
+            },
+            // The store's own, or of a unit that is gone.
+            _ => {}
+        }
+    }
+}
+
+/// Where a transition was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// In a record.
+    Log,
+    /// In a snapshot, where a unit is as of one position.
+    Snapshot,
 }
 
 /// Appends one record of these transitions; returns its end.
@@ -53,14 +116,7 @@ impl Applier for State {
         for transition in transitions(state) {
             match transition? {
                 Transition::AsOf { applied: of } => applied = of,
-                transition if sessions::concerns(&transition) => {
-                    self.sessions.restore(transition, applied);
-                }
-                transition if topics::concerns(&transition) => {
-                    self.topics.restore(topics, transition, applied);
-                }
-                // The store's own.
-                _ => {}
+                transition => self.replay(topics, transition, applied, Source::Snapshot),
             }
         }
         Ok(())
@@ -73,16 +129,7 @@ impl Applier for State {
         end: PhysicalOffset,
     ) -> Result<(), DecodeError> {
         for transition in transitions(payload) {
-            match transition? {
-                transition if sessions::concerns(&transition) => {
-                    self.sessions.replay(transition, end);
-                }
-                transition if topics::concerns(&transition) => {
-                    self.topics.replay(topics, transition, end);
-                }
-                // The store's own.
-                _ => {}
-            }
+            self.replay(topics, transition?, end, Source::Log);
         }
         Ok(())
     }
@@ -93,8 +140,11 @@ impl Applier for State {
 
     fn snapshot(&self, _topics: &Topics) -> StateSnapshot {
         let mut state = Vec::new();
-        let applied = self.topics.snapshot_into(&mut state);
-        let applied = applied.max(self.sessions.snapshot_into(&mut state));
-        StateSnapshot { state, applied }
+        // In this order: what is of a topic or a group comes behind it.
+        let topics = self.topics.snapshot_into(&mut state);
+        let groups = self.groups.snapshot_into(&mut state);
+        let offsets = self.offsets.snapshot_into(&mut state);
+        let sessions = self.sessions.snapshot_into(&mut state);
+        StateSnapshot { state, applied: topics.max(groups).max(offsets).max(sessions) }
     }
 }

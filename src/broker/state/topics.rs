@@ -104,18 +104,6 @@ impl TopicEntry {
     }
 }
 
-/// Whether a transition is of this unit.
-pub(super) fn concerns(transition: &Transition) -> bool {
-    matches!(
-        transition,
-        Transition::TopicCreated { .. }
-            | Transition::TopicDeleted { .. }
-            | Transition::TopicUpdated { .. }
-            | Transition::TopicExpired { .. }
-            | Transition::NextTopicId { .. }
-    )
-}
-
 /// Who wants a topic made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -143,7 +131,7 @@ pub(crate) enum Creation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deletion {
     /// It is gone.
-    Done,
+    Done(TopicId),
     /// There is none of that name.
     Unknown,
 }
@@ -399,7 +387,7 @@ impl TopicTable {
             Ok(end) => {
                 self.transition(&mut unit, store.topics(), transition, end);
                 store.end_arrivals(&entry.handle);
-                Ok((Deletion::Done, end))
+                Ok((Deletion::Done(entry.id()), end))
             }
             Err(error) => {
                 entry.handle.unkill();

@@ -7,11 +7,15 @@
 //! | `pull.rs` | Pull |
 //! | `query.rs` | QueryMessages |
 //! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
+//! | `groups.rs` | CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup |
+//! | `offsets.rs` | CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets |
 //! | `overview.rs` | Status |
 //! | `sessions.rs` | OpenSession, CloseSession, ListSessions, DescribeSession |
 //! | `store.rs` | VerifyStore |
 //! | [`status`] | none: what a refusal looks like on the wire |
 
+mod groups;
+mod offsets;
 mod overview;
 mod pull;
 mod query;
@@ -28,6 +32,7 @@ use tonic::{Request, Response, Status};
 
 use crate::broker::QueueRange;
 use crate::broker::{Broker, BrokerError};
+use crate::proto;
 use crate::proto::admin_server::{Admin, AdminServer};
 use crate::proto::broker_server::{Broker as BrokerService, BrokerServer};
 use crate::proto::{
@@ -98,6 +103,27 @@ impl BrokerService for Native {
         request: Request<CloseSessionRequest>,
     ) -> Result<Response<CloseSessionResponse>, Status> {
         sessions::close(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn commit_offsets(
+        &self,
+        request: Request<proto::CommitOffsetsRequest>,
+    ) -> Result<Response<proto::CommitOffsetsResponse>, Status> {
+        offsets::commit(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn committed_offsets(
+        &self,
+        request: Request<proto::CommittedOffsetsRequest>,
+    ) -> Result<Response<proto::CommittedOffsetsResponse>, Status> {
+        offsets::committed(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn query_offsets(
+        &self,
+        request: Request<proto::QueryOffsetsRequest>,
+    ) -> Result<Response<proto::QueryOffsetsResponse>, Status> {
+        offsets::query(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 }
 
@@ -173,6 +199,48 @@ impl Admin for Native {
         request: Request<PurgeTopicRequest>,
     ) -> Result<Response<PurgeTopicResponse>, Status> {
         topics::purge(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<proto::CreateGroupRequest>,
+    ) -> Result<Response<proto::CreateGroupResponse>, Status> {
+        groups::create(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn update_group(
+        &self,
+        request: Request<proto::UpdateGroupRequest>,
+    ) -> Result<Response<proto::UpdateGroupResponse>, Status> {
+        groups::update(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<proto::DeleteGroupRequest>,
+    ) -> Result<Response<proto::DeleteGroupResponse>, Status> {
+        groups::delete(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn list_groups(
+        &self,
+        request: Request<proto::ListGroupsRequest>,
+    ) -> Result<Response<proto::ListGroupsResponse>, Status> {
+        groups::list(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn describe_group(
+        &self,
+        request: Request<proto::DescribeGroupRequest>,
+    ) -> Result<Response<proto::DescribeGroupResponse>, Status> {
+        groups::describe(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn reset_offsets(
+        &self,
+        request: Request<proto::ResetOffsetsRequest>,
+    ) -> Result<Response<proto::ResetOffsetsResponse>, Status> {
+        offsets::reset(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) async fn pull(
             max_bytes: or_default(request.max_bytes, DEFAULT_BYTES),
             wait: Duration::from_millis(request.wait_ms.into()),
             tags: &request.tags,
+            group: Some(request.group.as_str()).filter(|group| !group.is_empty()),
             deadline,
         })
         .await?;

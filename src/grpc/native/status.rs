@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 
 use super::range;
 use crate::broker::{BrokerError, Reason, SessionFault, Stored};
+use crate::message::QueueOffset;
 use crate::proto;
 
 const TYPE_URL: &str = "type.googleapis.com/mainstem.v1.Error";
@@ -73,6 +74,11 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         Reason::SessionLimit => (Code::ResourceExhausted, None),
         Reason::Forbidden => (Code::PermissionDenied, None),
         Reason::NeedsForce => (Code::FailedPrecondition, None),
+        Reason::UnknownGroup | Reason::OffsetNotFound => (Code::NotFound, None),
+        Reason::GroupExists => (Code::AlreadyExists, None),
+        Reason::GroupDisabled => (Code::PermissionDenied, None),
+        Reason::Conflict => (Code::Aborted, None),
+        Reason::GroupLimit | Reason::OffsetLimit => (Code::ResourceExhausted, None),
     }
 }
 
@@ -81,8 +87,15 @@ pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
     let reason = error.reason();
     let (code, retry_after_ms) = code(reason);
     let (offset_range, next_offset) = match error {
-        BrokerError::OffsetOutOfRange { range: valid, .. } => (Some(range(*valid)), None),
+        BrokerError::OffsetOutOfRange { range: valid, .. }
+        | BrokerError::CommitOutOfRange { range: valid, .. } => (Some(range(*valid)), None),
         BrokerError::Damaged { next, .. } => (None, Some(next.get())),
+        _ => (None, None),
+    };
+    let (epoch, current) = match error {
+        BrokerError::OffsetOutOfRange { epoch, .. }
+        | BrokerError::CommitOutOfRange { epoch, .. } => (Some(epoch.get()), None),
+        BrokerError::OffsetConflict { current, .. } => (None, current.map(QueueOffset::get)),
         _ => (None, None),
     };
     let stored = match error.stored() {
@@ -100,6 +113,8 @@ pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
             BrokerError::Session(SessionFault::Gap { expected, .. }) => Some(*expected),
             _ => None,
         },
+        epoch,
+        current,
     };
     with_detail(code, with_sources(error), &detail)
 }
@@ -158,7 +173,7 @@ mod tests {
     use super::*;
     use crate::broker::QueueRange;
     use crate::file::FileError;
-    use crate::message::QueueOffset;
+    use crate::message::Epoch;
     use crate::store::ReadError;
 
     fn detail(status: &Status) -> proto::Error {
@@ -182,9 +197,15 @@ mod tests {
     #[test]
     fn an_offset_out_of_range_comes_with_the_range() {
         let range = QueueRange { min: QueueOffset::new(2), max: QueueOffset::new(9) };
-        let status = of(&BrokerError::OffsetOutOfRange { offset: QueueOffset::new(10), range });
+        let status = of(&BrokerError::OffsetOutOfRange {
+            offset: QueueOffset::new(10),
+            range,
+            epoch: Epoch::new(3),
+        });
         assert_eq!(status.code(), Code::OutOfRange);
-        assert_eq!(detail(&status).range, Some(proto::OffsetRange { min: 2, max: 9 }));
+        let detail = detail(&status);
+        assert_eq!(detail.range, Some(proto::OffsetRange { min: 2, max: 9 }));
+        assert_eq!(detail.epoch, Some(3));
     }
 
     #[test]

@@ -1,0 +1,250 @@
+//! Consumer groups as a service: made, updated, deleted, listed, described.
+//!
+//! An answer that reveals what the table holds waits until that is durable by the broker's default mode; one that
+//! reveals committed offsets waits for the mode of their topic too.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::error::{BrokerError, RequestFault};
+use super::offsets::QueueProgress;
+use super::state::groups::{Group, GroupChange, GroupCreation, GroupEntry};
+use super::topics::within;
+use super::{Broker, names};
+use crate::message::{GroupSettings, TopicId};
+use crate::store::AppendError;
+
+/// The most groups, or queues of its topics, in one answer; of the last topic all queues are in it.
+const MAX_PAGE: u32 = 10_000;
+
+/// The most retry delays of a group.
+const MAX_DELAYS: u32 = 64;
+
+/// The longest retry delay: 12 hours.
+const MAX_DELAY_MS: u64 = 12 * 60 * 60 * 1_000;
+
+/// Groups in byte order of their names.
+#[derive(Debug)]
+pub struct GroupPage {
+    /// At most as many as were asked for.
+    pub groups: Vec<Group>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+}
+
+/// A topic in which a group has committed offsets.
+#[derive(Debug)]
+pub struct GroupTopic {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its incarnation.
+    pub id: TopicId,
+    /// All of its queues.
+    pub queues: Vec<QueueProgress>,
+}
+
+/// A group and some of its topics.
+#[derive(Debug)]
+pub struct GroupDescription {
+    /// The group.
+    pub group: Group,
+    /// By rising id.
+    pub topics: Vec<GroupTopic>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+}
+
+impl Broker {
+    /// Makes a group. The same name with the same settings is fine.
+    ///
+    /// # Errors
+    /// Nothing was made, unless [`BrokerError::stored`] says otherwise.
+    pub async fn create_group(
+        &self,
+        name: &str,
+        settings: &GroupSettings,
+        deadline: Instant,
+    ) -> Result<Group, BrokerError> {
+        names::check_group(name)?;
+        check(settings)?;
+        if self.is_draining() {
+            return Err(BrokerError::Draining);
+        }
+        let (made, applied) = loop {
+            match self.state.groups.create(&self.store, name, settings) {
+                Ok(done) => break done,
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.settled(applied, deadline).await?;
+        match made {
+            GroupCreation::Ready(group) => Ok(group),
+            GroupCreation::Conflict => Err(BrokerError::GroupExists),
+            GroupCreation::Limit(limit) => Err(BrokerError::GroupLimit { limit }),
+        }
+    }
+
+    /// Changes what a group is, at once. Pulls that are parked in the name of a group that is disabled are refused.
+    ///
+    /// # Errors
+    /// The group is as it was, unless [`BrokerError::stored`] says otherwise.
+    pub async fn update_group(
+        &self,
+        name: &str,
+        change: &GroupChange,
+        deadline: Instant,
+    ) -> Result<Group, BrokerError> {
+        check(&change.applied_to(&GroupSettings::default()))?;
+        if self.is_draining() {
+            return Err(BrokerError::Draining);
+        }
+        let (group, applied) = loop {
+            match self.state.groups.update(&self.store, name, change) {
+                Ok(done) => break done,
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.settled(applied, deadline).await?;
+        group.ok_or_else(|| unknown(name))
+    }
+
+    /// Deletes a group with its offsets, at once. Pulls that are parked in its name end. A group that is made later
+    /// under the same name is another one.
+    ///
+    /// # Errors
+    /// The group lives on, unless [`BrokerError::stored`] says otherwise.
+    pub async fn delete_group(&self, name: &str, deadline: Instant) -> Result<(), BrokerError> {
+        if self.is_draining() {
+            return Err(BrokerError::Draining);
+        }
+        let (deleted, applied) = loop {
+            match self.state.groups.delete(&self.store, name) {
+                Ok(done) => break done,
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if let Some(id) = deleted {
+            self.state.offsets.forget_group(id);
+        }
+        self.settled(applied, deadline).await?;
+        deleted.map(|_| ()).ok_or_else(|| unknown(name))
+    }
+
+    /// Up to `limit` groups with names after `after`, in byte order; `limit` is at most 10 000.
+    ///
+    /// # Errors
+    /// `limit` is too large, or the table is not durable in time.
+    pub async fn list_groups(
+        &self,
+        after: &str,
+        limit: u32,
+        deadline: Instant,
+    ) -> Result<GroupPage, BrokerError> {
+        within("groups in an answer", limit, MAX_PAGE)?;
+        let (groups, more, applied) = self.state.groups.list(after, limit as usize);
+        self.settled(applied, deadline).await?;
+        Ok(GroupPage { groups, more })
+    }
+
+    /// A group and the topics that it has committed offsets of, by rising id after `after`, until `limit` queues are
+    /// reached; `limit` is at most 10 000.
+    ///
+    /// # Errors
+    /// There is no such group, `limit` is too large, or what is to be told is not durable in time.
+    pub async fn describe_group(
+        &self,
+        name: &str,
+        after: TopicId,
+        limit: u32,
+        deadline: Instant,
+    ) -> Result<GroupDescription, BrokerError> {
+        within("queues in an answer", limit, MAX_PAGE)?;
+        let applied = self.state.groups.applied();
+        let entry = self.state.groups.get(name);
+        self.settled(applied, deadline).await?;
+        let entry = entry.ok_or_else(|| unknown(name))?;
+        // A topic has a queue at least.
+        let (ids, mut more) = self.state.offsets.topics_of(entry.id(), after, limit as usize);
+        let (mut topics, mut queues) = (Vec::new(), 0);
+        for id in ids {
+            if queues >= limit as usize {
+                more = true;
+                break;
+            }
+            // Deleted meanwhile.
+            let Some(topic) = self.state.topics.by_id(id) else { continue };
+            let progress = self.progress_in(&entry, &topic, 0, u32::MAX, deadline).await?;
+            queues += progress.len();
+            topics.push(GroupTopic { name: topic.name().into(), id, queues: progress });
+        }
+        let group = Group { name: entry.name().into(), id: entry.id(), settings: entry.settings() };
+        Ok(GroupDescription { group, topics, more })
+    }
+
+    /// How many groups there are, how many queue offsets they have committed, and the bytes of memory that those take,
+    /// about.
+    pub fn group_counts(&self) -> (u64, u64, u64) {
+        let offsets = &self.state.offsets;
+        (self.state.groups.count(), offsets.count(), offsets.memory_bytes())
+    }
+
+    /// The group of a name. That there is none may be told once the deletion is durable.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) async fn group(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Arc<GroupEntry>, BrokerError> {
+        if let Some(group) = self.state.groups.get(name) {
+            return Ok(group);
+        }
+        names::check_group(name)?;
+        self.settled(self.state.groups.applied(), deadline).await?;
+        Err(unknown(name))
+    }
+
+    /// Whether the consumers of a group get messages; waits for the end of a deletion that is half done.
+    ///
+    /// # Errors
+    /// It is deleted or disabled.
+    pub(super) fn admits(&self, group: &GroupEntry) -> Result<(), BrokerError> {
+        if group.is_dead() && !self.state.groups.has(group) {
+            return Err(BrokerError::UnknownGroup { name: group.name().into() });
+        }
+        if !group.is_enabled() {
+            return Err(BrokerError::GroupDisabled { name: group.name().into() });
+        }
+        Ok(())
+    }
+}
+
+/// The refusal of a name that no group has.
+fn unknown(name: &str) -> BrokerError {
+    match names::check_group(name) {
+        Ok(()) => BrokerError::UnknownGroup { name: name.into() },
+        Err(fault) => fault.into(),
+    }
+}
+
+/// Refuses what no group can be.
+fn check(settings: &GroupSettings) -> Result<(), BrokerError> {
+    let delays = &settings.retry_delays_ms;
+    if delays.is_empty() {
+        return Err(BrokerError::BadRequest { fault: RequestFault::NoRetryDelays });
+    }
+    within("retry delays", u32::try_from(delays.len()).unwrap_or(u32::MAX), MAX_DELAYS)?;
+    match delays.iter().find(|delay| **delay > MAX_DELAY_MS) {
+        Some(found) => Err(BrokerError::TooLarge {
+            what: "retry delay in ms",
+            found: *found,
+            limit: MAX_DELAY_MS,
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,486 @@
+//! Offsets as a service: committed, asked for, reset; and the offsets of a topic by edge and by time.
+//!
+//! | rule | is kept |
+//! | --- | --- |
+//! | a commit of several offsets is one record: all of it or nothing | in `state/offsets.rs` |
+//! | a committed offset is the next to consume, from the first that is there up to the end | before the commit, here |
+//! | a lower one than before is accepted, and counted | here |
+//! | an OK, and an answer that tells an offset, wait for the flush mode of its topic; of several, for the strictest | here |
+//! | nothing committed is told as that, never as 0 | by types |
+//!
+//! What a queue holds is looked at before the unit is locked: its end only grows, and that its begin moves on is as if
+//! it had done so right after the commit.
+
+use std::collections::BTreeMap;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::error::{BrokerError, RequestFault};
+use super::state::groups::GroupEntry;
+use super::state::offsets::{Commit, Expected, NewOffset, Offsets, TopicCommit};
+use super::state::topics::TopicEntry;
+use super::topics::within;
+use super::{Broker, before};
+use crate::message::{InitialPosition, QueueId, QueueOffset, Timestamp};
+use crate::store::{AppendError, QueueRange};
+
+/// The most offsets in one commit.
+const MAX_COMMIT: u32 = 10_000;
+
+/// The most queues in an answer to a list.
+const MAX_PAGE: u32 = 10_000;
+
+/// An offset to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitOffset<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The queue.
+    pub queue: QueueId,
+    /// The next offset to consume.
+    pub offset: QueueOffset,
+    /// What must be committed now.
+    pub expected: Expected,
+}
+
+/// How far a group is in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueProgress {
+    /// The queue.
+    pub queue: QueueId,
+    /// What can be pulled from it.
+    pub range: QueueRange,
+    /// The next offset to consume, if one is committed.
+    pub committed: Option<QueueOffset>,
+    /// Where the group goes on: the committed offset, else its initial position as of now.
+    pub next: QueueOffset,
+}
+
+impl QueueProgress {
+    /// Messages from the committed offset to the end of the queue; without a committed one, from its begin.
+    pub fn lag(&self) -> u64 {
+        let from = self.committed.unwrap_or(self.range.min);
+        self.range.max.get().saturating_sub(from.get())
+    }
+}
+
+/// A place in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// The first message that is there.
+    Earliest,
+    /// The end.
+    Latest,
+    /// The first message that was stored then or later; the end if there is none.
+    Time(Timestamp),
+    /// This offset.
+    Offset(QueueOffset),
+}
+
+impl From<InitialPosition> for Position {
+    fn from(position: InitialPosition) -> Self {
+        match position {
+            InitialPosition::Earliest => Self::Earliest,
+            InitialPosition::Latest => Self::Latest,
+            InitialPosition::Time(time) => Self::Time(time),
+        }
+    }
+}
+
+/// A position of a queue as an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePosition {
+    /// The queue.
+    pub queue: QueueId,
+    /// What can be pulled from it.
+    pub range: QueueRange,
+    /// The position.
+    pub offset: QueueOffset,
+}
+
+/// Whether something is done or only worked out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// Nothing is changed.
+    Dry,
+    /// It is done.
+    Real,
+}
+
+/// What to reset, and to what.
+#[derive(Clone, Copy, Debug)]
+pub struct ResetRequest<'a> {
+    /// The group's name.
+    pub group: &'a str,
+    /// The topic's name.
+    pub topic: &'a str,
+    /// Of which queue; `None`: of all.
+    pub queue: Option<QueueId>,
+    /// Where the group is to go on.
+    pub to: Position,
+    /// Whether to do it.
+    pub run: Run,
+}
+
+/// What a reset does to a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetQueue {
+    /// The queue.
+    pub queue: QueueId,
+    /// What can be pulled from it.
+    pub range: QueueRange,
+    /// What was committed before.
+    pub old: Option<QueueOffset>,
+    /// Where the group would have gone on without the reset.
+    pub from: QueueOffset,
+    /// Where it goes on.
+    pub new: QueueOffset,
+}
+
+impl Broker {
+    /// Commits offsets of a group: all of them or none.
+    ///
+    /// # Errors
+    /// Nothing was committed, unless [`BrokerError::stored`] says otherwise; then the same commit can be repeated.
+    pub async fn commit_offsets(
+        &self,
+        group: &str,
+        offsets: &[CommitOffset<'_>],
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        if offsets.is_empty() {
+            return Err(BrokerError::BadRequest { fault: RequestFault::NoOffsets });
+        }
+        let count = u32::try_from(offsets.len()).unwrap_or(u32::MAX);
+        within("offsets of a commit", count, MAX_COMMIT)?;
+        loop {
+            let group = self.group(group, deadline).await?;
+            let commits = self.checked(offsets, deadline).await?;
+            if self.try_commit(&group, &commits, deadline).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How far a group is in one queue of a topic.
+    ///
+    /// # Errors
+    /// Nothing is committed ([`BrokerError::OffsetNotFound`]), or there is no such group, topic or queue.
+    pub async fn committed_offset(
+        &self,
+        group: &str,
+        topic: &str,
+        queue: QueueId,
+        deadline: Instant,
+    ) -> Result<QueueProgress, BrokerError> {
+        let group = self.group(group, deadline).await?;
+        let topic = self.known(topic)?;
+        check_queue(&topic, queue)?;
+        let (committed, applied) = self.state.offsets.committed_of(group.id(), topic.id(), queue);
+        self.acknowledged(&topic, applied, deadline).await?;
+        let next = committed.ok_or(BrokerError::OffsetNotFound { queue })?;
+        self.caught_up(&topic, deadline).await;
+        let range = self.bounds(&topic, queue, deadline).await?;
+        self.still_there(&topic)?;
+        Ok(QueueProgress { queue, range, committed, next })
+    }
+
+    /// How far a group is in up to `limit` queues of a topic from `first_queue` on; `limit` is at most 10 000.
+    ///
+    /// # Errors
+    /// There is no such group or topic, `limit` is too large, or what is to be told is not durable in time.
+    pub async fn progress(
+        &self,
+        group: &str,
+        topic: &str,
+        first_queue: u32,
+        limit: u32,
+        deadline: Instant,
+    ) -> Result<Vec<QueueProgress>, BrokerError> {
+        within("queues in an answer", limit, MAX_PAGE)?;
+        let group = self.group(group, deadline).await?;
+        let topic = self.known(topic)?;
+        self.progress_in(&group, &topic, first_queue, limit, deadline).await
+    }
+
+    /// The same of a group and a topic that are known.
+    pub(super) async fn progress_in(
+        &self,
+        group: &GroupEntry,
+        topic: &TopicEntry,
+        first_queue: u32,
+        limit: u32,
+        deadline: Instant,
+    ) -> Result<Vec<QueueProgress>, BrokerError> {
+        let committed = self.state.offsets.committed(group.id(), topic.id());
+        self.acknowledged(topic, committed.applied, deadline).await?;
+        // After the offsets were looked at: what is committed is at or below the end that is told with it.
+        self.caught_up(topic, deadline).await;
+        let begin = Position::from(group.settings().initial_position);
+        let end = topic.handle().queues().min(first_queue.saturating_add(limit));
+        let mut queues = Vec::new();
+        for queue in (first_queue..end).map(QueueId::new) {
+            let range = self.bounds(topic, queue, deadline).await?;
+            let committed = committed.get(queue);
+            let next = match committed {
+                Some(offset) => offset,
+                None => self.offset_of(topic, queue, range, begin, deadline).await?,
+            };
+            queues.push(QueueProgress { queue, range, committed, next });
+        }
+        self.still_there(topic)?;
+        Ok(queues)
+    }
+
+    /// A position in up to `limit` queues of a topic from `first_queue` on, as offsets; `limit` is at most 10 000. The
+    /// ranges hold everything that was acknowledged before.
+    ///
+    /// # Errors
+    /// There is no such topic or queue, the position is an offset, or `limit` is too large.
+    pub async fn offsets_at(
+        &self,
+        topic: &str,
+        first_queue: QueueId,
+        limit: u32,
+        position: Position,
+        deadline: Instant,
+    ) -> Result<Vec<QueuePosition>, BrokerError> {
+        within("queues in an answer", limit, MAX_PAGE)?;
+        if matches!(position, Position::Offset(_)) {
+            let fault = RequestFault::OffsetPosition { field: "at" };
+            return Err(BrokerError::BadRequest { fault });
+        }
+        let topic = self.known(topic)?;
+        check_queue(&topic, first_queue)?;
+        self.caught_up(&topic, deadline).await;
+        let first = first_queue.get();
+        let end = topic.handle().queues().min(first.saturating_add(limit));
+        let mut queues = Vec::new();
+        for queue in (first..end).map(QueueId::new) {
+            let range = self.bounds(&topic, queue, deadline).await?;
+            let offset = self.offset_of(&topic, queue, range, position, deadline).await?;
+            queues.push(QueuePosition { queue, range, offset });
+        }
+        self.still_there(&topic)?;
+        Ok(queues)
+    }
+
+    /// Moves a group to another place in one queue or all queues of a topic, all of them with one record, whether it
+    /// has offsets there or not. A dry run answers the same and changes nothing.
+    ///
+    /// # Errors
+    /// Nothing was changed, unless [`BrokerError::stored`] says otherwise; then the same reset can be repeated.
+    pub async fn reset_offsets(
+        &self,
+        request: ResetRequest<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<ResetQueue>, BrokerError> {
+        loop {
+            let group = self.group(request.group, deadline).await?;
+            let topic = self.known(request.topic)?;
+            let mut queues = self.planned(&group, &topic, &request, deadline).await?;
+            if request.run == Run::Dry {
+                return Ok(queues);
+            }
+            let offsets = queues.iter().map(|row| NewOffset {
+                queue: row.queue,
+                offset: row.new,
+                expected: Expected::Any,
+            });
+            let commit = TopicCommit { topic, offsets: offsets.collect() };
+            if let Some(old) = self.try_commit(&group, &[commit], deadline).await? {
+                for (row, old) in queues.iter_mut().zip(old) {
+                    (row.old, row.from) = (old, old.unwrap_or(row.from));
+                }
+                return Ok(queues);
+            }
+        }
+    }
+
+    /// What a reset would do now.
+    async fn planned(
+        &self,
+        group: &GroupEntry,
+        topic: &TopicEntry,
+        request: &ResetRequest<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<ResetQueue>, BrokerError> {
+        let (first, count) = match request.queue {
+            Some(queue) => (queue.get(), 1),
+            None => (0, u32::MAX),
+        };
+        check_queue(topic, QueueId::new(first))?;
+        let mut rows = Vec::new();
+        for now in self.progress_in(group, topic, first, count, deadline).await? {
+            let QueueProgress { queue, range, committed, next } = now;
+            let new = self.offset_of(topic, queue, range, request.to, deadline).await?;
+            self.check_in_range(topic, queue, new, range)?;
+            rows.push(ResetQueue { queue, range, old: committed, from: next, new });
+        }
+        Ok(rows)
+    }
+
+    /// Commits, and waits until that may be said: what was committed before. `None`: a deletion was under way and came
+    /// to nothing, so the caller looks everything up again.
+    async fn try_commit(
+        &self,
+        group: &GroupEntry,
+        commits: &[TopicCommit],
+        deadline: Instant,
+    ) -> Result<Option<Vec<Option<QueueOffset>>>, BrokerError> {
+        let committed = loop {
+            if self.is_draining() {
+                return Err(BrokerError::Draining);
+            }
+            match self.state.offsets.commit(&self.store, group, commits) {
+                Ok(committed) => break committed,
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        match committed {
+            Commit::Done { end, old } => {
+                for commit in commits {
+                    self.acknowledged(&commit.topic, end, deadline).await?;
+                }
+                let new = commits.iter().flat_map(|commit| &commit.offsets);
+                let is_back = |(old, new): (&Option<QueueOffset>, &NewOffset)| {
+                    u64::from(old.is_some_and(|old| new.offset < old))
+                };
+                self.counters.rewinds.add(old.iter().zip(new).map(is_back).sum());
+                self.counters.commits.add(1);
+                Ok(Some(old))
+            }
+            Commit::Conflict { topic: id, queue, current, applied } => {
+                let Some(commit) = commits.iter().find(|commit| commit.topic.id() == id) else {
+                    return Ok(None);
+                };
+                self.acknowledged(&commit.topic, applied, deadline).await?;
+                let topic = commit.topic.name().into();
+                Err(BrokerError::OffsetConflict { topic, queue, current })
+            }
+            Commit::Limit => Err(BrokerError::OffsetLimit { limit: Offsets::MAX_ROWS }),
+            Commit::Deleted => {
+                if !self.state.groups.has(group) {
+                    return Err(BrokerError::UnknownGroup { name: group.name().into() });
+                }
+                commits.iter().try_for_each(|commit| self.still_there(&commit.topic))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The offsets by topic, each of them within what its queue holds.
+    async fn checked(
+        &self,
+        offsets: &[CommitOffset<'_>],
+        deadline: Instant,
+    ) -> Result<Vec<TopicCommit>, BrokerError> {
+        let mut by_topic = BTreeMap::<_, Vec<NewOffset>>::new();
+        for &CommitOffset { topic, queue, offset, expected } in offsets {
+            by_topic.entry(topic).or_default().push(NewOffset { queue, offset, expected });
+        }
+        let mut commits = Vec::new();
+        for (name, mut offsets) in by_topic {
+            let topic = self.known(name)?;
+            offsets.sort_unstable_by_key(|new| new.queue);
+            let twice = offsets.windows(2).find_map(|pair| match pair {
+                [a, b] if a.queue == b.queue => Some(a.queue),
+                _ => None,
+            });
+            if let Some(queue) = twice {
+                return Err(BrokerError::BadRequest { fault: RequestFault::QueueTwice { queue } });
+            }
+            let mut has_caught_up = false;
+            for new in &offsets {
+                check_queue(&topic, new.queue)?;
+                let mut range = self.bounds(&topic, new.queue, deadline).await?;
+                if new.offset > range.max && !has_caught_up {
+                    // What was acknowledged before this request came counts, dispatched or not.
+                    self.caught_up(&topic, deadline).await;
+                    has_caught_up = true;
+                    range = self.bounds(&topic, new.queue, deadline).await?;
+                }
+                self.check_in_range(&topic, new.queue, new.offset, range)?;
+            }
+            commits.push(TopicCommit { topic, offsets });
+        }
+        commits.sort_unstable_by_key(|commit| commit.topic.id());
+        Ok(commits)
+    }
+
+    fn check_in_range(
+        &self,
+        topic: &TopicEntry,
+        queue: QueueId,
+        offset: QueueOffset,
+        range: QueueRange,
+    ) -> Result<(), BrokerError> {
+        if (range.min..=range.max).contains(&offset) {
+            return Ok(());
+        }
+        self.still_there(topic)?;
+        let (topic, epoch) = (topic.name().into(), self.store.epoch());
+        Err(BrokerError::CommitOutOfRange { topic, queue, offset, range, epoch })
+    }
+
+    /// A position of a queue that holds `range`, as an offset.
+    async fn offset_of(
+        &self,
+        topic: &TopicEntry,
+        queue: QueueId,
+        range: QueueRange,
+        position: Position,
+        deadline: Instant,
+    ) -> Result<QueueOffset, BrokerError> {
+        match position {
+            Position::Earliest => Ok(range.min),
+            Position::Latest => Ok(range.max),
+            Position::Offset(offset) => Ok(offset),
+            Position::Time(time) => {
+                let found = self.store.offset_at(topic.handle(), queue, time);
+                let found = timeout_at(before(deadline), found).await.map_err(|_| too_slow())??;
+                // The queue went on since the range was looked at; the answer is about that moment.
+                Ok(found.clamp(range.min, range.max))
+            }
+        }
+    }
+
+    /// What a queue holds, exactly.
+    async fn bounds(
+        &self,
+        topic: &TopicEntry,
+        queue: QueueId,
+        deadline: Instant,
+    ) -> Result<QueueRange, BrokerError> {
+        let bounds = self.store.queue_bounds(topic.handle(), queue);
+        Ok(timeout_at(before(deadline), bounds).await.map_err(|_| too_slow())??)
+    }
+
+    /// Waits until all that was acknowledged for a topic can be seen. What lags a little is still true, so a deadline
+    /// that ends the wait is no error.
+    async fn caught_up(&self, topic: &TopicEntry, deadline: Instant) {
+        let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;
+    }
+
+    /// Refuses a topic that was deleted meanwhile; waits for the end of a deletion that is half done.
+    fn still_there(&self, topic: &TopicEntry) -> Result<(), BrokerError> {
+        if topic.handle().is_dead() && !self.state.topics.has(topic) {
+            return Err(BrokerError::UnknownTopic);
+        }
+        Ok(())
+    }
+}
+
+fn check_queue(topic: &TopicEntry, queue: QueueId) -> Result<(), BrokerError> {
+    let queues = topic.handle().queues();
+    if queue.get() >= queues {
+        return Err(BrokerError::BadQueue { queue, queues });
+    }
+    Ok(())
+}
+
+/// The time of the call is over before the queues were looked at.
+fn too_slow() -> BrokerError {
+    BrokerError::Overloaded { what: "looks at queues" }
+}

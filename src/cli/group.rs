@@ -1,0 +1,342 @@
+//! `mainstem group`: make, list, show, change and delete consumer groups.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::error::Failure;
+use super::offset::{PROGRESS, progress_cells};
+use super::output::{Output, Row, fields, say, table};
+use super::{Connection, patiently, time};
+use crate::client::{Group, GroupDescription, GroupSettings, QueueProgress};
+use crate::message::InitialPosition;
+
+/// Make, list, show, change and delete consumer groups
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Make a consumer group
+    ///
+    /// If it is there already with the same settings, nothing happens; with other settings it is an error.
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(CreateArgs),
+    /// List all consumer groups by name
+    List,
+    /// Show a consumer group and where it is
+    Show(NameArgs),
+    /// Change a consumer group
+    ///
+    /// What is not named stays as it is.
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update(UpdateArgs),
+    /// Delete a consumer group with its committed offsets
+    ///
+    /// Pulls that wait in its name end at once. A group made later under the same name is another one.
+    Delete(NameArgs),
+}
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  mainstem group create billing
+  mainstem group create audit --initial latest
+  mainstem group create steps --ordered --max-attempts 5 --retry-delays 1s,10s,1m";
+
+const UPDATE_EXAMPLES: &str = "\
+Examples:
+  mainstem group update billing --disable
+  mainstem group update billing --enable --max-attempts unlimited";
+
+/// What a group is made with.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// 1 to 120 letters, digits, '_' and '-'
+    name: String,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// What of a group becomes another.
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// The group
+    name: String,
+    /// Let its consumers get messages again
+    #[arg(long, conflicts_with = "disable")]
+    enable: bool,
+    /// Let its consumers get no messages until it is enabled again
+    #[arg(long)]
+    disable: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// What both take.
+#[derive(Debug, Args)]
+struct SettingsArgs {
+    /// Deliver messages of one message group one after the other [default: false]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    ordered: Option<bool>,
+    /// How often a message is delivered at most: a number, or unlimited [default: 17]
+    #[arg(long, value_name = "N", value_parser = attempts)]
+    max_attempts: Option<Attempts>,
+    /// The pauses between deliveries, the last one goes on [default: 1s,5s,10s,30s,1m,2m … 2h]
+    #[arg(
+        long,
+        value_name = "TIME,…",
+        value_delimiter = ',',
+        value_parser = time::duration
+    )]
+    retry_delays: Option<Vec<Duration>>,
+    /// Where it begins on a topic that is new to it: earliest, latest, or a time [default: earliest]
+    #[arg(long, value_name = "PLACE", value_parser = initial)]
+    initial: Option<InitialPosition>,
+}
+
+/// A group by its name.
+#[derive(Debug, Args)]
+pub(crate) struct NameArgs {
+    /// The group
+    name: String,
+}
+
+/// How often a message is delivered; `None`: without a limit.
+#[derive(Clone, Copy, Debug)]
+struct Attempts(Option<u32>);
+
+fn attempts(text: &str) -> Result<Attempts, &'static str> {
+    match text {
+        "unlimited" => Ok(Attempts(None)),
+        number => number
+            .parse()
+            .ok()
+            .filter(|count| *count > 0)
+            .map(|count| Attempts(Some(count)))
+            .ok_or("give a number from 1 on, or unlimited"),
+    }
+}
+
+fn initial(text: &str) -> Result<InitialPosition, time::BadTime> {
+    match text {
+        "earliest" => Ok(InitialPosition::Earliest),
+        "latest" => Ok(InitialPosition::Latest),
+        time => time::moment_from_now(time).map(InitialPosition::Time),
+    }
+}
+
+impl SettingsArgs {
+    fn settings(&self, enabled: Option<bool>) -> GroupSettings {
+        let ms = |delay: &Duration| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        GroupSettings {
+            enabled,
+            ordered: self.ordered,
+            max_attempts: self.max_attempts.map(|attempts| attempts.0),
+            retry_delays_ms: self.retry_delays.as_ref().map(|all| all.iter().map(ms).collect()),
+            initial_position: self.initial,
+        }
+    }
+}
+
+/// Runs the command.
+pub(crate) async fn run(
+    command: GroupCommand,
+    connection: &Connection,
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    let client = connection.open().await?;
+    match command {
+        GroupCommand::Create(args) => {
+            let settings = args.settings.settings(None);
+            let group = patiently(|| client.create_group(&args.name, &settings)).await?;
+            let shown = Shown::from(&group);
+            output.one(&shown, || table(HEADER, vec![shown.cells()]))?;
+        }
+        GroupCommand::Update(args) => {
+            let enabled = (args.enable || args.disable).then_some(args.enable);
+            let settings = args.settings.settings(enabled);
+            if settings == GroupSettings::default() {
+                let what = format!("nothing to change in {}", args.name);
+                return Err(Failure::usage(what).cure("see --help for what can be changed").into());
+            }
+            let group = patiently(|| client.update_group(&args.name, &settings)).await?;
+            let shown = Shown::from(&group);
+            output.one(&shown, || table(HEADER, vec![shown.cells()]))?;
+        }
+        GroupCommand::List => {
+            let mut many = output.many(HEADER);
+            let mut after = String::new();
+            loop {
+                let (groups, more) = patiently(|| client.groups(&after)).await?;
+                for group in &groups {
+                    many.push(&Shown::from(group))?;
+                }
+                match groups.last() {
+                    Some(last) if more => after.clone_from(&last.name),
+                    _ => break,
+                }
+            }
+            let none = many.count() == 0;
+            many.finish()?;
+            if none {
+                say("no consumer groups yet: `mainstem group create NAME` makes one");
+            }
+        }
+        GroupCommand::Show(args) => {
+            let description = patiently(|| client.describe_group(&args.name)).await?;
+            let shown = ShownDescription::from(&description);
+            output.one(&shown, || shown.table())?;
+        }
+        GroupCommand::Delete(args) => {
+            patiently(|| client.delete_group(&args.name)).await?;
+            let deleted = Deleted { deleted: &args.name };
+            output.one(&deleted, || format!("deleted {}", args.name))?;
+        }
+    }
+    Ok(())
+}
+
+const HEADER: &[&str] = &["NAME", "ENABLED", "ORDERED", "ATTEMPTS", "INITIAL", "ID"];
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    name: &'a str,
+    id: u64,
+    enabled: bool,
+    ordered: bool,
+    max_attempts: Option<u32>,
+    retry_delays_ms: &'a [u64],
+    initial: String,
+}
+
+impl<'a> From<&'a Group> for Shown<'a> {
+    fn from(group: &'a Group) -> Self {
+        let settings = &group.settings;
+        Self {
+            name: &group.name,
+            id: group.id.get(),
+            enabled: settings.enabled,
+            ordered: settings.ordered,
+            max_attempts: settings.max_attempts,
+            retry_delays_ms: &settings.retry_delays_ms,
+            initial: match settings.initial_position {
+                InitialPosition::Earliest => "earliest".to_owned(),
+                InitialPosition::Latest => "latest".to_owned(),
+                InitialPosition::Time(at) => time::render(at),
+            },
+        }
+    }
+}
+
+impl Shown<'_> {
+    fn attempts(&self) -> String {
+        self.max_attempts.map_or_else(|| "unlimited".to_owned(), |most| most.to_string())
+    }
+}
+
+impl Row for Shown<'_> {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.to_owned(),
+            yes_or_no(self.enabled),
+            yes_or_no(self.ordered),
+            self.attempts(),
+            self.initial.clone(),
+            self.id.to_string(),
+        ]
+    }
+}
+
+fn yes_or_no(it_is: bool) -> String {
+    if it_is { "yes" } else { "no" }.to_owned()
+}
+
+#[derive(Serialize)]
+struct ShownDescription<'a> {
+    #[serde(flatten)]
+    group: Shown<'a>,
+    lag: u64,
+    topic: Vec<ShownTopic<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShownTopic<'a> {
+    topic: &'a str,
+    queue: Vec<ShownQueue>,
+}
+
+#[derive(Serialize)]
+struct ShownQueue {
+    queue: u32,
+    min: u64,
+    max: u64,
+    committed: Option<u64>,
+    lag: u64,
+    #[serde(skip)]
+    cells: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Deleted<'a> {
+    deleted: &'a str,
+}
+
+impl From<&QueueProgress> for ShownQueue {
+    fn from(progress: &QueueProgress) -> Self {
+        Self {
+            queue: progress.queue.get(),
+            min: progress.range.min.get(),
+            max: progress.range.max.get(),
+            committed: progress.committed.map(|offset| offset.get()),
+            lag: progress.lag,
+            cells: progress_cells(progress),
+        }
+    }
+}
+
+impl<'a> From<&'a GroupDescription> for ShownDescription<'a> {
+    fn from(description: &'a GroupDescription) -> Self {
+        let topics = description.topics.iter();
+        let topic: Vec<_> = topics
+            .map(|topic| ShownTopic {
+                topic: &topic.topic,
+                queue: topic.queues.iter().map(ShownQueue::from).collect(),
+            })
+            .collect();
+        let queues = topic.iter().flat_map(|topic| &topic.queue);
+        Self { group: Shown::from(&description.group), lag: queues.map(|q| q.lag).sum(), topic }
+    }
+}
+
+impl ShownDescription<'_> {
+    fn table(&self) -> String {
+        let delays: Vec<_> =
+            self.group.retry_delays_ms.iter().map(|ms| time::render_length(*ms)).collect();
+        let about = fields(vec![
+            ("name", self.group.name.to_owned()),
+            ("id", self.group.id.to_string()),
+            ("enabled", yes_or_no(self.group.enabled)),
+            ("ordered", yes_or_no(self.group.ordered)),
+            ("attempts", self.group.attempts()),
+            ("retry delays", delays.join(", ")),
+            ("initial", self.group.initial.clone()),
+            ("lag", self.lag.to_string()),
+        ]);
+        if self.topic.is_empty() {
+            return format!("{about}\n\nnothing is committed yet");
+        }
+        let rows = self.topic.iter().flat_map(|topic| {
+            topic
+                .queue
+                .iter()
+                .map(|queue| [vec![topic.topic.to_owned()], queue.cells.clone()].concat())
+        });
+        let header = [&["TOPIC"], PROGRESS].concat();
+        format!("{about}\n\n{}", table(&header, rows.collect()))
+    }
+}

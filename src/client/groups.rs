@@ -1,0 +1,174 @@
+//! Consumer groups.
+
+use super::offsets::{self, QueueProgress};
+use super::{AnswerError, CALL_TIMEOUT, Client, ClientError, within};
+use crate::message::{self, GroupId, InitialPosition, Timestamp, TopicId};
+use crate::proto;
+use crate::proto::position::{At, Edge};
+
+/// What a group is made with, or what of it is to become another. `None`: the broker's default, or as it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupSettings {
+    /// Whether its consumers get messages. By default they do.
+    pub enabled: Option<bool>,
+    /// Whether messages of one message group are delivered one after the other. By default they are not.
+    pub ordered: Option<bool>,
+    /// Deliveries of one message, the first included; `Some(None)` is without a limit. By default 17.
+    pub max_attempts: Option<Option<u32>>,
+    /// The pauses between them in milliseconds, 1 to 64 of them, of 12 hours at most. By default 1 s to 2 h.
+    pub retry_delays_ms: Option<Vec<u64>>,
+    /// Where it begins on a topic that is new to it. By default at the first message that is there.
+    pub initial_position: Option<InitialPosition>,
+}
+
+/// A consumer group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its incarnation: another one after a delete.
+    pub id: GroupId,
+    /// What it is.
+    pub settings: message::GroupSettings,
+}
+
+/// A topic in which a group has committed offsets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupTopic {
+    /// Its name.
+    pub topic: String,
+    /// Its incarnation.
+    pub id: TopicId,
+    /// Its queues in order.
+    pub queues: Vec<QueueProgress>,
+}
+
+/// A group and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupDescription {
+    /// The group.
+    pub group: Group,
+    /// By rising id.
+    pub topics: Vec<GroupTopic>,
+}
+
+impl Client {
+    /// Creates a consumer group; it is there already with the same settings: OK too.
+    ///
+    /// # Errors
+    /// Refusals: `GroupExists` with other settings, `BadName`, `BadRequest`, `TooLarge`, `GroupLimit`.
+    pub async fn create_group(
+        &self,
+        name: &str,
+        settings: &GroupSettings,
+    ) -> Result<Group, ClientError> {
+        let request = proto::CreateGroupRequest { name: name.to_owned(), config: config(settings) };
+        let answer = self.admin.clone().create_group(within(request, CALL_TIMEOUT)).await;
+        self.group(self.answer(answer)?.group)
+    }
+
+    /// Changes what a consumer group is, at once. Disabling it ends pulls that wait in its name.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownGroup`, `BadRequest`, `TooLarge`.
+    pub async fn update_group(
+        &self,
+        name: &str,
+        settings: &GroupSettings,
+    ) -> Result<Group, ClientError> {
+        let request = proto::UpdateGroupRequest { name: name.to_owned(), config: config(settings) };
+        let answer = self.admin.clone().update_group(within(request, CALL_TIMEOUT)).await;
+        self.group(self.answer(answer)?.group)
+    }
+
+    /// Deletes a consumer group with its offsets, at once.
+    ///
+    /// # Errors
+    /// Refusal: `UnknownGroup`.
+    pub async fn delete_group(&self, name: &str) -> Result<(), ClientError> {
+        let request = proto::DeleteGroupRequest { name: name.to_owned() };
+        let answer = self.admin.clone().delete_group(within(request, CALL_TIMEOUT)).await;
+        self.answer(answer).map(|_| ())
+    }
+
+    /// One page of consumer groups in the order of their names, and whether there are more after the last of them.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn groups(&self, after: &str) -> Result<(Vec<Group>, bool), ClientError> {
+        let request = proto::ListGroupsRequest { after: after.to_owned(), limit: 0 };
+        let answer = self.admin.clone().list_groups(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        let groups = answer.groups.into_iter().map(|group| self.group(Some(group)));
+        Ok((groups.collect::<Result<_, _>>()?, answer.more))
+    }
+
+    /// A consumer group and where it is in all topics of which it has committed offsets.
+    ///
+    /// # Errors
+    /// Refusal: `UnknownGroup`.
+    pub async fn describe_group(&self, name: &str) -> Result<GroupDescription, ClientError> {
+        let mut topics: Vec<GroupTopic> = Vec::new();
+        loop {
+            let request = proto::DescribeGroupRequest {
+                name: name.to_owned(),
+                after: topics.last().map_or(0, |last| last.id.get()),
+                limit: 0,
+            };
+            let answer = self.admin.clone().describe_group(within(request, CALL_TIMEOUT)).await;
+            let answer = self.answer(answer)?;
+            let is_last = !answer.more || answer.topics.is_empty();
+            topics.extend(answer.topics.into_iter().map(|topic| GroupTopic {
+                topic: topic.topic,
+                id: TopicId::new(topic.id),
+                queues: topic.queues.into_iter().map(offsets::progress).collect(),
+            }));
+            if is_last {
+                return Ok(GroupDescription { group: self.group(answer.group)?, topics });
+            }
+        }
+    }
+
+    fn group(&self, group: Option<proto::Group>) -> Result<Group, ClientError> {
+        let missing = |field| self.bad_answer(AnswerError::Missing { field });
+        let group = group.ok_or_else(|| missing("group"))?;
+        let config = group.config.ok_or_else(|| missing("config"))?;
+        let position = config.initial_position.and_then(|position| position.at);
+        let attempts = config.max_attempts.ok_or_else(|| missing("max_attempts"))?;
+        Ok(Group {
+            name: group.name,
+            id: GroupId::new(group.id),
+            settings: message::GroupSettings {
+                enabled: config.enabled.ok_or_else(|| missing("enabled"))?,
+                ordered: config.ordered.ok_or_else(|| missing("ordered"))?,
+                max_attempts: (attempts > 0).then_some(attempts),
+                retry_delays_ms: config.retry_delays.unwrap_or_default().ms,
+                initial_position: match position {
+                    Some(At::Edge(edge)) if edge == i32::from(Edge::Latest) => {
+                        InitialPosition::Latest
+                    }
+                    Some(At::Edge(_)) => InitialPosition::Earliest,
+                    Some(At::TimeMs(time)) => InitialPosition::Time(Timestamp::new(time)),
+                    Some(At::Offset(_)) | None => return Err(missing("initial_position")),
+                },
+            },
+        })
+    }
+}
+
+fn config(settings: &GroupSettings) -> Option<proto::GroupConfig> {
+    let position = |position| match position {
+        InitialPosition::Earliest => At::Edge(Edge::Earliest.into()),
+        InitialPosition::Latest => At::Edge(Edge::Latest.into()),
+        InitialPosition::Time(time) => At::TimeMs(time.get()),
+    };
+    Some(proto::GroupConfig {
+        enabled: settings.enabled,
+        ordered: settings.ordered,
+        max_attempts: settings.max_attempts.map(|most| most.unwrap_or(0)),
+        retry_delays: settings.retry_delays_ms.clone().map(|ms| proto::RetryDelays { ms }),
+        initial_position: settings
+            .initial_position
+            .map(|at| proto::Position { at: Some(position(at)) }),
+    })
+}

@@ -1,0 +1,140 @@
+//! CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets.
+
+use tonic::{Request, Response};
+
+use super::{or_default, range};
+use crate::broker::{
+    self, Broker, BrokerError, Expected, Position, RequestFault, ResetQueue, ResetRequest, Run,
+};
+use crate::grpc::deadline;
+use crate::message::{QueueId, QueueOffset, Timestamp};
+use crate::proto::commit_offset::Condition;
+use crate::proto::position::{At, Edge};
+use crate::proto::{
+    self, CommitOffsetsRequest, CommitOffsetsResponse, CommittedOffsetsRequest,
+    CommittedOffsetsResponse, QueryOffsetsRequest, QueryOffsetsResponse, ResetOffsetsRequest,
+    ResetOffsetsResponse,
+};
+
+const DEFAULT_PAGE: u32 = 1_000;
+
+pub(super) async fn commit(
+    broker: &Broker,
+    request: Request<CommitOffsetsRequest>,
+) -> Result<Response<CommitOffsetsResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let offsets: Vec<_> = request.offsets.iter().map(offset_of).collect();
+    broker.commit_offsets(&request.group, &offsets, deadline).await?;
+    Ok(Response::new(CommitOffsetsResponse {}))
+}
+
+pub(super) async fn committed(
+    broker: &Broker,
+    request: Request<CommittedOffsetsRequest>,
+) -> Result<Response<CommittedOffsetsResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let (group, topic) = (&request.group, &request.topic);
+    let queues = match request.queue {
+        Some(queue) => {
+            let queue = QueueId::new(queue);
+            vec![broker.committed_offset(group, topic, queue, deadline).await?]
+        }
+        None => {
+            let limit = or_default(request.limit, DEFAULT_PAGE);
+            broker.progress(group, topic, request.first_queue, limit, deadline).await?
+        }
+    };
+    let queues = queues.iter().map(progress).collect();
+    Ok(Response::new(CommittedOffsetsResponse { queues }))
+}
+
+pub(super) async fn query(
+    broker: &Broker,
+    request: Request<QueryOffsetsRequest>,
+) -> Result<Response<QueryOffsetsResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let at = position(request.at, "at")?;
+    let limit = or_default(request.limit, DEFAULT_PAGE);
+    let first = QueueId::new(request.first_queue);
+    let queues = broker.offsets_at(&request.topic, first, limit, at, deadline).await?;
+    let queue = |row: &broker::QueuePosition| proto::QueueOffset {
+        queue: row.queue.get(),
+        range: Some(range(row.range)),
+        offset: row.offset.get(),
+    };
+    Ok(Response::new(QueryOffsetsResponse { queues: queues.iter().map(queue).collect() }))
+}
+
+pub(super) async fn reset(
+    broker: &Broker,
+    request: Request<ResetOffsetsRequest>,
+) -> Result<Response<ResetOffsetsResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let reset = ResetRequest {
+        group: &request.group,
+        topic: &request.topic,
+        queue: request.queue.map(QueueId::new),
+        to: position(request.to, "to")?,
+        run: if request.dry_run { Run::Dry } else { Run::Real },
+    };
+    let queues = broker.reset_offsets(reset, deadline).await?;
+    let from_to = |row: &ResetQueue| (row.from.get(), row.new.get());
+    let queue = |row: &ResetQueue| proto::ResetQueue {
+        queue: row.queue.get(),
+        range: Some(range(row.range)),
+        old: row.old.map(QueueOffset::get),
+        from: row.from.get(),
+        new: row.new.get(),
+    };
+    let moved = || queues.iter().map(from_to);
+    Ok(Response::new(ResetOffsetsResponse {
+        again: moved().map(|(from, to)| from.saturating_sub(to)).sum(),
+        skipped: moved().map(|(from, to)| to.saturating_sub(from)).sum(),
+        queues: queues.iter().map(queue).collect(),
+    }))
+}
+
+/// How far a group is in a queue, for the wire.
+pub(super) fn progress(progress: &broker::QueueProgress) -> proto::QueueProgress {
+    proto::QueueProgress {
+        queue: progress.queue.get(),
+        range: Some(range(progress.range)),
+        committed: progress.committed.map(QueueOffset::get),
+        next: progress.next.get(),
+        lag: progress.lag(),
+    }
+}
+
+fn offset_of(offset: &proto::CommitOffset) -> broker::CommitOffset<'_> {
+    broker::CommitOffset {
+        topic: &offset.topic,
+        queue: QueueId::new(offset.queue),
+        offset: QueueOffset::new(offset.offset),
+        expected: match offset.condition {
+            Some(Condition::Expected(offset)) => Expected::Offset(QueueOffset::new(offset)),
+            Some(Condition::ExpectNone(true)) => Expected::Nothing,
+            Some(Condition::ExpectNone(false)) | None => Expected::Any,
+        },
+    }
+}
+
+fn position(
+    position: Option<proto::Position>,
+    field: &'static str,
+) -> Result<Position, BrokerError> {
+    let refuse = |fault| Err(BrokerError::BadRequest { fault });
+    match position.and_then(|position| position.at) {
+        Some(At::Edge(edge)) => match Edge::try_from(edge) {
+            Ok(Edge::Earliest) => Ok(Position::Earliest),
+            Ok(Edge::Latest) => Ok(Position::Latest),
+            Err(_) => refuse(RequestFault::Enumeration { field }),
+        },
+        Some(At::TimeMs(time)) => Ok(Position::Time(Timestamp::new(time))),
+        Some(At::Offset(offset)) => Ok(Position::Offset(QueueOffset::new(offset))),
+        None => refuse(RequestFault::NoPosition { field }),
+    }
+}

@@ -1,0 +1,376 @@
+//! Offsets: committed, asked for, reset; and those of a topic by edge.
+
+use mainstem::proto::commit_offset::Condition;
+use mainstem::proto::position::{At, Edge};
+use mainstem::proto::{
+    CommitOffset, CommitOffsetsRequest, CommittedOffsetsRequest, CreateGroupRequest, GroupConfig,
+    OffsetRange, Position, QueryOffsetsRequest, QueueProgress, ResetOffsetsRequest,
+    ResetOffsetsResponse, TopicConfig, UpdateGroupRequest,
+};
+use tonic::{Code, Status};
+
+use crate::support::{Server, batch, detail, refusal, refused, to};
+
+/// A server with the group `g` and the topic `t` with three queues, of which two hold two and three messages.
+async fn server() -> Server {
+    let server = Server::start().await;
+    server.create("t", TopicConfig { queues: 3, ..TopicConfig::default() }).await;
+    server.send(to("t", Some(0), batch(&["a", "b"]))).await.unwrap();
+    server.send(to("t", Some(1), batch(&["c", "d", "e"]))).await.unwrap();
+    create_group(&server, "g", None).await;
+    server
+}
+
+async fn create_group(server: &Server, name: &str, initial: Option<At>) {
+    let config = GroupConfig {
+        initial_position: initial.map(|at| Position { at: Some(at) }),
+        ..GroupConfig::default()
+    };
+    let request = CreateGroupRequest { name: name.to_owned(), config: Some(config) };
+    server.admin.clone().create_group(request).await.unwrap();
+}
+
+fn at(queue: u32, offset: u64) -> CommitOffset {
+    CommitOffset { topic: "t".to_owned(), queue, offset, condition: None }
+}
+
+async fn commit(server: &Server, offsets: &[CommitOffset]) -> Result<(), Status> {
+    let request = CommitOffsetsRequest { group: "g".to_owned(), offsets: offsets.to_vec() };
+    server.broker.clone().commit_offsets(request).await.map(|_| ())
+}
+
+async fn committed(server: &Server, queue: u32) -> Result<u64, Status> {
+    let request = CommittedOffsetsRequest {
+        group: "g".to_owned(),
+        topic: "t".to_owned(),
+        queue: Some(queue),
+        ..CommittedOffsetsRequest::default()
+    };
+    let answer = server.broker.clone().committed_offsets(request).await?.into_inner();
+    assert_eq!(answer.queues.len(), 1);
+    Ok(answer.queues[0].committed.unwrap())
+}
+
+async fn progress(server: &Server, group: &str, first: u32, limit: u32) -> Vec<QueueProgress> {
+    let request = CommittedOffsetsRequest {
+        group: group.to_owned(),
+        topic: "t".to_owned(),
+        queue: None,
+        first_queue: first,
+        limit,
+    };
+    server.broker.clone().committed_offsets(request).await.unwrap().into_inner().queues
+}
+
+fn row(queue: u32, max: u64, committed: Option<u64>, next: u64, lag: u64) -> QueueProgress {
+    QueueProgress { queue, range: Some(OffsetRange { min: 0, max }), committed, next, lag }
+}
+
+/// A reset of `g` in `t`.
+fn reset(queue: Option<u32>, to: At) -> ResetOffsetsRequest {
+    ResetOffsetsRequest {
+        group: "g".to_owned(),
+        topic: "t".to_owned(),
+        queue,
+        to: Some(Position { at: Some(to) }),
+        dry_run: false,
+    }
+}
+
+async fn run(
+    server: &Server,
+    request: ResetOffsetsRequest,
+) -> Result<ResetOffsetsResponse, Status> {
+    server.admin.clone().reset_offsets(request).await.map(tonic::Response::into_inner)
+}
+
+/// Queue, old, from and new of each row.
+fn moves(reset: &ResetOffsetsResponse) -> Vec<(u32, Option<u64>, u64, u64)> {
+    reset.queues.iter().map(|row| (row.queue, row.old, row.from, row.new)).collect()
+}
+
+fn earliest() -> At {
+    At::Edge(Edge::Earliest.into())
+}
+
+fn latest() -> At {
+    At::Edge(Edge::Latest.into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_can_be_asked_for() {
+    let server = server().await;
+    commit(&server, &[at(1, 2), at(0, 0)]).await.unwrap();
+    assert_eq!(committed(&server, 1).await.unwrap(), 2);
+    assert_eq!(committed(&server, 0).await.unwrap(), 0);
+    let rows = [row(0, 2, Some(0), 0, 2), row(1, 3, Some(2), 2, 1), row(2, 0, None, 0, 0)];
+    assert_eq!(progress(&server, "g", 0, 0).await, rows);
+    assert_eq!(progress(&server, "g", 1, 1).await, rows[1..2]);
+    assert_eq!(progress(&server, "g", 3, 1).await, []);
+    assert_eq!(server.metric("mainstem_commits_total").await, Some(1));
+    assert_eq!(server.metric("mainstem_committed_offsets").await, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_committed_is_told_as_that_and_never_as_zero() {
+    let server = server().await;
+    let answer = committed(&server, 0).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "OFFSET_NOT_FOUND"));
+    commit(&server, &[at(1, 2)]).await.unwrap();
+    let answer = committed(&server, 0).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "OFFSET_NOT_FOUND"));
+    assert_eq!(progress(&server, "g", 0, 1).await, [row(0, 2, None, 0, 2)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_without_offsets_goes_on_at_its_initial_position() {
+    let server = server().await;
+    create_group(&server, "end", Some(latest())).await;
+    let rows = [row(0, 2, None, 2, 2), row(1, 3, None, 3, 3), row(2, 0, None, 0, 0)];
+    assert_eq!(progress(&server, "end", 0, 0).await, rows);
+    // Nobody stores messages in that future.
+    create_group(&server, "future", Some(At::TimeMs(u64::MAX))).await;
+    assert_eq!(progress(&server, "future", 0, 0).await, rows);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_can_be_committed_right_after_the_send_that_made_it() {
+    let server = server().await;
+    for round in 0..200 {
+        let sent = server.send(to("t", Some(2), batch(&["x"]))).await.unwrap();
+        assert_eq!(sent.first_queue_offset, round);
+        commit(&server, &[at(2, round + 1)]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_above_the_end_is_refused_with_range_and_epoch_and_nothing_is_committed() {
+    let server = server().await;
+    let status = commit(&server, &[at(0, 1), at(1, 4)]).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange);
+    let told = "offset 4 of queue 1 of topic t is outside of what is there, 0 up to 3";
+    assert_eq!(status.message(), told);
+    let why = detail(&status);
+    assert_eq!(why.reason, "OFFSET_OUT_OF_RANGE");
+    assert_eq!((why.range, why.epoch), (Some(OffsetRange { min: 0, max: 3 }), Some(1)));
+    let answer = committed(&server, 0).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "OFFSET_NOT_FOUND"));
+    commit(&server, &[at(1, 3)]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lower_offset_is_accepted_and_counted() {
+    let server = server().await;
+    commit(&server, &[at(0, 2), at(1, 2)]).await.unwrap();
+    commit(&server, &[at(0, 2), at(1, 3)]).await.unwrap();
+    assert_eq!(server.metric("mainstem_rewinds_total").await, Some(0));
+    commit(&server, &[at(0, 1), at(1, 0)]).await.unwrap();
+    assert_eq!(server.metric("mainstem_rewinds_total").await, Some(2));
+    assert_eq!(committed(&server, 1).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_with_an_expectation_takes_place_only_if_it_is_met() {
+    let server = server().await;
+    let expecting = |expected, offset| CommitOffset {
+        condition: Some(Condition::Expected(expected)),
+        ..at(0, offset)
+    };
+    let none = |is_set, offset| CommitOffset {
+        condition: Some(Condition::ExpectNone(is_set)),
+        ..at(0, offset)
+    };
+    let conflict = async |offsets: &[CommitOffset]| {
+        let status = commit(&server, offsets).await.unwrap_err();
+        let why = detail(&status);
+        assert_eq!((status.code(), why.reason.as_str()), (Code::Aborted, "CONFLICT"));
+        why.current
+    };
+    assert_eq!(conflict(&[expecting(0, 1)]).await, None);
+    commit(&server, &[none(true, 1)]).await.unwrap();
+    assert_eq!(conflict(&[none(true, 2)]).await, Some(1));
+    assert_eq!(conflict(&[at(1, 1), expecting(0, 2)]).await, Some(1));
+    let answer = committed(&server, 1).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "OFFSET_NOT_FOUND"));
+    commit(&server, &[expecting(1, 2), at(1, 1)]).await.unwrap();
+    commit(&server, &[none(false, 0)]).await.unwrap();
+    assert_eq!(
+        (committed(&server, 0).await.unwrap(), committed(&server, 1).await.unwrap()),
+        (0, 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_make_no_sense_are_refused_whole() {
+    let server = server().await;
+    let answer = commit(&server, &[]).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
+    let answer = commit(&server, &[at(0, 1), at(1, 1), at(0, 1)]).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
+    let answer = commit(&server, &[at(0, 1), at(3, 0)]).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_QUEUE"));
+    let unknown = CommitOffset { topic: "u".to_owned(), ..at(0, 0) };
+    let answer = commit(&server, &[at(0, 1), unknown]).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "UNKNOWN_TOPIC"));
+    let status = commit(&server, &vec![at(0, 1); 10_001]).await.unwrap_err();
+    assert_eq!((status.code(), detail(&status).limit), (Code::OutOfRange, Some(10_000)));
+    let answer = committed(&server, 0).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "OFFSET_NOT_FOUND"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_that_make_no_sense_are_refused() {
+    let server = server().await;
+    let ask = async |group: &str, topic: &str, queue, limit| {
+        let request = CommittedOffsetsRequest {
+            group: group.to_owned(),
+            topic: topic.to_owned(),
+            queue,
+            first_queue: 0,
+            limit,
+        };
+        refusal(server.broker.clone().committed_offsets(request).await)
+    };
+    assert_eq!(ask("h", "t", None, 0).await, refused(Code::NotFound, "UNKNOWN_GROUP"));
+    assert_eq!(ask("", "t", None, 0).await, refused(Code::InvalidArgument, "BAD_NAME"));
+    assert_eq!(ask("g", "u", None, 0).await, refused(Code::NotFound, "UNKNOWN_TOPIC"));
+    assert_eq!(ask("g", "t", Some(3), 0).await, refused(Code::InvalidArgument, "BAD_QUEUE"));
+    assert_eq!(ask("g", "t", None, 10_001).await, refused(Code::OutOfRange, "TOO_LARGE"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_edges_of_a_topic_are_its_offsets_by_queue() {
+    let server = server().await;
+    let ask = async |topic: &str, first_queue, limit, at: Option<At>| {
+        let at = at.map(|at| Position { at: Some(at) });
+        let topic = topic.to_owned();
+        let request = QueryOffsetsRequest { topic, first_queue, limit, at };
+        let answer = server.broker.clone().query_offsets(request).await?;
+        let queues = answer.into_inner().queues;
+        let row = |row: &mainstem::proto::QueueOffset| (row.queue, row.range, row.offset);
+        Ok::<_, Status>(queues.iter().map(row).collect::<Vec<_>>())
+    };
+    let range = |max| Some(OffsetRange { min: 0, max });
+    let first = [(0, range(2), 0), (1, range(3), 0), (2, range(0), 0)];
+    assert_eq!(ask("t", 0, 0, Some(earliest())).await.unwrap(), first);
+    let last = [(0, range(2), 2), (1, range(3), 3), (2, range(0), 0)];
+    assert_eq!(ask("t", 0, 0, Some(latest())).await.unwrap(), last);
+    assert_eq!(ask("t", 1, 1, Some(latest())).await.unwrap(), last[1..2]);
+    // Beyond every message: the end.
+    assert_eq!(ask("t", 0, 0, Some(At::TimeMs(u64::MAX))).await.unwrap(), last);
+
+    let bad = |reason| refused(Code::InvalidArgument, reason);
+    assert_eq!(refusal(ask("t", 0, 0, None).await), bad("BAD_REQUEST"));
+    assert_eq!(refusal(ask("t", 0, 0, Some(At::Offset(1))).await), bad("BAD_REQUEST"));
+    assert_eq!(refusal(ask("t", 0, 0, Some(At::Edge(7))).await), bad("BAD_REQUEST"));
+    assert_eq!(refusal(ask("t", 3, 0, Some(latest())).await), bad("BAD_QUEUE"));
+    let unknown = refused(Code::NotFound, "UNKNOWN_TOPIC");
+    assert_eq!(refusal(ask("u", 0, 0, Some(latest())).await), unknown);
+    let large = refused(Code::OutOfRange, "TOO_LARGE");
+    assert_eq!(refusal(ask("t", 0, 10_001, Some(latest())).await), large);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_moves_all_queues_and_counts_what_comes_again_and_what_does_not() {
+    let server = server().await;
+    commit(&server, &[at(0, 2), at(1, 1)]).await.unwrap();
+    let back = run(&server, reset(None, earliest())).await.unwrap();
+    let moved = [(0, Some(2), 2, 0), (1, Some(1), 1, 0), (2, None, 0, 0)];
+    assert_eq!((moves(&back), back.again, back.skipped), (moved.to_vec(), 3, 0));
+    let ahead = run(&server, reset(None, latest())).await.unwrap();
+    let moved = [(0, Some(0), 0, 2), (1, Some(0), 0, 3), (2, Some(0), 0, 0)];
+    assert_eq!((moves(&ahead), ahead.again, ahead.skipped), (moved.to_vec(), 0, 5));
+    let one = run(&server, reset(Some(1), At::Offset(2))).await.unwrap();
+    assert_eq!((moves(&one), one.again), (vec![(1, Some(3), 3, 2)], 1));
+    let rows = [row(0, 2, Some(2), 2, 0), row(1, 3, Some(2), 2, 1), row(2, 0, Some(0), 0, 0)];
+    assert_eq!(progress(&server, "g", 0, 0).await, rows);
+    assert_eq!(server.metric("mainstem_rewinds_total").await, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_answers_the_same_and_changes_nothing() {
+    let server = server().await;
+    commit(&server, &[at(1, 3)]).await.unwrap();
+    let before = progress(&server, "g", 0, 0).await;
+    let appended = server.metric("mainstem_position_bytes{mark=\"appended\"}").await;
+    let request = reset(None, earliest());
+    let dry = ResetOffsetsRequest { dry_run: true, ..request.clone() };
+    let dry = run(&server, dry).await.unwrap();
+    assert_eq!(progress(&server, "g", 0, 0).await, before);
+    assert_eq!(server.metric("mainstem_position_bytes{mark=\"appended\"}").await, appended);
+    assert_eq!(run(&server, request).await.unwrap(), dry);
+    assert_eq!(progress(&server, "g", 1, 1).await, [row(1, 3, Some(0), 0, 3)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_without_offsets_can_be_reset() {
+    let server = server().await;
+    let ahead = run(&server, reset(None, latest())).await.unwrap();
+    let moved = [(0, None, 0, 2), (1, None, 0, 3), (2, None, 0, 0)];
+    assert_eq!((moves(&ahead), ahead.again, ahead.skipped), (moved.to_vec(), 0, 5));
+    assert_eq!(committed(&server, 2).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_that_a_queue_cannot_follow_moves_none() {
+    let server = server().await;
+    commit(&server, &[at(1, 1)]).await.unwrap();
+    let status = run(&server, reset(None, At::Offset(2))).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange);
+    assert_eq!(detail(&status).range, Some(OffsetRange { min: 0, max: 0 }));
+    assert_eq!(committed(&server, 1).await.unwrap(), 1);
+
+    let bad = |reason| refused(Code::InvalidArgument, reason);
+    let request = ResetOffsetsRequest { to: None, ..reset(None, earliest()) };
+    assert_eq!(refusal(run(&server, request).await), bad("BAD_REQUEST"));
+    assert_eq!(refusal(run(&server, reset(None, At::Edge(5))).await), bad("BAD_REQUEST"));
+    assert_eq!(refusal(run(&server, reset(Some(3), earliest())).await), bad("BAD_QUEUE"));
+    let request = ResetOffsetsRequest { topic: "u".to_owned(), ..reset(None, earliest()) };
+    let unknown = refused(Code::NotFound, "UNKNOWN_TOPIC");
+    assert_eq!(refusal(run(&server, request).await), unknown);
+    let request = ResetOffsetsRequest { group: "h".to_owned(), ..reset(None, earliest()) };
+    let unknown = refused(Code::NotFound, "UNKNOWN_GROUP");
+    assert_eq!(refusal(run(&server, request).await), unknown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_again_has_no_offsets() {
+    let server = server().await;
+    commit(&server, &[at(0, 2), at(1, 3)]).await.unwrap();
+    server.delete("t").await;
+    assert_eq!(server.metric("mainstem_committed_offsets").await, Some(0));
+    let answer = committed(&server, 0).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "UNKNOWN_TOPIC"));
+    server.create("t", TopicConfig { queues: 3, ..TopicConfig::default() }).await;
+    let answer = committed(&server, 0).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "OFFSET_NOT_FOUND"));
+    let (data, ended) = server.stop();
+    ended.await.unwrap().unwrap();
+    let server = Server::on(data, &[]).await;
+    let answer = committed(&server, 0).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "OFFSET_NOT_FOUND"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_group_can_be_reset() {
+    let server = server().await;
+    let config = GroupConfig { enabled: Some(false), ..GroupConfig::default() };
+    let request = UpdateGroupRequest { name: "g".to_owned(), config: Some(config) };
+    server.admin.clone().update_group(request).await.unwrap();
+    run(&server, reset(None, latest())).await.unwrap();
+    assert_eq!(committed(&server, 1).await.unwrap(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_queues_of_the_widest_topic_are_reset_at_once() {
+    let server = server().await;
+    server.create("wide", TopicConfig { queues: 65_536, ..TopicConfig::default() }).await;
+    server.send(to("wide", Some(65_535), batch(&["x"]))).await.unwrap();
+    let request = ResetOffsetsRequest { topic: "wide".to_owned(), ..reset(None, latest()) };
+    let done = run(&server, request).await.unwrap();
+    assert_eq!((done.queues.len(), done.skipped), (65_536, 1));
+    assert_eq!(done.queues[65_535].new, 1);
+    assert_eq!(server.metric("mainstem_committed_offsets").await, Some(65_536));
+    let memory = server.metric("mainstem_offsets_bytes").await.unwrap();
+    assert!((786_432..800_000).contains(&memory), "{memory}");
+}

@@ -29,8 +29,10 @@ use std::ops::Range;
 
 pub use self::finding::{Finding, FindingKind, VerifySummary};
 use self::order::Order;
-use super::Shared;
+use super::checkpoint::CheckpointFile;
 use super::offline::{SegmentFile, StoppedStore};
+use super::ranges::Ranges;
+use super::{Shared, image};
 use crate::file::disk::Disk;
 use crate::file::segment::Segment;
 use crate::format::DecodeError;
@@ -38,6 +40,7 @@ use crate::format::identity::Identity;
 use crate::format::names::FileKind;
 use crate::format::record::HEADER_LEN;
 use crate::format::snapshot::QueuePosition;
+use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{ConsumeQueues, QueuePart};
 use crate::log::index::{IndexPart, Indexes};
 use crate::log::walk::SegmentWalk;
@@ -88,6 +91,8 @@ pub struct Verifier {
     positions: Option<(String, PhysicalOffset, Vec<QueuePosition>)>,
     /// Wrong places of which it is not known yet whether they were durable.
     undecided: Vec<Wrong>,
+    /// What was deleted of the log, once something missing made it a question.
+    deleted: Option<Ranges>,
     hashes: Vec<u64>,
     found: Vec<Finding>,
     summary: VerifySummary,
@@ -199,6 +204,7 @@ impl Verifier {
             tail: begin,
             positions: None,
             undecided: Vec::new(),
+            deleted: None,
             hashes: Vec::new(),
             found: Vec::new(),
             summary: VerifySummary::default(),
@@ -247,6 +253,22 @@ impl Verifier {
             Some((until, _)) => segment.end().min(*until).max(segment.base),
             None => segment.end(),
         }
+    }
+
+    /// Whether these bytes were deleted: then nothing is wrong if they, or files of them, are missing.
+    fn is_deleted(&mut self, range: &Range<PhysicalOffset>) -> bool {
+        if let Some((_, shared)) = &self.running {
+            return shared.deleted.covers(range);
+        }
+        let deleted = self.deleted.take().unwrap_or_else(|| {
+            let segments = self.segments.iter().filter_map(|file| file.segment(&*self.disk).ok());
+            let log = CommitLog::new(segments.collect(), Arc::clone(&self.identity));
+            let checkpoint = CheckpointFile::read(&*self.disk, &self.dir).ok().flatten();
+            image::deletions(&log, checkpoint.as_ref()).unwrap_or_default()
+        });
+        let is_deleted = deleted.covers(range);
+        self.deleted = Some(deleted);
+        is_deleted
     }
 
     fn tell(&mut self, kind: FindingKind, file: String, what: impl Into<String>) {

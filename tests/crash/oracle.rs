@@ -15,7 +15,7 @@ use mainstem::message::{FlushMode, MessageId, PhysicalOffset, SessionMark};
 use mainstem::store::{IndexKind, Order, TopicHandle};
 use mainstem::testing::SimDisk;
 
-use crate::rig::{Dice, Rig, files, path};
+use crate::rig::{Dice, Rig, files, path, tiny};
 
 /// A record, as the bytes of the log have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,11 +233,18 @@ pub(crate) fn sessions_agree(rig: &Rig, log: &[Logged], case: &dyn Display) {
     let from = rig.store.start_report().replayed_from;
     let mut next: BTreeMap<u64, u64> = BTreeMap::new();
     let mut expected = Vec::new();
+    // Behind a deleted segment a session may go on anywhere.
+    let (mut end, mut holes) = (0, 0);
     for Logged { header, session, .. } in log {
+        holes += u64::from(header.physical_offset.get() > end + tiny().segment_size);
+        end = header.end().get();
         let Some(mark) = session else { continue };
         let sequence = next.entry(mark.session.get()).or_insert(1);
-        assert_eq!(mark.sequence, *sequence, "{case}: a batch of a session is missing");
-        *sequence += 1;
+        if holes == 0 {
+            assert_eq!(mark.sequence, *sequence, "{case}: a batch of a session is missing");
+        }
+        assert!(mark.sequence >= *sequence, "{case}: batches of a session are in order");
+        *sequence = mark.sequence + 1;
         if header.physical_offset >= from {
             let batch = SessionBatch {
                 topic: header.topic,
@@ -252,5 +259,8 @@ pub(crate) fn sessions_agree(rig: &Rig, log: &[Logged], case: &dyn Display) {
             expected.push((*mark, batch));
         }
     }
-    assert_eq!(rig.applier.stored_batches(), expected, "{case}: batches of sessions in replay");
+    let mut stored = rig.applier.stored_batches();
+    // Replay went over segments that were deleted since.
+    stored.retain(|(_, batch)| log.iter().any(|at| at.header.physical_offset == batch.offset));
+    assert_eq!(stored, expected, "{case}: batches of sessions in replay");
 }

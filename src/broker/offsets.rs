@@ -395,8 +395,8 @@ impl Broker {
             for new in &offsets {
                 check_queue(&topic, new.queue)?;
                 let mut range = self.bounds(&topic, new.queue, deadline).await?;
-                if new.offset > range.max && !has_caught_up {
-                    // What was acknowledged before this request came counts, dispatched or not.
+                if !(range.min..=range.max).contains(&new.offset) && !has_caught_up {
+                    // What was acknowledged before this request came counts, dispatched or not; a refusal tells it too.
                     self.caught_up(&topic, deadline).await;
                     has_caught_up = true;
                     range = self.bounds(&topic, new.queue, deadline).await?;

@@ -595,3 +595,73 @@ async fn random_step(broker: &Broker, [what, which, a, b, c, d]: [u8; 6]) {
         _ => {}
     }
 }
+
+/// What of a queue was purged cannot be committed any more; a reset to its begin finds the first message that is there.
+#[tokio::test]
+async fn below_the_first_message_nothing_is_committed_and_nothing_is_moved() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    for _ in 0..5 {
+        broker.send(to("t", 1)).await.unwrap();
+    }
+    broker.create_group("g", &crate::message::GroupSettings::default(), soon()).await.unwrap();
+    let commit = |offset| CommitOffset {
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::new(offset),
+        expected: Expected::Any,
+    };
+    broker.commit_offsets("g", &[commit(1)], soon()).await.unwrap();
+    let topic = broker.state.topics.get("t").unwrap();
+    let purged = [(QueueId::ZERO, QueueOffset::new(3))];
+    topic.handle().expire(crate::message::PhysicalOffset::ZERO, Timestamp::ZERO, &purged);
+    let range = QueueRange { min: QueueOffset::new(3), max: QueueOffset::new(5) };
+
+    let refused = broker.commit_offsets("g", &[commit(2)], soon()).await.unwrap_err();
+    let BrokerError::CommitOutOfRange { range: told, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!(told, range);
+    // What was committed before stays as it was, and is behind.
+    let now = broker.progress("g", "t", 0, 1, soon()).await.unwrap();
+    assert_eq!((now[0].committed, now[0].range), (Some(QueueOffset::new(1)), range));
+    assert_eq!(now[0].lag(), 4);
+    let reset = |to| ResetRequest {
+        group: "g",
+        topic: "t",
+        queue: Some(QueueId::ZERO),
+        to,
+        run: Run::Real,
+    };
+    let moved = broker.reset_offsets(reset(Position::Earliest), soon()).await.unwrap();
+    assert_eq!((moved[0].from, moved[0].new), (QueueOffset::new(1), range.min));
+    let moved = broker.reset_offsets(reset(Position::Time(Timestamp::ZERO)), soon()).await;
+    assert_eq!(moved.unwrap()[0].new, range.min);
+    broker.close().unwrap();
+}
+
+/// Every time between the first message and behind the last: the first message that was stored then or later.
+#[tokio::test]
+async fn a_time_is_the_offset_of_the_first_message_stored_then_or_later() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    let mut stored = Vec::new();
+    for _ in 0..20 {
+        stored.push(broker.send(to("t", 1)).await.unwrap().store_time);
+    }
+    let (first, last) = (stored[0].get(), stored[19].get());
+    for time in first - 1..=last + 1 {
+        let at = Position::Time(Timestamp::new(time));
+        let found = broker.offsets_at("t", QueueId::ZERO, 1, at, soon()).await.unwrap();
+        let expected = stored.iter().take_while(|stored| stored.get() < time).count();
+        assert_eq!(found[0].offset, QueueOffset::new(expected as u64), "{time} of {stored:?}");
+    }
+    let dry = ResetRequest {
+        group: "g",
+        topic: "t",
+        queue: Some(QueueId::ZERO),
+        to: Position::Time(stored[10]),
+        run: Run::Dry,
+    };
+    broker.create_group("g", &crate::message::GroupSettings::default(), soon()).await.unwrap();
+    let planned = broker.reset_offsets(dry, soon()).await.unwrap();
+    let expected = stored.iter().take_while(|earlier| **earlier < stored[10]).count();
+    assert_eq!(planned[0].new, QueueOffset::new(expected as u64));
+    broker.close().unwrap();
+}

@@ -234,11 +234,15 @@ impl ConsumeQueues {
         all
     }
 
-    /// Forgets the positions of a deleted topic's queues. Their entries stay with their segments.
-    pub(crate) fn remove_topic(&self, topic: TopicId) {
-        let topic = Packed64::new(topic.get());
+    /// Forgets the positions of the queues of deleted topics, which are sorted, in one pass over all there are. Their
+    /// entries stay with their segments.
+    pub(crate) fn remove_topics(&self, topics: &[TopicId]) {
+        if topics.is_empty() {
+            return;
+        }
         for shard in &self.positions.0 {
-            lock(shard).retain(|key, _| key.topic != topic);
+            let mut shard = lock(shard);
+            shard.retain(|key, _| topics.binary_search(&TopicId::new(key.topic.get())).is_err());
         }
     }
 

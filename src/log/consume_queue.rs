@@ -222,7 +222,9 @@ impl ConsumeQueues {
     /// All queues as they stand now, in no order.
     pub(crate) fn positions(&self) -> Vec<QueuePosition> {
         let parts = self.parts.list();
-        let mut all = Vec::new();
+        // At once: what a vector of a million leaves behind while it grows stays with the allocator.
+        let count = self.positions.0.iter().map(|shard| lock(shard).len()).sum();
+        let mut all = Vec::with_capacity(count);
         for shard in &self.positions.0 {
             let known = all.len();
             all.extend(lock(shard).iter().map(|(key, position)| position.full(*key)));

@@ -21,13 +21,14 @@ use mainstem::testing::TopicsOnly;
 /// Queues of the benches' topic.
 pub(crate) const QUEUES: u32 = 4;
 
-/// A store with one topic.
+/// A store with one topic, or more.
 pub(crate) struct Rig {
     pub(crate) store: Store,
     pub(crate) topic: Arc<TopicHandle>,
     /// Of a stepped store.
     pub(crate) workers: Option<Workers>,
     pub(crate) config: StoreConfig,
+    applier: Arc<TopicsOnly>,
     /// The segment, counted from the log's begin, that was active at the last rest.
     segment: u64,
 }
@@ -62,10 +63,42 @@ impl Rig {
                 (opened.expect("the store opens").0, None)
             }
         };
-        let topic = make_topic(&store, &applier, flush);
-        let mut rig = Self { store, topic, workers, config, segment: 0 };
+        let settings = TopicSettings::open(QUEUES, flush, TopicType::Mixed);
+        let topic = make_topic(&store, &applier, TopicId::new(1), settings);
+        let mut rig = Self { store, topic, workers, config, applier, segment: 0 };
         rig.rest();
         rig
+    }
+
+    /// Makes so many topics, and stores a message of 100 bytes in each of their queues: one queue of each topic after
+    /// the other, so that every segment has queues of all topics.
+    pub(crate) fn fill_queues(
+        &mut self,
+        topics: u32,
+        settings: TopicSettings,
+    ) -> Vec<Arc<TopicHandle>> {
+        let topics: Vec<_> = (2..)
+            .take(topics as usize)
+            .map(|id| make_topic(&self.store, &self.applier, TopicId::new(id), settings))
+            .collect();
+        let batch = Prepared::new(1, 100, None);
+        for queue in (0..settings.queues).map(QueueId::new) {
+            for topic in &topics {
+                let record = NewRecord::message(topic, queue, batch.bytes.clone(), &batch.info);
+                append_patiently(&self.store, record);
+            }
+            self.rest();
+        }
+        topics
+    }
+
+    /// Deletes the topic that [`Rig::record`] is for.
+    pub(crate) fn delete_topic(&self) {
+        let mut payload = Vec::new();
+        Transition::TopicDeleted { id: self.topic.id() }.encode_into(&mut payload);
+        let placed = self.store.append_one(NewRecord::state(payload.clone()));
+        let end = placed.expect("the deletion is stored").end;
+        self.applier.applied(self.store.topics(), &payload, end).expect("the deletion is sound");
     }
 
     /// A record of `batch` for a queue, checksum included.
@@ -103,10 +136,14 @@ pub(crate) fn append_patiently(store: &Store, record: NewRecord) -> (Placed, u64
     }
 }
 
-fn make_topic(store: &Store, applier: &TopicsOnly, flush: FlushMode) -> Arc<TopicHandle> {
-    let (id, name) = (TopicId::new(1), "bench".to_owned());
+fn make_topic(
+    store: &Store,
+    applier: &TopicsOnly,
+    id: TopicId,
+    settings: TopicSettings,
+) -> Arc<TopicHandle> {
+    let name = format!("bench-{id}");
     let mut payload = Vec::new();
-    let settings = TopicSettings::open(QUEUES, flush, TopicType::Mixed);
     Transition::TopicCreated { id, name, settings }.encode_into(&mut payload);
     let placed = store.append_one(NewRecord::state(payload.clone())).expect("the topic is stored");
     applier.applied(store.topics(), &payload, placed.end).expect("the topic is sound");

@@ -33,6 +33,7 @@
 //! It is derived: a missing, damaged or unknown one costs a longer replay. Whether it reaches beyond the recovered end
 //! of the log, and is to be ignored for that, is the store's test.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::envelope::{self, Envelope};
@@ -105,11 +106,11 @@ pub struct Snapshot {
 impl Snapshot {
     /// The bytes of the file, or of an image.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bases: Vec<PhysicalOffset> = Vec::with_capacity(2 * self.queues.len());
+        // A set, since a million queues point at a few segments; filled one by one, since `collect` sorts a copy.
+        let mut bases = BTreeSet::new();
         bases
             .extend(self.queues.iter().flat_map(|queue| [queue.first_segment, queue.last_segment]));
-        bases.sort_unstable();
-        bases.dedup();
+        let bases: Vec<PhysicalOffset> = bases.into_iter().collect();
         let topics = self.queues.chunk_by(|a, b| a.key.topic == b.key.topic);
         let topic_count = topics.clone().count();
         let len = CONTENTS_AT

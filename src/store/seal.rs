@@ -141,16 +141,19 @@ impl Shared {
             let end = lock(&self.deletions_end);
             (self.deleted.list().to_vec(), *end)
         };
-        let queues = self.queues.positions();
+        let mut queues = self.queues.positions();
         let dispatched = self.marks.dispatched.get();
-        let (mut queues, dead): (Vec<_>, Vec<_>) =
-            queues.into_iter().partition(|position| self.topics.get(position.key.topic).is_some());
         queues.sort_unstable_by_key(|position| position.key);
+        // In place, and once for each topic: there may be a million queues.
+        let deleted_topics: Vec<_> = queues
+            .chunk_by(|a, b| a.key.topic == b.key.topic)
+            .filter_map(|queues| queues.first().map(|position| position.key.topic))
+            .filter(|topic| self.topics.get(*topic).is_none())
+            .collect();
+        queues.retain(|position| deleted_topics.binary_search(&position.key.topic).is_err());
         // Behind damage a topic may be unknown without being deleted: then what is known of its queues stays.
         if self.damage.is_empty() {
-            for position in dead {
-                self.queues.remove_topic(position.key.topic);
-            }
+            self.queues.remove_topics(&deleted_topics);
         }
         Snapshot {
             offset: sealed,

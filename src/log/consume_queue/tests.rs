@@ -259,15 +259,19 @@ fn tail_that_is_unreadable_is_an_end_behind_the_offset() {
 }
 
 #[test]
-fn deleted_topic_leaves_no_positions_and_its_neighbours_alone() {
+fn deleted_topics_leave_no_positions_and_their_neighbours_alone() {
     let queues = queues(&disk());
     queues.start_part(base(0));
     for queue in 0..100 {
         queues.put(key(1, queue), &entry(u64::from(queue) * 256, 0, 1));
         queues.put(key(2, queue), &entry(u64::from(queue) * 256 + 128, 0, 1));
+        queues.put(key(3, queue), &entry(u64::from(queue) * 256 + 192, 0, 1));
     }
-    queues.remove_topic(TopicId::new(1));
+    queues.remove_topics(&[]);
+    assert_eq!(queues.positions().len(), 300);
+    queues.remove_topics(&[TopicId::new(1), TopicId::new(3)]);
     assert_eq!(queues.next_offset(key(1, 5)), at(0));
+    assert_eq!(queues.next_offset(key(3, 5)), at(0));
     assert_eq!(queues.next_offset(key(2, 5)), at(1));
     assert_eq!(queues.positions().len(), 100);
 }

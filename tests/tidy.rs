@@ -167,6 +167,8 @@ const LOG: &[(&str, &[&str])] = &[
 
 /// The same of `format`: a layout knows the pieces it is made of, and no other layout.
 const FORMAT: &[(&str, &[&str])] = &[
+    // Attributes are the payload of internal records too.
+    ("attributes", &["record"]),
     ("batch", &[]),
     // A page of zeros is told by the same walk as a record of zeros.
     ("checkpoint", &["envelope", "record"]),

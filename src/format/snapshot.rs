@@ -1,5 +1,5 @@
-//! A state snapshot: what replay of the log up to one place would give. The same bytes, cut into parts, are a state image
-//! in the log itself.
+//! A state snapshot: what replay of the log up to one place would give. The same bytes, cut into parts, are a state
+//! image in the log itself.
 //!
 //! |  at | len       | field          | meaning                                                      |
 //! | --: | --------: | -------------- | ------------------------------------------------------------ |

@@ -12,7 +12,8 @@
 //! queue is the end of its newest entries in memory; its position takes it over before the part leaves.
 //!
 //! One `put` at a time; everything else from any thread. `lookup`, `first`, `each_topic`, `each_queue_of`, `seal`,
-//! `rebuilt`, `delete` and `adopt_sealed` do I/O, never under a lock. Locks: a shard of the positions, and a shard of a part, held for at most 64 entries; never both.
+//! `rebuilt`, `delete` and `adopt_sealed` do I/O, never under a lock. Locks: a shard of the positions, and a shard of a
+//! part, held for at most 64 entries; never both.
 //!
 //! **Memory**, counted by `memory_bytes`: a queue costs 42 to 85 bytes as a position (by the load of its table), 56 to
 //! 112 more in each part that has entries of it, and its entries 32 bytes each in steps of four or a quarter.

@@ -228,6 +228,8 @@ pub(super) struct Tail {
     entry_bytes: u64,
     /// Of the segment's first record.
     first_time: Option<Timestamp>,
+    /// Bytes of records appended since the start.
+    written: u64,
     scratch: Scratch,
 }
 
@@ -286,7 +288,13 @@ impl Tail {
         entry_bytes: u64,
     ) -> Self {
         let touched = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
-        Self { segment, end, touched, epoch, entry_bytes, first_time, scratch: Scratch::default() }
+        let (written, scratch) = (0, Scratch::default());
+        Self { segment, end, touched, epoch, entry_bytes, first_time, written, scratch }
+    }
+
+    /// Bytes of records appended since the start.
+    pub(super) fn written(&self) -> u64 {
+        self.written
     }
 }
 
@@ -507,6 +515,7 @@ impl Shared {
         tail.end = end;
         tail.touched = tail.touched.max(if padding > 0 { page_end } else { end });
         tail.entry_bytes += need.entry_bytes;
+        tail.written += need.len;
         tail.first_time = tail.first_time.or(Some(stamp));
         self.marks.appended.advance(end);
         Ok(())

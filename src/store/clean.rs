@@ -8,12 +8,12 @@
 //! | sweep | – | `.cq`, `.idx`, then the segment; directories synced |
 //!
 //! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead segment
-//! goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never needs a deleted
-//! segment, with or without snapshots. One with damage in it stays until an operator gives the damage up; so does one
-//! whose files were made when the disk did not give all of it: what they do not name may be alive.
+//! goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never needs a
+//! deleted segment, with or without snapshots. One with damage in it stays until an operator gives the damage up; so
+//! does one whose files were made when the disk did not give all of it: what they do not name may be alive.
 //!
-//! The power may go after any of these writes: before the record is durable nothing was removed; after it the next start
-//! sweeps on.
+//! The power may go after any of these writes: before the record is durable nothing was removed; after it the next
+//! start sweeps on.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -39,11 +39,9 @@ const LOOK_AT_MESSAGES: Duration = Duration::from_secs(60);
 /// How long to wait for what somebody else does next: the dispatcher, the flush, room in the log.
 const AWAIT: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(3600);
-/// At the latest after so many finished segments an image is taken.
+/// After so many finished segments an image is taken, if so many times its own size was written.
 const IMAGE_SEGMENTS: usize = 8;
-/// But at most one byte in so many of the log is of images, however small the segments.
-const IMAGE_SHARE: u64 = 16;
-/// Sooner, if it frees so many times its own size.
+/// Sooner, if it frees so much. So images are 2 % of what is written.
 const IMAGE_WORTH: u64 = 50;
 /// Topics that are looked at for the one that keeps a segment for longest.
 const ENOUGH: usize = 64;
@@ -71,8 +69,9 @@ pub struct CleanWorker {
     looked_at_messages: Option<Duration>,
     /// Up to where the retention in bytes was worked out.
     counted: PhysicalOffset,
-    /// Bytes of the last image.
+    /// Bytes of the last image, and what had been written when it was whole.
     image_len: u64,
+    written: u64,
 }
 
 impl CleanWorker {
@@ -86,6 +85,7 @@ impl CleanWorker {
             looked_at_messages: None,
             counted: PhysicalOffset::ZERO,
             image_len: 0,
+            written: 0,
         }
     }
 
@@ -103,6 +103,7 @@ impl CleanWorker {
                 Ok(Wrote::Whole { begin, len }) => {
                     self.image = None;
                     self.image_len = len;
+                    self.written = lock(&shared.tail).written();
                     shared.image_is_durable(begin, len);
                     tracing::info!(at = begin.get(), bytes = len, "state image taken");
                     // What waited for it can go now.
@@ -226,11 +227,11 @@ impl CleanWorker {
         let begin = shared.newest_image().unwrap_or_default();
         let sealed = shared.marks.sealed.get();
         let segments = shared.log.segments();
-        let since: Vec<_> =
-            segments.iter().filter(|s| s.base() > begin && s.end() <= sealed).collect();
-        let written: u64 = since.iter().map(|segment| segment.len()).sum();
-        let is_due = since.len() >= IMAGE_SEGMENTS && written / IMAGE_SHARE >= self.image_len;
-        let is_worth = waiting > self.image_len.saturating_mul(IMAGE_WORTH);
+        let since = segments.iter().filter(|s| s.base() > begin && s.end() <= sealed).count();
+        let worth = self.image_len.saturating_mul(IMAGE_WORTH);
+        let written = lock(&shared.tail).written().saturating_sub(self.written);
+        let is_due = since >= IMAGE_SEGMENTS && written >= worth;
+        let is_worth = waiting > worth;
         let is_short =
             shared.disk_is_short.load(Ordering::Relaxed) || lock(&shared.no_space).is_some();
         is_due || waiting > 0 && (is_worth || is_short)

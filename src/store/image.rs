@@ -6,8 +6,9 @@
 //! | parts | image part, up to [`PARTS`] a record | once the dispatcher has passed the begin |
 //! | end | image ended, in the record of the last parts | |
 //!
-//! An image counts once its end is flushed. Recovery takes one only if its end is proved durable by the checkpoint or by
-//! the claim of a later record: behind a torn tail there may be the bytes of a whole image that are not part of the log.
+//! An image counts once its end is flushed. Recovery takes one only if its end is proved durable by the checkpoint or
+//! by the claim of a later record: behind a torn tail there may be the bytes of a whole image that are not part of the
+//! log.
 
 use super::append::NewRecord;
 use super::error::OpenError;

@@ -10,8 +10,8 @@
 //! | an entry is not gone | its first message, or the purged offset if that lies within |
 //! | all is gone | its end |
 //!
-//! If its oldest entry is not gone, and its offset is not 0, then what was before it went with a deleted segment. Without
-//! a deleted byte before it, it is damage, and the queue begins where it always began.
+//! If its oldest entry is not gone, and its offset is not 0, then what was before it went with a deleted segment.
+//! Without a deleted byte before it, it is damage, and the queue begins where it always began.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -28,7 +28,8 @@ use crate::log::paged::SealedError;
 use crate::message::{PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp};
 use crate::sync::{Mutex, lock};
 
-/// Ages are looked at in such steps, so that a queue of which something goes every millisecond is not searched as often.
+/// Ages are looked at in such steps, so that a queue of which something goes every millisecond is not searched as
+/// often.
 pub(super) const STEP_MS: u64 = 1_000;
 
 const SHARDS: usize = 16;

@@ -13,8 +13,8 @@
 //! Append runs on its caller. A worker is a step function; its thread is a loop around it, and a test calls the steps
 //! in an order of its own. All threads end in [`Store::close`] or with the last handle.
 //!
-//! Locks, in the order in which they may be taken: dispatcher → (queue and index shards); deletions → append; all others
-//! are leaves.
+//! Locks, in the order in which they may be taken: dispatcher → (queue and index shards); deletions → append; all
+//! others are leaves.
 
 mod allocate;
 mod append;

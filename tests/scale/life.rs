@@ -206,6 +206,7 @@ impl Life {
             max_bytes: 1 << 20,
             wait: Duration::ZERO,
             tags: "",
+            group: None,
             deadline: soon(),
         };
         let mut number = 0;
@@ -285,7 +286,7 @@ async fn write_topic(broker: &Broker, topic: u32, number: u64) {
         batch.push(&meta, &body(topic, queue, number));
         let batch: Bytes = batch.finish();
         let queue = Some(QueueId::new(queue));
-        let request = SendRequest { topic: &name, queue, batch, deadline: soon() };
+        let request = SendRequest { topic: &name, queue, batch, session: None, deadline: soon() };
         let receipt = broker.send(request).await.unwrap();
         assert_eq!(receipt.first_queue_offset.get(), number);
     }

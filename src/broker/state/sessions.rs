@@ -20,10 +20,10 @@
 //! What a session is follows from the log: its openings and closings are state records, its batches are the records of
 //! their messages. So a batch and the memory of it are one write, and a power cut takes both or none.
 //!
-//! **Bounds.** 16 384 sessions. A window has 56 bytes a batch, 3 584 when it is full; with name, maps and lock a session
-//! comes to 3.9 KB at most and to 0.3 KB before its first batch (both measured), so all of them to 64 MB. A session
-//! that was neither opened nor stored anything for 7 days is idle, and idle ones are closed when others are opened:
-//! each opening looks at 256, at all of them if there is no room, and closes 64 at most, in its own record.
+//! **Bounds.** 16 384 sessions. A window has 56 bytes a batch, 3 584 when it is full; with name, maps and lock a
+//! session comes to 3.9 KB at most and to 0.3 KB before its first batch (both measured), so all of them to 64 MB. A
+//! session that was neither opened nor stored anything for 7 days is idle, and idle ones are closed when others are
+//! opened: each opening looks at 256, at all of them if there is no room, and closes 64 at most, in its own record.
 //!
 //! **After a power cut** in async mode the end of the log may be gone, and with it the last batches of a session and
 //! what is known of them. The producer's next batch is then refused with the expected sequence, one that the producer

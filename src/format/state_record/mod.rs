@@ -52,9 +52,9 @@
 //! A kind grows by new tags: an unknown one without the top bit is skipped, with it the start is refused. So it is for
 //! an unknown kind: state that is not understood must not be lost.
 //!
-//! One run is also the broker's state in a snapshot: the transitions that make it out of nothing. There, *as of* says of
-//! which position the transitions behind it are, up to the next one; replay passes over what a unit contains already.
-//! 16 to 20 are the store's own and mean nothing to the rooms above it.
+//! One run is also the broker's state in a snapshot: the transitions that make it out of nothing. There, *as of* says
+//! of which position the transitions behind it are, up to the next one; replay passes over what a unit contains
+//! already. 16 to 20 are the store's own and mean nothing to the rooms above it.
 
 mod settings;
 #[cfg(test)]

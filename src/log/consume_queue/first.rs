@@ -1,7 +1,7 @@
 //! The first entry of a queue from which on a rule holds: what retention, and offsets by time, ask for.
 //!
-//! A rule is monotone along a queue: once it holds it holds for all later entries. Places, store times and queue offsets
-//! all grow along a queue, so a binary search over segments and then within one of them is exact.
+//! A rule is monotone along a queue: once it holds it holds for all later entries. Places, store times and queue
+//! offsets all grow along a queue, so a binary search over segments and then within one of them is exact.
 
 use std::sync::Arc;
 

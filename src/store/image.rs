@@ -10,7 +10,6 @@
 //! the claim of a later record: behind a torn tail there may be the bytes of a whole image that are not part of the log.
 
 use super::append::NewRecord;
-use super::error::OpenError;
 use super::{AppendError, Shared};
 use crate::file::FileError;
 use crate::format::checkpoint::Checkpoint;
@@ -135,7 +134,7 @@ fn run(transitions: &[Transition]) -> Vec<u8> {
 pub(super) fn newest(
     log: &CommitLog,
     checkpoint: Option<&Checkpoint>,
-) -> Result<Option<Snapshot>, OpenError> {
+) -> Result<Option<Snapshot>, FileError> {
     if let Some(begin) = checkpoint.and_then(|checkpoint| checkpoint.newest_image)
         && let Some(image) = read(log, begin)?
     {

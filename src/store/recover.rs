@@ -731,13 +731,13 @@ impl Recovery<'_> {
         if self.report.damaged.is_empty() {
             self.report.damage_may_hold_state = false;
         }
+        // What lies below is sealed: its file was made when it was whole, or says that it lacks something.
+        for range in self.report.damaged.iter().filter(|range| range.end > self.unsealed_from) {
+            self.indexes.mark_lacking(range);
+        }
     }
 
     fn damage(&mut self, range: Range<PhysicalOffset>) {
-        // What lies below is sealed: its file was made when it was whole, or says that it lacks something.
-        if range.end > self.unsealed_from {
-            self.indexes.mark_lacking();
-        }
         match self.report.damaged.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => self.report.damaged.push(range),
@@ -852,6 +852,9 @@ impl Recovery<'_> {
             match transition {
                 Transition::SegmentsDeleted { ranges } => self.deleted.add(&ranges),
                 Transition::RangesLost { ranges } => self.lost.add(&ranges),
+                Transition::QueuesFound { queues, .. } => {
+                    queues.into_iter().for_each(|position| self.queues.restore_position(position));
+                }
                 _ => {}
             }
         }

@@ -10,7 +10,7 @@
 //! | checkpoint | its checksums, the end of the log |
 //!
 //! An invalid place is damage if it was durable once: below what checkpoint or snapshot vouch for, or below what a
-//! later record claims. Behind that, it is a torn tail, which the next start cuts: a remark. A running store is read up
+//! later record claims, and unless an operator gave it up. Behind that, it is a torn tail, which the next start cuts: a remark. A running store is read up
 //! to what was flushed when the verification began; what it finds damaged joins the known damage, and a derived file
 //! that is wrong is made again.
 //!
@@ -21,6 +21,7 @@
 mod beside;
 mod files;
 mod finding;
+mod known;
 mod order;
 mod segment;
 mod wrong;
@@ -28,6 +29,7 @@ mod wrong;
 use std::ops::Range;
 
 pub use self::finding::{Finding, FindingKind, VerifySummary};
+pub(super) use self::known::Known;
 use self::order::Order;
 use super::Shared;
 use super::offline::{SegmentFile, StoppedStore};
@@ -77,6 +79,7 @@ pub struct Verifier {
     queues: ConsumeQueues,
     indexes: Indexes,
     stage: Stage,
+    known: Known,
     order: Order,
     /// All below was durable once.
     durable: PhysicalOffset,
@@ -96,6 +99,8 @@ pub struct Verifier {
 /// What is read next.
 enum Stage {
     Facts,
+    /// What records of the segment of this index say of others.
+    Known(usize),
     /// The segment of this index.
     Segment(usize),
     Log(Box<Walking>),
@@ -155,9 +160,11 @@ impl Verifier {
         Self { with_files: false, ..Self::of_stopped(store) }
     }
 
-    /// The store that was verified, still locked.
-    pub(super) fn into_stopped(self) -> Option<StoppedStore> {
-        self.stopped
+    /// The store that was verified, still locked, and what was learnt of it: what state says, and where each queue
+    /// that has records stands.
+    pub(super) fn into_stopped(self) -> Option<(StoppedStore, Known, Vec<QueuePosition>)> {
+        let positions = self.order.positions();
+        self.stopped.map(|store| (store, self.known, positions))
     }
 
     /// Verifies a running store as it stands now.
@@ -191,6 +198,7 @@ impl Verifier {
             queues: ConsumeQueues::new(Arc::clone(&disk), in_dir(FileKind::ConsumeQueue), store_id),
             indexes: Indexes::new(Arc::clone(&disk), in_dir(FileKind::Index), store_id),
             stage: Stage::Facts,
+            known: Known::default(),
             order: Order::new(begin == PhysicalOffset::ZERO),
             durable: running.as_ref().map_or(PhysicalOffset::ZERO, |(until, _)| *until),
             sealed: running
@@ -216,6 +224,7 @@ impl Verifier {
     pub fn step(&mut self) -> Verified {
         let bytes = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Facts => self.facts(),
+            Stage::Known(index) => self.learn(index),
             Stage::Segment(index) => self.enter(index),
             Stage::Log(walking) => self.walk(walking),
             Stage::Queues(walked) => self.check_queues(walked),

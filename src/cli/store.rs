@@ -43,8 +43,8 @@ pub(crate) enum StoreCommand {
     /// Give up damaged bytes of a stopped store, give records without a topic one again
     ///
     /// Reads the whole log first and refuses the order as a whole if a part of it cannot be. Then one record is
-    /// appended; what is answered is durable. May be killed at any time, and given again. Adopt before the last damage is
-    /// lost, or at once with it: records without a topic may be deleted once nothing is damaged.
+    /// appended; what is answered is durable. May be killed at any time, and given again. Adopt before the last damage
+    /// is lost, or at once with it: records without a topic may be deleted once nothing is damaged.
     #[command(after_help = repair::EXAMPLES)]
     Repair(repair::RepairArgs),
 }

@@ -36,6 +36,7 @@ use super::dispatch::derive;
 use super::error::OpenError;
 use super::image;
 use super::ranges::Ranges;
+use super::repair::position_of;
 use super::topics::Topics;
 use crate::file::FileError;
 use crate::file::disk::{Access, Disk, read_exact_at, read_file, write_file_atomically};
@@ -852,8 +853,10 @@ impl Recovery<'_> {
             match transition {
                 Transition::SegmentsDeleted { ranges } => self.deleted.add(&ranges),
                 Transition::RangesLost { ranges } => self.lost.add(&ranges),
-                Transition::QueuesFound { queues, .. } => {
-                    queues.into_iter().for_each(|position| self.queues.restore_position(position));
+                Transition::QueuesFound { topic, queues } => {
+                    for queue in queues {
+                        self.queues.restore_position(position_of(topic, queue));
+                    }
                 }
                 _ => {}
             }

@@ -1,10 +1,10 @@
-//! What an operator decides about a stopped store: damaged bytes are given up, a topic that no state knows any more gets
-//! a name again.
+//! What an operator decides about a stopped store: damaged bytes are given up, a topic that no state knows any more
+//! gets a name again.
 //!
 //! In this order: lock, walk the log as a verification does, judge the whole order, unlock, open by the ordinary
-//! recovery, append **one** state record, make it durable, make index files anew that lack what was given up, close. A kill
-//! before the record is durable changes nothing, one behind it leaves a store that knows all of it; the same order again
-//! makes what is left of the files.
+//! recovery, append **one** state record, make it durable, make index files anew that lack what was given up, close. A
+//! kill before the record is durable changes nothing, one behind it leaves a store that knows all of it; the same order
+//! again makes what is left of the files.
 //!
 //! | ordered | in the record | means from then on |
 //! | --- | --- | --- |
@@ -29,7 +29,7 @@ use crate::file::FileError;
 use crate::file::disk::Disk;
 use crate::format::segment_header::PAGE_LEN;
 use crate::format::snapshot::QueuePosition;
-use crate::format::state_record::Transition;
+use crate::format::state_record::{FoundQueue, Transition};
 use crate::log::walk::{SegmentWalk, Step};
 use crate::message::{
     Epoch, FlushMode, PhysicalOffset, QueueKey, QueueOffset, TopicId, TopicSettings, TopicType,
@@ -262,6 +262,12 @@ pub fn repair(
     if left > 0 { Err(RepairError::Unmade { segments: left }) } else { Ok(repaired) }
 }
 
+/// What a record of a repair says of a queue, as the queues take it.
+pub(super) fn position_of(topic: TopicId, found: FoundQueue) -> QueuePosition {
+    let FoundQueue { queue, next, first_segment, last_segment } = found;
+    QueuePosition { key: QueueKey { topic, queue }, next, first_segment, last_segment }
+}
+
 /// What the walk found.
 struct Found {
     store: StoppedStore,
@@ -451,7 +457,13 @@ impl Found {
         for Adopted { id, name, queues, .. } in &repaired.adopted {
             let settings = TopicSettings::open(*queues, FlushMode::Sync, TopicType::Mixed);
             transitions.push(Transition::TopicCreated { id: *id, name: name.clone(), settings });
-            let queues = self.queues_of(*id).collect();
+            let found = |position: QueuePosition| FoundQueue {
+                queue: position.key.queue,
+                next: position.next,
+                first_segment: position.first_segment,
+                last_segment: position.last_segment,
+            };
+            let queues = self.queues_of(*id).map(found).collect();
             transitions.push(Transition::QueuesFound { topic: *id, queues });
         }
         transitions
@@ -493,11 +505,10 @@ impl Store {
         for transition in transitions {
             match transition {
                 Transition::RangesLost { ranges } => shared.lost.add(&ranges),
-                Transition::QueuesFound { queues, .. } => {
-                    for position in queues {
-                        let QueueKey { topic, queue } = position.key;
-                        shared.queues.restore_position(position);
-                        shared.topics.restore_next(topic, queue, position.next);
+                Transition::QueuesFound { topic, queues } => {
+                    for found in queues {
+                        shared.queues.restore_position(position_of(topic, found));
+                        shared.topics.restore_next(topic, found.queue, found.next);
                     }
                 }
                 _ => {}

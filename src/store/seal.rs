@@ -238,7 +238,8 @@ impl Shared {
             let at = walk.at();
             match walk.step()? {
                 Step::End => return Ok((queues, index, walk.take_refusal())),
-                // A finished segment ends with a filler, or without room for one. What an operator gave up is not missed.
+                // A finished segment ends with a filler, or without room for one.
+                // What an operator gave up is not missed.
                 Step::Gap { end, .. } => {
                     if !self.lost.covers(&(at..end)) {
                         index.mark_lacking();

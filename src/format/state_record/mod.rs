@@ -64,11 +64,10 @@ mod tests;
 use std::ops::Range;
 
 use super::fields::{Field, collect, put_field};
-use super::snapshot::QueuePosition;
 use super::{DecodeError, slice_at, u16_at, u32_at, u64_at};
 use crate::message::{
-    Epoch, GroupId, GroupSettings, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionId,
-    Timestamp, TopicId, TopicSettings,
+    Epoch, GroupId, GroupSettings, PhysicalOffset, QueueId, QueueOffset, SessionId, Timestamp,
+    TopicId, TopicSettings,
 };
 
 const TOPIC_CREATED: u16 = 1;
@@ -137,6 +136,19 @@ pub struct SessionBatch {
     pub epoch: Epoch,
     /// When.
     pub store_time: Timestamp,
+}
+
+/// Where a queue of a topic stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundQueue {
+    /// Which.
+    pub queue: QueueId,
+    /// The offset that its next message gets.
+    pub next: QueueOffset,
+    /// The base of the first segment that has an entry of it.
+    pub first_segment: PhysicalOffset,
+    /// The base of the last segment that has an entry of it.
+    pub last_segment: PhysicalOffset,
 }
 
 /// One change of the broker's own state.
@@ -292,8 +304,8 @@ pub enum Transition {
     QueuesFound {
         /// The topic's incarnation.
         topic: TopicId,
-        /// One for each queue that has records, all of this topic.
-        queues: Vec<QueuePosition>,
+        /// One for each queue that has records.
+        queues: Vec<FoundQueue>,
     },
 }
 
@@ -564,7 +576,7 @@ impl Transition {
             QUEUES_FOUND => {
                 let [topic, queues] = collect(fields, [1, 2])?;
                 let topic = TopicId::new(topic.u64()?);
-                Self::QueuesFound { topic, queues: positions_of(topic, queues)? }
+                Self::QueuesFound { topic, queues: positions_of(queues)? }
             }
             _ => return Err(DecodeError::UnknownTransition { kind }),
         })
@@ -591,10 +603,10 @@ fn offsets_of(field: Field<'_>) -> Result<Vec<(QueueId, QueueOffset)>, DecodeErr
     })
 }
 
-fn position_rows(queues: &[QueuePosition]) -> Vec<u8> {
+fn position_rows(queues: &[FoundQueue]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(queues.len() * POSITION_ROW_LEN);
     for position in queues {
-        bytes.extend_from_slice(&position.key.queue.get().to_le_bytes());
+        bytes.extend_from_slice(&position.queue.get().to_le_bytes());
         let (first, last) = (position.first_segment.get(), position.last_segment.get());
         for number in [position.next.get(), first, last] {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -603,10 +615,10 @@ fn position_rows(queues: &[QueuePosition]) -> Vec<u8> {
     bytes
 }
 
-fn positions_of(topic: TopicId, field: Field<'_>) -> Result<Vec<QueuePosition>, DecodeError> {
+fn positions_of(field: Field<'_>) -> Result<Vec<FoundQueue>, DecodeError> {
     rows(field, POSITION_ROW_LEN, |row| {
-        Ok(QueuePosition {
-            key: QueueKey { topic, queue: QueueId::new(u32_at(row, 0)?) },
+        Ok(FoundQueue {
+            queue: QueueId::new(u32_at(row, 0)?),
             next: QueueOffset::new(u64_at(row, 4)?),
             first_segment: PhysicalOffset::new(u64_at(row, 12)?),
             last_segment: PhysicalOffset::new(u64_at(row, 20)?),

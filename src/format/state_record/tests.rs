@@ -200,9 +200,9 @@ fn every_kind() -> Vec<Transition> {
     ]
 }
 
-fn position(queue: u32) -> QueuePosition {
-    QueuePosition {
-        key: QueueKey { topic: TopicId::new(7), queue: QueueId::new(queue) },
+fn position(queue: u32) -> FoundQueue {
+    FoundQueue {
+        queue: QueueId::new(queue),
         next: QueueOffset::new(9),
         first_segment: PhysicalOffset::new(4096),
         last_segment: PhysicalOffset::new(8192),

@@ -1,8 +1,8 @@
 //! What records behind a place say of what lies before it: what was deleted, what an operator gave up, which topics
 //! there are. Known before the first record is judged.
 //!
-//! It begins with the newest sound snapshot, or without one with the newest image of a log that does not begin at 0, and
-//! goes on with the state records behind: a second walk over the unsealed end of the log, or over all of it.
+//! It begins with the newest sound snapshot, or without one with the newest image of a log that does not begin at 0,
+//! and goes on with the state records behind: a second walk over the unsealed end of the log, or over all of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

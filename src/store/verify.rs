@@ -10,9 +10,9 @@
 //! | checkpoint | its checksums, the end of the log |
 //!
 //! An invalid place is damage if it was durable once: below what checkpoint or snapshot vouch for, or below what a
-//! later record claims, and unless an operator gave it up. Behind that, it is a torn tail, which the next start cuts: a remark. A running store is read up
-//! to what was flushed when the verification began; what it finds damaged joins the known damage, and a derived file
-//! that is wrong is made again.
+//! later record claims, and unless an operator gave it up. Behind that, it is a torn tail, which the next start cuts: a
+//! remark. A running store is read up to what was flushed when the verification began; what it finds damaged joins the
+//! known damage, and a derived file that is wrong is made again.
 //!
 //! Whoever holds a [`Verifier`] calls its steps, at a rate of his own, on a thread that may wait for the disk. A step
 //! reads about [`PIECE`] bytes of the log, or one derived file. Memory: the entries of one segment, and the next offset

@@ -199,6 +199,9 @@ pub struct TopicSettings {
 }
 
 impl TopicSettings {
+    /// The most queues that a topic can have.
+    pub const MAX_QUEUES: u32 = 65_536;
+
     /// Everybody may read and write, and messages are kept for ever.
     pub const fn open(queues: u32, flush: FlushMode, topic_type: TopicType) -> Self {
         Self {

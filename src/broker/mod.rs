@@ -279,6 +279,14 @@ pub fn empty_state(now: Timestamp) -> Arc<dyn Applier> {
     Arc::new(State::new(now.get()))
 }
 
+/// Whether a topic may be made with this name.
+///
+/// # Errors
+/// The first rule that the name breaks.
+pub fn check_topic_name(name: &str) -> Result<(), NameFault> {
+    names::check_new(name)
+}
+
 /// When a request must stop waiting, so that its answer arrives before its deadline.
 fn before(deadline: Instant) -> Instant {
     let left = deadline.saturating_duration_since(Instant::now());

@@ -16,7 +16,7 @@ use crate::message::{FlushMode, Force, QueueId, QueueOffset, TopicSettings, Topi
 use crate::store::{AppendError, QueueRange, ReadError};
 
 /// The most queues that a topic can have.
-const MAX_QUEUES: u32 = 65_536;
+const MAX_QUEUES: u32 = TopicSettings::MAX_QUEUES;
 
 /// Queues of a topic that is made without a number of them.
 const DEFAULT_QUEUES: u32 = 4;

@@ -124,7 +124,7 @@ enum Command {
     /// List, show and close producer sessions
     #[command(subcommand)]
     Session(session::SessionCommand),
-    /// Verify a store, show what is in it, make again what is derived
+    /// Verify a store, show what is in it, make again what is derived, repair it
     #[command(subcommand)]
     Store(store::StoreCommand),
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost

@@ -5,9 +5,11 @@
 //! | `verify` | a stopped store with `--data`, else that of a running broker | nothing on the disk; a broker makes again what is wrong and derived |
 //! | `dump` | a stopped store | nothing |
 //! | `rebuild` | a stopped store | what is derived |
+//! | `repair` | a stopped store | what state says of the log: a record more |
 
 mod dump;
 mod rebuild;
+mod repair;
 mod verify;
 
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ use super::output::Output;
 use super::{Connection, chain};
 use crate::offline::OfflineError;
 
-/// Verify a store, show what is in it, make again what is derived
+/// Verify a store, show what is in it, make again what is derived, repair it
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
     /// Read everything and say what is wrong
@@ -38,6 +40,13 @@ pub(crate) enum StoreCommand {
     /// written anew and never missing.
     #[command(after_help = rebuild::EXAMPLES)]
     Rebuild(rebuild::RebuildArgs),
+    /// Give up damaged bytes of a stopped store, give records without a topic one again
+    ///
+    /// Reads the whole log first and refuses the order as a whole if a part of it cannot be. Then one record is
+    /// appended; what is answered is durable. May be killed at any time, and given again. Adopt before the last damage
+    /// is lost, or at once with it: records without a topic may be deleted once nothing is damaged.
+    #[command(after_help = repair::EXAMPLES)]
+    Repair(repair::RepairArgs),
 }
 
 /// A stopped store.
@@ -58,6 +67,7 @@ pub(crate) async fn run(
         StoreCommand::Verify(args) => verify::run(args, connection, output).await,
         StoreCommand::Dump(args) => dump::run(&args, output),
         StoreCommand::Rebuild(args) => rebuild::run(&args, output),
+        StoreCommand::Repair(args) => repair::run(&args, output),
     }
 }
 

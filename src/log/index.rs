@@ -204,13 +204,24 @@ impl Indexes {
         Ok(coverage)
     }
 
-    /// What the newest part's segment holds cannot be read whole: searches that cross it say so from now on, also of
-    /// its file.
-    pub(crate) fn mark_lacking(&self) {
-        // Before the first part there is nothing that could say so.
-        if let Some(newest) = self.parts.list().last() {
-            newest.part.mark_lacking();
+    /// These bytes of the log cannot be read: searches that cross the parts they lie in say so from now on, also of the
+    /// files that are made of them. A part reaches to the next one. Recovery only.
+    pub(crate) fn mark_lacking(&self, range: &Range<PhysicalOffset>) {
+        let parts = self.parts.list();
+        let ends = parts.iter().skip(1).map(|listed| Some(listed.base)).chain([None]);
+        for (listed, end) in parts.iter().zip(ends) {
+            if listed.base < range.end && end.is_none_or(|end| range.start < end) {
+                listed.part.mark_lacking();
+            }
         }
+    }
+
+    /// Whether the sealed segment at `base` has a file that was made when not all of the segment could be read.
+    pub(crate) fn is_lacking(&self, base: PhysicalOffset) -> bool {
+        let segments = self.files.segments();
+        let index = segments.partition_point(|segment| segment.base < base);
+        let segment = segments.get(index).filter(|segment| segment.base == base);
+        segment.is_some_and(|segment| segment.state == FileState::Lacking)
     }
 
     /// Whether the sealed segment at `base` has its file, made when all of the segment could be read.

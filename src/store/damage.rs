@@ -80,8 +80,13 @@ impl Shared {
         if self.log.segment_at(range.start).is_none() {
             return false;
         }
-        let is_new = self.damage.add(range.clone());
-        if is_new {
+        // What an operator gave up is not damage any more.
+        let mut is_new = false;
+        for range in self.lost.without(&range) {
+            if !self.damage.add(range.clone()) {
+                continue;
+            }
+            is_new = true;
             self.metrics.damage_found.increment();
             let (begin, end) = (range.start.get(), range.end.get());
             tracing::warn!(

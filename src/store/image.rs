@@ -11,8 +11,6 @@
 //! log.
 
 use super::append::NewRecord;
-use super::error::OpenError;
-use super::ranges::Ranges;
 use super::{AppendError, Shared};
 use crate::file::FileError;
 use crate::format::checkpoint::Checkpoint;
@@ -137,7 +135,7 @@ fn run(transitions: &[Transition]) -> Vec<u8> {
 pub(super) fn newest(
     log: &CommitLog,
     checkpoint: Option<&Checkpoint>,
-) -> Result<Option<Snapshot>, OpenError> {
+) -> Result<Option<Snapshot>, FileError> {
     if let Some(begin) = checkpoint.and_then(|checkpoint| checkpoint.newest_image)
         && let Some(image) = read(log, begin)?
     {
@@ -184,42 +182,6 @@ pub(super) fn newest(
         }
     }
     Ok(None)
-}
-
-/// The bytes of the log that were deleted, as the newest image and the records behind its begin say.
-///
-/// # Errors
-/// The disk does not give the log.
-pub(super) fn deletions(
-    log: &CommitLog,
-    checkpoint: Option<&Checkpoint>,
-) -> Result<Ranges, OpenError> {
-    let ranges = Ranges::default();
-    let image = newest(log, checkpoint)?;
-    let begin = image.as_ref().map_or(PhysicalOffset::ZERO, |image| image.offset);
-    ranges.add(image.as_ref().map_or(&[], |image| &image.deleted[..]));
-    for segment in log.segments().iter().filter(|segment| segment.end() > begin) {
-        let first = segment.base().plus(PAGE_LEN as u64).max(begin);
-        let mut walk = SegmentWalk::new(Arc::clone(segment), log.salt(segment), first);
-        loop {
-            let (header, body) = match walk.step()? {
-                Step::End => break,
-                Step::Gap { end, .. } if end >= segment.end() => break,
-                Step::Gap { .. } => continue,
-                Step::Record { header, body } => (header, body),
-            };
-            if header.kind != RecordKind::State || body.is_err() {
-                continue;
-            }
-            let payload = walk.body(&header).get(header.attributes_len as usize..);
-            for transition in transitions(payload.unwrap_or_default()).map_while(Result::ok) {
-                if let Transition::SegmentsDeleted { ranges: deleted } = transition {
-                    ranges.add(&deleted);
-                }
-            }
-        }
-    }
-    Ok(ranges)
 }
 
 /// The image that begins at `begin`, if all of it can be read.

@@ -37,6 +37,7 @@ mod ranges;
 mod read;
 mod rebuild;
 mod recover;
+mod repair;
 mod scrub;
 mod seal;
 mod signal;
@@ -96,6 +97,9 @@ use self::read::Bounds;
 pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
 pub use self::rebuild::{Derived, RebuildError, RebuildStep, Rebuilt, rebuild};
 pub use self::recover::{ReportLine, StartReport, TailCut};
+pub use self::repair::{
+    Adopted, Adoption, Lose, RepairError, RepairMode, RepairOrder, RepairStep, Repaired, repair,
+};
 pub use self::scrub::ScrubWorker;
 pub use self::seal::SealWorker;
 pub use self::signal::Progress;

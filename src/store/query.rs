@@ -213,7 +213,7 @@ impl Page<'_> {
         let (request, order) = (self.request, self.request.order);
         self.examined += 1;
         let HeaderAt::Sound(header) = self.shared.header_at(at)? else {
-            if self.shared.deleted.contains(at) {
+            if self.shared.deleted.contains(at) || self.shared.lost.contains(at) {
                 return Ok(Go::On);
             }
             self.incomplete(IncompleteReason::Damaged);
@@ -238,7 +238,7 @@ impl Page<'_> {
                 }
                 Loaded::Damaged => self.incomplete(IncompleteReason::Damaged),
                 Loaded::Refused(error) => return Err(error.into()),
-                Loaded::NotYet | Loaded::NeedsDisk | Loaded::Gone => {}
+                Loaded::NotYet | Loaded::NeedsDisk | Loaded::Gone | Loaded::Lost => {}
             }
         }
         if self.examined >= EXAMINED || self.bytes >= PAGE_BYTES {

@@ -17,6 +17,11 @@
 //! sector that is gone for good. The first read that succeeds there ends that. Headers read alone are counted apart:
 //! that a header can be read says nothing of the body behind it. What is known to be damaged is so from the first
 //! refusal on; a record that fails its checksum becomes known (`damage.rs`).
+//!
+//! What an operator gave up is passed over in silence: records that lie in it, and offsets that no entry has any more
+//! if it lies between the entries around them, and no known damage does.
+
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -146,6 +151,8 @@ pub(super) enum Loaded {
     /// Not visible yet.
     NotYet,
     Damaged,
+    /// An operator gave it up.
+    Lost,
     /// Its segment was deleted meanwhile.
     Gone,
     NeedsDisk,
@@ -216,12 +223,20 @@ impl Shared {
             }
             // Told apart after the read: a segment goes at any time.
             Ok(ReadRecord::Damaged) if self.deleted.contains(at) => Loaded::Gone,
+            Ok(ReadRecord::Damaged) if self.lost.covers(&(at..end)) => Loaded::Lost,
             Ok(ReadRecord::Whole(..) | ReadRecord::Damaged) => {
                 self.metrics.damaged_reads.increment();
                 Loaded::Damaged
             }
             Err(error) => Loaded::Refused(error),
         }
+    }
+
+    /// Whether what is missing between two entries of a queue, in these bytes, was given up and is nothing else.
+    fn is_given_up(&self, between: &Range<PhysicalOffset>) -> bool {
+        let lost = self.lost.list();
+        let is_lost = lost.iter().any(|lost| lost.start < between.end && between.start < lost.end);
+        is_lost && !self.damage.overlaps(between)
     }
 
     /// The header at `at`.
@@ -260,7 +275,8 @@ impl Shared {
                 }
                 let times = refused.entry((at, extent)).or_default();
                 *times = times.saturating_add(1);
-                let is_lost = self.damage.contains(at) || *times > REFUSALS;
+                let is_known = self.damage.contains(at) || self.lost.contains(at);
+                let is_lost = is_known || *times > REFUSALS;
                 self.any_refused.store(true, Ordering::Relaxed);
                 if is_lost { Ok(T::UNREADABLE) } else { Err(error) }
             }
@@ -323,6 +339,7 @@ impl Shared {
         }
         let header = match self.header_at(at)? {
             HeaderAt::Sound(header) => header,
+            HeaderAt::Lost | HeaderAt::Nothing if self.lost.contains(at) => return Ok(None),
             // Whether a record of this id was there cannot be known; that it never was must not be said.
             HeaderAt::Lost => return Err(ReadError::Damaged { at }),
             HeaderAt::Nothing if self.deleted.contains(at) => return Ok(None),
@@ -342,7 +359,7 @@ impl Shared {
             Loaded::Record(record) => Ok(Some(record)),
             Loaded::Damaged => Err(ReadError::Damaged { at }),
             Loaded::Refused(error) => Err(error.into()),
-            Loaded::NotYet | Loaded::NeedsDisk | Loaded::Gone => Ok(None),
+            Loaded::NotYet | Loaded::NeedsDisk | Loaded::Gone | Loaded::Lost => Ok(None),
         }
     }
 
@@ -391,6 +408,16 @@ fn stored(header: &RecordHeader, body: &Bytes) -> StoredRecord {
         attributes: body.slice(..batch_at),
         batch: body.slice(batch_at..batch_at + header.payload_len as usize),
     }
+}
+
+/// What lies between two entries of a queue.
+enum Around {
+    /// These bytes, none if nothing was given up.
+    Known(Range<PhysicalOffset>),
+    /// Ask again where the disk may be read.
+    NeedsDisk,
+    /// A file has to be rebuilt first.
+    Rebuilding { base: PhysicalOffset },
 }
 
 /// One read under way.
@@ -448,7 +475,12 @@ impl Read<'_> {
                 Lookup::Found => {}
                 Lookup::AtEnd { next: end } | Lookup::BelowFirst { first: end } => {
                     // Offsets below the readable end without entries: their records cannot be read.
-                    return self.damage_or_gone(next, end.max(next.plus(1)));
+                    let end = end.max(next.plus(1));
+                    match self.pass_gap(key, next, end)? {
+                        None => next = end,
+                        Some(stop) => return Ok(stop),
+                    }
+                    continue;
                 }
                 Lookup::Rebuilding { base } => {
                     self.shared.want_rebuilt(base);
@@ -458,6 +490,12 @@ impl Read<'_> {
             }
             scanned += entries.len();
             for entry in &entries {
+                if entry.queue_offset > next
+                    && let Some(stop) = self.pass_gap(key, next, entry.queue_offset)?
+                {
+                    return Ok(stop);
+                }
+                next = next.max(entry.queue_offset);
                 match self.take(entry, next)? {
                     None => next = entry.queue_end(),
                     Some(stop) => return Ok(stop),
@@ -469,19 +507,17 @@ impl Read<'_> {
 
     /// Takes one entry into the answer or passes over it. `Some`: the read ends before it.
     fn take(&mut self, entry: &QueueEntry, next: QueueOffset) -> Result<Option<Stop>, ReadError> {
-        if entry.queue_offset > next {
-            return self.damage_or_gone(next, entry.queue_offset).map(Some);
-        }
         let behind = Stop::Damage { at: next, next: entry.queue_end() };
+        let end = entry.offset.plus(u64::from(entry.len));
         if entry.flags.contains(EntryFlags::DAMAGED) {
-            return Ok(Some(behind));
+            let is_lost = self.shared.lost.covers(&(entry.offset..end));
+            return Ok((!is_lost).then_some(behind));
         }
         let may_match = self.request.filter.may_match(
             entry.tag_bits,
             entry.flags.contains(EntryFlags::TAG_IS_MASK),
             entry.flags.contains(EntryFlags::HAS_UNTAGGED),
         );
-        let end = entry.offset.plus(u64::from(entry.len));
         if !may_match && end <= self.shared.readable_end(&self.request.topic) {
             return Ok(None);
         }
@@ -499,20 +535,93 @@ impl Read<'_> {
             }
             Loaded::NotYet => Some(Stop::At(next)),
             Loaded::Damaged => Some(behind),
+            Loaded::Lost => None,
             Loaded::Gone => Some(Stop::Gone { at: next }),
             Loaded::NeedsDisk => Some(Stop::NeedsDisk { at: next }),
             Loaded::Refused(error) => Some(Stop::Refused { at: next, error }),
         })
     }
 
-    /// Why there is nothing from `at` to `next`: it went since the read began, or it cannot be read.
-    fn damage_or_gone(&self, at: QueueOffset, next: QueueOffset) -> Result<Stop, ReadError> {
+    /// Why there is nothing from `at` to `next`: it went since the read began, or it cannot be read. `None`: an
+    /// operator gave it up, the read goes on at `next`.
+    fn pass_gap(
+        &self,
+        key: QueueKey,
+        at: QueueOffset,
+        next: QueueOffset,
+    ) -> Result<Option<Stop>, ReadError> {
         let (topic, queue) = (&self.request.topic, self.request.queue);
         Ok(match self.shared.queue_min(topic, queue, self.may)? {
-            Min::At(min) if min > at => Stop::Gone { at },
-            Min::NeedsDisk => Stop::NeedsDisk { at },
-            Min::At(_) | Min::Rebuilding { .. } => Stop::Damage { at, next },
+            Min::At(min) if min > at => Some(Stop::Gone { at }),
+            Min::NeedsDisk => Some(Stop::NeedsDisk { at }),
+            Min::At(_) | Min::Rebuilding { .. } => match self.around(key, at, next)? {
+                Around::Known(between) if self.shared.is_given_up(&between) => None,
+                Around::Known(_) => Some(Stop::Damage { at, next }),
+                Around::NeedsDisk => Some(Stop::NeedsDisk { at }),
+                Around::Rebuilding { base } => {
+                    self.shared.want_rebuilt(base);
+                    Some(Stop::Rebuilding { at })
+                }
+            },
         })
+    }
+
+    /// The bytes between the entries on both sides of the offsets from `at` to `next`, which have none.
+    fn around(
+        &self,
+        key: QueueKey,
+        at: QueueOffset,
+        next: QueueOffset,
+    ) -> Result<Around, ReadError> {
+        // Nothing can explain the gap: the entries need not be looked for.
+        if self.shared.lost.list().is_empty() {
+            return Ok(Around::Known(PhysicalOffset::ZERO..PhysicalOffset::ZERO));
+        }
+        let end = match self.entry_from(key, next)? {
+            Ok(entry) => entry.map_or(self.shared.marks.dispatched.get(), |entry| entry.offset),
+            Err(unknown) => return Ok(unknown),
+        };
+        // The entry before: the greatest offset from which the first entry is not that behind the gap. It mostly is
+        // the last one before `at`; a read that begins inside of the gap halves its way there.
+        let (mut low, mut high) = (0, at.get());
+        let mut begin = PhysicalOffset::ZERO;
+        let mut probe = high.saturating_sub(1);
+        while low < high {
+            match self.entry_from(key, QueueOffset::new(probe))? {
+                Ok(Some(entry)) if entry.queue_offset < at => {
+                    begin = begin.max(entry.offset.plus(u64::from(entry.len)));
+                    low = entry.queue_end().get().max(probe + 1);
+                }
+                Ok(_) => high = probe,
+                Err(unknown) => return Ok(unknown),
+            }
+            probe = low + high.saturating_sub(low) / 2;
+        }
+        Ok(Around::Known(begin..end))
+    }
+
+    /// The first entry of the queue that covers `from` or is behind it.
+    fn entry_from(
+        &self,
+        key: QueueKey,
+        from: QueueOffset,
+    ) -> Result<Result<Option<QueueEntry>, Around>, ReadError> {
+        let mut entries = Vec::with_capacity(LOOKUP);
+        let mut from = from;
+        loop {
+            let lookup = match self.shared.queues.lookup_hot(key, from, 1, &mut entries) {
+                Lookup::NeedsDisk if self.may == May::Memory => return Ok(Err(Around::NeedsDisk)),
+                Lookup::NeedsDisk => self.shared.lookup_on_disk(key, from, &mut entries)?,
+                found => found,
+            };
+            match lookup {
+                Lookup::Found => return Ok(Ok(entries.first().copied())),
+                Lookup::BelowFirst { first } if first > from => from = first,
+                Lookup::AtEnd { .. } | Lookup::BelowFirst { .. } => return Ok(Ok(None)),
+                Lookup::NeedsDisk => return Ok(Err(Around::NeedsDisk)),
+                Lookup::Rebuilding { base } => return Ok(Err(Around::Rebuilding { base })),
+            }
+        }
     }
 
     /// What was found goes out first; the reason for the stop meets the next read.

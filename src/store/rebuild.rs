@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::offline::{OfflineError, StoppedStore};
 use super::verify::{FindingKind, Verifier};
-use super::{Applier, CloseError, OpenError, Progress, Store, StoreConfig};
+use super::{Applier, CloseError, OpenError, Progress, Store, StoreConfig, Workers};
 use crate::clock::Clock;
 use crate::file::FileError;
 use crate::file::disk::Disk;
@@ -134,34 +134,13 @@ pub fn rebuild(
     drop(store);
 
     tell(RebuildStep::Replaying);
-    let mut config = StoreConfig::new(dir);
-    // The next segment is like the last one.
-    let fits = |size: &u64| {
-        let sizes = StoreConfig::MIN_SEGMENT_SIZE..=StoreConfig::MAX_SEGMENT_SIZE;
-        sizes.contains(size) && size.is_multiple_of(PAGE_LEN as u64)
-    };
-    config.segment_size = segment_size.filter(fits).unwrap_or(config.segment_size);
+    let config = like_the_last(dir, segment_size);
     let (store, mut workers) = Store::open_stepped(Arc::clone(disk), clock, config, applier)?;
-    let total = store.unmade();
-    let mut failed = 0;
-    loop {
-        let left = store.unmade();
-        tell(RebuildStep::Making { done: total.saturating_sub(left), total });
-        if left == 0 {
-            break;
-        }
-        match workers.seal.step() {
-            Progress::Worked => failed = 0,
-            Progress::Idle(_) if failed < ATTEMPTS => {
-                failed += 1;
-                // A snapshot may wait for it before the files have their turn.
-                workers.flush.flush_all();
-            }
-            Progress::Idle(_) => {
-                store.close_stepped(workers)?;
-                return Err(RebuildError::Unmade { segments: left });
-            }
-        }
+    let left =
+        make_missing(&store, &mut workers, |done, total| tell(RebuildStep::Making { done, total }));
+    if left > 0 {
+        store.close_stepped(workers)?;
+        return Err(RebuildError::Unmade { segments: left });
     }
     let rebuilt = Rebuilt {
         removed,
@@ -171,6 +150,43 @@ pub fn rebuild(
     };
     store.close_stepped(workers)?;
     Ok(rebuilt)
+}
+
+/// The configuration of an open that makes its next segment like the last one.
+pub(super) fn like_the_last(dir: &Path, segment_size: Option<u64>) -> StoreConfig {
+    let mut config = StoreConfig::new(dir);
+    let fits = |size: &u64| {
+        let sizes = StoreConfig::MIN_SEGMENT_SIZE..=StoreConfig::MAX_SEGMENT_SIZE;
+        sizes.contains(size) && size.is_multiple_of(PAGE_LEN as u64)
+    };
+    config.segment_size = segment_size.filter(fits).unwrap_or(config.segment_size);
+    config
+}
+
+/// Makes every file that is missing, tells how many segments have theirs, and returns how many are left without.
+pub(super) fn make_missing(
+    store: &Store,
+    workers: &mut Workers,
+    mut tell: impl FnMut(u64, u64),
+) -> u64 {
+    let total = store.unmade();
+    let mut failed = 0;
+    loop {
+        let left = store.unmade();
+        tell(total.saturating_sub(left), total);
+        if left == 0 {
+            return 0;
+        }
+        match workers.seal.step() {
+            Progress::Worked => failed = 0,
+            Progress::Idle(_) if failed < ATTEMPTS => {
+                failed += 1;
+                // A snapshot may wait for it before the files have their turn.
+                workers.flush.flush_all();
+            }
+            Progress::Idle(_) => return left,
+        }
+    }
 }
 
 /// The store, if its log is not damaged.
@@ -190,7 +206,7 @@ fn checked(
         }
     }
     match verifier.into_stopped() {
-        Some(store) if places == 0 => Ok(store),
+        Some((store, ..)) if places == 0 => Ok(store),
         _ => Err(RebuildError::Damaged { places }),
     }
 }

@@ -36,6 +36,7 @@ use super::dispatch::derive;
 use super::error::OpenError;
 use super::image;
 use super::ranges::Ranges;
+use super::repair::position_of;
 use super::topics::Topics;
 use crate::file::FileError;
 use crate::file::disk::{Access, Disk, read_exact_at, read_file, write_file_atomically};
@@ -731,13 +732,13 @@ impl Recovery<'_> {
         if self.report.damaged.is_empty() {
             self.report.damage_may_hold_state = false;
         }
+        // What lies below is sealed: its file was made when it was whole, or says that it lacks something.
+        for range in self.report.damaged.iter().filter(|range| range.end > self.unsealed_from) {
+            self.indexes.mark_lacking(range);
+        }
     }
 
     fn damage(&mut self, range: Range<PhysicalOffset>) {
-        // What lies below is sealed: its file was made when it was whole, or says that it lacks something.
-        if range.end > self.unsealed_from {
-            self.indexes.mark_lacking();
-        }
         match self.report.damaged.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => self.report.damaged.push(range),
@@ -852,6 +853,11 @@ impl Recovery<'_> {
             match transition {
                 Transition::SegmentsDeleted { ranges } => self.deleted.add(&ranges),
                 Transition::RangesLost { ranges } => self.lost.add(&ranges),
+                Transition::QueuesFound { topic, queues } => {
+                    for queue in queues {
+                        self.queues.restore_position(position_of(topic, queue));
+                    }
+                }
                 _ => {}
             }
         }

@@ -238,18 +238,22 @@ impl Shared {
         let from = base.plus(PAGE_LEN as u64);
         let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), from);
         loop {
+            let at = walk.at();
             match walk.step()? {
                 Step::End => return Ok((queues, index, walk.take_refusal())),
                 // A finished segment ends with a filler, or without room for one.
+                // What an operator gave up is not missed.
                 Step::Gap { end, .. } => {
-                    index.mark_lacking();
+                    if !self.lost.covers(&(at..end)) {
+                        index.mark_lacking();
+                    }
                     if end >= segment.end() {
                         return Ok((queues, index, walk.take_refusal()));
                     }
                 }
                 Step::Record { header, body } => {
                     let body = body.is_ok().then(|| walk.body(&header));
-                    if body.is_none() {
+                    if body.is_none() && !self.lost.covers(&(at..header.end())) {
                         index.mark_lacking();
                     }
                     if let Some(derived) = derive(self.index_seed, &header, body, &mut hashes) {

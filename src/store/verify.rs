@@ -10,9 +10,9 @@
 //! | checkpoint | its checksums, the end of the log |
 //!
 //! An invalid place is damage if it was durable once: below what checkpoint or snapshot vouch for, or below what a
-//! later record claims. Behind that, it is a torn tail, which the next start cuts: a remark. A running store is read up
-//! to what was flushed when the verification began; what it finds damaged joins the known damage, and a derived file
-//! that is wrong is made again.
+//! later record claims, and unless an operator gave it up. Behind that, it is a torn tail, which the next start cuts: a
+//! remark. A running store is read up to what was flushed when the verification began; what it finds damaged joins the
+//! known damage, and a derived file that is wrong is made again.
 //!
 //! Whoever holds a [`Verifier`] calls its steps, at a rate of his own, on a thread that may wait for the disk. A step
 //! reads about [`PIECE`] bytes of the log, or one derived file. Memory: the entries of one segment, and the next offset
@@ -21,6 +21,7 @@
 mod beside;
 mod files;
 mod finding;
+mod known;
 mod order;
 mod segment;
 mod wrong;
@@ -28,11 +29,10 @@ mod wrong;
 use std::ops::Range;
 
 pub use self::finding::{Finding, FindingKind, VerifySummary};
+pub(super) use self::known::Known;
 use self::order::Order;
-use super::checkpoint::CheckpointFile;
+use super::Shared;
 use super::offline::{SegmentFile, StoppedStore};
-use super::ranges::Ranges;
-use super::{Shared, image};
 use crate::file::disk::Disk;
 use crate::file::segment::Segment;
 use crate::format::DecodeError;
@@ -40,7 +40,6 @@ use crate::format::identity::Identity;
 use crate::format::names::FileKind;
 use crate::format::record::HEADER_LEN;
 use crate::format::snapshot::QueuePosition;
-use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{ConsumeQueues, QueuePart};
 use crate::log::index::{IndexPart, Indexes};
 use crate::log::walk::SegmentWalk;
@@ -80,6 +79,7 @@ pub struct Verifier {
     queues: ConsumeQueues,
     indexes: Indexes,
     stage: Stage,
+    known: Known,
     order: Order,
     /// All below was durable once.
     durable: PhysicalOffset,
@@ -91,8 +91,6 @@ pub struct Verifier {
     positions: Option<(String, PhysicalOffset, Vec<QueuePosition>)>,
     /// Wrong places of which it is not known yet whether they were durable.
     undecided: Vec<Wrong>,
-    /// What was deleted of the log, once something missing made it a question.
-    deleted: Option<Ranges>,
     hashes: Vec<u64>,
     found: Vec<Finding>,
     summary: VerifySummary,
@@ -101,6 +99,8 @@ pub struct Verifier {
 /// What is read next.
 enum Stage {
     Facts,
+    /// What records of the segment of this index say of others.
+    Known(usize),
     /// The segment of this index.
     Segment(usize),
     Log(Box<Walking>),
@@ -160,9 +160,11 @@ impl Verifier {
         Self { with_files: false, ..Self::of_stopped(store) }
     }
 
-    /// The store that was verified, still locked.
-    pub(super) fn into_stopped(self) -> Option<StoppedStore> {
-        self.stopped
+    /// The store that was verified, still locked, and what was learnt of it: what state says, and where each queue
+    /// that has records stands.
+    pub(super) fn into_stopped(self) -> Option<(StoppedStore, Known, Vec<QueuePosition>)> {
+        let positions = self.order.positions();
+        self.stopped.map(|store| (store, self.known, positions))
     }
 
     /// Verifies a running store as it stands now.
@@ -196,6 +198,7 @@ impl Verifier {
             queues: ConsumeQueues::new(Arc::clone(&disk), in_dir(FileKind::ConsumeQueue), store_id),
             indexes: Indexes::new(Arc::clone(&disk), in_dir(FileKind::Index), store_id),
             stage: Stage::Facts,
+            known: Known::default(),
             order: Order::new(begin == PhysicalOffset::ZERO),
             durable: running.as_ref().map_or(PhysicalOffset::ZERO, |(until, _)| *until),
             sealed: running
@@ -204,7 +207,6 @@ impl Verifier {
             tail: begin,
             positions: None,
             undecided: Vec::new(),
-            deleted: None,
             hashes: Vec::new(),
             found: Vec::new(),
             summary: VerifySummary::default(),
@@ -222,6 +224,7 @@ impl Verifier {
     pub fn step(&mut self) -> Verified {
         let bytes = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Facts => self.facts(),
+            Stage::Known(index) => self.learn(index),
             Stage::Segment(index) => self.enter(index),
             Stage::Log(walking) => self.walk(walking),
             Stage::Queues(walked) => self.check_queues(walked),
@@ -253,22 +256,6 @@ impl Verifier {
             Some((until, _)) => segment.end().min(*until).max(segment.base),
             None => segment.end(),
         }
-    }
-
-    /// Whether these bytes were deleted: then nothing is wrong if they, or files of them, are missing.
-    fn is_deleted(&mut self, range: &Range<PhysicalOffset>) -> bool {
-        if let Some((_, shared)) = &self.running {
-            return shared.deleted.covers(range);
-        }
-        let deleted = self.deleted.take().unwrap_or_else(|| {
-            let segments = self.segments.iter().filter_map(|file| file.segment(&*self.disk).ok());
-            let log = CommitLog::new(segments.collect(), Arc::clone(&self.identity));
-            let checkpoint = CheckpointFile::read(&*self.disk, &self.dir).ok().flatten();
-            image::deletions(&log, checkpoint.as_ref()).unwrap_or_default()
-        });
-        let is_deleted = deleted.covers(range);
-        self.deleted = Some(deleted);
-        is_deleted
     }
 
     fn tell(&mut self, kind: FindingKind, file: String, what: impl Into<String>) {

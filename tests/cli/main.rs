@@ -74,6 +74,10 @@ fn a_stopped_store_is_verified_shown_and_rebuilt() {
         assert!(stderr.starts_with(&expected), "{stderr}");
         assert_eq!((stdout.as_str(), code), ("", Some(1)), "{command}");
     }
+    let repair = ["store", "repair", "--lose", "all", "--data", data];
+    let (stdout, stderr, code) = mainstem("", &repair, "");
+    assert!(stderr.contains("is in use by another process; stop that broker first"), "{stderr}");
+    assert_eq!((stdout.as_str(), code), ("", Some(1)));
     drop(broker.child.stdin.take());
     assert_eq!(broker.child.wait().unwrap().code(), Some(0));
 
@@ -133,6 +137,46 @@ fn a_stopped_store_is_verified_shown_and_rebuilt() {
     let (_, stderr, code) = mainstem("", &["store", "rebuild", "--data", data], "");
     assert!(stderr.contains("snapshots may know what is lost there"), "{stderr}");
     assert_eq!(code, Some(1));
+
+    let (begin, end) = (offset(&dumped[3]), finding["end"].as_u64().unwrap());
+    let (first, bytes) = (offset(&dumped[2]), format!("{begin}..{end}"));
+    let lose =
+        |range: &str| mainstem("", &["store", "repair", "--data", data, "--lose", range], "");
+    let expected = format!(
+        "error: bytes {first}..{end} hold a sound record, at {first}: `mainstem store verify --data` \
+         names what is damaged\n"
+    );
+    assert_eq!(lose(&format!("{first}..{end}")), (String::new(), expected, Some(1)));
+    let dry = mainstem("", &["store", "repair", "--data", data, "--lose", "all", "--dry-run"], "");
+    assert_eq!(dry, (format!("would be lost  bytes {bytes}\n"), String::new(), Some(0)));
+    let expected = format!(
+        "lost                                  bytes {bytes}\n\
+         segments whose files were made again  0\n\
+         epoch begun                           3\n"
+    );
+    assert_eq!(lose(&bytes), (expected, String::new(), Some(0)));
+    let again = json(&["store", "repair", "--data", data, "--lose", &bytes]);
+    assert_eq!((&again[0]["lost"], &again[0]["epoch"]), (&serde_json::json!([]), &4.into()));
+    let (stdout, stderr, code) = mainstem("", &verify, "");
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let told: serde_json::Value = serde_json::from_str(stdout.lines().next().unwrap()).unwrap();
+    assert_eq!((&told["kind"], &told["begin"]), (&"remark".into(), &begin.into()));
+    let taken = ["store", "repair", "--data", data, "--adopt", "1=books"];
+    let (stdout, stderr, code) = mainstem("", &taken, "");
+    let expected = "error: topic 1 is there, it is orders: `mainstem store dump --data` shows of which \
+        topic a record is\n";
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), ("", expected, Some(1)));
+    for (args, why) in [
+        (&["--lose", "7..7"][..], "END is the first byte behind the range"),
+        (&["--lose", "some"], "give BEGIN..END in bytes, or all"),
+        (&["--adopt", "1=a b"], "a topic's name is made of letters"),
+        (&[], "required"),
+    ] {
+        let (_, stderr, code) =
+            mainstem("", &[&["store", "repair", "--data", data], args].concat(), "");
+        assert!(stderr.contains(why), "{stderr}");
+        assert_eq!(code, Some(2));
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | `scrub`     | bytes change while the store runs                                                        |
 //! | `verify`    | what a verification says of what lies there                                              |
 //! | `rebuild`   | what is derived is thrown away and made again; the log is shown                          |
+//! | `repair`    | damaged bytes are given up, records without a topic get one again                        |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
 
@@ -21,6 +22,7 @@ mod faults;
 mod oracle;
 mod power_cut;
 mod rebuild;
+mod repair;
 mod rig;
 mod script;
 mod scrub;

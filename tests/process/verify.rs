@@ -1,4 +1,5 @@
-//! A store is verified while its broker runs, refused to everybody else, and told on when a byte of it rots.
+//! A store is verified while its broker runs, refused to everybody else, told on when a byte of it rots, and silent about
+//! it once that is given up.
 
 use std::process::Stdio;
 
@@ -6,10 +7,15 @@ use tokio::process::Command;
 
 use crate::support::{BINARY, Home, Process, assert_no_panic, one, soon};
 
-/// `mainstem store verify` with `args`: its exit code, the objects that it wrote, and what it said.
+/// `mainstem store verify` with `args`.
 async fn verify(args: &[&str]) -> (Option<i32>, Vec<serde_json::Value>, String) {
+    run(&[&["store", "verify"], args].concat()).await
+}
+
+/// `mainstem` with `args`: its exit code, the objects that it wrote, and what it said.
+async fn run(args: &[&str]) -> (Option<i32>, Vec<serde_json::Value>, String) {
     let mut command = Command::new(BINARY);
-    command.args(["store", "verify", "-o", "jsonl"]).args(args);
+    command.args(["-o", "jsonl"]).args(args);
     command.env_remove("MAINSTEM_SERVER").stdin(Stdio::null()).kill_on_drop(true);
     let output = soon("a verification", command.output()).await.unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
@@ -69,5 +75,22 @@ async fn a_store_is_verified_by_its_broker_and_without_it() {
     assert!(warning.contains("WARN"), "{warning}");
     let (code, lines, _) = verify(&["--server", &process.grpc]).await;
     assert_eq!((code, &lines[0]["begin"]), (Some(1), &at.into()));
+    process.stop().await;
+
+    // Given up, it is not missed any more.
+    let (code, lines, said) = run(&["store", "repair", "--data", data, "--lose", "all"]).await;
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+    assert_eq!(lines[0]["lost"][0]["begin"], at);
+    let process = Process::start(&home, &[]).await;
+    let log = process.said();
+    let (_, last) = log.rsplit_once("opened after").unwrap();
+    assert!(last.contains("serving") && !last.contains("DAMAGED"), "{last}");
+    let (code, lines, said) = run(&["pull", "-t", "orders", "--server", &process.grpc]).await;
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+    let mut bodies: Vec<_> = lines.iter().map(|line| line["body"].as_str().unwrap()).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, ["first", "third"]);
+    let (code, lines, _) = verify(&["--server", &process.grpc]).await;
+    assert_eq!((code, &lines[0]["kind"]), (Some(0), &"remark".into()));
     process.stop().await;
 }

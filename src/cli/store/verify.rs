@@ -69,7 +69,7 @@ pub(super) async fn run(
     let cure = match args.data {
         Some(_) => {
             "damaged records stay lost, all else is served; `mainstem store rebuild` makes derived \
-             files again"
+             files again, `mainstem store repair` gives up what is damaged"
         }
         None => "damaged records stay lost, all else is served; derived files are made again now",
     };

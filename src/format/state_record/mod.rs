@@ -29,6 +29,7 @@
 //! |   18 | image begun       | none                                                                                |
 //! |   19 | image part        | 1 offset of its begin, 2 number u32, 3 bytes                                        |
 //! |   20 | image ended       | 1 offset of its begin, 2 parts u32, 3 length                                        |
+//! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
 //!
 //! | settings of a topic | field                                                                                 |
 //! | ------------------- | ------------------------------------------------------------------------------------- |
@@ -54,7 +55,7 @@
 //!
 //! One run is also the broker's state in a snapshot: the transitions that make it out of nothing. There, *as of* says
 //! of which position the transitions behind it are, up to the next one; replay passes over what a unit contains
-//! already. 16 to 20 are the store's own and mean nothing to the rooms above it.
+//! already. 16 to 21 are the store's own and mean nothing to the rooms above it.
 
 mod settings;
 #[cfg(test)]
@@ -89,6 +90,7 @@ const RANGES_LOST: u16 = 17;
 const IMAGE_BEGUN: u16 = 18;
 const IMAGE_PART: u16 = 19;
 const IMAGE_ENDED: u16 = 20;
+const QUEUES_FOUND: u16 = 21;
 
 const KIND_AT: usize = 0;
 const ZERO_AT: usize = KIND_AT + size_of::<u16>();
@@ -99,10 +101,14 @@ const _: () = assert!(FIELDS_AT == 8, "a transition is a contract with existing 
 const OFFSET_ROW_LEN: usize = size_of::<u32>() + size_of::<u64>();
 const RANGE_LEN: usize = 2 * size_of::<u64>();
 const SESSION_ROW_LEN: usize = 56;
+const POSITION_ROW_LEN: usize = size_of::<u32>() + 3 * size_of::<u64>();
 
 /// Rows of one field; what has more becomes several transitions, which together mean the same.
 const MAX_ROWS: usize = 4_000;
 const _: () = assert!(MAX_ROWS * RANGE_LEN < 1 << 16, "a field fits its length");
+/// The same of the rows of *queues found*.
+const MAX_POSITION_ROWS: usize = 2_000;
+const _: () = assert!(MAX_POSITION_ROWS * POSITION_ROW_LEN < 1 << 16, "a field fits its length");
 
 /// So many of its last batches a producer session remembers; no more may be in flight.
 pub const SESSION_WINDOW: usize = 64;
@@ -130,6 +136,19 @@ pub struct SessionBatch {
     pub epoch: Epoch,
     /// When.
     pub store_time: Timestamp,
+}
+
+/// Where a queue of a topic stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundQueue {
+    /// Which.
+    pub queue: QueueId,
+    /// The offset that its next message gets.
+    pub next: QueueOffset,
+    /// The base of the first segment that has an entry of it.
+    pub first_segment: PhysicalOffset,
+    /// The base of the last segment that has an entry of it.
+    pub last_segment: PhysicalOffset,
 }
 
 /// One change of the broker's own state.
@@ -280,6 +299,14 @@ pub enum Transition {
         /// Bytes of all parts.
         len: u64,
     },
+    /// Where the queues of a topic stand, as a walk over the whole log found it: no snapshot kept that while nobody
+    /// knew the topic.
+    QueuesFound {
+        /// The topic's incarnation.
+        topic: TopicId,
+        /// One for each queue that has records.
+        queues: Vec<FoundQueue>,
+    },
 }
 
 impl Transition {
@@ -309,6 +336,11 @@ impl Transition {
             Self::RangesLost { ranges } if ranges.len() > MAX_ROWS => {
                 for rows in ranges.chunks(MAX_ROWS) {
                     Self::RangesLost { ranges: rows.to_vec() }.put(out);
+                }
+            }
+            Self::QueuesFound { topic, queues } if queues.len() > MAX_POSITION_ROWS => {
+                for rows in queues.chunks(MAX_POSITION_ROWS) {
+                    Self::QueuesFound { topic: *topic, queues: rows.to_vec() }.put(out);
                 }
             }
             one => one.put(out),
@@ -402,6 +434,10 @@ impl Transition {
                 put_field(out, 2, &parts.to_le_bytes());
                 put_u64(out, 3, *len);
             }
+            Self::QueuesFound { topic, queues } => {
+                put_u64(out, 1, topic.get());
+                put_field(out, 2, &position_rows(queues));
+            }
         }
     }
 
@@ -427,6 +463,7 @@ impl Transition {
             Self::ImageBegun => IMAGE_BEGUN,
             Self::ImagePart { .. } => IMAGE_PART,
             Self::ImageEnded { .. } => IMAGE_ENDED,
+            Self::QueuesFound { .. } => QUEUES_FOUND,
         }
     }
 
@@ -536,6 +573,11 @@ impl Transition {
                     len: len.u64()?,
                 }
             }
+            QUEUES_FOUND => {
+                let [topic, queues] = collect(fields, [1, 2])?;
+                let topic = TopicId::new(topic.u64()?);
+                Self::QueuesFound { topic, queues: positions_of(queues)? }
+            }
             _ => return Err(DecodeError::UnknownTransition { kind }),
         })
     }
@@ -558,6 +600,29 @@ fn offsets_of(field: Field<'_>) -> Result<Vec<(QueueId, QueueOffset)>, DecodeErr
     rows(field, OFFSET_ROW_LEN, |row| {
         let queue = QueueId::new(u32_at(row, 0)?);
         Ok((queue, QueueOffset::new(u64_at(row, size_of::<u32>())?)))
+    })
+}
+
+fn position_rows(queues: &[FoundQueue]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(queues.len() * POSITION_ROW_LEN);
+    for position in queues {
+        bytes.extend_from_slice(&position.queue.get().to_le_bytes());
+        let (first, last) = (position.first_segment.get(), position.last_segment.get());
+        for number in [position.next.get(), first, last] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn positions_of(field: Field<'_>) -> Result<Vec<FoundQueue>, DecodeError> {
+    rows(field, POSITION_ROW_LEN, |row| {
+        Ok(FoundQueue {
+            queue: QueueId::new(u32_at(row, 0)?),
+            next: QueueOffset::new(u64_at(row, 4)?),
+            first_segment: PhysicalOffset::new(u64_at(row, 12)?),
+            last_segment: PhysicalOffset::new(u64_at(row, 20)?),
+        })
     })
 }
 

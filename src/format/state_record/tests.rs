@@ -120,7 +120,7 @@ fn reserved_bytes_must_be_zero() {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(bytes: Vec<u8>, kind in 0_u16..22) {
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>, kind in 0_u16..23) {
         let _ = read(&bytes);
         let whole: Vec<_> = (1..9).map(|tag| (tag, &bytes[..bytes.len().min(100)])).collect();
         let _ = read(&raw(kind, &whole));
@@ -196,7 +196,17 @@ fn every_kind() -> Vec<Transition> {
         Transition::ImageBegun,
         Transition::ImagePart { begin: at(4096), number: 1, bytes: b"part".to_vec() },
         Transition::ImageEnded { begin: at(4096), parts: 2, len: 100 },
+        Transition::QueuesFound { topic: TopicId::new(7), queues: vec![position(3)] },
     ]
+}
+
+fn position(queue: u32) -> FoundQueue {
+    FoundQueue {
+        queue: QueueId::new(queue),
+        next: QueueOffset::new(9),
+        first_segment: PhysicalOffset::new(4096),
+        last_segment: PhysicalOffset::new(8192),
+    }
 }
 
 #[test]
@@ -244,6 +254,15 @@ fn very_many_rows_become_several_transitions_that_mean_the_same() {
         found.extend(ranges);
     }
     assert_eq!(found, ranges);
+    let positions: Vec<_> = (0..65_536).map(position).collect();
+    let topic = TopicId::new(7);
+    let run = run_of(&[Transition::QueuesFound { topic, queues: positions.clone() }]);
+    let mut found = Vec::new();
+    for transition in read(&run).unwrap() {
+        let Transition::QueuesFound { queues, .. } = transition else { panic!() };
+        found.extend(queues);
+    }
+    assert_eq!(found, positions);
 }
 
 #[test]
@@ -254,12 +273,13 @@ fn rows_that_are_cut_short_and_ranges_without_a_byte_are_named() {
     assert_eq!(read(&raw(16, &[(1, &[7; 16])])), error(1, 16));
     let bound = 1_u32.to_le_bytes();
     assert_eq!(read(&raw(10, &[(1, &id), (2, &id), (3, &bound), (4, &[0; 11])])), error(4, 11));
+    assert_eq!(read(&raw(21, &[(1, &id), (2, &[0; 27])])), error(2, 27));
     let rows = vec![0; 65 * SESSION_ROW_LEN];
     let kept = [(1, &id[..]), (2, b"a"), (3, &id), (4, &id), (5, &id), (6, &rows)];
     assert_eq!(read(&raw(12, &kept)), error(6, rows.len()));
 }
 
-const GOLDEN_KINDS: [&str; 51] = [
+const GOLDEN_KINDS: [&str; 54] = [
     "040000003b0000000100080007000000",
     "00000000030004000800000004000100",
     "02050001000206000100010700080060",
@@ -310,5 +330,8 @@ const GOLDEN_KINDS: [&str; 51] = [
     "00000000020004000100000003000400",
     "70617274140000002000000001000800",
     "00100000000000000200040002000000",
-    "030008006400000000000000",
+    "03000800640000000000000015000000",
+    "2c000000010008000700000000000000",
+    "02001c00030000000900000000000000",
+    "00100000000000000020000000000000",
 ];

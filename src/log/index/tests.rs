@@ -260,7 +260,7 @@ fn coverage_names_missing_files_of_what_was_walked_only() {
 fn only_what_the_window_crosses_is_lacking() {
     let disk = disk();
     let indexes = three(&disk);
-    indexes.mark_lacking();
+    indexes.mark_lacking(&(base(3)..base(4)));
     indexes.start_part(base(4));
     let lacking = |indexes: &Indexes, window: Range<u64>, order| {
         let window = PhysicalOffset::new(window.start)..PhysicalOffset::new(window.end);

@@ -13,8 +13,16 @@ use crate::store::offline::{SegmentFile, identity_in};
 
 impl Verifier {
     pub(super) fn facts(&mut self) -> u64 {
-        self.stage = Stage::Segment(0);
-        self.check_identity() + self.check_checkpoint() + self.check_snapshots()
+        let read = self.check_identity() + self.check_checkpoint() + self.check_snapshots();
+        self.stage = match &self.running {
+            Some((_, shared)) => {
+                self.known.deleted.add(&shared.deleted.list());
+                self.known.lost.add(&shared.lost.list());
+                Stage::Segment(0)
+            }
+            None => Stage::Known(0),
+        };
+        read
     }
 
     fn check_identity(&mut self) -> u64 {
@@ -112,6 +120,7 @@ impl Verifier {
                 self.sealed = self.sealed.max(snapshot.offset);
             }
             if self.positions.is_none() {
+                self.known.restore(&snapshot);
                 self.positions = Some((file, snapshot.reach, snapshot.queues));
             }
         }

@@ -73,10 +73,8 @@ impl Verifier {
                 return bytes;
             }
             Ok((FileCheck::Absent, _)) if end > self.sealed => return 0,
-            Ok((FileCheck::Absent, bytes)) if self.is_deleted(&(base..end)) => {
-                self.tell(FindingKind::Remark, name, "its segment is being deleted");
-                return bytes;
-            }
+            // Of a deleted segment the files go first.
+            Ok((FileCheck::Absent, _)) if self.known.deleted.covers(&(base..end)) => return 0,
             Ok((FileCheck::Absent, bytes)) => ("it is missing".to_owned(), bytes),
             Ok((FileCheck::Damaged { page: 0 }, bytes)) => {
                 ("its header is damaged, or of another segment or version".to_owned(), bytes)

@@ -8,6 +8,7 @@ use std::ops::Range;
 use foldhash::fast::RandomState;
 
 use crate::format::record::RecordHeader;
+use crate::format::snapshot::QueuePosition;
 use crate::message::{Epoch, PhysicalOffset, QueueKey, QueueOffset};
 
 /// What the records so far ask of the next one. Memory: one entry for each queue that has a record.
@@ -36,6 +37,9 @@ struct OpenSet {
 struct Next {
     offset: QueueOffset,
     wrongs: u64,
+    /// The segments of its first and of its last record.
+    first_segment: PhysicalOffset,
+    last_segment: PhysicalOffset,
 }
 
 /// A contradiction.
@@ -95,11 +99,23 @@ impl Order {
         self.queues.get(&key).map(|next| next.offset)
     }
 
-    /// Takes a record with a sound header, of `key` if it is in a queue.
+    /// Where each queue that has a record stands.
+    pub(super) fn positions(&self) -> Vec<QueuePosition> {
+        let position = |(key, next): (&QueueKey, &Next)| QueuePosition {
+            key: *key,
+            next: next.offset,
+            first_segment: next.first_segment,
+            last_segment: next.last_segment,
+        };
+        self.queues.iter().map(position).collect()
+    }
+
+    /// Takes a record with a sound header in the segment at `base`, of `key` if it is in a queue.
     pub(super) fn take(
         &mut self,
         header: &RecordHeader,
         key: Option<QueueKey>,
+        base: PhysicalOffset,
         found: &mut Vec<Contradiction>,
     ) {
         self.epoch = self.epoch.max(header.epoch);
@@ -127,7 +143,8 @@ impl Order {
             }
         }
         let offset = before.map_or(end, |next| next.offset.max(end));
-        self.queues.insert(key, Next { offset, wrongs });
+        let first_segment = before.map_or(base, |next| next.first_segment);
+        self.queues.insert(key, Next { offset, wrongs, first_segment, last_segment: base });
     }
 
     fn take_set(&mut self, header: &RecordHeader, found: &mut Vec<Contradiction>) {
@@ -203,7 +220,8 @@ mod tests {
             match record {
                 None => order.wrong(),
                 Some((offset, set)) => {
-                    order.take(&header(at, *offset, *set), Some(KEY), &mut told);
+                    let header = header(at, *offset, *set);
+                    order.take(&header, Some(KEY), PhysicalOffset::ZERO, &mut told);
                 }
             }
         }

@@ -35,11 +35,9 @@ impl Verifier {
         if let Some(end) = before.map(SegmentFile::end).filter(|end| *end != file.base) {
             self.order.wrong();
             let name = names_of(FileKind::Segment, file.base);
-            if end < file.base && self.is_deleted(&(end..file.base)) {
-                // Nothing was alive there.
-            } else if end < file.base {
-                let what = "the segments before it are gone".to_owned();
-                self.damaged(name, end..file.base, None, what);
+            if end < file.base {
+                let what = "the segments before it are gone";
+                self.damaged(name, end..file.base, None, what.to_owned());
             } else {
                 self.tell(FindingKind::Disordered, name, "it overlaps the segment before it");
             }
@@ -162,7 +160,10 @@ impl Verifier {
         let body = walking.walk.body(header);
         let payload = body.get(header.attributes_len as usize..).unwrap_or_default();
         let not_understood = match header.kind {
-            RecordKind::State => transitions(payload).find_map(Result::err),
+            RecordKind::State => {
+                self.known.take_removed(payload);
+                transitions(payload).find_map(Result::err)
+            }
             RecordKind::Epoch => EpochRecord::decode(payload).err(),
             RecordKind::Message | RecordKind::Filler => None,
         };
@@ -199,7 +200,9 @@ impl Verifier {
     fn take_order(&mut self, base: PhysicalOffset, header: &RecordHeader) {
         let key = queue_key(header);
         let record = header.physical_offset..header.end();
-        self.contradictions(base, record, key, |order, found| order.take(header, key, found));
+        self.contradictions(base, record, key, |order, found| {
+            order.take(header, key, base, found);
+        });
     }
 
     /// Runs `take` on the order, and tells of what it finds in the record at `record`, or before its end.

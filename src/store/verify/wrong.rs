@@ -63,6 +63,51 @@ impl Verifier {
         lost: Option<(QueueKey, Range<QueueOffset>)>,
         what: String,
     ) {
+        let (queue, offsets) = lost.unzip();
+        let kind = FindingKind::Damaged;
+        for range in self.missed(&file, range, &what) {
+            self.damaged_bytes(Finding {
+                kind,
+                file: file.clone(),
+                range: Some(range),
+                queue,
+                offsets: offsets.clone(),
+                what: what.clone(),
+            });
+        }
+    }
+
+    /// What of a range was neither deleted nor given up; of what was given up a remark tells.
+    fn missed(
+        &mut self,
+        file: &str,
+        range: Range<PhysicalOffset>,
+        what: &str,
+    ) -> Vec<Range<PhysicalOffset>> {
+        let mut missed = Vec::new();
+        for range in self.known.deleted.without(&range) {
+            let kept = self.known.lost.without(&range);
+            let mut at = range.start;
+            for behind in kept.iter().cloned().chain([range.end..range.end]) {
+                if at < behind.start {
+                    self.found.push(Finding {
+                        kind: FindingKind::Remark,
+                        file: file.to_owned(),
+                        range: Some(at..behind.start),
+                        queue: None,
+                        offsets: None,
+                        what: format!("lost: an operator gave it up ({what})"),
+                    });
+                }
+                at = behind.end;
+            }
+            missed.extend(kept);
+        }
+        missed
+    }
+
+    fn damaged_bytes(&mut self, finding: Finding) {
+        let Some(range) = finding.range.clone() else { return };
         if let Some((_, shared)) = &self.running {
             // What was deleted since the verification began is not damaged.
             if shared.log.segment_at(range.start).is_none() && range.start < shared.log.min() {
@@ -70,14 +115,22 @@ impl Verifier {
             }
             shared.found_damage(range.clone());
         }
-        let (queue, offsets) = lost.unzip();
-        let kind = FindingKind::Damaged;
-        self.found.push(Finding { kind, file, range: Some(range), queue, offsets, what });
+        self.found.push(finding);
     }
 
     pub(super) fn refused(&mut self, file: String, range: Range<PhysicalOffset>, what: String) {
         let (kind, queue, offsets) = (FindingKind::Refused, None, None);
-        self.found.push(Finding { kind, file, range: Some(range), queue, offsets, what });
+        for range in self.missed(&file, range, &what) {
+            let (file, what) = (file.clone(), what.clone());
+            self.found.push(Finding {
+                kind,
+                file,
+                range: Some(range),
+                queue,
+                offsets: offsets.clone(),
+                what,
+            });
+        }
     }
 
     pub(super) fn end(&mut self) {

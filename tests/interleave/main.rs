@@ -12,7 +12,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mainstem::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
 use mainstem::format::state_record::Transition;
-use mainstem::message::{FlushMode, QueueId, QueueOffset, Timestamp, TopicId, TopicType};
+use mainstem::message::{
+    FlushMode, QueueId, QueueOffset, Timestamp, TopicId, TopicSettings, TopicType,
+};
 use mainstem::store::{
     AppendError, Arrival, NewRecord, Placed, ReadOutcome, ReadRequest, Store, StoreConfig,
     TopicHandle, Workers,
@@ -71,8 +73,9 @@ fn open(flush: FlushMode) -> Rig {
     let disk = SimDisk::new();
     let (applier, (store, mut workers)) = open_with_topics(&disk);
     let mut payload = Vec::new();
-    let (id, name, topic_type) = (TopicId::new(1), "t".to_owned(), TopicType::Mixed);
-    Transition::TopicCreated { id, name, queues: 1, flush, topic_type }.encode_into(&mut payload);
+    let (id, name) = (TopicId::new(1), "t".to_owned());
+    let settings = TopicSettings::open(1, flush, TopicType::Mixed);
+    Transition::TopicCreated { id, name, settings }.encode_into(&mut payload);
     let placed = store.append_one(NewRecord::state(payload.clone())).unwrap();
     applier.applied(store.topics(), &payload, placed.end).unwrap();
     workers.settle();

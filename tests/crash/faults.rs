@@ -426,6 +426,57 @@ fn a_failed_write_that_cannot_be_undone_is_unknown_and_poisons() {
     assert!(now(rig.store.failed()).unwrap().contains("undoing a failed write"));
 }
 
+/// As the kernel does it after an error of the device: what changes the disk fails from then on, what reads does not.
+#[test]
+fn a_file_system_that_goes_read_only_ends_sends_alone_and_after_a_remount_all_is_there() {
+    let changes = [
+        Operation::CreateDir,
+        Operation::Create,
+        Operation::Allocate,
+        Operation::Write,
+        Operation::Rename,
+        Operation::Unlink,
+    ];
+    for flush in [FlushMode::Sync, FlushMode::Async] {
+        let disk = SimDisk::new();
+        let mut rig = Rig::open(&disk);
+        let topic = rig.create(1, 1, flush);
+        for n in 0..30 {
+            while let Err(AppendError::NotReady) = rig.send(1, 0, &batch(n, 1, 600)) {
+                rig.workers.settle();
+            }
+        }
+        rig.workers.settle();
+        for operation in changes {
+            let (times, error) = (Times::Always, Fault::Erofs);
+            disk.fail(FaultRule { operation, path_contains: None, nth: 1, times, error });
+        }
+        // Half of a record may be there and cannot be taken back.
+        let sent = rig.send(1, 0, &batch(30, 1, 600));
+        assert!(matches!(sent, Err(AppendError::Unknown { .. })), "{flush:?}: {sent:?}");
+        assert!(now(rig.store.failed()).unwrap().contains("Read-only file system"));
+        rig.workers.settle();
+        assert_eq!(rig.read_all(&topic, 0).len(), 30, "{flush:?}: readers go on");
+        let Rig { store, workers, .. } = rig;
+        store.close_stepped(workers).unwrap_err();
+        drop(store);
+        let started = Rig::try_open(Arc::new(disk.clone()), &tiny(), 1_000_000);
+        let error = format!("{:?}", started.err().expect("nothing can be written"));
+        assert!(error.contains("Read-only file system"), "{flush:?}: {error}");
+
+        disk.clear_faults();
+        for disk in [disk.crash_image(NOTHING), disk] {
+            let mut rig = Rig::open(&disk);
+            rig.workers.settle();
+            let topic = rig.topic(1).unwrap();
+            assert_eq!(rig.read_all(&topic, 0).len(), 30, "{flush:?}");
+            rig.send(1, 0, &batch(30, 1, 600)).unwrap();
+            rig.workers.settle();
+            assert_eq!(rig.read_all(&topic, 0).len(), 31, "{flush:?}");
+        }
+    }
+}
+
 #[test]
 fn a_page_of_the_log_that_cannot_be_read_costs_what_is_in_it() {
     let disk = SimDisk::new();

@@ -111,14 +111,18 @@ impl Shared {
             return false;
         }
         let mut at = start;
-        while at < appended && at.since(start) < STEP_BYTES {
-            let Some(segment) = self.log.fresh(at) else { return false };
+        'walk: while at < appended && at.since(start) < STEP_BYTES {
+            let Some(segment) = self.log.fresh(at) else { break };
             while at < appended.min(segment.end()) && at.since(start) < STEP_BYTES {
                 let Some(next) = self.dispatch_record(dispatcher, &segment, at) else {
-                    return false;
+                    // What was put before it must not be put again by the next step.
+                    break 'walk;
                 };
                 at = next;
             }
+        }
+        if at == start {
+            return false;
         }
         self.marks.dispatched.advance(at);
         // Who parks registers first and looks at the mark then; the mark moves first and the table is looked at then.

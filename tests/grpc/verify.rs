@@ -1,10 +1,10 @@
 //! A verification of the store while it serves: what it tells, one at a time, and how it ends.
 
 use mainstem::proto::verify_store_response::Event;
-use mainstem::proto::{VerifyStoreRequest, VerifyStoreResponse, VerifySummary};
+use mainstem::proto::{PullRequest, VerifyStoreRequest, VerifyStoreResponse, VerifySummary};
 use tonic::{Code, Status, Streaming};
 
-use crate::support::{Server, batch, refusal, refused, soon, to};
+use crate::support::{Server, batch, from, refusal, refused, soon, to};
 
 async fn verify(server: &Server, rate: u64) -> Result<Streaming<VerifyStoreResponse>, Status> {
     let request = VerifyStoreRequest { bytes_per_second: rate };
@@ -47,6 +47,9 @@ async fn a_record_that_rots_under_the_server_is_told_and_known_from_then_on() {
     server.send(to("orders", Some(0), batch(&["one"]))).await.unwrap();
     let lost = server.send(to("orders", Some(0), batch(&["two"]))).await.unwrap();
     server.send(to("orders", Some(0), batch(&["three"]))).await.unwrap();
+    // Dispatched is what can be pulled. Before that the dispatcher meets the rot, and ends the store.
+    let third = PullRequest { wait_ms: 10_000, ..from("orders", 0, 2) };
+    assert_eq!(server.pull(third).await.unwrap().records.len(), 1);
     let log = server.data.path().join("data/commitlog/00000000000000000000.log");
     let file = std::fs::File::options().write(true).open(log).unwrap();
     let at = lost.physical_offset + 132;

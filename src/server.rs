@@ -165,8 +165,8 @@ async fn open(config: &Config) -> Result<Arc<Broker>, ServerError> {
     let opened = tokio::task::spawn_blocking(move || {
         Broker::open(Arc::new(RealDisk), Arc::new(SystemClock::new()), store, broker)
     });
-    let (broker, report) = opened.await??;
-    for line in report.lines() {
+    let (broker, _) = opened.await??;
+    for line in broker.start_report() {
         match line {
             ReportLine::Done(_) => tracing::info!("{line}"),
             ReportLine::Damage(_) => tracing::warn!("{line}"),

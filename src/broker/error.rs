@@ -91,6 +91,21 @@ pub enum BrokerError {
         /// The current epoch: an offset from an earlier one may lie in a tail that was cut.
         epoch: Epoch,
     },
+    /// What the caller read up to its offset is not all there any more: an unclean stop took the newest messages of an
+    /// async topic.
+    #[error(
+        "an unclean stop took what was read up to queue offset {offset}: from {at} on there are other messages"
+    )]
+    Truncated {
+        /// Where the caller is.
+        offset: QueueOffset,
+        /// The first offset whose message is gone.
+        at: QueueOffset,
+        /// What the queue holds.
+        range: QueueRange,
+        /// The current epoch.
+        epoch: Epoch,
+    },
     /// Too much is in work already.
     #[error("too many {what} at once")]
     Overloaded {
@@ -237,6 +252,17 @@ pub enum TypeFault {
 /// How a request contradicts itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestFault {
+    /// The epoch has not begun: it is of another store, or this one was replaced by an older copy.
+    #[error(
+        "epoch {epoch} has not begun here, the newest is {current}: this is another store or an older copy of it; \
+         pull without an epoch"
+    )]
+    EpochAhead {
+        /// The one in the request.
+        epoch: Epoch,
+        /// The broker's.
+        current: Epoch,
+    },
     /// The message group chooses the queue.
     #[error("a message group chooses the queue, so no queue may be named")]
     QueueAndGroup,
@@ -385,6 +411,8 @@ reasons! {
     TooLarge = "TOO_LARGE",
     /// Outside what the queue holds.
     OffsetOutOfRange = "OFFSET_OUT_OF_RANGE",
+    /// What was read is lost from an offset on.
+    Truncated = "TRUNCATED",
     /// Too much is in work.
     Overloaded = "OVERLOADED",
     /// Too many topics.
@@ -456,6 +484,7 @@ impl BrokerError {
             Self::BadToken => Reason::BadToken,
             Self::MessageNotFound => Reason::MessageNotFound,
             Self::OffsetOutOfRange { .. } => Reason::OffsetOutOfRange,
+            Self::Truncated { .. } => Reason::Truncated,
             Self::Overloaded { .. } => Reason::Overloaded,
             Self::NoSpace | Self::Full(_) => Reason::NoSpace,
             Self::Damaged { .. } | Self::DamagedRecord { .. } => Reason::Damaged,

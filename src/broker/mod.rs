@@ -44,7 +44,8 @@ use crate::clock::Clock;
 use crate::file::disk::Disk;
 use crate::message::{Epoch, FlushMode, PhysicalOffset, Timestamp};
 use crate::store::{
-    Applier, CloseError, OpenError, StartReport, Store, StoreConfig, StoreStatus, Watermarks,
+    Applier, CloseError, OpenError, ReportLine, StartReport, Store, StoreConfig, StoreStatus,
+    Watermarks,
 };
 
 // What answers are made of: the rooms above know the store through the broker only.
@@ -97,7 +98,7 @@ pub struct Broker {
     /// One at a time.
     verifications: Arc<Semaphore>,
     counters: Counters,
-    started: Vec<String>,
+    started: Vec<ReportLine>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -142,6 +143,8 @@ impl Broker {
         let state = Arc::new(State::new(clock.now().get()));
         let applier: Arc<State> = Arc::clone(&state);
         let (store, report) = Store::open(disk, clock, store, applier)?;
+        let topics = &state.topics;
+        let started = report.lines(|id| topics.by_id(id).map(|topic| topic.name().to_owned()));
         let broker = Self {
             state,
             default_flush,
@@ -152,7 +155,7 @@ impl Broker {
             queries: Semaphore::new(query::MAX_AT_ONCE),
             verifications: Arc::new(Semaphore::new(1)),
             counters: Counters::default(),
-            started: report.to_string().lines().map(str::to_owned).collect(),
+            started,
             store,
             config,
         };
@@ -204,7 +207,7 @@ impl Broker {
     }
 
     /// What the start found and did, a line each.
-    pub fn start_report(&self) -> &[String] {
+    pub fn start_report(&self) -> &[ReportLine] {
         &self.started
     }
 

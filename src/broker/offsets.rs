@@ -464,7 +464,7 @@ impl Broker {
     }
 
     /// Refuses a topic that was deleted meanwhile; waits for the end of a deletion that is half done.
-    fn still_there(&self, topic: &TopicEntry) -> Result<(), BrokerError> {
+    pub(super) fn still_there(&self, topic: &TopicEntry) -> Result<(), BrokerError> {
         if topic.handle().is_dead() && !self.state.topics.has(topic) {
             return Err(BrokerError::UnknownTopic);
         }

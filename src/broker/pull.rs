@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::budget::Permit;
-use super::error::BrokerError;
+use super::error::{BrokerError, RequestFault};
 use super::long_poll::Woken;
 use super::state::groups::GroupEntry;
 use super::state::topics::TopicEntry;
@@ -14,7 +14,7 @@ use super::topics::within;
 use super::{Broker, before};
 use crate::format::batch::TagFilter;
 use crate::message::{Epoch, QueueId, QueueOffset};
-use crate::store::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
+use crate::store::{Diverged, QueueRange, ReadError, ReadOutcome, ReadRequest, StoredRecord};
 
 /// The most messages in an answer, if there is more than one record.
 const MAX_MESSAGES: u32 = 10_000;
@@ -45,6 +45,8 @@ pub struct PullRequest<'a> {
     pub wait: Duration,
     /// The tag expression.
     pub tags: &'a str,
+    /// The newest epoch that the caller has heard of, if it tells: then it learns what of that it read is lost.
+    pub epoch: Option<Epoch>,
     /// The consumer group that it is for, if it is for one: it must be there and enabled.
     pub group: Option<&'a str>,
     /// When the caller stops waiting.
@@ -70,7 +72,8 @@ impl Broker {
     /// Reads whole records from an offset on; at the end of the queue it waits for one.
     ///
     /// # Errors
-    /// Nothing was read. [`BrokerError::OffsetOutOfRange`] and [`BrokerError::Damaged`] say where to go on.
+    /// Nothing was read. [`BrokerError::OffsetOutOfRange`], [`BrokerError::Truncated`] and [`BrokerError::Damaged`] say
+    /// where to go on.
     pub async fn pull(&self, request: PullRequest<'_>) -> Result<Pulled, BrokerError> {
         within("max_messages", request.max_messages, MAX_MESSAGES)?;
         within("max_bytes", request.max_bytes, MAX_BYTES)?;
@@ -93,6 +96,9 @@ impl Broker {
             None => None,
         };
 
+        if let Some(epoch) = request.epoch {
+            self.check_not_truncated(&topic, &request, epoch).await?;
+        }
         let pulled = self.pull_or_park(&topic, &request, filter, group.as_deref()).await?;
         self.counters.pulls.add(1);
         for record in &pulled.records {
@@ -100,6 +106,39 @@ impl Broker {
             self.counters.pulled_bytes.add(u64::try_from(record.batch.len()).unwrap_or_default());
         }
         Ok(pulled)
+    }
+
+    /// Refuses a pull whose caller read messages that an unclean stop took since.
+    async fn check_not_truncated(
+        &self,
+        topic: &TopicEntry,
+        request: &PullRequest<'_>,
+        epoch: Epoch,
+    ) -> Result<(), BrokerError> {
+        let current = self.store.epoch();
+        if epoch > current {
+            let fault = RequestFault::EpochAhead { epoch, current };
+            return Err(BrokerError::BadRequest { fault });
+        }
+        let until = before(request.deadline);
+        loop {
+            let (queue, offset) = (request.queue, request.offset);
+            let diverged = self.store.diverged(topic.handle(), queue, offset, epoch);
+            let diverged = timeout_at(until, diverged)
+                .await
+                .map_err(|_| BrokerError::Overloaded { what: "reads off the disk" })?;
+            match diverged {
+                Ok(None) => return Ok(()),
+                Ok(Some(Diverged { at, range })) => {
+                    self.still_there(topic)?;
+                    return Err(BrokerError::Truncated { offset, at, range, epoch: current });
+                }
+                Err(ReadError::Rebuilding) => {
+                    self.wait_for_rebuild(until.min(Instant::now() + request.wait)).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     async fn pull_or_park(

@@ -55,6 +55,7 @@ async fn a_draining_broker_refuses_what_would_append_and_still_reads() {
     let deleted = broker.delete_topic("t", soon()).await;
     assert!(matches!(deleted, Err(BrokerError::Draining)), "{deleted:?}");
     let mut request = PullRequest {
+        epoch: None,
         topic: "t",
         queue: QueueId::ZERO,
         offset: QueueOffset::ZERO,
@@ -101,6 +102,7 @@ async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
     let (broker, _dir) = broker(config);
     broker.send(to("t", 48 << 10)).await.unwrap();
     let request = PullRequest {
+        epoch: None,
         topic: "t",
         queue: QueueId::ZERO,
         offset: QueueOffset::ZERO,
@@ -150,6 +152,7 @@ async fn a_small_answer_holds_its_own_bytes_only() {
     let (broker, _dir) = broker(config);
     broker.send(to("t", 100)).await.unwrap();
     let request = PullRequest {
+        epoch: None,
         topic: "t",
         queue: QueueId::ZERO,
         offset: QueueOffset::ZERO,
@@ -269,6 +272,7 @@ async fn an_idle_session_is_closed_when_another_is_opened_and_counted() {
 
 fn pull_at(offset: u64, wait: Duration) -> PullRequest<'static> {
     PullRequest {
+        epoch: None,
         topic: "t",
         queue: QueueId::ZERO,
         offset: QueueOffset::new(offset),

@@ -21,7 +21,7 @@ use crate::client::{
     Client, ClientError, Expected, NewCommit, OffsetRange, Position, Pull, QueueProgress, Reason,
 };
 use crate::format::batch::TagFilter;
-use crate::message::{QueueId, QueueOffset};
+use crate::message::{Epoch, QueueId, QueueOffset};
 
 /// The longest time the broker lets a pull wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -108,6 +108,7 @@ pub(crate) async fn run(
         args: &args,
         filter: &filter,
         left: args.count.unwrap_or(u64::MAX),
+        epoch: None,
         progress: Progress::beside_results("messages read"),
     };
     for queue in queues {
@@ -201,6 +202,8 @@ struct Reader<'a> {
     filter: &'a TagFilter,
     /// Messages still wanted.
     left: u64,
+    /// Of the newest answer.
+    epoch: Option<Epoch>,
     progress: Progress,
 }
 
@@ -236,10 +239,12 @@ impl Reader<'_> {
                 wait,
                 tags: &self.args.tags,
                 filter: self.filter,
+                epoch: self.epoch,
             };
             match patiently(|| self.client.pull(&pull)).await {
                 Ok(pulled) => {
                     asked_for = false;
+                    self.epoch = Some(pulled.epoch);
                     let moved = pulled.next_offset > offset;
                     for message in &pulled.messages {
                         if self.left == 0 {
@@ -273,6 +278,9 @@ impl Reader<'_> {
                         return Err(error.into());
                     };
                     asked_for = false;
+                    if let Some(refusal) = error.refusal() {
+                        self.epoch = refusal.epoch.or(self.epoch);
+                    }
                     end = end.max(next);
                     offset = next;
                     self.commit(queue, next, &mut committed, many).await?;
@@ -318,6 +326,15 @@ impl Reader<'_> {
                 say(format_args!(
                     "damaged: queue {queue}, offsets {offset} to {} cannot be read and are skipped",
                     next.get() - 1
+                ));
+                Some(next)
+            }
+            Reason::Truncated => {
+                let next = refusal.next_offset.filter(|next| *next < offset)?;
+                say(format_args!(
+                    "lost: queue {queue}, offsets {next} to {} were read and did not survive an unclean stop of the \
+                     broker; what is there now is read from {next} on",
+                    offset.get() - 1
                 ));
                 Some(next)
             }

@@ -139,6 +139,7 @@ pub enum Reason {
     TopicExists,
     TooLarge,
     OffsetOutOfRange,
+    Truncated,
     Overloaded,
     TopicLimit,
     NoSpace,
@@ -184,6 +185,7 @@ impl Reason {
             "TOPIC_EXISTS" => Self::TopicExists,
             "TOO_LARGE" => Self::TooLarge,
             "OFFSET_OUT_OF_RANGE" => Self::OffsetOutOfRange,
+            "TRUNCATED" => Self::Truncated,
             "OVERLOADED" => Self::Overloaded,
             "TOPIC_LIMIT" => Self::TopicLimit,
             "NO_SPACE" => Self::NoSpace,
@@ -251,13 +253,13 @@ pub struct Refusal {
     pub limit: Option<u64>,
     /// The valid range, if an offset was outside.
     pub range: Option<OffsetRange>,
-    /// The next readable offset, behind damage.
+    /// The next readable offset, behind damage; with `Truncated`, the first whose message is gone.
     pub next_offset: Option<QueueOffset>,
     /// When to try again, if that may help.
     pub retry_after: Option<Duration>,
     /// The sequence with which a producer session goes on, after a gap.
     pub expected_sequence: Option<u64>,
-    /// The broker's epoch, if an offset was outside.
+    /// The broker's epoch, if an offset was outside, and with `Truncated`.
     pub epoch: Option<Epoch>,
     /// What is committed, where that was not expected; `None`: nothing.
     pub current: Option<QueueOffset>,

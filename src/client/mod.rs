@@ -109,6 +109,9 @@ pub struct Pull<'a> {
     pub filter: &'a TagFilter,
     /// The consumer group in whose name it is.
     pub group: Option<&'a str>,
+    /// The epoch of the newest answer from the broker, if there was one: a pull then learns that a power cut took what
+    /// was read of an async topic. See [`Reason::Truncated`].
+    pub epoch: Option<Epoch>,
 }
 
 /// What a pull brought.
@@ -382,8 +385,9 @@ impl Client {
     /// Reads messages of one queue.
     ///
     /// # Errors
-    /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `UnknownTopic`,
-    /// `BadQueue`, `Rebuilding`; in the name of a group `UnknownGroup` and `GroupDisabled`.
+    /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `Truncated` with the first
+    /// offset whose message is gone and the epoch, `UnknownTopic`, `BadQueue`, `Rebuilding`; in the name of a group
+    /// `UnknownGroup` and `GroupDisabled`.
     pub async fn pull(&self, pull: &Pull<'_>) -> Result<Pulled, ClientError> {
         let request = proto::PullRequest {
             topic: pull.topic.to_owned(),
@@ -394,6 +398,7 @@ impl Client {
             wait_ms: u32::try_from(pull.wait.as_millis()).unwrap_or(u32::MAX),
             tags: pull.tags.to_owned(),
             group: pull.group.unwrap_or_default().to_owned(),
+            epoch: pull.epoch.map_or(0, Epoch::get),
         };
         let answer = self.broker.clone().pull(within(request, CALL_TIMEOUT + pull.wait)).await;
         let answer = self.answer(answer)?;

@@ -10,6 +10,10 @@
 //! |   4 |     16 | cut            | physical offset and bytes of the torn tail that this start cut; absent if none |
 //! |   5 |      8 | damaged count  | ranges of damage that this start found                            |
 //! |   6 | 16 × n | damaged        | the first 64 of them: physical offsets, begin and end             |
+//! |   7 | 32 + 40 × n | lost | messages of the cut tail that could be read; absent if there were none |
+//!
+//! `lost` begins with messages, queues, first and last store time, each u64. Then comes a row for each of the 64 queues
+//! with most messages: topic, queue, messages, first and last store time, each u64.
 //!
 //! One is appended and synced at every start, before anything else: the log alone knows its epoch.
 
@@ -17,10 +21,13 @@ use std::ops::Range;
 
 use super::fields::{Field, collect, put_field};
 use super::{DecodeError, FORMAT_VERSION, u64_at};
-use crate::message::{Epoch, PhysicalOffset, Timestamp};
+use crate::message::{Epoch, PhysicalOffset, QueueId, Timestamp, TopicId};
 
 /// So many damaged ranges are written out; the rest is only counted.
 pub const MAX_DAMAGED: usize = 64;
+
+/// So many queues that lost messages are written out; the rest is only counted.
+pub const MAX_LOST_QUEUES: usize = 64;
 
 const EPOCH: u16 = 1;
 const STORE_CLOCK: u16 = 2;
@@ -28,6 +35,10 @@ const FORMAT: u16 = 3;
 const CUT: u16 = 4;
 const DAMAGED_COUNT: u16 = 5;
 const DAMAGED: u16 = 6;
+const LOST: u16 = 7;
+
+const LOST_LEN: usize = 4 * size_of::<u64>();
+const LOST_ROW_LEN: usize = 5 * size_of::<u64>();
 
 const PAIR_LEN: usize = 2 * size_of::<u64>();
 
@@ -38,6 +49,36 @@ pub struct Cut {
     pub at: PhysicalOffset,
     /// How many bytes were given up, from `at` on.
     pub len: u64,
+}
+
+/// What a queue lost with a torn tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostQueue {
+    /// Its topic.
+    pub topic: TopicId,
+    /// The queue.
+    pub queue: QueueId,
+    /// How many messages; at least 1.
+    pub messages: u64,
+    /// Store time of the first of them.
+    pub first: Timestamp,
+    /// Store time of the last of them.
+    pub last: Timestamp,
+}
+
+/// The messages in a torn tail that could still be read when it was cut. What never came to the disk is not among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// How many messages, in all queues.
+    pub messages: u64,
+    /// How many queues they were of.
+    pub queue_count: u64,
+    /// Store time of the first message.
+    pub first: Timestamp,
+    /// Store time of the last message.
+    pub last: Timestamp,
+    /// The [`MAX_LOST_QUEUES`] queues with most of them.
+    pub queues: Vec<LostQueue>,
 }
 
 /// What a start found, and the epoch that it began.
@@ -55,6 +96,8 @@ pub struct EpochRecord {
     pub damaged_count: u64,
     /// The first [`MAX_DAMAGED`] of them, half-open.
     pub damaged: Vec<Range<PhysicalOffset>>,
+    /// The messages that the cut took, as far as they could be read.
+    pub lost: Option<Lost>,
 }
 
 impl EpochRecord {
@@ -72,6 +115,9 @@ impl EpochRecord {
         let damaged: Vec<u8> =
             written.flat_map(|range| pair(range.start.get(), range.end.get())).collect();
         put_field(&mut out, DAMAGED, &damaged);
+        if let Some(lost) = &self.lost {
+            put_field(&mut out, LOST, &encode_lost(lost));
+        }
         out
     }
 
@@ -80,8 +126,8 @@ impl EpochRecord {
     /// # Errors
     /// The payload is damaged, or the store has a newer format than this build reads.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
-        let [epoch, store_clock, format, cut, damaged_count, damaged] =
-            collect(payload, [EPOCH, STORE_CLOCK, FORMAT, CUT, DAMAGED_COUNT, DAMAGED])?;
+        let [epoch, store_clock, format, cut, damaged_count, damaged, lost] =
+            collect(payload, [EPOCH, STORE_CLOCK, FORMAT, CUT, DAMAGED_COUNT, DAMAGED, LOST])?;
         let format_version = format.u32()?;
         if !(1..=FORMAT_VERSION).contains(&format_version) {
             return Err(DecodeError::UnsupportedVersion {
@@ -97,6 +143,7 @@ impl EpochRecord {
             cut: cut.optional().map(decode_cut).transpose()?,
             damaged_count: damaged_count.u64()?,
             damaged: decode_damaged(damaged)?,
+            lost: lost.optional().map(decode_lost).transpose()?,
         };
         let written = record.damaged.len() as u64;
         if written != record.damaged_count.min(MAX_DAMAGED as u64) {
@@ -139,6 +186,52 @@ fn decode_damaged(field: Field<'_>) -> Result<Vec<Range<PhysicalOffset>>, Decode
         .collect()
 }
 
+fn encode_lost(lost: &Lost) -> Vec<u8> {
+    let mut out = Vec::with_capacity(LOST_LEN + lost.queues.len() * LOST_ROW_LEN);
+    for number in [lost.messages, lost.queue_count, lost.first.get(), lost.last.get()] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    for row in lost.queues.iter().take(MAX_LOST_QUEUES) {
+        let queue = u64::from(row.queue.get());
+        for number in [row.topic.get(), queue, row.messages, row.first.get(), row.last.get()] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+    out
+}
+
+fn decode_lost(field: Field<'_>) -> Result<Lost, DecodeError> {
+    let bytes = field.bytes()?;
+    let (facts, rows) = bytes.split_at_checked(LOST_LEN).ok_or_else(|| field.meaningless())?;
+    let rows = rows.chunks_exact(LOST_ROW_LEN);
+    if !rows.remainder().is_empty() || rows.len() > MAX_LOST_QUEUES {
+        return Err(field.meaningless());
+    }
+    let number = |bytes: &[u8], index: usize| u64_at(bytes, index * size_of::<u64>());
+    let queues = rows.map(|row| {
+        Ok(LostQueue {
+            topic: TopicId::new(number(row, 0)?),
+            queue: QueueId::new(u32::try_from(number(row, 1)?).map_err(|_| field.meaningless())?),
+            messages: number(row, 2)?,
+            first: Timestamp::new(number(row, 3)?),
+            last: Timestamp::new(number(row, 4)?),
+        })
+    });
+    let lost = Lost {
+        messages: number(facts, 0)?,
+        queue_count: number(facts, 1)?,
+        first: Timestamp::new(number(facts, 2)?),
+        last: Timestamp::new(number(facts, 3)?),
+        queues: queues.collect::<Result<_, DecodeError>>()?,
+    };
+    let written = lost.queues.len() as u64;
+    if written != lost.queue_count.min(MAX_LOST_QUEUES as u64) {
+        let what = "count of queues that lost messages";
+        return Err(DecodeError::Length { what, expected: written, found: lost.queue_count });
+    }
+    Ok(lost)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -158,7 +251,22 @@ mod tests {
             cut: Some(Cut { at: PhysicalOffset::new(0x2000), len: 0x88 }),
             damaged_count: 2,
             damaged: vec![range(0x1000, 0x1080), range(0x1800, 0x1900)],
+            lost: None,
         }
+    }
+
+    fn lost(queues: u64) -> EpochRecord {
+        let row = |queue| LostQueue {
+            topic: TopicId::new(7),
+            queue: QueueId::new(queue),
+            messages: 3,
+            first: Timestamp::new(100),
+            last: Timestamp::new(200),
+        };
+        let (first, last) = (Timestamp::new(100), Timestamp::new(200));
+        let rows = (0..u32::try_from(queues.min(64)).unwrap()).map(row).collect();
+        let lost = Lost { messages: 3 * queues, queue_count: queues, first, last, queues: rows };
+        EpochRecord { lost: Some(lost), ..sample() }
     }
 
     fn clean() -> EpochRecord {
@@ -190,8 +298,25 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes_of_lost_messages() {
+        let encoded = lost(1).encode();
+        let (before, field) = encoded.split_at(sample().encode().len());
+        assert_eq!(before, sample().encode());
+        assert_eq!(
+            hex(field),
+            [
+                "07004800030000000000000001000000",
+                "000000006400000000000000c8000000",
+                "00000000070000000000000000000000",
+                "00000000030000000000000064000000",
+                "00000000c800000000000000"
+            ]
+        );
+    }
+
+    #[test]
     fn epoch_record_survives_a_round_trip() {
-        for record in [sample(), clean()] {
+        for record in [sample(), clean(), lost(1), lost(64), lost(1_000_000)] {
             assert_eq!(EpochRecord::decode(&record.encode()), Ok(record));
         }
     }
@@ -234,6 +359,13 @@ mod tests {
             EpochRecord::decode(&lie.encode()),
             Err(DecodeError::Length { what: "count of damaged ranges", expected: 2, found: 3 })
         );
+        let mut lie = lost(2);
+        lie.lost.as_mut().unwrap().queue_count = 3;
+        let what = "count of queues that lost messages";
+        assert_eq!(
+            EpochRecord::decode(&lie.encode()),
+            Err(DecodeError::Length { what, expected: 2, found: 3 })
+        );
         let mut without_epoch = sample().encode();
         without_epoch.drain(..12);
         assert_eq!(
@@ -248,6 +380,9 @@ mod tests {
             let _ = EpochRecord::decode(&bytes);
             let mut fields = clean().encode();
             put_field(&mut fields, CUT, &bytes);
+            let _ = EpochRecord::decode(&fields);
+            let mut fields = clean().encode();
+            put_field(&mut fields, LOST, &bytes);
             let _ = EpochRecord::decode(&fields);
         }
     }

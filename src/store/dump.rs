@@ -185,6 +185,10 @@ fn epoch(record: &EpochRecord) -> String {
     if let Some(cut) = record.cut {
         words.push_str(&format!(", cut {} bytes at {}", cut.len, cut.at));
     }
+    if let Some(lost) = &record.lost {
+        let (messages, queues) = (lost.messages, lost.queue_count);
+        words.push_str(&format!(", lost {messages} messages of {queues} queues with it"));
+    }
     if record.damaged_count > 0 {
         words.push_str(&format!(", met {} damaged ranges", record.damaged_count));
     }

@@ -24,6 +24,7 @@ mod cold;
 mod config;
 mod damage;
 mod dispatch;
+mod diverge;
 mod dump;
 mod error;
 mod flush;
@@ -88,6 +89,7 @@ pub use self::append::{NewRecord, Placed};
 pub use self::clean::CleanWorker;
 pub use self::config::StoreConfig;
 pub use self::dispatch::DispatchWorker;
+pub use self::diverge::Diverged;
 pub use self::dump::{Content, Dump, Dumped, DumpedMessage};
 pub use self::error::{AppendError, CloseError, OpenError, ReadError, SpaceError};
 pub use self::flush::FlushWorker;
@@ -581,6 +583,29 @@ impl Store {
         let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
         let pool = Arc::clone(&self.pool);
         async move { pool.run(move || shared.offset_at(&topic, queue, time)).await }
+    }
+
+    /// Whether a reader that is at `offset` of a queue, and has heard of no epoch after `epoch`, read messages that are
+    /// not there any more; then from where on. An epoch that has not begun yet parts from nothing.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn diverged(
+        &self,
+        topic: &Arc<TopicHandle>,
+        queue: QueueId,
+        offset: QueueOffset,
+        epoch: Epoch,
+    ) -> impl Future<Output = Result<Option<Diverged>, ReadError>> + Send + use<> {
+        let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
+        let pool = Arc::clone(&self.pool);
+        async move {
+            // Nothing is written in a later one: most readers need no look.
+            if epoch >= shared.epoch {
+                return Ok(None);
+            }
+            pool.run(move || shared.diverged(&topic, queue, offset, epoch)).await
+        }
     }
 
     /// What of a topic is gone at this moment: records that start below the place, or were stored before the time.

@@ -214,6 +214,7 @@ pub(super) fn epoch_record(report: &StartReport, store_clock: Timestamp) -> NewR
         cut: report.cut.as_ref().map(|cut| Cut { at: cut.at, len: cut.len }),
         damaged_count: report.damaged.len() as u64,
         damaged: report.damaged.iter().take(MAX_DAMAGED).cloned().collect(),
+        lost: report.lost.clone(),
     };
     NewRecord::epoch(record.encode())
 }

@@ -6,6 +6,7 @@
 //! | topic | fault |
 //! | --- | --- |
 //! | `damaged` | offsets 2 to 3 of every queue cannot be read |
+//! | `truncated` | one message an answer; between the second and the third a power cut took the second |
 //! | `incomplete` | queries say that messages may be missing |
 //! | `busy` | the first two sends are refused with "try again" |
 //! | `unsure` | sends are stored, but not durable in time |
@@ -284,6 +285,14 @@ impl Broker for Fake {
                     detail.next_offset = Some(4);
                     return Err(refuse_with(Code::DataLoss, "damaged", &detail));
                 }
+                let is_truncated = request.topic == "truncated";
+                if is_truncated && (request.offset, request.epoch) == (2, EPOCH) {
+                    let mut detail = detail("TRUNCATED");
+                    (detail.next_offset, detail.epoch) = (Some(1), Some(EPOCH + 1));
+                    return Err(refuse_with(Code::OutOfRange, "truncated", &detail));
+                }
+                let most = if is_truncated { 1 } else { request.max_messages.max(1) };
+                let epoch = if is_truncated { request.epoch.max(EPOCH) } else { EPOCH };
                 let mut found = Vec::new();
                 let mut count = 0;
                 let mut next = request.offset;
@@ -293,7 +302,7 @@ impl Broker for Fake {
                     if end <= request.offset {
                         continue;
                     }
-                    if damage || count >= request.max_messages.max(1) {
+                    if damage || count >= most {
                         break;
                     }
                     count += record.count;
@@ -305,7 +314,7 @@ impl Broker for Fake {
                         records: found,
                         next_offset: next,
                         range: Some(range),
-                        epoch: EPOCH,
+                        epoch,
                     }));
                 }
             }

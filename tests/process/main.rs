@@ -8,6 +8,7 @@
 //! | `offsets.rs` | SIGKILL while groups commit |
 //! | `stop.rs` | SIGTERM under load, health while it drains |
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
+//! | `truncated.rs` | readers after a power cut that took what they read |
 //! | `disk.rs` | a full disk, a failing sync |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
 //! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
@@ -28,4 +29,5 @@ mod start;
 mod stop;
 mod supervised;
 mod support;
+mod truncated;
 mod verify;

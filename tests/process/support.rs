@@ -212,6 +212,7 @@ pub(crate) async fn pull(
     wait: Duration,
 ) -> Result<mainstem::client::Pulled, ClientError> {
     let pull = Pull {
+        epoch: None,
         group: None,
         topic,
         queue: QueueId::new(queue),

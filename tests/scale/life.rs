@@ -199,6 +199,7 @@ impl Life {
     async fn read_queue(&self, topic: u32, queue: u32) {
         let (name, wanted) = (name(topic), self.expected(topic));
         let mut request = PullRequest {
+            epoch: None,
             topic: &name,
             queue: QueueId::new(queue),
             offset: QueueOffset::ZERO,

@@ -325,6 +325,7 @@ async fn read_queue(
     let mut offset = QueueOffset::ZERO;
     loop {
         let pull = Pull {
+            epoch: None,
             group: None,
             topic,
             queue,

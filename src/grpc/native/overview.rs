@@ -29,7 +29,7 @@ pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
         segments: wide(status.store.segments),
         unsealed_segments: wide(status.store.unsealed),
         disk_free: status.store.disk_free,
-        start_report: broker.start_report().to_vec(),
+        start_report: broker.start_report().iter().map(ToString::to_string).collect(),
         damaged: damaged.collect(),
         flush_default: match status.flush_default {
             FlushMode::Sync => "sync".to_owned(),

@@ -9,7 +9,7 @@ use crate::broker::StoredRecord;
 use crate::broker::{self, Broker, BrokerError};
 use crate::grpc::deadline;
 use crate::grpc::serve::Held;
-use crate::message::{QueueId, QueueOffset};
+use crate::message::{Epoch, QueueId, QueueOffset};
 use crate::proto::{PullRequest, PullResponse, Record};
 
 const DEFAULT_MESSAGES: u32 = 1_000;
@@ -31,6 +31,7 @@ pub(super) async fn pull(
             wait: Duration::from_millis(request.wait_ms.into()),
             tags: &request.tags,
             group: Some(request.group.as_str()).filter(|group| !group.is_empty()),
+            epoch: Some(Epoch::new(request.epoch)).filter(|epoch| *epoch != Epoch::ZERO),
             deadline,
         })
         .await?;

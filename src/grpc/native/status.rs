@@ -55,7 +55,7 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         | Reason::TypeConflict => (Code::InvalidArgument, None),
         Reason::UnknownTopic | Reason::MessageNotFound => (Code::NotFound, None),
         Reason::TopicExists => (Code::AlreadyExists, None),
-        Reason::TooLarge | Reason::OffsetOutOfRange => (Code::OutOfRange, None),
+        Reason::TooLarge | Reason::OffsetOutOfRange | Reason::Truncated => (Code::OutOfRange, None),
         Reason::Overloaded | Reason::NoSpace => (Code::ResourceExhausted, Some(RETRY_AFTER_MS)),
         Reason::TopicLimit => (Code::ResourceExhausted, None),
         Reason::Damaged => (Code::DataLoss, None),
@@ -89,12 +89,14 @@ pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
     let (offset_range, next_offset) = match error {
         BrokerError::OffsetOutOfRange { range: valid, .. }
         | BrokerError::CommitOutOfRange { range: valid, .. } => (Some(range(*valid)), None),
+        BrokerError::Truncated { at, range: valid, .. } => (Some(range(*valid)), Some(at.get())),
         BrokerError::Damaged { next, .. } => (None, Some(next.get())),
         _ => (None, None),
     };
     let (epoch, current) = match error {
         BrokerError::OffsetOutOfRange { epoch, .. }
-        | BrokerError::CommitOutOfRange { epoch, .. } => (Some(epoch.get()), None),
+        | BrokerError::CommitOutOfRange { epoch, .. }
+        | BrokerError::Truncated { epoch, .. } => (Some(epoch.get()), None),
         BrokerError::OffsetConflict { current, .. } => (None, current.map(QueueOffset::get)),
         _ => (None, None),
     };
@@ -206,6 +208,18 @@ mod tests {
         let detail = detail(&status);
         assert_eq!(detail.range, Some(proto::OffsetRange { min: 2, max: 9 }));
         assert_eq!(detail.epoch, Some(3));
+    }
+
+    #[test]
+    fn a_truncated_queue_says_where_to_go_on_and_in_which_epoch() {
+        let range = QueueRange { min: QueueOffset::new(2), max: QueueOffset::new(9) };
+        let (offset, at) = (QueueOffset::new(12), QueueOffset::new(8));
+        let status = of(&BrokerError::Truncated { offset, at, range, epoch: Epoch::new(3) });
+        assert_eq!(status.code(), Code::OutOfRange);
+        let detail = detail(&status);
+        assert_eq!((detail.reason.as_str(), detail.next_offset), ("TRUNCATED", Some(8)));
+        assert_eq!(detail.range, Some(proto::OffsetRange { min: 2, max: 9 }));
+        assert_eq!((detail.epoch, detail.stored()), (Some(3), proto::error::Stored::No));
     }
 
     #[test]

@@ -3,7 +3,11 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use crate::message::{Epoch, PhysicalOffset};
+use crate::format::epoch::{Lost, LostQueue};
+use crate::message::{Epoch, PhysicalOffset, Timestamp, TopicId};
+
+/// Of the queues that lost messages, so many are named to people.
+const NAMED_QUEUES: usize = 8;
 
 /// What a start found and did. Printed at every start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub struct StartReport {
     pub replayed_bytes: u64,
     /// The tail that was cut off: where, how many bytes, and why.
     pub cut: Option<TailCut>,
+    /// The messages in that tail that could be read.
+    pub lost: Option<Lost>,
     /// Byte ranges that were acknowledged and cannot be read.
     pub damaged: Vec<Range<PhysicalOffset>>,
     /// State records may be among the damaged ones: topics may be missing.
@@ -50,7 +56,7 @@ pub struct TailCut {
 impl std::fmt::Display for StartReport {
     /// One line per fact.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lines: Vec<String> = self.lines().iter().map(ToString::to_string).collect();
+        let lines: Vec<String> = self.lines(|_| None).iter().map(ToString::to_string).collect();
         f.write_str(&lines.join("\n"))
     }
 }
@@ -73,8 +79,8 @@ impl std::fmt::Display for ReportLine {
 }
 
 impl StartReport {
-    /// The report as lines for people.
-    pub fn lines(&self) -> Vec<ReportLine> {
+    /// The report as lines for people. `name` is the name of a topic, if it is known.
+    pub fn lines(&self, name: impl Fn(TopicId) -> Option<String>) -> Vec<ReportLine> {
         let mut lines = Vec::new();
         let done = ReportLine::Done;
         if self.created {
@@ -100,6 +106,23 @@ impl StartReport {
                 kept.unwrap_or_default()
             )));
         }
+        if let Some(lost) = &self.lost {
+            let place = |row: &LostQueue| {
+                let topic = name(row.topic).unwrap_or_else(|| format!("#{}", row.topic));
+                let (queue, times) = (row.queue, times(row.first, row.last));
+                format!("{} in {topic}/{queue} ({times})", row.messages)
+            };
+            let named: Vec<_> = lost.queues.iter().take(NAMED_QUEUES).map(place).collect();
+            let more = lost.queue_count.saturating_sub(named.len() as u64);
+            let more =
+                if more > 0 { format!(", and in {more} more queues") } else { String::new() };
+            lines.push(ReportLine::Damage(format!(
+                "LOST: {} messages that were written and not durable were in it: {}{more}; readers that had them are \
+                 told TRUNCATED",
+                lost.messages,
+                named.join(", "),
+            )));
+        }
         for range in &self.damaged {
             lines.push(ReportLine::Damage(format!(
                 "DAMAGED: bytes {}..{} of the log cannot be read; reads of them say so, all else is served",
@@ -119,4 +142,8 @@ impl StartReport {
         lines.extend(self.remarks.iter().cloned().map(done));
         lines
     }
+}
+
+fn times(first: Timestamp, last: Timestamp) -> String {
+    format!("store time {first} to {last} ms")
 }

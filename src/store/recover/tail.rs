@@ -1,5 +1,8 @@
-//! The end of the log, made ready for the next append: what was torn is kept aside, then zeroed, synced and forgotten.
+//! The end of the log, made ready for the next append: what was torn is counted, kept aside, then zeroed, synced and
+//! forgotten.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::path::PathBuf;
 
@@ -7,9 +10,12 @@ use super::{CLEAR_PIECE, QUARANTINE_BYTES, Recovery, TailCut, WalkEnd};
 use crate::file::FileError;
 use crate::file::disk::{Disk, write_file_atomically};
 use crate::file::segment::Segment;
+use crate::format::epoch::{Lost, LostQueue, MAX_LOST_QUEUES};
 use crate::format::names::{self, FileKind};
+use crate::format::record::RecordKind;
 use crate::format::segment_header::PAGE_LEN;
-use crate::message::{Epoch, PhysicalOffset};
+use crate::log::walk::{SegmentWalk, Step};
+use crate::message::{Epoch, PhysicalOffset, QueueKey};
 use crate::store::OpenError;
 use crate::sync::Arc;
 
@@ -28,6 +34,7 @@ impl Recovery<'_> {
         // An end that was durable may be a segment's base: nothing is written into its header page.
         let tail = end.tail.max(active.base().plus(PAGE_LEN as u64));
         if !end.rest_is_zero {
+            self.report.lost = self.lost_behind(tail)?;
             let (len, kept_in) = self.clear_rest(disk, &active, tail)?;
             if len > 0 {
                 let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
@@ -55,6 +62,48 @@ impl Recovery<'_> {
         disk.sync_dir(&dir)?;
         self.log.truncate_after(active.base());
         Ok((tail, ready))
+    }
+
+    /// The messages behind `tail` whose headers can be read: they were written, perhaps acknowledged and read, and were
+    /// not durable.
+    fn lost_behind(&self, tail: PhysicalOffset) -> Result<Option<Lost>, OpenError> {
+        let mut by_queue = BTreeMap::<QueueKey, LostQueue>::new();
+        for segment in self.log.segments().iter().filter(|segment| segment.end() > tail) {
+            if self.empty.contains(&segment.base()) {
+                continue;
+            }
+            let from = segment.base().plus(PAGE_LEN as u64).max(tail);
+            let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), from);
+            while walk.at() < segment.end() {
+                let header = match walk.step()? {
+                    Step::End => break,
+                    Step::Gap { .. } => continue,
+                    Step::Record { header, .. } => header,
+                };
+                // A lower epoch is left from an earlier life of these bytes.
+                if header.kind == RecordKind::Message && header.epoch >= self.epoch_walked {
+                    let (topic, queue, time) = (header.topic, header.queue, header.store_time);
+                    let row = by_queue.entry(QueueKey { topic, queue }).or_insert(LostQueue {
+                        topic,
+                        queue,
+                        messages: 0,
+                        first: time,
+                        last: time,
+                    });
+                    row.messages += u64::from(header.message_count);
+                    row.last = row.last.max(time);
+                }
+            }
+        }
+        let mut queues: Vec<_> = by_queue.into_values().collect();
+        queues.sort_by_key(|row| Reverse(row.messages));
+        let first = queues.iter().map(|row| row.first).min();
+        let last = queues.iter().map(|row| row.last).max();
+        let (Some(first), Some(last)) = (first, last) else { return Ok(None) };
+        let messages = queues.iter().map(|row| row.messages).sum();
+        let queue_count = queues.len() as u64;
+        queues.truncate(MAX_LOST_QUEUES);
+        Ok(Some(Lost { messages, queue_count, first, last, queues }))
     }
 
     /// Copies what is behind `tail` aside, then zeroes and syncs it. Returns how many bytes there were to the last one

@@ -21,43 +21,41 @@
 //! copies what it removes to `quarantine/` (bounded), writes zeros to the end of the segment, removes later segments
 //! and syncs. Each of these writes may be the last before the power goes: the next start finds the same table.
 
+mod find;
 mod report;
 mod tail;
+mod take;
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use self::find::{found_segments, load_identity, newest_snapshot, open_segments, start_state};
 pub use self::report::{ReportLine, StartReport, TailCut};
+use self::take::HeldRecord;
 use super::Applier;
 use super::StoreConfig;
 use super::append::NewRecord;
 use super::checkpoint::CheckpointFile;
-use super::dispatch::derive;
 use super::error::OpenError;
-use super::image;
 use super::ranges::Ranges;
-use super::repair::position_of;
 use super::topics::Topics;
 use crate::file::FileError;
-use crate::file::disk::{Access, Disk, read_exact_at, read_file, write_file_atomically};
+use crate::file::disk::Disk;
 use crate::file::segment::Segment;
 use crate::format::DecodeError;
 use crate::format::FORMAT_VERSION;
-use crate::format::attributes;
 use crate::format::checkpoint::Checkpoint;
-use crate::format::consume_queue::QueueEntry;
 use crate::format::epoch::{Cut, EpochRecord, MAX_DAMAGED};
-use crate::format::identity::{self, Identity};
+use crate::format::identity::Identity;
 use crate::format::names::{self, FileKind};
-use crate::format::record::{ALIGN, HEADER_LEN, RecordHeader, RecordKind, unknown_required};
-use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
+use crate::format::record::HEADER_LEN;
+use crate::format::segment_header::PAGE_LEN;
 use crate::format::snapshot::Snapshot;
-use crate::format::state_record::{SessionBatch, Transition, transitions};
 use crate::log::commit_log::CommitLog;
-use crate::log::consume_queue::{self, ConsumeQueues};
-use crate::log::index::{self, Indexes};
+use crate::log::consume_queue::ConsumeQueues;
+use crate::log::index::Indexes;
 use crate::log::walk::{SegmentWalk, Step};
-use crate::message::{Epoch, PhysicalOffset, QueueKey, SessionMark, Timestamp};
+use crate::message::{Epoch, PhysicalOffset, Timestamp};
 use crate::sync::Arc;
 
 /// Of what a cut removes, so much is kept aside.
@@ -217,195 +215,6 @@ pub(super) fn epoch_record(report: &StartReport, store_clock: Timestamp) -> NewR
         lost: report.lost.clone(),
     };
     NewRecord::epoch(record.encode())
-}
-
-/// A segment file by its name.
-struct FoundSegment {
-    path: PathBuf,
-    base: PhysicalOffset,
-    len: u64,
-}
-
-fn found_segments(disk: &dyn Disk, config: &StoreConfig) -> Result<Vec<FoundSegment>, OpenError> {
-    let dir = config.dir.join(FileKind::Segment.directory());
-    let mut found = Vec::new();
-    for entry in disk.list(&dir)? {
-        let path = dir.join(&entry.name);
-        match FileKind::Segment.parse(&entry.name) {
-            // A file with a final name was whole when it got it; a shorter one was damaged since.
-            // Records end at multiples of their alignment, and so do segments.
-            Some(base) if entry.len > PAGE_LEN as u64 => {
-                found.push(FoundSegment { path, base, len: entry.len - entry.len % ALIGN });
-            }
-            Some(_) => tracing::warn!(file = %path.display(), "segment without content is ignored"),
-            None if names::parse_temporary(&entry.name).is_some() => disk.unlink(&path)?,
-            None => tracing::warn!(file = %path.display(), "not a segment, ignored"),
-        }
-    }
-    found.sort_by_key(|segment| segment.base);
-    for pair in found.windows(2) {
-        if let [before, after] = pair
-            && before.base.plus(before.len) > after.base
-        {
-            return Err(OpenError::Overlap { path: after.path.clone() });
-        }
-    }
-    Ok(found)
-}
-
-fn load_identity(
-    disk: &dyn Disk,
-    config: &StoreConfig,
-    log_is_empty: bool,
-    report: &mut StartReport,
-) -> Result<Identity, OpenError> {
-    let dir = &config.dir;
-    let read = |name: &str| -> Result<Option<Identity>, OpenError> {
-        let path = dir.join(name);
-        match read_file(disk, &path, identity::LEN as u64) {
-            Ok(bytes) => match Identity::decode(&bytes) {
-                Ok(identity) => Ok(Some(identity)),
-                Err(DecodeError::UnsupportedVersion { found, supported, .. }) => {
-                    Err(OpenError::Newer { path, found, supported })
-                }
-                Err(_) => Ok(None),
-            },
-            Err(
-                FileError::NotFound { .. } | FileError::TooShort { .. } | FileError::TooLong { .. },
-            ) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    };
-    let write = |name: &str, identity: &Identity| {
-        write_file_atomically(disk, dir, name, &identity.encode())
-    };
-    match (read(names::IDENTITY)?, read(names::IDENTITY_COPY)?) {
-        (Some(identity), Some(_)) => Ok(identity),
-        (Some(identity), None) => {
-            report.remarks.push("the copy of the identity was missing or damaged: restored".into());
-            write(names::IDENTITY_COPY, &identity)?;
-            Ok(identity)
-        }
-        (None, Some(identity)) => {
-            report.remarks.push("the identity was missing or damaged: restored".into());
-            write(names::IDENTITY, &identity)?;
-            Ok(identity)
-        }
-        (None, None) if log_is_empty => {
-            let identity = new_identity(disk)?;
-            write(names::IDENTITY, &identity)?;
-            write(names::IDENTITY_COPY, &identity)?;
-            report.created = true;
-            report.remarks.clear();
-            Ok(identity)
-        }
-        (None, None) => Err(OpenError::Identity { path: dir.join(names::IDENTITY) }),
-    }
-}
-
-fn new_identity(disk: &dyn Disk) -> Result<Identity, FileError> {
-    let mut identity =
-        Identity { store_id: [0; 16], broker_id: 0, salt_secret: 0, handle_key: [0; 32] };
-    let (mut broker_id, mut salt_secret) = ([0; 8], [0; 8]);
-    disk.fill_random(&mut identity.store_id)?;
-    disk.fill_random(&mut broker_id)?;
-    disk.fill_random(&mut salt_secret)?;
-    disk.fill_random(&mut identity.handle_key)?;
-    identity.broker_id = u64::from_le_bytes(broker_id);
-    identity.salt_secret = u64::from_le_bytes(salt_secret);
-    Ok(identity)
-}
-
-fn open_segments(
-    disk: &dyn Disk,
-    found: &[FoundSegment],
-    identity: &Identity,
-    report: &mut StartReport,
-) -> Result<Vec<Arc<Segment>>, OpenError> {
-    let mut segments = Vec::with_capacity(found.len());
-    for file in found {
-        let handle = disk.open(&file.path, Access::Read)?;
-        let mut page = [0; PAGE_LEN];
-        let header = match read_exact_at(&*handle, &mut page, 0) {
-            Ok(()) => SegmentHeader::decode(&page),
-            // An unreadable page is redundant as a damaged one is.
-            Err(_) => Err(DecodeError::TooShort { needed: PAGE_LEN as u64, found: 0 }),
-        };
-        match header {
-            Ok(header) if header.store_id != identity.store_id => {
-                return Err(OpenError::Foreign { path: file.path.clone() });
-            }
-            Ok(header) if header.base == file.base && header.len == file.len => {}
-            Err(DecodeError::UnsupportedVersion { found, supported, .. }) => {
-                return Err(OpenError::Newer { path: file.path.clone(), found, supported });
-            }
-            // The page is redundant: name, size and identity say the same.
-            Ok(_) | Err(_) => report.remarks.push(format!(
-                "header page of {} is damaged; file name, size and identity stand in for it",
-                file.path.display()
-            )),
-        }
-        segments.push(Arc::new(Segment::open(disk, &file.path, file.base, file.len)?));
-    }
-    Ok(segments)
-}
-
-/// The newest sound snapshot that does not reach beyond the log.
-fn newest_snapshot(
-    disk: &dyn Disk,
-    config: &StoreConfig,
-    log_end: PhysicalOffset,
-    report: &mut StartReport,
-) -> Result<Option<Snapshot>, OpenError> {
-    let dir = config.dir.join(FileKind::Snapshot.directory());
-    for entry in disk.list(&dir)?.iter().rev() {
-        if FileKind::Snapshot.parse(&entry.name).is_none() {
-            continue;
-        }
-        let decoded = match read_file(disk, &dir.join(&entry.name), MAX_SNAPSHOT) {
-            Ok(bytes) => Snapshot::decode(&bytes),
-            Err(_) => Err(DecodeError::TooShort { needed: 1, found: 0 }),
-        };
-        match decoded {
-            Ok(snapshot) if snapshot.reach <= log_end => return Ok(Some(snapshot)),
-            Ok(_) => report
-                .remarks
-                .push(format!("snapshot {} reaches beyond the log: ignored", entry.name)),
-            Err(error) => report.remarks.push(format!("snapshot {}: {error}: ignored", entry.name)),
-        }
-    }
-    Ok(None)
-}
-
-/// What the walk starts from: the newest snapshot, unless segments that it needs are gone; then the newest image. Also
-/// where the newest image begins that is known.
-fn start_state(
-    log: &CommitLog,
-    snapshot: Option<Snapshot>,
-    checkpoint: Option<&Checkpoint>,
-    report: &mut StartReport,
-) -> Result<(Option<Snapshot>, Option<PhysicalOffset>), OpenError> {
-    let known = checkpoint.and_then(|checkpoint| checkpoint.newest_image);
-    let from = snapshot.as_ref().map_or(PhysicalOffset::ZERO, |snapshot| snapshot.offset);
-    let segments = log.segments();
-    let mut expected = from;
-    let is_whole = segments.iter().filter(|segment| segment.end() > from).all(|segment| {
-        let follows = segment.base() <= expected;
-        expected = segment.end();
-        follows
-    });
-    // Without a snapshot an image also spares the walk over all that came before it.
-    if is_whole && (snapshot.is_some() || known.is_none()) {
-        return Ok((snapshot, known));
-    }
-    match image::newest(log, checkpoint)? {
-        Some(image) if image.offset >= from => {
-            report.remarks.push(format!("state restored from the image at {}", image.offset));
-            let begin = image.offset;
-            Ok((Some(image), Some(begin)))
-        }
-        _ => Ok((snapshot, known)),
-    }
 }
 
 /// Where the walk came to.
@@ -745,209 +554,6 @@ impl Recovery<'_> {
             _ => self.report.damaged.push(range),
         }
     }
-
-    /// Takes a record with a sound header into account; `body` is `None` if the rest of it is damaged.
-    fn take(&mut self, header: &RecordHeader, body: Option<&[u8]>) -> Result<(), OpenError> {
-        self.durable = self.durable.max(header.durable_claim());
-        self.epoch_walked = self.epoch_walked.max(header.epoch);
-        self.epoch = self.epoch.max(header.epoch);
-        self.store_clock = self.store_clock.max(header.store_time);
-        self.first_time = self.first_time.or(Some(header.store_time));
-        self.report.replayed_records += 1;
-        self.report.replayed_bytes += u64::from(header.total_len);
-        let at = header.physical_offset;
-        if let Some(body) = body
-            && let Some(attributes) = body.get(..header.attributes_len as usize)
-            && let Some(tag) = unknown_required(attributes, &[])
-        {
-            let source = DecodeError::UnknownRequired { tag };
-            return Err(OpenError::NotUnderstood { at, source });
-        }
-        let mut hashes = std::mem::take(&mut self.hashes);
-        let record = match derive(self.seed, header, body, &mut hashes) {
-            Some(derived) => FoundRecord {
-                end: header.end(),
-                at,
-                what: Found::Message {
-                    key: derived.key,
-                    entry: derived.entry,
-                    hashes: derived.hashes,
-                    session: body.and_then(|body| session_of(header, body)),
-                },
-            },
-            None => {
-                let payload = body.and_then(|body| body.get(header.attributes_len as usize..));
-                FoundRecord {
-                    end: header.end(),
-                    at,
-                    what: Found::Internal { kind: header.kind, payload },
-                }
-            }
-        };
-        let outcome = if header.set_count == 1 {
-            self.release_set().and_then(|()| self.apply(&record))
-        } else {
-            if header.set_index == 0 {
-                self.release_set()?;
-            }
-            self.set.push(record.hold(header));
-            if header.set_index + 1 == header.set_count { self.release_set() } else { Ok(()) }
-        };
-        self.hashes = hashes;
-        outcome
-    }
-
-    /// Applies the records of a set that is whole, or of which more cannot come.
-    fn release_set(&mut self) -> Result<(), OpenError> {
-        for held in std::mem::take(&mut self.set) {
-            self.apply(&held.record())?;
-        }
-        Ok(())
-    }
-
-    fn apply(&mut self, record: &FoundRecord<'_>) -> Result<(), OpenError> {
-        let at = record.at;
-        match &record.what {
-            Found::Message { key, entry, hashes, session } => {
-                if let Some((mark, batch)) = session {
-                    self.applier.stored(*mark, batch);
-                }
-                if at < self.unsealed_from {
-                    let base = self.log.segment_at(at).map_or(at, |segment| segment.base());
-                    self.queues.observe(*key, base, entry);
-                } else {
-                    self.queues.put(*key, entry);
-                    for hash in *hashes {
-                        self.indexes.put(*hash, at);
-                    }
-                    self.entry_bytes +=
-                        consume_queue::ENTRY_COST + hashes.len() as u64 * index::ENTRY_COST;
-                }
-            }
-            Found::Internal { payload: None, .. } => self.report.damage_may_hold_state = true,
-            Found::Internal { kind: RecordKind::State, payload: Some(payload) } => {
-                self.apply_own(payload);
-                self.applier.apply(self.topics, payload, record.end).map_err(
-                    |source| match source {
-                        DecodeError::UnknownTransition { .. } => {
-                            OpenError::NotUnderstood { at, source }
-                        }
-                        _ => OpenError::State { at: record.end, source },
-                    },
-                )?;
-            }
-            Found::Internal { kind: RecordKind::Epoch, payload: Some(payload) } => {
-                let epoch = EpochRecord::decode(payload)
-                    .map_err(|source| OpenError::NotUnderstood { at, source })?;
-                self.store_clock = self.store_clock.max(epoch.store_clock);
-            }
-            Found::Internal { kind: RecordKind::Message | RecordKind::Filler, .. } => {}
-        }
-        Ok(())
-    }
-}
-
-impl Recovery<'_> {
-    /// The transitions that are the store's own. What cannot be understood is told by whoever applies the rest.
-    fn apply_own(&mut self, payload: &[u8]) {
-        for transition in transitions(payload).map_while(Result::ok) {
-            match transition {
-                Transition::SegmentsDeleted { ranges } => self.deleted.add(&ranges),
-                Transition::RangesLost { ranges } => self.lost.add(&ranges),
-                Transition::QueuesFound { topic, queues } => {
-                    for queue in queues {
-                        self.queues.restore_position(position_of(topic, queue));
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-/// A record as the walk met it.
-struct FoundRecord<'a> {
-    at: PhysicalOffset,
-    end: PhysicalOffset,
-    what: Found<'a>,
-}
-
-enum Found<'a> {
-    Message {
-        key: QueueKey,
-        entry: QueueEntry,
-        hashes: &'a [u64],
-        session: Option<(SessionMark, SessionBatch)>,
-    },
-    /// Of the broker or the store itself; `None`: its payload is damaged.
-    Internal { kind: RecordKind, payload: Option<&'a [u8]> },
-}
-
-/// A record of an append set that is not whole yet.
-struct HeldRecord {
-    header: RecordHeader,
-    what: Held,
-}
-
-enum Held {
-    Message {
-        key: QueueKey,
-        entry: QueueEntry,
-        hashes: Vec<u64>,
-        session: Option<(SessionMark, SessionBatch)>,
-    },
-    Internal {
-        payload: Option<Vec<u8>>,
-    },
-}
-
-impl FoundRecord<'_> {
-    fn hold(&self, header: &RecordHeader) -> HeldRecord {
-        let what = match &self.what {
-            Found::Message { key, entry, hashes, session } => Held::Message {
-                key: *key,
-                entry: *entry,
-                hashes: hashes.to_vec(),
-                session: *session,
-            },
-            Found::Internal { payload, .. } => {
-                Held::Internal { payload: payload.map(<[u8]>::to_vec) }
-            }
-        };
-        HeldRecord { header: *header, what }
-    }
-}
-
-impl HeldRecord {
-    fn record(&self) -> FoundRecord<'_> {
-        let what = match &self.what {
-            Held::Message { key, entry, hashes, session } => {
-                Found::Message { key: *key, entry: *entry, hashes, session: *session }
-            }
-            Held::Internal { payload } => {
-                Found::Internal { kind: self.header.kind, payload: payload.as_deref() }
-            }
-        };
-        FoundRecord { at: self.header.physical_offset, end: self.header.end(), what }
-    }
-}
-
-/// The producer session of a message record, and where the batch went, for those who remember it.
-fn session_of(header: &RecordHeader, body: &[u8]) -> Option<(SessionMark, SessionBatch)> {
-    let attributes = body.get(..header.attributes_len as usize)?;
-    // Attributes of another build: the batch is a batch all the same.
-    let mark = attributes::session(attributes).ok().flatten()?;
-    let batch = SessionBatch {
-        topic: header.topic,
-        queue: header.queue,
-        messages: header.message_count.into(),
-        queue_offset: header.queue_offset,
-        offset: header.physical_offset,
-        end: header.end(),
-        epoch: header.epoch,
-        store_time: header.store_time,
-    };
-    Some((mark, batch))
 }
 
 /// How a segment ended.

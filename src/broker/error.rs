@@ -266,6 +266,32 @@ pub enum RequestFault {
     /// The message group chooses the queue.
     #[error("a message group chooses the queue, so no queue may be named")]
     QueueAndGroup,
+    /// The stream ended within a message.
+    #[error("the stream breaks off within a request")]
+    BrokenOff,
+    /// gRPC's own compression, which streams do not take: batches have a codec of their own.
+    #[error("a request is compressed by gRPC; the codec of its batch does that here")]
+    Compressed,
+    /// What a stream brings cannot be read.
+    #[error("the request cannot be decoded")]
+    Undecodable,
+    /// A stream's number of a topic that it has opened before, or one that is too large.
+    #[error("number {number} of a topic is in use on this stream, or not below {limit}")]
+    TopicNumber {
+        /// Which one.
+        number: u32,
+        /// Where numbers end.
+        limit: u32,
+    },
+    /// A stream's number of a topic that it has not opened.
+    #[error("no topic was opened under number {number} on this stream")]
+    NotOpened {
+        /// Which one.
+        number: u32,
+    },
+    /// A session in a request that is not the stream's first.
+    #[error("a producer session is named in the first request of a stream alone")]
+    LateSession,
     /// The request came too slowly.
     #[error("the request did not arrive whole within {limit:?}")]
     Unfinished {

@@ -62,7 +62,7 @@ pub use offsets::{
 };
 pub use pull::{PullRequest, Pulled};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
-pub use send::{Receipt, SendRequest};
+pub use send::{Receipt, SendRequest, StoredBatch};
 pub use sessions::{SessionDescription, SessionPage};
 pub use state::groups::{Group, GroupChange};
 pub use state::offsets::Expected;
@@ -75,6 +75,9 @@ pub use verify::VerifyEvent;
 
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest that a stream waits until what it brings may be counted.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is kept of a request's time for its answer; of a short time a quarter, so that something is left to work in.
 pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
@@ -194,6 +197,20 @@ impl Broker {
     /// So many are in work already that the request is refused.
     pub(crate) fn receive(&self, bytes: u64) -> Result<Permit, BrokerError> {
         self.sends.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
+    }
+
+    /// The same for one who waits until that many are free, and sends nothing more meanwhile.
+    pub(crate) async fn receive_later(&self, bytes: u64) -> Result<Permit, BrokerError> {
+        let until = Instant::now() + RECEIVE_TIMEOUT;
+        let permit = self.sends.take(bytes, until).await;
+        permit.ok_or(BrokerError::Overloaded { what: "bytes to store" })
+    }
+
+    /// Resolves when [`Broker::drain`] is called.
+    pub(crate) async fn drained(&self) {
+        let mut draining = self.draining.subscribe();
+        // An error: there is nobody left who could drain it.
+        let _ = draining.wait_for(|draining| *draining).await;
     }
 
     /// What was counted so far.

@@ -61,6 +61,16 @@ enum Sent {
     Before(SessionBatch),
 }
 
+/// A batch in the log that is not acknowledged yet.
+#[derive(Debug)]
+pub struct StoredBatch {
+    receipt: Receipt,
+    /// Whose flush mode acknowledges it; `None`: the topic is gone, and of what mode it was is not known any more.
+    topic: Option<Arc<TopicEntry>>,
+    end: PhysicalOffset,
+    bytes: u64,
+}
+
 impl Broker {
     /// Stores a batch and waits until its topic's flush mode acknowledges it. To an unknown valid name it makes the
     /// topic, if the configuration says so.
@@ -68,12 +78,25 @@ impl Broker {
     /// # Errors
     /// Nothing was stored, unless [`BrokerError::stored`] says otherwise.
     pub async fn send(&self, request: SendRequest<'_>) -> Result<Receipt, BrokerError> {
+        let deadline = request.deadline;
+        let bytes = u64::try_from(request.batch.len()).unwrap_or(u64::MAX);
+        let _permit =
+            self.sends.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })?;
+        let stored = self.store_only(&request).await?;
+        self.acknowledge(&stored, deadline).await?;
+        Ok(self.acknowledged_batch(&stored))
+    }
+
+    /// The first half of [`Broker::send`]: the batch is in the log, and nothing may be told of it yet. Its bytes are
+    /// counted by the caller.
+    ///
+    /// # Errors
+    /// As [`Broker::send`], without those of the second half.
+    pub async fn store_only(&self, request: &SendRequest<'_>) -> Result<StoredBatch, BrokerError> {
         if self.is_draining() {
             return Err(BrokerError::Draining);
         }
-        let len = u64::try_from(request.batch.len()).unwrap_or(u64::MAX);
-        let _permit =
-            self.sends.try_take(len).ok_or(BrokerError::Overloaded { what: "bytes to store" })?;
+        let bytes = u64::try_from(request.batch.len()).unwrap_or(u64::MAX);
         // A caller whose time is up has gone; nothing is stored for him.
         if request.deadline <= Instant::now() {
             return Err(BrokerError::Overloaded { what: "requests before this one" });
@@ -81,13 +104,9 @@ impl Broker {
         names::check_new(request.topic)?;
         let info = batch::check(&request.batch)?;
 
-        match self.store_batch(&request, &info).await? {
-            Sent::Now { topic, queue, placed } => {
-                self.acknowledged(&topic, placed.end, request.deadline).await?;
-                self.counters.sends.add(1);
-                self.counters.sent_messages.add(info.message_count.into());
-                self.counters.sent_bytes.add(len);
-                Ok(Receipt {
+        Ok(match self.store_batch(request, &info).await? {
+            Sent::Now { topic, queue, placed } => StoredBatch {
+                receipt: Receipt {
                     queue,
                     first_queue_offset: placed.queue_offset,
                     offset: placed.offset,
@@ -95,16 +114,13 @@ impl Broker {
                     store_time: placed.store_time,
                     message_count: info.message_count,
                     is_duplicate: false,
-                })
-            }
-            Sent::Before(batch) => {
-                match self.state.topics.by_id(batch.topic) {
-                    Some(topic) => self.acknowledged(&topic, batch.end, request.deadline).await?,
-                    // Deleted since. Of what mode it was is not known any more.
-                    None => self.durable(batch.end, request.deadline).await?,
-                }
-                self.counters.duplicates.add(1);
-                Ok(Receipt {
+                },
+                topic: Some(topic),
+                end: placed.end,
+                bytes,
+            },
+            Sent::Before(batch) => StoredBatch {
+                receipt: Receipt {
                     queue: batch.queue,
                     first_queue_offset: batch.queue_offset,
                     offset: batch.offset,
@@ -113,9 +129,47 @@ impl Broker {
                     // It has as many as the batch that was stored, or it would have been refused.
                     message_count: info.message_count,
                     is_duplicate: true,
-                })
-            }
+                },
+                topic: self.state.topics.by_id(batch.topic),
+                end: batch.end,
+                bytes,
+            },
+        })
+    }
+
+    /// The second half: waits until the batch may be acknowledged.
+    ///
+    /// # Errors
+    /// It is stored, and not durable in time, or nobody knows.
+    pub async fn acknowledge(
+        &self,
+        stored: &StoredBatch,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        match &stored.topic {
+            Some(topic) => self.acknowledged(topic, stored.end, deadline).await,
+            None => self.durable(stored.end, deadline).await,
         }
+    }
+
+    /// Whether [`Broker::acknowledge`] would not wait.
+    pub fn may_acknowledge(&self, stored: &StoredBatch) -> bool {
+        match &stored.topic {
+            Some(topic) => self.store.may_acknowledge(topic.handle(), stored.end),
+            None => self.store.watermarks().flushed >= stored.end,
+        }
+    }
+
+    /// Where a batch went that is acknowledged now; counts it.
+    pub fn acknowledged_batch(&self, stored: &StoredBatch) -> Receipt {
+        if stored.receipt.is_duplicate {
+            self.counters.duplicates.add(1);
+        } else {
+            self.counters.sends.add(1);
+            self.counters.sent_messages.add(stored.receipt.message_count.into());
+            self.counters.sent_bytes.add(stored.bytes);
+        }
+        stored.receipt
     }
 
     /// Waits until a record of the topic, or state of it, that ends at `end` may be acknowledged or revealed.

@@ -247,6 +247,7 @@ mod tests {
             expected_sequence: None,
             epoch: None,
             current: None,
+            sequence: None,
         }
     }
 

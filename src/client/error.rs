@@ -263,6 +263,8 @@ pub struct Refusal {
     pub epoch: Option<Epoch>,
     /// What is committed, where that was not expected; `None`: nothing.
     pub current: Option<QueueOffset>,
+    /// The number of the batch that ended a stream.
+    pub sequence: Option<u64>,
 }
 
 impl fmt::Display for Refusal {
@@ -315,6 +317,7 @@ impl ClientError {
                 expected_sequence: detail.expected_sequence,
                 epoch: detail.epoch.map(Epoch::new),
                 current: detail.current.map(QueueOffset::new),
+                sequence: detail.sequence,
             }));
         }
         match status.code() {
@@ -339,6 +342,7 @@ impl ClientError {
                 expected_sequence: None,
                 epoch: None,
                 current: None,
+                sequence: None,
             })),
         }
     }
@@ -455,6 +459,7 @@ mod tests {
             expected_sequence: Some(11),
             epoch: Some(2),
             current: Some(8),
+            sequence: Some(4),
         };
         let error = ClientError::from_status("here:1", status(Code::OutOfRange, &wire));
         let expected = Refusal {
@@ -469,6 +474,7 @@ mod tests {
             expected_sequence: Some(11),
             epoch: Some(Epoch::new(2)),
             current: Some(QueueOffset::new(8)),
+            sequence: Some(4),
         };
         assert_eq!(error.refusal(), Some(&expected));
         assert_eq!(error.to_string(), "said");

@@ -4,12 +4,14 @@
 //! | --- | --- |
 //! | [`listen`] | the port: accept loop, HTTP/2 settings, caps, drain |
 //! | `serve.rs` | what surrounds every call: panics, and the bytes of an answer |
+//! | `raw.rs` | streams without a codec in between |
 //! | [`native`] | `mainstem.v1`, one file per family of calls |
 //!
 //! Runs on tokio tasks: one that accepts, one per connection, one per call.
 
 pub(crate) mod listen;
 pub(crate) mod native;
+mod raw;
 mod serve;
 
 use std::sync::Arc;

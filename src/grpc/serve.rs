@@ -21,7 +21,7 @@ use tonic::codegen::StdError;
 use tonic::codegen::http::{Request, Response};
 use tower::Service;
 
-use super::native::status;
+use super::native::{StreamCall, status};
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
 
@@ -56,11 +56,11 @@ struct Leaving {
 }
 
 impl Outgoing {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new(Mutex::new(Leaving { answers: 0, moved: Instant::now() })))
     }
 
-    fn comes(&self, now: Instant) {
+    pub(super) fn comes(&self, now: Instant) {
         let mut leaving = lock(&self.0);
         if leaving.answers == 0 {
             leaving.moved = now;
@@ -68,7 +68,7 @@ impl Outgoing {
         leaving.answers += 1;
     }
 
-    fn leaves(&self, now: Instant) {
+    pub(super) fn leaves(&self, now: Instant) {
         let mut leaving = lock(&self.0);
         leaving.answers = leaving.answers.saturating_sub(1);
         leaving.moved = now;
@@ -118,6 +118,8 @@ impl<S, B> Service<Request<B>> for Guarded<S>
 where
     S: Service<Request<Received<B>>, Response = Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<StdError>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -128,8 +130,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if let Some(stream) = StreamCall::of(request.uri().path()) {
+            let body = request.into_body();
+            return GuardedCall::Stream(Some(stream.answer(&self.broker, &self.outgoing, body)));
+        }
         let request = request.map(|body| Received::new(body, Arc::clone(&self.broker)));
-        GuardedCall(Box::pin(self.inner.call(request)), self.outgoing.clone())
+        GuardedCall::Call(Box::pin(self.inner.call(request)), self.outgoing.clone())
     }
 }
 
@@ -203,22 +209,32 @@ where
 }
 
 /// A call whose panic becomes its answer.
-pub(crate) struct GuardedCall<F>(Pin<Box<F>>, Outgoing);
+pub(crate) enum GuardedCall<F> {
+    Call(Pin<Box<F>>, Outgoing),
+    /// Its body does the work.
+    Stream(Option<Response<Body>>),
+}
 
 impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedCall<F> {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let (call, outgoing) = match &mut *self {
+            Self::Call(call, outgoing) => (call, outgoing),
+            Self::Stream(answer) => {
+                return answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
+            }
+        };
         // What a handler shares is behind locks that end the process when they are poisoned, so nothing half changed is
         // seen after a panic.
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+        match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Ok(answer))) => {
                 let mut answer = status::completed(answer);
                 let held = answer.extensions_mut().remove::<Held>();
                 Poll::Ready(Ok(match held {
                     Some(held) => {
-                        let outgoing = self.1.clone();
+                        let outgoing = outgoing.clone();
                         outgoing.comes(Instant::now());
                         answer.map(|body| Body::new(HeldBody { body, _held: held, outgoing }))
                     }

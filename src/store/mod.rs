@@ -514,9 +514,14 @@ impl Store {
         topic: &TopicHandle,
         end: PhysicalOffset,
     ) -> impl Future<Output = Result<(), Poisoned>> + Send + use<> {
-        let visible = self.shared.visible_end(topic) >= end;
+        let visible = self.may_acknowledge(topic, end);
         let durable = self.durable(end);
         async move { if visible { Ok(()) } else { durable.await } }
+    }
+
+    /// Whether a record of `topic` that ends at `end` may be acknowledged now.
+    pub fn may_acknowledge(&self, topic: &TopicHandle, end: PhysicalOffset) -> bool {
+        self.shared.visible_end(topic) >= end
     }
 
     /// The end of what can be read of a queue.

@@ -263,6 +263,15 @@ impl Broker for Fake {
         closed.map(|_| Response::new(proto::CloseSessionResponse {})).ok_or_else(no_session)
     }
 
+    type SendStreamStream = tokio_stream::Empty<Result<proto::SendStreamResponse, Status>>;
+
+    async fn send_stream(
+        &self,
+        _: Request<tonic::Streaming<proto::SendStreamRequest>>,
+    ) -> Result<Response<Self::SendStreamStream>, Status> {
+        Err(Status::unimplemented("no test of the command line sends so"))
+    }
+
     async fn pull(
         &self,
         request: Request<proto::PullRequest>,

@@ -7,6 +7,7 @@ mod offsets;
 mod pull;
 mod query;
 mod send;
+mod send_stream;
 mod server;
 mod sessions;
 mod support;

@@ -4,6 +4,7 @@
 //! | file | calls |
 //! | --- | --- |
 //! | `send.rs` | Send |
+//! | `send_stream.rs` | SendStream |
 //! | `pull.rs` | Pull |
 //! | `query.rs` | QueryMessages |
 //! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
@@ -20,6 +21,7 @@ mod overview;
 mod pull;
 mod query;
 mod send;
+mod send_stream;
 mod sessions;
 pub(super) mod status;
 mod store;
@@ -27,8 +29,15 @@ mod topics;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use hyper::body::Body as HttpBody;
+use tonic::body::Body;
+use tonic::codegen::{StdError, http};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
+
+use super::raw::{self, Messages};
+use super::serve::Outgoing;
 
 use crate::broker::QueueRange;
 use crate::broker::{Broker, BrokerError};
@@ -65,12 +74,47 @@ pub(super) fn routes(broker: Arc<Broker>) -> Routes {
     Routes::new(messages).add_service(admin)
 }
 
+/// A call of streams, which do without the codec that the other calls have.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum StreamCall {
+    /// SendStream.
+    Send,
+}
+
+impl StreamCall {
+    /// The call of a path, if it is one of these.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        match path {
+            "/mainstem.v1.Broker/SendStream" => Some(Self::Send),
+            _ => None,
+        }
+    }
+
+    /// The answer, whose body does the work.
+    pub(super) fn answer<B>(
+        self,
+        broker: &Arc<Broker>,
+        outgoing: &Outgoing,
+        body: B,
+    ) -> http::Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<StdError>,
+    {
+        let messages = Messages::new(body, Arc::clone(broker), MAX_REQUEST);
+        let broker = Arc::clone(broker);
+        match self {
+            Self::Send => {
+                raw::answer(outgoing.clone(), |out| send_stream::run(broker, messages, out))
+            }
+        }
+    }
+}
+
 impl Native {
     /// Counts a refusal and words it for the wire.
     fn refuse(&self, error: BrokerError) -> Status {
-        self.broker.counters().refused(error.reason());
-        tracing::debug!(reason = error.reason().as_str(), %error, "refused");
-        status::of(&error)
+        raw::refusal(&self.broker, &error)
     }
 }
 
@@ -78,6 +122,16 @@ impl Native {
 impl BrokerService for Native {
     async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendResponse>, Status> {
         send::send(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    type SendStreamStream = tokio_stream::Empty<Result<proto::SendStreamResponse, Status>>;
+
+    /// Never called: [`StreamCall`] answers before.
+    async fn send_stream(
+        &self,
+        _request: Request<tonic::Streaming<proto::SendStreamRequest>>,
+    ) -> Result<Response<Self::SendStreamStream>, Status> {
+        Err(Status::unimplemented("streams have a way of their own"))
     }
 
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullResponse>, Status> {

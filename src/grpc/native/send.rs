@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response};
 
-use crate::broker::{self, Broker, BrokerError};
+use crate::broker::{self, Broker, BrokerError, Receipt};
 use crate::grpc::deadline;
 use crate::message::{QueueId, SessionId, SessionMark};
 use crate::proto::{SendRequest, SendResponse};
@@ -26,7 +26,12 @@ pub(super) async fn send(
             deadline,
         })
         .await?;
-    Ok(Response::new(SendResponse {
+    Ok(Response::new(wire(receipt)))
+}
+
+/// A receipt for the wire.
+pub(super) fn wire(receipt: Receipt) -> SendResponse {
+    SendResponse {
         queue: receipt.queue.get(),
         first_queue_offset: receipt.first_queue_offset.get(),
         physical_offset: receipt.offset.get(),
@@ -34,5 +39,5 @@ pub(super) async fn send(
         store_time_ms: receipt.store_time.get(),
         count: receipt.message_count.into(),
         duplicate: receipt.is_duplicate,
-    }))
+    }
 }

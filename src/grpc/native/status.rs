@@ -84,6 +84,11 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
 
 /// The status of a refusal.
 pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
+    of_batch(error, None)
+}
+
+/// The status that ends a stream because of one of its batches.
+pub(super) fn of_batch(error: &BrokerError, sequence: Option<u64>) -> Status {
     let reason = error.reason();
     let (code, retry_after_ms) = code(reason);
     let (offset_range, next_offset) = match error {
@@ -117,6 +122,7 @@ pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
         },
         epoch,
         current,
+        sequence,
     };
     with_detail(code, with_sources(error), &detail)
 }

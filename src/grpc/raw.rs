@@ -1,0 +1,527 @@
+//! gRPC without a codec in between, for streams: messages as bytes in, frames of bytes out.
+//!
+//! | way | copies |
+//! | --- | --- |
+//! | a message that lies in one DATA frame | none: it is a slice of what was received |
+//! | a message in several frames | one, into a buffer of its length |
+//! | out | none: each piece becomes a DATA frame |
+//!
+//! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While the
+//! client does not read, nobody asks, so nothing is done and nothing more is received. What is received and not yet
+//! taken is counted in the broker's budget; where that is full the stream waits.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use hyper::body::{Body as HttpBody, Frame};
+use tokio::time::{Instant, timeout_at};
+use tonic::body::Body;
+use tonic::codegen::StdError;
+use tonic::codegen::http::{HeaderMap, HeaderValue, Response, header};
+use tonic::{Code, Status};
+
+use super::native::status;
+use super::serve::Outgoing;
+use crate::broker::{Broker, BrokerError, Permit, RequestFault};
+use crate::sync::{Mutex, lock};
+
+/// A flag and the length, before each message.
+const PREFIX: usize = 5;
+/// So much memory is taken for a message before it is there; beyond, as it arrives.
+const EARLY: usize = 256 << 10;
+/// How long a message may take to arrive once it has begun.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The messages of a request, in their order.
+pub(super) struct Messages<B> {
+    body: B,
+    broker: Arc<Broker>,
+    /// Received and not taken yet.
+    rest: Bytes,
+    /// A message that came in several frames, prefix included, as far as it is there.
+    partial: BytesMut,
+    /// Counts what is in `partial`, and the frame that `rest` is of.
+    permit: Option<Permit>,
+    /// When the message that has begun must be whole.
+    due: Option<Instant>,
+    max: usize,
+}
+
+impl<B> Messages<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    /// The messages of `body`, none longer than `max`.
+    pub(super) fn new(body: B, broker: Arc<Broker>, max: usize) -> Self {
+        let (rest, partial, permit, due) = (Bytes::new(), BytesMut::new(), None, None);
+        Self { body, broker, rest, partial, permit, due, max }
+    }
+
+    /// The next message if all of it was received already. What it counts for stays counted until the next call.
+    pub(super) fn ready(&mut self) -> Result<Option<Bytes>, Status> {
+        if self.partial.is_empty() {
+            let Some(len) = self.length(&self.rest)? else { return Ok(None) };
+            if self.rest.len() < PREFIX + len {
+                return Ok(None);
+            }
+            let mut bytes = self.rest.split_to(PREFIX + len);
+            bytes.advance(PREFIX);
+            return Ok(Some(bytes));
+        }
+        loop {
+            let missing = match self.length(&self.partial)? {
+                Some(len) => PREFIX + len - self.partial.len(),
+                None => PREFIX - self.partial.len(),
+            };
+            if missing == 0 {
+                let mut bytes = std::mem::take(&mut self.partial).freeze();
+                bytes.advance(PREFIX);
+                self.due = None;
+                return Ok(Some(bytes));
+            }
+            if self.rest.is_empty() {
+                return Ok(None);
+            }
+            let more = self.rest.split_to(missing.min(self.rest.len()));
+            self.partial.extend_from_slice(&more);
+        }
+    }
+
+    /// The next message; `None` at the end of the request. May be dropped and called again.
+    ///
+    /// # Errors
+    /// The request breaks off within a message, or breaks a rule.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        loop {
+            if let Some(message) = self.ready()? {
+                return Ok(Some(message));
+            }
+            self.set_aside();
+            if !self.receive().await? {
+                if self.partial.is_empty() {
+                    return Ok(None);
+                }
+                return Err(self.refuse(RequestFault::BrokenOff));
+            }
+        }
+    }
+
+    /// What is left of a frame is the begin of a message: it is copied, so that the frame can go.
+    fn set_aside(&mut self) {
+        if self.rest.is_empty() {
+            if self.partial.is_empty() {
+                self.permit = None;
+                self.due = None;
+            }
+            return;
+        }
+        // Its length was looked at: at most `max`.
+        let len = self.length(&self.rest).ok().flatten().unwrap_or(0);
+        // No more than a client could make the broker set aside by naming a length alone.
+        self.partial.reserve((PREFIX + len).min(EARLY));
+        let rest = std::mem::take(&mut self.rest);
+        self.partial.extend_from_slice(&rest);
+        let kept = u64::try_from(self.partial.len()).unwrap_or(u64::MAX);
+        self.permit = self.permit.take().map(|permit| permit.shrunk_to(kept));
+        self.due.get_or_insert_with(|| Instant::now() + MESSAGE_TIMEOUT);
+    }
+
+    /// The length of the message that begins here, if its prefix is there.
+    fn length(&self, bytes: &[u8]) -> Result<Option<usize>, Status> {
+        let Some((mut prefix, _)) = bytes.split_at_checked(PREFIX) else { return Ok(None) };
+        if prefix.get_u8() != 0 {
+            return Err(self.refuse(RequestFault::Compressed));
+        }
+        let len = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
+        if len > self.max {
+            let error = BrokerError::TooLarge {
+                what: "request",
+                found: u64::try_from(len).unwrap_or(u64::MAX),
+                limit: u64::try_from(self.max).unwrap_or(u64::MAX),
+            };
+            return Err(refusal(&self.broker, &error));
+        }
+        Ok(Some(len))
+    }
+
+    /// Receives a frame of data; `false` at the end.
+    async fn receive(&mut self) -> Result<bool, Status> {
+        loop {
+            let body = &mut self.body;
+            let frame = poll_fn(|cx| {
+                let frame = Pin::new(&mut *body).poll_frame(cx);
+                frame.map(|frame| {
+                    frame.transpose().map_err(|error| Status::from_error(error.into()))
+                })
+            });
+            let frame = match self.due {
+                None => frame.await,
+                Some(due) => match timeout_at(due, frame).await {
+                    Ok(frame) => frame,
+                    Err(_) => {
+                        let limit = MESSAGE_TIMEOUT;
+                        return Err(self.refuse(RequestFault::Unfinished { limit }));
+                    }
+                },
+            };
+            let Some(frame) = frame? else { return Ok(false) };
+            // Trailers say nothing here.
+            let Ok(data) = frame.into_data() else { continue };
+            if data.is_empty() {
+                continue;
+            }
+            let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
+            let more = match self.broker.receive(len) {
+                Ok(permit) => permit,
+                // Kept where a dropped call finds it: what was received is not lost.
+                Err(_) => {
+                    self.rest = data;
+                    let later = self.broker.receive_later(len).await;
+                    self.hold(later.map_err(|error| refusal(&self.broker, &error))?);
+                    return Ok(true);
+                }
+            };
+            self.rest = data;
+            self.hold(more);
+            return Ok(true);
+        }
+    }
+
+    fn hold(&mut self, more: Permit) {
+        self.permit = Some(match self.permit.take() {
+            Some(permit) => permit.and(more),
+            None => more,
+        });
+    }
+
+    fn refuse(&self, fault: RequestFault) -> Status {
+        refusal(&self.broker, &BrokerError::BadRequest { fault })
+    }
+}
+
+/// Counts a refusal and words it for the wire.
+pub(super) fn refusal(broker: &Broker, error: &BrokerError) -> Status {
+    broker.counters().refused(error.reason());
+    tracing::debug!(reason = error.reason().as_str(), %error, "refused");
+    status::of(error)
+}
+
+/// Where a call puts the frames of its answer.
+#[derive(Clone, Default)]
+pub(super) struct Out(Arc<Mutex<Vec<Bytes>>>);
+
+impl Out {
+    /// Hands the pieces of one or more whole messages over, in their order, and waits until they are taken.
+    pub(super) async fn put(&self, pieces: impl IntoIterator<Item = Bytes>) {
+        {
+            let mut waiting = lock(&self.0);
+            waiting.extend(pieces);
+            // Taken from behind.
+            waiting.reverse();
+        }
+        // Whoever takes them asks again: nobody needs to be woken.
+        poll_fn(|_| if lock(&self.0).is_empty() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    fn take(&self) -> Option<Bytes> {
+        lock(&self.0).pop()
+    }
+}
+
+/// One message with its prefix, as one piece.
+pub(super) fn framed(message: &impl prost::Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut out = BytesMut::with_capacity(PREFIX + len);
+    put_prefix(&mut out, len);
+    // The buffer grows as needed, so it is never too short.
+    let _ = message.encode(&mut out);
+    out.freeze()
+}
+
+/// What stands before a message of `len` bytes.
+pub(super) fn put_prefix(out: &mut BytesMut, len: usize) {
+    out.put_u8(0);
+    out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+}
+
+/// The body of an answer, which runs its call.
+struct Running<F> {
+    /// `None`: it has ended.
+    call: Option<Pin<Box<F>>>,
+    out: Out,
+    outgoing: Outgoing,
+    /// A frame was handed out, and nobody has asked for the next yet.
+    is_leaving: bool,
+    trailers: Option<HeaderMap>,
+}
+
+impl<F> Running<F> {
+    fn handed_out(&mut self, frame: Bytes) -> Frame<Bytes> {
+        self.is_leaving = true;
+        self.outgoing.comes(Instant::now());
+        Frame::data(frame)
+    }
+
+    fn left(&mut self) {
+        if std::mem::take(&mut self.is_leaving) {
+            self.outgoing.leaves(Instant::now());
+        }
+    }
+}
+
+impl<F> Drop for Running<F> {
+    fn drop(&mut self) {
+        self.left();
+    }
+}
+
+impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        this.left();
+        loop {
+            if let Some(frame) = this.out.take() {
+                return Poll::Ready(Some(Ok(this.handed_out(frame))));
+            }
+            if let Some(trailers) = this.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            let Some(call) = &mut this.call else { return Poll::Ready(None) };
+            // As for other calls: what is half changed is behind locks that end the process when they are poisoned.
+            let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
+            let ended = match polled {
+                Ok(Poll::Pending) => match this.out.take() {
+                    Some(frame) => return Poll::Ready(Some(Ok(this.handed_out(frame)))),
+                    None => return Poll::Pending,
+                },
+                Ok(Poll::Ready(ended)) => ended,
+                Err(_panic) => {
+                    tracing::error!("a stream panicked; it ends with INTERNAL");
+                    Err(status::of_panic())
+                }
+            };
+            this.call = None;
+            this.trailers = Some(trailers(ended));
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.is_none() && self.trailers.is_none() && lock(&self.out.0).is_empty()
+    }
+}
+
+fn trailers(ended: Result<(), Status>) -> HeaderMap {
+    let status = ended.err().unwrap_or_else(|| Status::new(Code::Ok, ""));
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        // Its text cannot stand in a header.
+        trailers.insert("grpc-status", HeaderValue::from(i32::from(status.code())));
+    }
+    trailers
+}
+
+/// The answer that `call` makes. It ends with what the call ends with.
+pub(super) fn answer<F>(outgoing: Outgoing, call: impl FnOnce(Out) -> F) -> Response<Body>
+where
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let out = Out::default();
+    let call = Some(Box::pin(call(out.clone())));
+    let body = Running { call, out, outgoing, is_leaving: false, trailers: None };
+    let mut response = Response::new(Body::new(body));
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::broker::BrokerConfig;
+    use crate::clock::SystemClock;
+    use crate::file::disk::RealDisk;
+    use crate::store::StoreConfig;
+
+    const BUDGET: u64 = 1 << 20;
+
+    fn broker() -> (Arc<Broker>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let config = BrokerConfig { inflight_send_bytes: BUDGET, ..BrokerConfig::default() };
+        let clock = Arc::new(SystemClock::new());
+        (Broker::open(Arc::new(RealDisk), clock, store, config).unwrap().0, dir)
+    }
+
+    /// Frames that are all there; then the end, or nothing more for ever.
+    struct Frames(VecDeque<Bytes>, bool);
+
+    impl HttpBody for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.0.pop_front() {
+                Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                None if self.1 => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    fn messages(broker: &Arc<Broker>, frames: &[&[u8]], ends: bool) -> Messages<Frames> {
+        let frames = frames.iter().map(|frame| Bytes::copy_from_slice(frame)).collect();
+        Messages::new(Frames(frames, ends), Arc::clone(broker), 64 << 10)
+    }
+
+    fn prefixed(messages: &[&[u8]]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        for message in messages {
+            put_prefix(&mut out, message.len());
+            out.extend_from_slice(message);
+        }
+        out.to_vec()
+    }
+
+    #[tokio::test]
+    async fn messages_come_out_whole_wherever_frames_cut_them() {
+        let (broker, _dir) = broker();
+        let sent: [&[u8]; 5] = [b"one", b"", b"a longer one", &[7; 300], b"last"];
+        let bytes = prefixed(&sent);
+        for first in 0..=bytes.len() {
+            for second in [first, (first + 1).min(bytes.len()), (first + 9).min(bytes.len())] {
+                let frames = [&bytes[..first], &bytes[first..second], &bytes[second..]];
+                let mut messages = messages(&broker, &frames, true);
+                for sent in sent {
+                    let received = messages.next().await.unwrap().unwrap();
+                    assert_eq!(&received[..], sent, "cut at {first} and {second}");
+                }
+                assert_eq!(messages.next().await.unwrap(), None);
+                assert!(messages.permit.is_none(), "nothing is counted at the end");
+            }
+        }
+        broker.close().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_message_in_one_frame_is_not_copied() {
+        let (broker, _dir) = broker();
+        let bytes = Bytes::from(prefixed(&[b"first", b"second"]));
+        let frames = Frames([bytes.clone()].into(), true);
+        let mut messages = Messages::new(frames, Arc::clone(&broker), 100);
+        let first = messages.next().await.unwrap().unwrap();
+        let second = messages.ready().unwrap().unwrap();
+        assert_eq!(first.as_ptr(), bytes[PREFIX..].as_ptr());
+        assert_eq!(second.as_ptr(), bytes[PREFIX + 5 + PREFIX..].as_ptr());
+        broker.close().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_refused_by_its_reason() {
+        let (broker, _dir) = broker();
+        let whole = prefixed(&[b"whole"]);
+        for (bytes, message) in [
+            (
+                &b"\x01\0\0\0\x01x"[..],
+                "a request is compressed by gRPC; the codec of its batch does that here",
+            ),
+            (b"\0\0\x01\0\x01", "request of 65537 exceeds the limit of 65536"),
+            (b"\0\0\0", "the stream breaks off within a request"),
+            (b"\0\0\0\0\x02x", "the stream breaks off within a request"),
+        ] {
+            let mut messages = messages(&broker, &[&whole, bytes], true);
+            assert_eq!(&messages.next().await.unwrap().unwrap()[..], b"whole");
+            let refused = messages.next().await.unwrap_err();
+            assert_eq!(refused.message(), message);
+        }
+        broker.close().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_does_not_become_whole_is_refused_and_silence_between_messages_is_not() {
+        let (broker, _dir) = broker();
+        let mut half = messages(&broker, &[&prefixed(&[b"half"])[..6]], false);
+        let begun = Instant::now();
+        let refused = half.next().await.unwrap_err();
+        assert_eq!(refused.message(), "the request did not arrive whole within 30s");
+        assert_eq!(begun.elapsed().as_secs(), MESSAGE_TIMEOUT.as_secs());
+
+        let mut silent = messages(&broker, &[&prefixed(&[b"whole"])], false);
+        assert!(silent.next().await.unwrap().is_some());
+        let hour = Duration::from_secs(3_600);
+        assert!(tokio::time::timeout(hour, silent.next()).await.is_err(), "it waits");
+        broker.close().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stream_waits_where_too_much_is_in_work_and_goes_on_when_it_is_not() {
+        let (broker, _dir) = broker();
+        let all = broker.receive(BUDGET).unwrap();
+        let bytes = prefixed(&[&[1; 40 << 10], &[2; 40 << 10]]);
+        let mut messages = messages(&broker, &[&bytes], true);
+        {
+            let mut next = std::pin::pin!(messages.next());
+            let polled = next.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending());
+            drop(all);
+            assert_eq!(next.await.unwrap().unwrap().len(), 40 << 10);
+        }
+        assert!(broker.receive(BUDGET).is_err(), "what was received is counted");
+        assert_eq!(messages.next().await.unwrap().unwrap()[0], 2);
+        assert!(messages.next().await.unwrap().is_none());
+        assert!(broker.receive(BUDGET).is_ok());
+        broker.close().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_runs_its_call_frame_by_frame_and_ends_with_what_the_call_ends_with() {
+        let outgoing = Outgoing::new();
+        let answer = answer(outgoing, |out| async move {
+            out.put([Bytes::from_static(b"a"), Bytes::from_static(b"b")]).await;
+            out.put([Bytes::from_static(b"c")]).await;
+            Err(Status::not_found("gone"))
+        });
+        let mut body = answer.into_body();
+        let mut seen = Vec::new();
+        let trailers = loop {
+            let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+            match frame.into_data() {
+                Ok(data) => seen.push(data),
+                Err(frame) => break frame.into_trailers().unwrap(),
+            }
+        };
+        assert_eq!(seen, [&b"a"[..], b"b", b"c"]);
+        assert_eq!(
+            (&trailers["grpc-status"], &trailers["grpc-message"]),
+            (&"5".parse().unwrap(), &"gone".parse().unwrap())
+        );
+        assert!(body.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_stream_ends_it_with_internal() {
+        let answer = answer(Outgoing::new(), |_| async { panic!("on purpose") });
+        let mut body = answer.into_body();
+        let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+        assert_eq!(frame.into_trailers().unwrap()["grpc-status"], "13");
+    }
+}

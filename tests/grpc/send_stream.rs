@@ -1,0 +1,246 @@
+//! SendStream: batch after batch, acknowledged in order, ended by the first that is refused.
+
+use bytes::Bytes;
+use mainstem::proto::send_stream_request::Open;
+use mainstem::proto::{
+    FlushMode, OpenSessionRequest, SendResponse, SendStreamRequest, SendStreamResponse,
+    SessionMark, TopicConfig,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::support::{Server, batch, detail, from, soon};
+
+/// A stream, both ways.
+struct Stream {
+    send: mpsc::Sender<SendStreamRequest>,
+    answers: Streaming<SendStreamResponse>,
+    receipts: Vec<SendResponse>,
+    acked_to: u64,
+}
+
+impl Stream {
+    async fn open(server: &Server) -> Self {
+        let (send, requests) = mpsc::channel(1_000);
+        let answers = server.broker.clone().send_stream(ReceiverStream::new(requests)).await;
+        let answers = answers.unwrap().into_inner();
+        Self { send, answers, receipts: Vec::new(), acked_to: 0 }
+    }
+
+    async fn send(&self, request: SendStreamRequest) {
+        self.send.send(request).await.unwrap();
+    }
+
+    /// Reads answers until `count` batches are acknowledged.
+    async fn acked(&mut self, count: usize) -> &[SendResponse] {
+        while self.receipts.len() < count {
+            let answer = soon(self.answers.message()).await.unwrap().expect("the stream ended");
+            self.take(answer);
+        }
+        &self.receipts
+    }
+
+    fn take(&mut self, answer: SendStreamResponse) {
+        assert!(!answer.receipts.is_empty());
+        self.receipts.extend(answer.receipts);
+        self.acked_to = answer.acked_to;
+    }
+
+    /// Closes this side, and reads to the end.
+    async fn end(self) -> (Vec<SendResponse>, Result<(), Status>) {
+        let Self { send, mut answers, mut receipts, .. } = self;
+        drop(send);
+        loop {
+            match soon(answers.message()).await {
+                Ok(Some(answer)) => receipts.extend(answer.receipts),
+                Ok(None) => return (receipts, Ok(())),
+                Err(status) => return (receipts, Err(status)),
+            }
+        }
+    }
+
+    /// The same of a stream that the broker ends.
+    async fn ended(self) -> (Vec<SendResponse>, Status) {
+        let Self { send: _open, mut answers, mut receipts, .. } = self;
+        loop {
+            match soon(answers.message()).await {
+                Ok(answer) => receipts.extend(answer.expect("it ended with OK").receipts),
+                Err(status) => return (receipts, status),
+            }
+        }
+    }
+}
+
+fn open(topics: &[&str]) -> SendStreamRequest {
+    let open =
+        topics.iter().zip(0..).map(|(topic, number)| Open { number, topic: (*topic).into() });
+    SendStreamRequest { open: open.collect(), ..SendStreamRequest::default() }
+}
+
+fn to(topic: u32, queue: u32, batch: Bytes) -> SendStreamRequest {
+    SendStreamRequest { topic, queue: Some(queue), batch, ..SendStreamRequest::default() }
+}
+
+fn queues(queues: u32, flush: FlushMode) -> TopicConfig {
+    TopicConfig { queues, flush: flush.into(), ..TopicConfig::default() }
+}
+
+async fn bodies(server: &Server, topic: &str, queue: u32) -> Vec<u8> {
+    let pulled = server.pull(from(topic, queue, 0)).await.unwrap();
+    let batches = pulled.records.iter().map(|record| record.batch.clone());
+    let batches = batches.map(<mainstem::proto::Batch as prost::Message>::decode);
+    batches.flat_map(|batch| batch.unwrap().bodies.to_vec()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_to_several_topics_are_stored_and_acknowledged_in_the_order_of_the_stream() {
+    let server = Server::start().await;
+    server.create("sync", queues(2, FlushMode::Sync)).await;
+    server.create("async", queues(2, FlushMode::Async)).await;
+    let mut stream = Stream::open(&server).await;
+    stream.send(open(&["sync", "async"])).await;
+    for n in 0..100_u32 {
+        let body = format!("{:02}", n);
+        stream.send(to(n % 2, n / 2 % 2, batch(&[&body]))).await;
+    }
+    let receipts = stream.acked(100).await.to_vec();
+    assert_eq!(stream.acked_to, 100);
+    let places: Vec<_> = receipts.iter().map(|receipt| receipt.physical_offset).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    for (n, receipt) in (0_u32..).zip(&receipts) {
+        let place = (receipt.queue, receipt.first_queue_offset, receipt.count);
+        assert_eq!(place, (n / 2 % 2, u64::from(n / 4), 1), "batch {n}");
+    }
+    let (rest, ended) = stream.end().await;
+    assert_eq!((rest.len(), ended.is_ok()), (100, true), "{ended:?}");
+    for (topic, first) in [("sync", 0), ("async", 1)] {
+        for queue in 0..2 {
+            let numbers = (first + 2 * queue..100).step_by(4);
+            let expected: String = numbers.map(|n| format!("{n:02}")).collect();
+            assert_eq!(bodies(&server, topic, queue).await, expected.as_bytes());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_refused_batch_ends_the_stream_and_nothing_behind_it_is_stored() {
+    let server = Server::start().await;
+    server.create("t", queues(1, FlushMode::Sync)).await;
+    let stream = Stream::open(&server).await;
+    stream.send(SendStreamRequest { batch: batch(&["a"]), ..open(&["t"]) }).await;
+    stream.send(to(0, 0, batch(&["b"]))).await;
+    stream.send(to(0, 7, batch(&["c"]))).await;
+    stream.send(to(0, 0, batch(&["d"]))).await;
+    let (receipts, status) = stream.ended().await;
+    assert_eq!(receipts.len(), 2, "what came before is acknowledged");
+    let detail = detail(&status);
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!((detail.reason.as_str(), detail.sequence), ("BAD_QUEUE", Some(3)));
+    assert_eq!(bodies(&server, "t", 0).await, b"ab");
+    assert_eq!(server.metric("mainstem_refusals_total{reason=\"BAD_QUEUE\"}").await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_must_not_bring_is_named_and_ends_it() {
+    let server = Server::start().await;
+    server.create("t", queues(1, FlushMode::Async)).await;
+    let opened = || open(&["t"]);
+    let number = |number: u32| SendStreamRequest {
+        open: vec![Open { number, topic: "t".to_owned() }],
+        ..SendStreamRequest::default()
+    };
+    let mark = Some(SessionMark { id: 1, epoch: 1, sequence: 1 });
+    let late = SendStreamRequest { session: mark, ..SendStreamRequest::default() };
+    let cases = [
+        (to(3, 0, batch(&["x"])), "no topic was opened under number 3 on this stream"),
+        (number(0), "number 0 of a topic is in use on this stream, or not below 65536"),
+        (number(65_536), "number 65536 of a topic is in use on this stream, or not below 65536"),
+        (late, "a producer session is named in the first request of a stream alone"),
+    ];
+    for (request, said) in cases {
+        let stream = Stream::open(&server).await;
+        stream.send(opened()).await;
+        stream.send(request).await;
+        stream.send(to(0, 0, batch(&["x"]))).await;
+        let (receipts, status) = stream.ended().await;
+        let detail = detail(&status);
+        assert_eq!((receipts.len(), status.message()), (0, said));
+        assert_eq!((detail.reason.as_str(), detail.sequence), ("BAD_REQUEST", Some(1)));
+    }
+    assert_eq!(bodies(&server, "t", 0).await, b"");
+    // An empty stream is one that ends well.
+    let (receipts, ended) = Stream::open(&server).await.end().await;
+    assert_eq!((receipts.len(), ended.is_ok()), (0, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_goes_on_over_another_stream_and_stores_nothing_twice() {
+    let server = Server::start().await;
+    server.create("t", queues(1, FlushMode::Sync)).await;
+    let request = OpenSessionRequest { name: "p".to_owned() };
+    let session = server.broker.clone().open_session(request).await.unwrap().into_inner();
+    let begin = |sequence| SendStreamRequest {
+        session: Some(SessionMark { id: session.id, epoch: session.epoch, sequence }),
+        ..open(&["t"])
+    };
+    let mut first = Stream::open(&server).await;
+    first.send(begin(1)).await;
+    for body in ["a", "b", "c"] {
+        first.send(to(0, 0, batch(&[body]))).await;
+    }
+    let stored = first.acked(3).await.to_vec();
+    assert_eq!(first.acked_to, 3);
+    drop(first);
+
+    let mut second = Stream::open(&server).await;
+    second.send(begin(2)).await;
+    for body in ["b", "c", "d"] {
+        second.send(to(0, 0, batch(&[body]))).await;
+    }
+    let again = second.acked(3).await.to_vec();
+    assert_eq!(second.acked_to, 4);
+    let duplicate = |receipt: &SendResponse| SendResponse { duplicate: true, ..*receipt };
+    assert_eq!(again[..2], [duplicate(&stored[1]), duplicate(&stored[2])]);
+    assert_eq!((again[2].first_queue_offset, again[2].duplicate), (3, false));
+    assert_eq!(bodies(&server, "t", 0).await, b"abcd");
+    drop(second);
+
+    // A gap ends the stream, and says which batch is missing.
+    let third = Stream::open(&server).await;
+    third.send(begin(6)).await;
+    third.send(to(0, 0, batch(&["f"]))).await;
+    let (receipts, status) = third.ended().await;
+    let detail = detail(&status);
+    assert_eq!((receipts.len(), detail.reason.as_str()), (0, "SEQUENCE_GAP"));
+    assert_eq!((detail.sequence, detail.expected_sequence), (Some(6), Some(5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_streams_after_their_last_acknowledgement() {
+    let server = Server::start().await;
+    server.create("t", queues(1, FlushMode::Sync)).await;
+    let mut stream = Stream::open(&server).await;
+    stream.send(SendStreamRequest { batch: batch(&["a"]), ..open(&["t"]) }).await;
+    stream.acked(1).await;
+    let idle = Stream::open(&server).await;
+    let (_data, ended) = server.stop();
+    for stream in [stream, idle] {
+        let (_, status) = stream.ended().await;
+        let detail = detail(&status);
+        assert_eq!((status.code(), detail.reason.as_str()), (Code::Unavailable, "DRAINING"));
+        assert_eq!(detail.sequence, None);
+    }
+    soon(ended).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_above_the_limit_ends_the_stream_before_it_has_arrived() {
+    let server = Server::start().await;
+    let stream = Stream::open(&server).await;
+    stream.send(to(0, 0, Bytes::from(vec![0; 10 << 20]))).await;
+    let (_, status) = stream.ended().await;
+    let detail = detail(&status);
+    assert_eq!(status.code(), Code::OutOfRange);
+    assert_eq!((detail.reason.as_str(), detail.limit), ("TOO_LARGE", Some(9 << 20)));
+}

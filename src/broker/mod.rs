@@ -146,9 +146,37 @@ impl Broker {
         let state = Arc::new(State::new(clock.now().get()));
         let applier: Arc<State> = Arc::clone(&state);
         let (store, report) = Store::open(disk, clock, store, applier)?;
+        Ok((Arc::new(Self::over(store, state, config, default_flush)), report))
+    }
+
+    /// Opens a broker whose store has no threads: its workers are stepped by the caller, reads run on the caller.
+    ///
+    /// # Errors
+    /// The store's.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_stepped(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        store: StoreConfig,
+        config: BrokerConfig,
+    ) -> Result<(Arc<Self>, crate::store::Workers), OpenError> {
+        let default_flush = store.flush;
+        let state = Arc::new(State::new(clock.now().get()));
+        let applier: Arc<State> = Arc::clone(&state);
+        let (store, workers) = Store::open_stepped(disk, clock, store, applier)?;
+        Ok((Arc::new(Self::over(store, state, config, default_flush)), workers))
+    }
+
+    fn over(
+        store: Store,
+        state: Arc<State>,
+        config: BrokerConfig,
+        default_flush: FlushMode,
+    ) -> Self {
         let topics = &state.topics;
-        let started = report.lines(|id| topics.by_id(id).map(|topic| topic.name().to_owned()));
-        let broker = Self {
+        let name = |id| topics.by_id(id).map(|topic| topic.name().to_owned());
+        let started = store.start_report().lines(name);
+        Self {
             state,
             default_flush,
             draining: watch::Sender::new(false),
@@ -161,8 +189,7 @@ impl Broker {
             started,
             store,
             config,
-        };
-        Ok((Arc::new(broker), report))
+        }
     }
 
     /// Refuses sends from now on and answers parked pulls at once. Other requests go on being served.
@@ -184,6 +211,16 @@ impl Broker {
     pub fn close(&self) -> Result<(), CloseError> {
         self.drain();
         self.store.close()
+    }
+
+    /// Ends the store of a broker whose workers are stepped by the caller, as [`Broker::close`] does.
+    ///
+    /// # Errors
+    /// The store's; the log is as it was.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn close_stepped(&self, workers: crate::store::Workers) -> Result<(), CloseError> {
+        self.drain();
+        self.store.close_stepped(workers)
     }
 
     /// Waits until the store is poisoned by a failed sync, after which the process has to end.

@@ -263,6 +263,12 @@ impl Broker {
         }
         let settings = self.topic_defaults();
         check_fit(settings, request, info)?;
+        // Else the append refuses it, and the topic would be there.
+        let len = NewRecord::len_of_message(&request.batch, request.session.as_ref());
+        let max = self.store.max_append_set();
+        if len > max {
+            return Err(AppendError::TooLarge { len, max }.into());
+        }
         let origin = Origin::Send { limit: self.config.auto_create_limit };
         loop {
             match self.state.topics.create(&self.store, request.topic, settings, origin) {

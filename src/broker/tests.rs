@@ -96,6 +96,26 @@ async fn nothing_is_stored_for_a_caller_whose_time_is_up() {
     broker.close().unwrap();
 }
 
+/// A batch may be within the limits and too large for the segments: the refused send used to make its topic.
+#[tokio::test]
+async fn a_batch_that_is_too_large_for_the_segments_makes_no_topic() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    let session = broker.open_session("p", soon()).await.unwrap();
+    let appended = broker.status().watermarks.appended;
+    for request in
+        [to("t", 1 << 20), SendRequest { batch: batch(1 << 20), ..marked("t", &session, 1) }]
+    {
+        let sent = broker.send(request).await;
+        let Err(BrokerError::TooLarge { what: "append set", limit, .. }) = sent else {
+            panic!("{sent:?}");
+        };
+        assert_eq!(limit, 1 << 20, "a quarter of a segment");
+    }
+    assert!(broker.state.topics.get("t").is_none());
+    assert_eq!(broker.status().watermarks.appended, appended);
+    broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
     let config = BrokerConfig { inflight_reply_bytes: 64 << 10, ..BrokerConfig::default() };

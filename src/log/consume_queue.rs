@@ -272,6 +272,12 @@ impl ConsumeQueues {
         Ok(())
     }
 
+    /// What the segment at `base` holds of each topic, if it is in memory.
+    pub(crate) fn topics_in_memory(&self, base: PhysicalOffset) -> Option<Vec<TopicRow>> {
+        let part = self.parts.get(base)?;
+        Some(part.topics(&part.queues()))
+    }
+
     /// Takes the `.cq` file of a finished segment, without reading more than its header page. `false`: there is none
     /// that is right and known to this build, rebuild it.
     pub(crate) fn adopt_sealed(

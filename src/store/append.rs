@@ -132,6 +132,12 @@ impl NewRecord {
         Self { attributes, payload: batch, payload_crc, ..record }
     }
 
+    /// Bytes of the record of a batch, which belongs to a producer session or to none.
+    pub fn len_of_message(batch: &[u8], mark: Option<&SessionMark>) -> u64 {
+        let attributes = mark.map(attributes::of_session).unwrap_or_default();
+        record_len(attributes.len(), batch.len())
+    }
+
     /// A record of the broker's own state: a run of transitions.
     pub fn state(transitions: Vec<u8>) -> Self {
         Self::internal(RecordKind::State, transitions, Class::State)

@@ -279,25 +279,41 @@ impl CleanWorker {
         Ok(dead)
     }
 
-    /// Works out which segments are beyond the retention in bytes of their topics: the newest whole segments that hold
-    /// at least so many bytes stay.
+    /// At a start, before anybody reads: works out again what was gone by the retention in bytes. What was sealed may
+    /// not be known as that any more, so all finished segments are counted.
+    pub(super) fn count_at_start(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let finished = shared.log.segments().last().map_or(PhysicalOffset::ZERO, |s| s.base());
+        if let Err(error) = self.count_bytes_below(&shared, finished) {
+            tracing::warn!(%error, "the retention in bytes is not worked out yet");
+        }
+    }
+
     fn count_bytes(&mut self, shared: &Shared, told: bool) -> Result<(), FileError> {
         let sealed = shared.marks.sealed.get();
-        if sealed == self.counted && !told {
-            return Ok(());
+        // A file that has to be made again first is counted by a later look.
+        if (sealed != self.counted || told) && self.count_bytes_below(shared, sealed)? {
+            self.counted = sealed;
         }
+        Ok(())
+    }
+
+    /// Works out which segments are beyond the retention in bytes of their topics: of the segments below `end`, the
+    /// newest whole ones that hold at least so many bytes stay. `false`: a file is missing, and more may go.
+    fn count_bytes_below(&self, shared: &Shared, end: PhysicalOffset) -> Result<bool, FileError> {
         let mut left: HashMap<TopicId, u64> = HashMap::new();
         for topic in shared.topics.all() {
             if let Some(bytes) = topic.retention_bytes() {
                 left.insert(topic.id(), bytes);
             }
         }
+        let mut is_whole = true;
         let segments = shared.log.segments();
-        for segment in segments.iter().rev().filter(|segment| segment.end() <= sealed) {
+        for segment in segments.iter().rev().filter(|segment| segment.end() <= end) {
             if left.is_empty() {
                 break;
             }
-            shared.queues.each_topic(segment.base(), |row| {
+            let mut count = |row: &TopicRow| {
                 if let Some(bytes) = left.get_mut(&row.topic) {
                     *bytes = bytes.saturating_sub(row.bytes);
                     if *bytes == 0 {
@@ -308,10 +324,15 @@ impl CleanWorker {
                     }
                 }
                 true
-            })?;
+            };
+            match shared.queues.topics_in_memory(segment.base()) {
+                Some(rows) => rows.iter().for_each(|row| {
+                    count(row);
+                }),
+                None => is_whole &= shared.queues.each_topic(segment.base(), count)?,
+            }
         }
-        self.counted = sealed;
-        Ok(())
+        Ok(is_whole)
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! | of a queue | its begin |
 //! | --- | --- |
-//! | nothing can be gone | 0 |
+//! | nothing can be gone, and no segment was deleted | 0 |
 //! | an entry is not gone | its first message, or the purged offset if that lies within |
 //! | all is gone | its end |
 //!
@@ -98,7 +98,8 @@ impl Shared {
     ) -> Result<Min, ReadError> {
         let key = QueueKey { topic: topic.id(), queue };
         let cuts = topic.cuts(queue, self.store_time());
-        if cuts == Cuts::default() {
+        // What went with a deleted segment is gone, also while no cut says so any more.
+        if cuts == Cuts::default() && self.deleted.list().is_empty() {
             return Ok(Min::At(QueueOffset::ZERO));
         }
         if let Some(min) = self.begins.get(key, &cuts) {

@@ -26,7 +26,7 @@ use crate::log::consume_queue::QueuePart;
 use crate::log::index::IndexPart;
 use crate::log::walk::{SegmentWalk, Step};
 use crate::message::PhysicalOffset;
-use crate::sync::{Arc, lock};
+use crate::sync::{Arc, Ordering, lock};
 
 /// How many snapshots are kept: the newest, and one to fall back to.
 const SNAPSHOTS_KEPT: usize = 2;
@@ -86,6 +86,11 @@ impl SealWorker {
             self.refused += 1;
             self.shared.rebuild(base, self.refused >= REBUILD_ATTEMPTS)?;
             self.refused = 0;
+            if self.shared.unmade().is_empty() {
+                // How many bytes they hold of which topic is known again.
+                self.shared.clean_asked.store(true, Ordering::Relaxed);
+                self.shared.clean_signal.wake();
+            }
             return Ok(Progress::Worked);
         }
         Ok(Progress::Idle(IDLE))

@@ -1,7 +1,10 @@
 //! What the model found, each as the shortest story that shows it.
 
-use mainstem::message::{FlushMode, QueueId, QueueOffset};
-use mainstem::store::Arrival;
+use mainstem::format::state_record::Transition;
+use mainstem::message::{
+    FlushMode, QueueId, QueueOffset, Retention, TopicId, TopicSettings, TopicType,
+};
+use mainstem::store::{AppendError, Arrival, ReadOutcome};
 use mainstem::testing::{SimDisk, now};
 
 use crate::rig::{Rig, batch, tiny};
@@ -75,4 +78,56 @@ fn a_reader_that_parks_between_dispatch_and_flush_is_woken_by_the_flush() {
     assert_eq!(now(arrival.as_mut()), None, "not durable, not readable");
     rig.workers.flush.flush_all();
     assert_eq!(now(arrival.as_mut()), Some(Arrival::Readable));
+}
+
+/// What is gone by the retention in bytes was worked out by the cleaning alone. Until it ran after a start, queues began
+/// at 0 again, and what was in deleted segments was said to be damaged.
+#[test]
+fn what_is_gone_by_its_bytes_is_gone_from_the_first_moment_after_a_start() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    let retention = Retention { time_ms: None, bytes: Some(30_000) };
+    let settings =
+        TopicSettings { retention, ..TopicSettings::open(1, FlushMode::Async, TopicType::Mixed) };
+    let (id, name) = (TopicId::new(1), "t".to_owned());
+    rig.state(&Transition::TopicCreated { id, name, settings }).unwrap();
+    let (mut min, mut gone, mut lagging) = (0, 0, 0);
+    for round in 0..400 {
+        match rig.send(1, 0, &batch(round, 1, 1_000)) {
+            Ok(_) => {}
+            Err(AppendError::NotReady) => rig.workers.settle(),
+            Err(error) => panic!("{error}"),
+        }
+        // The checkpoint does not yet say what is sealed.
+        rig.workers.dispatch.step();
+        rig.workers.flush.flush_all();
+        rig.workers.seal.step();
+        rig.workers.allocate.step();
+        rig.store.clean_soon();
+        rig.workers.clean.step();
+        let before = rig.min(&rig.topic(1).unwrap(), 0).unwrap();
+        assert!(before >= min, "{before} {min}");
+        lagging += u64::from(before > min);
+        min = before;
+        if round % 7 == 0 {
+            rig.kill();
+            rig = Rig::open(&disk);
+            let topic = rig.topic(1).unwrap();
+            let after = rig.min(&topic, 0).unwrap();
+            assert!(after >= min, "it began at {min}, and at {after} after a start");
+            min = after;
+            if min > 0 {
+                let ReadOutcome::OutOfRange { range } = rig.read(&topic, 0, 0, 10) else {
+                    panic!("what is gone is nothing else");
+                };
+                assert_eq!(range.min.get(), min);
+                gone += 1;
+            }
+        }
+    }
+    rig.workers.settle();
+    assert!(gone > 10 && lagging > 10, "{gone} {lagging}");
+    let kept = rig.read_all(&rig.topic(1).unwrap(), 0);
+    let bytes: u64 = kept.iter().map(|record| record.batch.len() as u64 + 128).sum();
+    assert!((30_000..90_000).contains(&bytes), "{bytes}");
 }

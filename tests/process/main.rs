@@ -8,7 +8,7 @@
 //! | `offsets.rs` | SIGKILL while groups commit |
 //! | `stop.rs` | SIGTERM under load, health while it drains |
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
-//! | `disk.rs` | a full disk, a failing sync |
+//! | `disk.rs` | a full disk, one below its reserve, a failing sync |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
 //! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
 //! | `verify.rs` | a store that is verified, running and stopped |

@@ -249,8 +249,13 @@ pub(crate) async fn read_from(
 }
 
 /// The same, past what says that it is damaged: those who compare see that it is missing.
-pub(crate) async fn read_past_damage(client: &Client, topic: &str, queue: u32) -> Vec<Message> {
-    let (mut messages, mut offset) = (Vec::new(), 0);
+pub(crate) async fn read_past_damage(
+    client: &Client,
+    topic: &str,
+    queue: u32,
+    mut offset: u64,
+) -> Vec<Message> {
+    let mut messages = Vec::new();
     loop {
         let pulled = match pull(client, topic, queue, offset, Duration::ZERO).await {
             Ok(pulled) => pulled,

@@ -127,6 +127,15 @@ impl CleanWorker {
         }
     }
 
+    /// Works out what is gone by its size before anybody asks where a queue begins: in the last life somebody may have
+    /// been told.
+    pub(super) fn count_at_start(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        if let Err(error) = self.count_bytes(&shared, false) {
+            tracing::warn!(%error, "what is beyond the retention in bytes is worked out later");
+        }
+    }
+
     fn look_at_disk(&mut self, shared: &Shared) {
         let now = shared.clock.elapsed();
         if self.looked_at_disk.is_some_and(|last| now.saturating_sub(last) < LOOK_AT_DISK) {
@@ -204,6 +213,11 @@ impl CleanWorker {
     fn record(&mut self, shared: &Shared, ranges: Vec<Range<PhysicalOffset>>) -> Progress {
         let mut payload = Vec::new();
         Transition::SegmentsDeleted { ranges: ranges.clone() }.encode_into(&mut payload);
+        for topic in shared.topics.all() {
+            if let Some(kept) = topic.keep_expired_by_bytes() {
+                kept.encode_into(&mut payload);
+            }
+        }
         // There may be more than go into one record.
         self.looked_at_messages = None;
         let mut recorded_to = lock(&shared.deletions_end);
@@ -293,11 +307,12 @@ impl CleanWorker {
             }
         }
         let segments = shared.log.segments();
+        let mut is_known = true;
         for segment in segments.iter().rev().filter(|segment| segment.end() <= sealed) {
             if left.is_empty() {
                 break;
             }
-            shared.queues.each_topic(segment.base(), |row| {
+            is_known &= shared.queues.each_topic(segment.base(), |row| {
                 if let Some(bytes) = left.get_mut(&row.topic) {
                     *bytes = bytes.saturating_sub(row.bytes);
                     if *bytes == 0 {
@@ -310,7 +325,10 @@ impl CleanWorker {
                 true
             })?;
         }
-        self.counted = sealed;
+        // Once its file is made again, a segment counts too.
+        if is_known {
+            self.counted = sealed;
+        }
         Ok(())
     }
 }

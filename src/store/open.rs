@@ -205,6 +205,7 @@ impl Store {
             scrub: ScrubWorker::new(Arc::clone(&shared)),
         };
         begin_epoch(&shared, &mut workers, &report)?;
+        workers.clean.count_at_start();
         let store = Self {
             pool: Arc::new(ReadPool::start(read_threads).map_err(OpenError::Thread)?),
             threads: Arc::new(Threads {

@@ -505,3 +505,27 @@ fn what_went_by_its_size_does_not_come_back_when_what_lay_behind_it_is_deleted()
         assert_eq!(rig.range(2, 0), (0, 1));
     }
 }
+
+/// The look came before the seal, and the next one a minute later: so long sends were refused for want of space.
+#[test]
+fn while_space_is_short_what_is_dead_goes_as_soon_as_its_segment_is_sealed() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    rig.settle();
+    while rig.store.watermarks().appended.get() <= config().segment_size {
+        rig.send(&topic, 0, "k", &[7; 1_000]);
+    }
+    rig.disk.set_capacity(Some(1 << 20));
+    rig.clock.advance(Duration::from_secs(2));
+    // It says at once that there is no room for another segment.
+    rig.workers.as_mut().unwrap().allocate.step();
+    let (id, below) = (topic.id(), rig.store.watermarks().appended);
+    let (before, queues) = (Timestamp::ZERO, Vec::new());
+    rig.transition(&Transition::TopicExpired { id, below, before, queues });
+    rig.store.clean_soon();
+    while rig.workers.as_mut().unwrap().clean.step() == Progress::Worked {}
+    let status = rig.store.status();
+    assert!(status.disk_is_short && status.unsealed == 2, "{status:?}");
+    rig.settle();
+    assert_eq!(rig.store.status().deleted_segments, 1, "{:?}", rig.store.status());
+}

@@ -6,13 +6,15 @@
 //! broker costs over its log. The rate counts commits.
 //!
 //! At the end: memory of groups and of committed offsets, as the process sees it (anonymous resident memory before and
-//! after making them, without the log that made them).
+//! after making them, without the log that made them), and how much more it is at most while a snapshot of them is taken
+//! and written. No segment is finished before that, or a snapshot under way would count as theirs.
 #![expect(clippy::expect_used, clippy::panic, reason = "a bench that cannot go on ends")]
 
 mod measure;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mainstem::broker::{Broker, BrokerConfig, CommitOffset, Expected, SendRequest};
@@ -188,7 +190,7 @@ fn measure_memory(bench: &mut Bench) {
     let groups: u32 = bench.pick(200_000, 5_000);
     let dir = bench.fresh_dir("memory");
     let runtime = runtime();
-    let mut store = config(&dir.join("broker"), 256 << 20);
+    let mut store = config(&dir.join("broker"), 1 << 30);
     store.flush = FlushMode::Async;
     let (disk, clock) = (Arc::new(RealDisk), Arc::new(SystemClock::new()));
     let opened = Broker::open(disk, clock, store, BrokerConfig::default());
@@ -228,18 +230,47 @@ fn measure_memory(bench: &mut Bench) {
     let group = each(made.saturating_sub(empty), groups);
     let unit = each(one.saturating_sub(made), groups);
     let row = each(all.saturating_sub(one), groups * u64::from(QUEUES - 1));
+    let (_, committed, told) = broker.group_counts();
+    let segments = broker.status().store.segments;
+    assert_eq!(segments, 1, "a snapshot was taken on the way");
+    let peak = peak_during(|| broker.close().expect("the broker closes"));
+    let snapshot = peak.saturating_sub(all);
     let facts = serde_json::json!({
         "groups": groups, "group_bytes": group, "unit_bytes": unit, "offset_bytes": row,
+        "committed": committed, "snapshot_bytes": snapshot,
     });
     let text = format!(
         "{group:.0} B a group with a name of 12 bytes, {unit:.0} B its first committed offset of \
          a topic, {row:.1} B each further one"
     );
     bench.note("memory", &text, facts);
-    let (_, committed, told) = broker.group_counts();
     say(&format!("{:<34} {committed} committed, the broker says {told} B", "memory"));
-    broker.close().expect("the broker closes");
+    let file = largest_file(&dir.join("broker/state"));
+    say(&format!("{:<34} a snapshot of {file} B: at most {snapshot} B more", "memory"));
     std::fs::remove_dir_all(dir).expect("the data can be removed");
+}
+
+/// The most anonymous memory while `work` runs, as far as a look every millisecond sees it.
+fn peak_during(work: impl FnOnce()) -> u64 {
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut peak = anonymous();
+            while !ended.load(Ordering::Relaxed) {
+                peak = anonymous().max(peak);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            peak
+        });
+        work();
+        ended.store(true, Ordering::Relaxed);
+        watcher.join().expect("the watcher does not panic")
+    })
+}
+
+fn largest_file(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).max().unwrap_or_default()
 }
 
 fn name(group: u32) -> String {

@@ -2,7 +2,7 @@
 //!
 //! | step | waits for | then |
 //! | --- | --- | --- |
-//! | look | the disk's turn every second; messages every minute, or at once when told | what is free, what is dead |
+//! | look | a second; for messages a minute, a word, or a seal while space is short | what is free, what is dead |
 //! | image | the dispatcher, then the flush | the state stands in the log behind its begin |
 //! | record | the flush | `segments deleted` is durable: a hole there is not damage |
 //! | sweep | – | `.cq`, `.idx`, then the segment; directories synced |
@@ -67,6 +67,8 @@ pub struct CleanWorker {
     keepers: HashMap<PhysicalOffset, Keeper>,
     looked_at_disk: Option<Duration>,
     looked_at_messages: Option<Duration>,
+    /// How far the log was sealed then.
+    looked_to: PhysicalOffset,
     /// Up to where the retention in bytes was worked out.
     counted: PhysicalOffset,
     /// Bytes of the last image, and what had been written when it was whole.
@@ -83,6 +85,7 @@ impl CleanWorker {
             keepers: HashMap::new(),
             looked_at_disk: None,
             looked_at_messages: None,
+            looked_to: PhysicalOffset::ZERO,
             counted: PhysicalOffset::ZERO,
             image_len: 0,
             written: 0,
@@ -159,7 +162,10 @@ impl CleanWorker {
         }
         let now = shared.clock.elapsed();
         let told = shared.clean_asked.swap(false, Ordering::Relaxed);
-        let is_due = |last: Duration| now.saturating_sub(last) >= LOOK_AT_MESSAGES;
+        let sealed = shared.marks.sealed.get();
+        // Who waits for space does not wait a minute for a segment that was not sealed at the last look.
+        let is_wanted = sealed != self.looked_to && shared.space_is_wanted();
+        let is_due = |last: Duration| is_wanted || now.saturating_sub(last) >= LOOK_AT_MESSAGES;
         if !told && self.looked_at_messages.is_some_and(|last| !is_due(last)) {
             return Ok(match self.image_is_due(shared, 0) {
                 true => self.begin_image(shared),
@@ -168,7 +174,7 @@ impl CleanWorker {
         }
         self.count_bytes(shared, told)?;
         let dead = self.dead(shared)?;
-        self.looked_at_messages = Some(now);
+        (self.looked_at_messages, self.looked_to) = (Some(now), sealed);
         let safe = shared.newest_image().unwrap_or_default();
         let (free, waiting): (Vec<_>, Vec<_>) =
             dead.into_iter().partition(|segment| segment.end() <= safe);
@@ -204,6 +210,11 @@ impl CleanWorker {
     fn record(&mut self, shared: &Shared, ranges: Vec<Range<PhysicalOffset>>) -> Progress {
         let mut payload = Vec::new();
         Transition::SegmentsDeleted { ranges: ranges.clone() }.encode_into(&mut payload);
+        for topic in shared.topics.all() {
+            if let Some(kept) = topic.keep_expired_by_bytes() {
+                kept.encode_into(&mut payload);
+            }
+        }
         // There may be more than go into one record.
         self.looked_at_messages = None;
         let mut recorded_to = lock(&shared.deletions_end);
@@ -232,9 +243,7 @@ impl CleanWorker {
         let written = lock(&shared.tail).written().saturating_sub(self.written);
         let is_due = since >= IMAGE_SEGMENTS && written >= worth;
         let is_worth = waiting > worth;
-        let is_short =
-            shared.disk_is_short.load(Ordering::Relaxed) || lock(&shared.no_space).is_some();
-        is_due || waiting > 0 && (is_worth || is_short)
+        is_due || waiting > 0 && (is_worth || shared.space_is_wanted())
     }
 
     /// The sealed segments in which nothing is alive, and that nothing pins. Notes why the others stay.
@@ -352,6 +361,11 @@ fn wait(shared: &Shared) -> Progress {
 }
 
 impl Shared {
+    /// Whether sends are refused for want of space.
+    fn space_is_wanted(&self) -> bool {
+        self.disk_is_short.load(Ordering::Relaxed) || lock(&self.no_space).is_some()
+    }
+
     /// Whether `keeper` still keeps the segment.
     fn keeps(&self, keeper: Keeper, segment: &Segment, now: Timestamp) -> bool {
         let Some(topic) = self.topics.get(keeper.topic) else { return false };

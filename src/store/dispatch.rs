@@ -28,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub(super) struct Dispatcher {
     hashes: Vec<u64>,
+    /// The step under way has entered a segment.
+    has_entered: bool,
 }
 
 /// The dispatch thread's handle on its work.
@@ -125,6 +127,10 @@ impl Shared {
             return false;
         }
         self.marks.dispatched.advance(at);
+        // Behind the mark, or the worker looks too early and sleeps on.
+        if std::mem::take(&mut dispatcher.has_entered) {
+            self.seal_signal.wake();
+        }
         // Who parks registers first and looks at the mark then; the mark moves first and the table is looked at then.
         fence(Ordering::SeqCst);
         self.dispatch_waiters.release(at);
@@ -145,17 +151,17 @@ impl Shared {
     ) -> Option<PhysicalOffset> {
         if at == segment.base() {
             // The record before ended exactly with its segment.
-            return Some(self.begin_part(at));
+            return Some(self.begin_part(dispatcher, at));
         }
         if segment.end().since(at) < HEADER_LEN as u64 {
-            return Some(self.begin_part(segment.end()));
+            return Some(self.begin_part(dispatcher, segment.end()));
         }
         let Some(header) = segment.header(at) else {
             self.poison(&format!("fresh bytes at {at} do not hold a record"));
             return None;
         };
         if header.kind == RecordKind::Filler {
-            return Some(self.begin_part(segment.end()));
+            return Some(self.begin_part(dispatcher, segment.end()));
         }
         if let Some(key) = queue_key(&header) {
             let batch = segment.payload(&header)?;
@@ -172,10 +178,10 @@ impl Shared {
     }
 
     /// The walk enters the segment at `base`: what it found so far is whole, and can be sealed once it is flushed.
-    fn begin_part(&self, base: PhysicalOffset) -> PhysicalOffset {
+    fn begin_part(&self, dispatcher: &mut Dispatcher, base: PhysicalOffset) -> PhysicalOffset {
         self.queues.start_part(base);
         self.indexes.start_part(base);
-        self.seal_signal.wake();
+        dispatcher.has_entered = true;
         base.plus(PAGE_LEN as u64)
     }
 

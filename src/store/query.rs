@@ -257,6 +257,9 @@ impl Page<'_> {
         let damaged = |_| ReadError::Damaged { at: record.offset };
         let mut matching = Vec::new();
         let batch = Batch::parse(&record.batch).map_err(damaged)?;
+        // A purge may end inside a record.
+        let purged = self.request.topic.purged(record.queue);
+        let is_purged = |index: u16| record.first_queue_offset.plus(index.into()) < purged;
         for (index, meta) in (0_u16..).zip(batch.metas()) {
             let meta = meta.map_err(damaged)?;
             let wanted = &self.request.bytes[..];
@@ -264,7 +267,7 @@ impl Page<'_> {
                 IndexKind::Key => meta.keys().any(|key| key.as_bytes() == wanted),
                 IndexKind::Id => meta.id().is_some_and(|id| id.as_bytes() == wanted),
             };
-            if matches && self.is_new(record.offset, index) {
+            if matches && !is_purged(index) && self.is_new(record.offset, index) {
                 matching.push(index);
             }
         }

@@ -352,7 +352,9 @@ impl Shared {
         let Some(topic) = self.topics.get(header.topic) else {
             return Ok(None);
         };
-        if self.is_gone(&topic, &header) {
+        // A purge may end inside the record.
+        let is_purged = header.queue_offset.plus(id.index.into()) < topic.purged(header.queue);
+        if is_purged || self.is_gone(&topic, &header) {
             return Ok(None);
         }
         match self.load(&topic, at, header.end(), May::Disk) {

@@ -39,11 +39,23 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// lack stays lacking when the disk is well again.
 const REBUILD_ATTEMPTS: u32 = 60;
 
+/// The bytes of a snapshot.
+struct Prepared {
+    reach: PhysicalOffset,
+    bytes: Vec<u8>,
+}
+
+impl From<Snapshot> for Prepared {
+    fn from(snapshot: Snapshot) -> Self {
+        Self { reach: snapshot.reach, bytes: snapshot.encode() }
+    }
+}
+
 /// The state of the seal worker.
 pub struct SealWorker {
     shared: Arc<Shared>,
     /// Taken, but some of what it contains is not flushed yet.
-    prepared: Option<Snapshot>,
+    prepared: Option<Prepared>,
     /// Rebuilds in a row to which the disk refused a part of the log.
     refused: u32,
 }
@@ -70,7 +82,9 @@ impl SealWorker {
     fn try_step(&mut self) -> Result<Progress, FileError> {
         if let Some(segment) = self.shared.sealable() {
             self.shared.seal(&segment)?;
-            self.prepared = Some(self.shared.take_snapshot());
+            // One at a time: they may be large.
+            self.prepared = None;
+            self.prepared = Some(self.shared.take_snapshot().into());
             return Ok(Progress::Worked);
         }
         if let Some(snapshot) = &self.prepared {
@@ -98,7 +112,8 @@ impl SealWorker {
 
     /// Takes and writes a snapshot of all there is. For a clean stop: everything is flushed and dispatched.
     pub fn snapshot_now(&mut self) {
-        let snapshot = self.shared.take_snapshot();
+        self.prepared = None;
+        let snapshot = Prepared::from(self.shared.take_snapshot());
         if self.shared.marks.flushed.get() < snapshot.reach {
             return;
         }
@@ -173,10 +188,10 @@ impl Shared {
         }
     }
 
-    fn write_snapshot(&self, snapshot: &Snapshot) -> Result<(), FileError> {
+    fn write_snapshot(&self, snapshot: &Prepared) -> Result<(), FileError> {
         let dir = self.config.dir.join(FileKind::Snapshot.directory());
         let name = FileKind::Snapshot.name(snapshot.reach);
-        write_file_atomically(&*self.disk, &dir, &name, &snapshot.encode())?;
+        write_file_atomically(&*self.disk, &dir, &name, &snapshot.bytes)?;
         let mut kept: Vec<_> = self
             .disk
             .list(&dir)?

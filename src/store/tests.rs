@@ -11,7 +11,7 @@ use crate::clock::ManualClock;
 use crate::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
 use crate::format::record::record_len;
 use crate::format::state_record::Transition;
-use crate::message::{FlushMode, TopicId, TopicSettings, TopicType};
+use crate::message::{FlushMode, Retention, TopicId, TopicSettings, TopicType};
 use crate::testing::{CrashChoice, SimDisk, TopicsOnly, now};
 
 struct Rig {
@@ -41,14 +41,43 @@ impl Rig {
     }
 
     fn topic(&self, id: u64, queues: u32, flush: FlushMode) -> Arc<TopicHandle> {
-        let mut payload = Vec::new();
-        let topic_type = TopicType::Mixed;
+        self.topic_with(id, TopicSettings::open(queues, flush, TopicType::Mixed))
+    }
+
+    fn topic_with(&self, id: u64, settings: TopicSettings) -> Arc<TopicHandle> {
         let (id, name) = (TopicId::new(id), format!("t{id}"));
-        let settings = TopicSettings::open(queues, flush, topic_type);
-        Transition::TopicCreated { id, name, settings }.encode_into(&mut payload);
+        self.transition(&Transition::TopicCreated { id, name, settings });
+        self.store.topics().get(id).unwrap()
+    }
+
+    fn transition(&self, transition: &Transition) {
+        let mut payload = Vec::new();
+        transition.encode_into(&mut payload);
         let placed = self.store.append_one(NewRecord::state(payload.clone())).unwrap();
         self.applier.applied(self.store.topics(), &payload, placed.end).unwrap();
-        self.store.topics().get(id).unwrap()
+    }
+
+    /// The first offset of a queue and the next to be readable.
+    fn range(&self, topic: u64, queue: u32) -> (u64, u64) {
+        let topic = self.store.topics().get(TopicId::new(topic)).unwrap();
+        let range = now(self.store.queue_bounds(&topic, QueueId::new(queue))).unwrap().unwrap();
+        (range.min.get(), range.max.get())
+    }
+
+    /// Sends to a queue until so many segments more are finished and sealed.
+    fn fill(&mut self, topic: &Arc<TopicHandle>, queue: u32, segments: u64) {
+        let begun = |rig: &Self| rig.store.watermarks().appended.get() / config().segment_size;
+        let wanted = begun(self) + segments;
+        while begun(self) < wanted {
+            self.send(topic, queue, "k", &[7; 1_000]);
+            self.settle();
+        }
+        self.clean();
+    }
+
+    fn clean(&mut self) {
+        self.store.clean_soon();
+        self.settle();
     }
 
     fn send(&self, topic: &Arc<TopicHandle>, queue: u32, key: &str, body: &[u8]) -> Placed {
@@ -573,4 +602,91 @@ fn a_start_says_which_messages_went_with_a_torn_tail() {
     let text = report.to_string();
     assert!(text.contains("LOST: 3 messages"), "{text}");
     assert!(text.contains("3 in #1/1 (store time"), "{text}");
+}
+
+/// A topic that keeps a few bytes, in segments that another topic keeps too.
+fn rig_with_a_sized_topic() -> (Rig, Arc<TopicHandle>) {
+    let rig = Rig::open(SimDisk::new());
+    let retention = Retention { time_ms: None, bytes: Some(50_000) };
+    let settings = TopicSettings::open(2, FlushMode::Async, TopicType::Mixed);
+    let sized = rig.topic_with(1, TopicSettings { retention, ..settings });
+    rig.topic(2, 1, FlushMode::Async);
+    (rig, sized)
+}
+
+/// Where a queue begins by the retention in bytes was worked out in the background after a start: until then it began
+/// where its oldest entry was.
+#[test]
+fn what_went_by_its_size_is_gone_from_the_first_moment_after_a_start() {
+    for is_clean in [true, false] {
+        let (mut rig, sized) = rig_with_a_sized_topic();
+        let keeper = rig.store.topics().get(TopicId::new(2)).unwrap();
+        for _ in 0..4 {
+            rig.send(&keeper, 0, "k", b"stays");
+            rig.fill(&sized, 0, 1);
+        }
+        let (min, max) = rig.range(1, 0);
+        assert!(min > 50 && min + 50 < max, "{min}..{max}");
+        assert_eq!(rig.store.status().deleted_segments, 0);
+        let rig = match is_clean {
+            true => rig.close_and_reopen(),
+            false => rig.cut_power(&CrashChoice::EVERYTHING),
+        };
+        assert_eq!(rig.range(1, 0), (min, max), "after a clean stop: {is_clean}");
+        assert_eq!(rig.range(2, 0), (0, 4));
+    }
+}
+
+/// What had pushed others out was purged, and its segments deleted: counted anew, the others were within what is kept.
+#[test]
+fn what_went_by_its_size_does_not_come_back_when_what_lay_behind_it_is_deleted() {
+    for is_clean in [true, false] {
+        let (mut rig, sized) = rig_with_a_sized_topic();
+        let keeper = rig.store.topics().get(TopicId::new(2)).unwrap();
+        rig.send(&keeper, 0, "k", b"stays");
+        for _ in 0..10 {
+            rig.send(&sized, 1, "k", b"goes");
+        }
+        rig.fill(&sized, 0, 4);
+        let (min, max) = rig.range(1, 1);
+        assert_eq!((min, max), (10, 10), "gone by size");
+        let queues = vec![(QueueId::new(0), QueueOffset::new(rig.range(1, 0).1))];
+        let (below, before) = (PhysicalOffset::ZERO, Timestamp::ZERO);
+        rig.transition(&Transition::TopicExpired { id: sized.id(), below, before, queues });
+        rig.clean();
+        assert!(rig.store.status().deleted_segments >= 2, "{:?}", rig.store.status());
+        assert_eq!(rig.range(1, 1), (10, 10));
+        let mut rig = match is_clean {
+            true => rig.close_and_reopen(),
+            false => rig.cut_power(&CrashChoice::EVERYTHING),
+        };
+        assert_eq!(rig.range(1, 1), (10, 10), "after a clean stop: {is_clean}");
+        rig.settle();
+        assert_eq!(rig.range(1, 1), (10, 10), "after a clean stop: {is_clean}");
+        assert_eq!(rig.range(2, 0), (0, 1));
+    }
+}
+
+/// The look came before the seal, and the next one a minute later: so long sends were refused for want of space.
+#[test]
+fn while_space_is_short_what_is_dead_goes_as_soon_as_its_segment_is_sealed() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    rig.settle();
+    while rig.store.watermarks().appended.get() <= config().segment_size {
+        rig.send(&topic, 0, "k", &[7; 1_000]);
+    }
+    rig.disk.set_capacity(Some(1 << 20));
+    rig.clock.advance(Duration::from_secs(2));
+    // It says at once that there is no room for another segment.
+    rig.workers.as_mut().unwrap().allocate.step();
+    let (id, below) = (topic.id(), rig.store.watermarks().appended);
+    let (before, queues) = (Timestamp::ZERO, Vec::new());
+    rig.transition(&Transition::TopicExpired { id, below, before, queues });
+    rig.store.clean_soon();
+    while rig.workers.as_mut().unwrap().clean.step() == Progress::Worked {}
+    let status = rig.store.status();
+    assert!(status.disk_is_short && status.unsealed == 2, "{status:?}");
+    rig.settle();
+    assert_eq!(rig.store.status().deleted_segments, 1, "{:?}", rig.store.status());
 }

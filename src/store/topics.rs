@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 
 use super::min::STEP_MS;
+use crate::format::state_record::Transition;
 use crate::message::{
     FlushMode, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp, TopicId, TopicSettings,
 };
@@ -163,7 +164,7 @@ impl TopicHandle {
     }
 
     /// From now on these messages are gone: those of records that start below `below` or were stored before `before`,
-    /// and those of single queues below an offset. Nothing moves back. One at a time.
+    /// and those of single queues below an offset. Nothing moves back. With queues one at a time.
     pub fn expire(
         &self,
         below: PhysicalOffset,
@@ -241,6 +242,20 @@ impl TopicHandle {
     /// By its retention in bytes, records that start below are gone. Never moves back.
     pub(crate) fn expire_by_bytes(&self, below: PhysicalOffset) {
         self.below_by_bytes.fetch_max(below.get(), Ordering::Relaxed);
+    }
+
+    /// Before segments are deleted: what makes gone for good what is gone by the retention in bytes, if it could not be
+    /// counted again. Where single queues are purged, a segment may be deleted behind a place from which on so many
+    /// bytes were counted.
+    pub(crate) fn keep_expired_by_bytes(&self) -> Option<Transition> {
+        let below = PhysicalOffset::new(self.below_by_bytes.load(Ordering::Relaxed));
+        if !self.has_purged() || below.get() <= self.below.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (id, before, queues) = (self.id, Timestamp::ZERO, Vec::new());
+        // First: a snapshot that is taken meanwhile passes over the record if it has seen a later one.
+        self.expire(below, before, &queues);
+        Some(Transition::TopicExpired { id, below, before, queues })
     }
 
     /// Marks it dead: appends to it are refused from now on, reads find nothing.

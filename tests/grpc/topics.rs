@@ -415,18 +415,28 @@ async fn what_is_purged_is_counted_and_gone_for_pulls_and_queries_and_after_a_re
     server.send(to("t", Some(0), keyed(&["c"]))).await.unwrap();
     server.send(to("t", Some(1), keyed(&["d", "e"]))).await.unwrap();
 
-    assert_eq!(purge(&server, "t", Some(0), Some(2)).await.unwrap(), Some(2));
+    // Inside a batch.
+    assert_eq!(purge(&server, "t", Some(0), Some(1)).await.unwrap(), Some(1));
+    assert_eq!(ranges(&server, "t").await, [(1, 3), (0, 2)]);
+    assert_eq!(bodies(&server.by_key("t", "k").await.messages), ["e", "d", "c", "b"]);
+    let of_index = |index| QueryMessagesRequest {
+        selector: Some(Selector::MessageId(format!(
+            "{:x}-{:x}-{index:x}",
+            sent.epoch, sent.physical_offset
+        ))),
+        ..QueryMessagesRequest::default()
+    };
+    let answer = server.query(of_index(0)).await;
+    assert_eq!(refusal(answer), refused(Code::NotFound, "MESSAGE_NOT_FOUND"));
+    assert_eq!(bodies(&server.query(of_index(1)).await.unwrap().messages), ["b"]);
+
+    assert_eq!(purge(&server, "t", Some(0), Some(2)).await.unwrap(), Some(1));
     assert_eq!(purge(&server, "t", Some(0), Some(1)).await.unwrap(), Some(0));
     assert_eq!(ranges(&server, "t").await, [(2, 3), (0, 2)]);
     assert_eq!(bodies(&server.by_key("t", "k").await.messages), ["e", "d", "c"]);
     let status = server.pull(from("t", 0, 1)).await.unwrap_err();
     assert_eq!(detail(&status).range, Some(OffsetRange { min: 2, max: 3 }));
-    let id = format!("{:x}-{:x}-0", sent.epoch, sent.physical_offset);
-    let by_id = || QueryMessagesRequest {
-        selector: Some(Selector::MessageId(id.clone())),
-        ..QueryMessagesRequest::default()
-    };
-    let answer = server.query(by_id()).await;
+    let answer = server.query(of_index(1)).await;
     assert_eq!(refusal(answer), refused(Code::NotFound, "MESSAGE_NOT_FOUND"));
 
     assert_eq!(purge(&server, "t", None, None).await.unwrap(), Some(3));

@@ -1,15 +1,18 @@
-//! A disk that is full, and one that fails a sync.
+//! A disk that is full or almost, and one that fails a sync.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mainstem::client::{Client, ClientError, Reason, Stored, TopicSettings};
-use mainstem::message::{FlushMode, QueueId};
+use mainstem::client::{
+    Client, ClientError, Expected, GroupSettings, NewCommit, Purge, Reason, Stored, TopicSettings,
+};
+use mainstem::message::{FlushMode, QueueId, QueueOffset};
 use tokio::process::Command;
 use tonic::Code;
 
 use crate::support::{
-    BINARY, Home, Memory, Process, assert_no_panic, one, read_all, skip, soon, until,
+    BINARY, Home, Memory, Process, assert_no_panic, one, pull, read_all, read_from, skip, soon,
+    until,
 };
 
 const MIB: usize = 1 << 20;
@@ -49,10 +52,22 @@ async fn fill(client: &Client, mut stored: u64) -> u64 {
 
 /// Asserts that all that was stored, and no more, is there in its order.
 async fn assert_stored(client: &Client, stored: u64) {
-    let messages = read_all(client, TOPIC, 0).await;
-    assert_eq!(messages.len() as u64, stored);
-    for (number, message) in (0..).zip(messages) {
+    assert_stored_from(client, 0, stored).await;
+}
+
+/// The same of a queue whose messages below `first` are gone.
+async fn assert_stored_from(client: &Client, first: u64, end: u64) {
+    let messages = read_from(client, TOPIC, 0, first).await;
+    assert_eq!(messages.len() as u64, end - first);
+    for (number, message) in (first..).zip(messages) {
+        assert_eq!(message.queue_offset.get(), number);
         assert!(message.body == body(number), "message {number}");
+    }
+    if let Some(gone) = first.checked_sub(1) {
+        let error = pull(client, TOPIC, 0, gone, Duration::ZERO).await.unwrap_err();
+        let refusal = error.refusal().unwrap_or_else(|| panic!("{error:?}"));
+        let min = refusal.range.map(|range| range.min.get());
+        assert_eq!((refusal.reason, min), (Reason::OffsetOutOfRange, Some(first)), "{refusal:?}");
     }
 }
 
@@ -89,6 +104,109 @@ async fn a_full_disk_refuses_sends_serves_reads_and_takes_sends_again_when_there
         std::fs::remove_file(&ballast).unwrap();
         until("a send with space", async || send(&client, stored).await.ok()).await;
         assert_stored(&client, stored + 1).await;
+        process.stop().await;
+    }
+}
+
+/// The files of the log's segments, in their order.
+fn segments(home: &Home) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(home.data().join("commitlog")).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// Free bytes, as the file system has it.
+fn free(home: &Home) -> u64 {
+    let stat = rustix::fs::statvfs(home.data()).unwrap();
+    stat.f_bavail * stat.f_frsize
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn below_the_reserve_all_but_sends_goes_on_and_a_purge_makes_room_for_sends() {
+    const SEGMENT: u64 = 64 << 20;
+    const RESERVE: u64 = 64 << 20;
+    for mode in ["sync", "async"] {
+        let home = Home::new();
+        // Three segments and what is beside them; a fourth one would go below the reserve.
+        let Some(_memory) = Memory::mount(&home.data(), 320) else { return };
+        let flush = format!("store.flush={mode}");
+        let args = ["--set", "store.disk_reserve=64MiB", "--set", &flush];
+        let process = Process::start(&home, &args).await;
+        let client = process.client().await;
+        let settings = TopicSettings { queues: Some(1), ..TopicSettings::default() };
+        for topic in [TOPIC, "spare", "dropped"] {
+            client.create_topic(topic, settings).await.unwrap();
+        }
+        client.create_group("readers", &GroupSettings::default()).await.unwrap();
+        client.send("dropped", None, one(b"goes with its topic")).await.unwrap();
+
+        // Unlike a full disk: what is free at the end is what is to be kept free.
+        let stored = fill(&client, 0).await;
+        assert!(stored > 160, "{stored}");
+        assert!(free(&home) >= RESERVE, "{} bytes free", free(&home));
+        assert_eq!(segments(&home).len(), 3, "{:?}", segments(&home));
+        assert_stored(&client, stored).await;
+
+        // Somebody else writes to the same disk, and takes of the reserve.
+        let taken = free(&home) - RESERVE / 2;
+        std::fs::write(home.data().join("ballast"), vec![1; usize::try_from(taken).unwrap()])
+            .unwrap();
+        until("a short disk", async || client.status().await.unwrap().disk_is_short.then_some(()))
+            .await;
+        assert_eq!(fill(&client, stored).await, stored);
+        let error = client.send("spare", None, one(b"small")).await.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::NoSpace), "also a small one: {error:?}");
+        assert_stored(&client, stored).await;
+        for offset in 1..=100 {
+            let (queue, offset) = (QueueId::new(0), QueueOffset::new(offset));
+            let commit = NewCommit { topic: TOPIC, queue, offset, expected: Expected::Any };
+            client.commit("readers", &[commit]).await.unwrap();
+        }
+        client.delete_topic("dropped").await.unwrap();
+        client.create_topic("made", settings).await.unwrap();
+
+        // What stays lies in the last segment, so the two before it can go.
+        let (kept, before, was) = (stored - 20, free(&home), segments(&home));
+        let what = Purge::Queue { queue: QueueId::new(0), up_to: Some(QueueOffset::new(kept)) };
+        assert_eq!(client.purge_topic(TOPIC, what).await.unwrap(), Some(kept));
+        until("the files to go", async || {
+            let gone = was[..2].iter().all(|file| !file.exists());
+            gone.then_some(())
+        })
+        .await;
+        until("space", async || {
+            // The next segment is made as soon as there is room for it.
+            let new = segments(&home).iter().filter(|file| !was.contains(file)).count() as u64;
+            (free(&home) + new * SEGMENT >= before + 2 * SEGMENT - (1 << 20)).then_some(())
+        })
+        .await;
+        for beside in ["consumequeue", "index"] {
+            let files = std::fs::read_dir(home.data().join(beside)).unwrap().count();
+            assert_eq!(files, 0, "{beside}: both sealed segments are gone");
+        }
+
+        until("a send with space", async || send(&client, stored).await.ok()).await;
+        let stored = fill(&client, stored + 1).await;
+        assert_stored_from(&client, kept, stored).await;
+        let status = client.status().await.unwrap();
+        assert_eq!((status.epoch.get(), status.deleted_segments), (1, 2), "without a restart");
+        let (left, min) = (segments(&home), status.min);
+        assert!(min.get() >= 2 * SEGMENT, "{min}");
+
+        process.kill().await;
+        let process = Process::start(&home, &args).await;
+        let client = process.client().await;
+        assert_stored_from(&client, kept, stored).await;
+        assert!(was[..2].iter().all(|file| !file.exists()), "{:?}", segments(&home));
+        assert!(left.iter().all(|file| file.exists()), "{:?}", segments(&home));
+        let status = client.status().await.unwrap();
+        assert_eq!((status.min, status.damaged), (min, vec![]));
+        let committed = client.committed("readers", TOPIC, QueueId::new(0)).await.unwrap();
+        assert_eq!(committed, Some(QueueOffset::new(100)));
+        let (topics, _) = client.topics("").await.unwrap();
+        let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        assert_eq!(names, [TOPIC, "made", "spare"]);
         process.stop().await;
     }
 }

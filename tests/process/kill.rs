@@ -3,15 +3,22 @@
 //! Two producers send to a topic with sync flush, two to one with async flush: the death of a process takes nothing
 //! from either. Readers follow each queue through the restarts and go back now and then. `KILL_ROUNDS` says how many
 //! rounds, `KILL_SEED` repeats the rolls of a run; where the kill meets the broker differs all the same.
+//!
+//! Once more with topics of which messages go: by age, by size, by purges under load. Then nothing may go early, nothing
+//! may come back, and the segments must be gone too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mainstem::client::{Client, Order, Query, Selector};
+use mainstem::client::{Client, Order, Purge, Query, Selector};
+use mainstem::message::{FlushMode, Retention};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::history::{History, Place, Read};
-use crate::load::{Load, QUEUES, TOPICS, acknowledged, assert_honest, create_topics, read_last};
+use crate::load::{
+    Load, QUEUES, Subject, TOPICS, acknowledged, assert_honest, create_topics, look_at_ranges,
+    read_last,
+};
 use crate::support::{Dice, Home, Process, until};
 
 const ROUNDS: u64 = 8;
@@ -24,22 +31,26 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_again_and_again_a_broker_loses_nothing_and_changes_nothing() {
-    let rounds = setting("KILL_ROUNDS").unwrap_or(ROUNDS);
+/// How many rounds, and the seed of their rolls.
+fn rolls() -> (u64, u64) {
     let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
     let seed = setting("KILL_SEED").unwrap_or(since_1970.subsec_nanos().into());
-    println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
+    (setting("KILL_ROUNDS").unwrap_or(ROUNDS), seed)
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again_a_broker_loses_nothing_and_changes_nothing() {
+    let (rounds, seed) = rolls();
+    println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
     let home = Home::new();
     let mut history = History::default();
-    let kills = play(&home, rounds, seed, &mut history).await;
+    let kills = play(&home, &TOPICS, rounds, seed, &mut history).await;
 
     // The last one is not killed: it has to tell all.
     let process = Process::start(&home, &[]).await;
     let client = process.client().await;
-    read_last(&client, &mut history).await;
-    let [sync, asynchronous] = TOPICS.map(|(topic, _)| acknowledged(&history, topic));
+    read_last(&client, &TOPICS, &mut history).await;
+    let [sync, asynchronous] = TOPICS.map(|topic| acknowledged(&history, topic.name));
     println!(
         "{kills} kills, {} sends ({sync} and {asynchronous} acknowledged), {} messages read on the \
          way, {} at the end",
@@ -49,7 +60,71 @@ async fn killed_again_and_again_a_broker_loses_nothing_and_changes_nothing() {
     );
     assert_honest(&history);
     assert!(sync.min(asynchronous) > 50, "too little was sent to say anything");
-    check_keys(&client, &history, &mut Dice::new(seed)).await;
+    check_keys(&client, &TOPICS, &history, &mut Dice::new(seed)).await;
+    process.stop().await;
+}
+
+/// Of each flush mode one that loses by age, one that loses by size, and one that is purged.
+const PASSING: [Subject; 6] = {
+    let aged = Retention { time_ms: Some(2_000), bytes: None };
+    let sized = Retention { time_ms: None, bytes: Some(8 << 20) };
+    let (sync, asynchronous) = (FlushMode::Sync, FlushMode::Async);
+    [
+        Subject { retention: aged, ..Subject::keeping("sync-aged", sync) },
+        Subject { retention: sized, is_heavy: true, ..Subject::keeping("sync-sized", sync) },
+        Subject { is_purged: true, ..Subject::keeping("sync-purged", sync) },
+        Subject { retention: aged, ..Subject::keeping("async-aged", asynchronous) },
+        Subject {
+            retention: sized,
+            is_heavy: true,
+            ..Subject::keeping("async-sized", asynchronous)
+        },
+        Subject { is_purged: true, ..Subject::keeping("async-purged", asynchronous) },
+    ]
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again_a_broker_takes_only_what_is_over_or_purged_and_for_ever() {
+    let (rounds, seed) = rolls();
+    println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
+    let home = Home::new();
+    let mut history = History::default();
+    let kills = play(&home, &PASSING, rounds, seed, &mut history).await;
+
+    let process = Process::start(&home, &[]).await;
+    let client = process.client().await;
+    read_last(&client, &PASSING, &mut history).await;
+    let status = client.status().await.unwrap();
+    println!(
+        "{kills} kills, {} sends, {} purges, {} of {} bytes of the log are there",
+        history.sends.len(),
+        history.purges.len(),
+        status.appended.since(status.min),
+        status.appended,
+    );
+    let begins = history.begins();
+    for subject in PASSING {
+        let name = subject.name;
+        let began: Vec<_> = (0..QUEUES).map(|queue| begins[&(name, queue)]).collect();
+        println!("{name}: {} sends, queues begin at {began:?}", acknowledged(&history, name));
+        assert!(began.iter().any(|begin| *begin > 0), "nothing of {name} went");
+    }
+    assert_honest(&history);
+    check_keys(&client, &PASSING, &history, &mut Dice::new(seed)).await;
+    assert!(status.min.get() > 0, "no segment went while it was killed again and again");
+
+    // Nothing is alive any more: all goes that is finished.
+    for subject in PASSING {
+        client.purge_topic(subject.name, Purge::Topic).await.unwrap();
+    }
+    until("finished segments to go", async || {
+        let status = client.status().await.unwrap();
+        let files = std::fs::read_dir(home.data().join("commitlog")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let below = names.filter(|name| *name < format!("{:020}", status.min.get())).count();
+        (status.segments == 1 && below == 0).then_some(())
+    })
+    .await;
     process.stop().await;
 }
 
@@ -58,7 +133,7 @@ async fn a_log_that_lost_its_tail_while_the_broker_was_dead_is_found_out() {
     // The checker against a real store: what a lying disk would do.
     let home = Home::new();
     let mut history = History::default();
-    play(&home, 1, 7, &mut history).await;
+    play(&home, &TOPICS, 1, 7, &mut history).await;
     let segments = std::fs::read_dir(home.data().join("commitlog")).unwrap();
     let oldest = segments.map(|file| file.unwrap().path()).min().unwrap();
     let file = std::fs::File::options().read(true).write(true).open(oldest).unwrap();
@@ -68,15 +143,21 @@ async fn a_log_that_lost_its_tail_while_the_broker_was_dead_is_found_out() {
 
     let process = Process::start(&home, &[]).await;
     let client = process.client().await;
-    read_last(&client, &mut history).await;
+    read_last(&client, &TOPICS, &mut history).await;
     assert!(history.findings().iter().any(|finding| finding.starts_with("lost")));
     process.stop().await;
 }
 
 /// Producers and readers through `rounds` rounds in which the broker served before it was killed; returns the kills.
-async fn play(home: &Home, rounds: u64, seed: u64, history: &mut History) -> u64 {
+async fn play(
+    home: &Home,
+    subjects: &[Subject],
+    rounds: u64,
+    seed: u64,
+    history: &mut History,
+) -> u64 {
     let mut dice = Dice::new(seed);
-    let load = Load::start(&mut dice);
+    let load = Load::start(&mut dice, subjects);
     let (mut kills, mut round, mut epoch) = (0, 0, 0);
     while round < rounds {
         assert!(kills < rounds * 5 + 5, "the broker hardly ever serves");
@@ -88,7 +169,9 @@ async fn play(home: &Home, rounds: u64, seed: u64, history: &mut History) -> u64
         }
         if round == 0 || timeout_at(end, process.ready()).await.is_ok() {
             let client = process.client().await;
-            epoch = look(&client, round, epoch).await;
+            epoch = look(&client, subjects, round, epoch).await;
+            // At once: what is gone is gone from the first moment on.
+            look_at_ranges(&client, subjects, history).await;
             load.up(round, client);
             round += 1;
             // Not a synchronisation: this is the random moment of the kill.
@@ -103,26 +186,27 @@ async fn play(home: &Home, rounds: u64, seed: u64, history: &mut History) -> u64
 }
 
 /// What a broker says after its start; makes the topics at the first one. Returns its epoch.
-async fn look(client: &Client, round: u64, epoch: u64) -> u64 {
+async fn look(client: &Client, subjects: &[Subject], round: u64, epoch: u64) -> u64 {
     let status = client.status().await.unwrap();
     assert!(status.epoch.get() > epoch, "epoch {} after {epoch}", status.epoch);
     assert_eq!(status.damaged, []);
     if round == 0 {
         assert!(status.start_report[0].starts_with("new store"), "{:?}", status.start_report);
-        create_topics(client).await;
+        create_topics(client, subjects).await;
     } else {
         let report = &status.start_report[0];
         assert!(report.starts_with("opened after an unclean stop"), "{report}");
-        for (topic, flush) in TOPICS {
-            let found = client.describe_topic(topic).await.unwrap().topic;
-            assert_eq!((found.queues, found.flush), (QUEUES, flush));
+        for subject in subjects {
+            let found = client.describe_topic(subject.name).await.unwrap().topic;
+            assert_eq!((found.queues, found.flush), (QUEUES, subject.flush));
+            assert_eq!(found.retention, subject.retention);
         }
     }
     status.epoch.get()
 }
 
 /// Each key finds the stored messages that carry it, no others, and says that these are all.
-async fn check_keys(client: &Client, history: &History, dice: &mut Dice) {
+async fn check_keys(client: &Client, subjects: &[Subject], history: &History, dice: &mut Dice) {
     let mut carriers: BTreeMap<(&'static str, String), BTreeSet<Place>> = BTreeMap::new();
     for read in &history.last {
         for key in read.stamp.unwrap().keys() {
@@ -133,8 +217,8 @@ async fn check_keys(client: &Client, history: &History, dice: &mut Dice) {
     while keys.len() > KEYS {
         keys.swap_remove(usize::try_from(dice.below(keys.len() as u64)).unwrap());
     }
-    for (topic, _) in TOPICS {
-        keys.push(((topic, "nobody".to_owned()), BTreeSet::new()));
+    for subject in subjects {
+        keys.push(((subject.name, "nobody".to_owned()), BTreeSet::new()));
     }
     let places: BTreeMap<Place, &Read> =
         history.last.iter().map(|read| (read.place, read)).collect();

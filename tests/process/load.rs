@@ -3,44 +3,74 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mainstem::client::{Client, ClientError, Retry, Stored, TopicSettings};
+use mainstem::client::{Client, ClientError, OffsetRange, Purge, Retry, Stored, TopicSettings};
 use mainstem::format::batch::{BatchBuilder, NewMeta};
-use mainstem::message::{FlushMode, QueueId};
+use mainstem::message::{FlushMode, Force, Keep, QueueId, QueueOffset, Retention, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::history::{History, Outcome, Place, Read, Send, Stamp};
+use crate::history::{History, Outcome, Purged, Read, Seen, Send, Stamp, Told};
 use crate::support::{Dice, pull, read_past_damage, soon};
 
-pub(crate) const TOPICS: [(&str, FlushMode); 2] =
-    [("sync", FlushMode::Sync), ("async", FlushMode::Async)];
-pub(crate) const QUEUES: u32 = 2;
-const PRODUCERS: u8 = 4;
+/// A topic of the load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject {
+    pub(crate) name: &'static str,
+    pub(crate) flush: FlushMode,
+    pub(crate) retention: Retention,
+    /// Whether its messages are large, so that segments are finished now and then.
+    pub(crate) is_heavy: bool,
+    /// Whether somebody purges it.
+    pub(crate) is_purged: bool,
+}
 
-/// Two producers for each topic, a reader for each queue.
+impl Subject {
+    /// A topic of small messages that keeps them.
+    pub(crate) const fn keeping(name: &'static str, flush: FlushMode) -> Self {
+        let retention = Retention { time_ms: None, bytes: None };
+        Self { name, flush, retention, is_heavy: false, is_purged: false }
+    }
+}
+
+/// Topics that keep everything.
+pub(crate) const TOPICS: [Subject; 2] =
+    [Subject::keeping("sync", FlushMode::Sync), Subject::keeping("async", FlushMode::Async)];
+pub(crate) const QUEUES: u32 = 2;
+/// For each topic.
+const PRODUCERS: u8 = 2;
+
+/// Producers for each topic, a reader for each queue, and who purges.
 pub(crate) struct Load {
     scene: watch::Sender<Scene>,
     producers: JoinSet<Vec<Send>>,
-    readers: JoinSet<(Vec<Read>, Vec<Place>)>,
+    readers: JoinSet<(Vec<Seen>, Vec<Told>)>,
+    purgers: JoinSet<Vec<Purged>>,
 }
 
 impl Load {
     /// They wait for a broker.
-    pub(crate) fn start(dice: &mut Dice) -> Self {
+    pub(crate) fn start(dice: &mut Dice, subjects: &[Subject]) -> Self {
         let (scene, scenes) = watch::channel(Scene::Down);
-        let mut producers = JoinSet::new();
-        for producer in 0..PRODUCERS {
-            let (topic, _) = TOPICS[usize::from(producer) * TOPICS.len() / usize::from(PRODUCERS)];
-            producers.spawn(produce(topic, producer, Dice::new(dice.roll()), scenes.clone()));
-        }
-        let mut readers = JoinSet::new();
-        for (topic, _) in TOPICS {
+        let (mut producers, mut readers) = (JoinSet::new(), JoinSet::new());
+        let mut purgers = JoinSet::new();
+        let mut number = 0;
+        for subject in subjects {
+            for _ in 0..PRODUCERS {
+                let producer = number + if subject.is_heavy { Stamp::FIRST_HEAVY } else { 0 };
+                let dice = Dice::new(dice.roll());
+                producers.spawn(produce(subject.name, producer, dice, scenes.clone()));
+                number += 1;
+            }
             for queue in 0..QUEUES {
-                readers.spawn(follow(topic, queue, Dice::new(dice.roll()), scenes.clone()));
+                let dice = Dice::new(dice.roll());
+                readers.spawn(follow(subject.name, queue, dice, scenes.clone()));
+            }
+            if subject.is_purged {
+                purgers.spawn(purge(subject.name, Dice::new(dice.roll()), scenes.clone()));
             }
         }
-        Self { scene, producers, readers }
+        Self { scene, producers, readers, purgers }
     }
 
     /// There is a broker, another one than before.
@@ -60,29 +90,69 @@ impl Load {
             history.sends.extend(sends.unwrap());
         }
         while let Some(read) = soon("a reader's end", self.readers.join_next()).await {
-            let (seen, ends) = read.unwrap();
+            let (seen, told) = read.unwrap();
             history.seen.extend(seen);
-            history.ends.extend(ends);
+            history.told.extend(told);
+        }
+        while let Some(purges) = soon("a purger's end", self.purgers.join_next()).await {
+            history.purges.extend(purges.unwrap());
         }
     }
 }
 
-pub(crate) async fn create_topics(client: &Client) {
-    for (topic, flush) in TOPICS {
-        let settings =
-            TopicSettings { queues: Some(QUEUES), flush: Some(flush), ..TopicSettings::default() };
-        client.create_topic(topic, settings).await.unwrap();
+pub(crate) async fn create_topics(client: &Client, subjects: &[Subject]) {
+    for Subject { name, flush, retention, .. } in subjects {
+        let keep = |limit: Option<u64>| Some(limit.map_or(Keep::All, Keep::UpTo));
+        let settings = TopicSettings {
+            queues: Some(QUEUES),
+            flush: Some(*flush),
+            retention_time: keep(retention.time_ms),
+            retention_bytes: keep(retention.bytes),
+            ..TopicSettings::default()
+        };
+        client.create_topic(name, settings).await.unwrap();
     }
 }
 
-/// Reads every queue from its beginning to its end: the last word of `history`.
-pub(crate) async fn read_last(client: &Client, history: &mut History) {
-    for (topic, _) in TOPICS {
+/// Adds to `history` where each queue begins and ends.
+pub(crate) async fn look_at_ranges(client: &Client, subjects: &[Subject], history: &mut History) {
+    for Subject { name, .. } in subjects {
+        let asked = Instant::now();
+        let described = client.describe_topic(name).await.unwrap();
+        for (queue, range) in described.queues {
+            history.told.push(told(name, queue.get(), range, asked));
+        }
+    }
+}
+
+/// Reads every queue from its beginning to its end: the last word of `history`. From now on nothing goes by itself.
+pub(crate) async fn read_last(client: &Client, subjects: &[Subject], history: &mut History) {
+    for Subject { name, retention, .. } in subjects {
+        history.retention.insert(name, *retention);
+        let all = TopicSettings {
+            retention_time: Some(Keep::All),
+            retention_bytes: Some(Keep::All),
+            ..TopicSettings::default()
+        };
+        client.update_topic(name, all, Force::No).await.unwrap();
+    }
+    look_at_ranges(client, subjects, history).await;
+    let begins = history.begins();
+    for Subject { name, .. } in subjects {
         for queue in 0..QUEUES {
-            let messages = read_past_damage(client, topic, queue).await;
-            history.last.extend(messages.iter().map(|message| Read::of(topic, message)));
+            let begin = begins.get(&(*name, queue)).copied().unwrap_or_default();
+            let messages = read_past_damage(client, name, queue, begin).await;
+            history.last.extend(messages.iter().map(|message| Read::of(name, message)));
         }
     }
+}
+
+fn told(topic: &'static str, queue: u32, range: OffsetRange, asked: Instant) -> Told {
+    let returned = Instant::now();
+    let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let time = Timestamp::new(u64::try_from(since_1970.as_millis()).unwrap());
+    let (min, max) = (range.min.get(), range.max.get());
+    Told { topic, queue, min, max, asked, returned, time }
 }
 
 /// Acknowledged sends to a topic.
@@ -135,7 +205,8 @@ async fn produce(
         last = Some(round);
         loop {
             let (first, count) = repeat.take().unwrap_or_else(|| {
-                let count = if dice.below(3) == 0 { 2 + dice.below(7) } else { 1 };
+                let most = if producer < Stamp::FIRST_HEAVY { 7 } else { 2 };
+                let count = if dice.below(3) == 0 { 2 + dice.below(most) } else { 1 };
                 let first = Stamp { producer, sequence };
                 sequence += u32::try_from(count).unwrap();
                 (first, u32::try_from(count).unwrap())
@@ -143,16 +214,24 @@ async fn produce(
             let queue = dice.below(u64::from(QUEUES) + 1);
             let queue = u32::try_from(queue).ok().filter(|queue| *queue < QUEUES);
             let invoked = Instant::now();
-            let mut send =
-                Send { topic, first, count, invoked, returned: invoked, outcome: Outcome::Unknown };
+            let mut send = Send {
+                topic,
+                first,
+                count,
+                bytes: 0,
+                invoked,
+                returned: invoked,
+                outcome: Outcome::Unknown,
+            };
             let batch = batch(&send);
+            send.bytes = batch.len() as u64;
             let answer = client.send(topic, queue.map(QueueId::new), batch).await;
             send.returned = Instant::now();
             send.outcome = match &answer {
                 Ok(receipt) => {
                     assert_eq!(receipt.count, count);
                     let first = receipt.first_queue_offset.get();
-                    Outcome::Stored { queue: receipt.queue.get(), first }
+                    Outcome::Stored { queue: receipt.queue.get(), first, time: receipt.store_time }
                 }
                 Err(error) => error.stored().into(),
             };
@@ -191,14 +270,15 @@ fn pause(error: &ClientError) -> Option<Duration> {
     }
 }
 
-/// Reads a queue with long polling, goes back now and then; returns what it saw and the ends it was told.
+/// Reads a queue with long polling, goes back now and then, goes on where it begins by now; returns what it saw and was
+/// told.
 async fn follow(
     topic: &'static str,
     queue: u32,
     mut dice: Dice,
     mut scene: watch::Receiver<Scene>,
-) -> (Vec<Read>, Vec<Place>) {
-    let (mut seen, mut ends) = (Vec::new(), Vec::new());
+) -> (Vec<Seen>, Vec<Told>) {
+    let (mut seen, mut ranges) = (Vec::new(), Vec::new());
     let mut last = None;
     let mut next = 0;
     while let Some((round, client)) = broker(&mut scene, last).await {
@@ -206,20 +286,68 @@ async fn follow(
         loop {
             let goes_back = dice.below(10) == 0;
             let offset = if goes_back { dice.below(next + 1) } else { next };
+            let asked = Instant::now();
             match pull(&client, topic, queue, offset, Duration::from_millis(500)).await {
                 Ok(pulled) => {
-                    seen.extend(pulled.messages.iter().map(|message| Read::of(topic, message)));
-                    ends.push(Place { topic, queue, offset: pulled.range.max.get() });
+                    let reads = pulled.messages.iter().map(|message| Read::of(topic, message));
+                    seen.extend(reads.map(|read| Seen { read, asked }));
+                    ranges.push(told(topic, queue, pulled.range, asked));
                     if !goes_back {
                         next = pulled.next_offset.get();
                     }
                 }
-                Err(error) => match pause(&error) {
-                    Some(pause) => sleep(pause).await,
-                    None => break,
-                },
+                Err(error) => {
+                    if let Some(range) = error.refusal().and_then(|refusal| refusal.range) {
+                        ranges.push(told(topic, queue, range, asked));
+                        next = next.max(range.min.get());
+                        continue;
+                    }
+                    match pause(&error) {
+                        Some(pause) => sleep(pause).await,
+                        None => break,
+                    }
+                }
             }
         }
     }
-    (seen, ends)
+    (seen, ranges)
+}
+
+/// Purges a topic now and then: a queue up to an offset, a queue, or all of it. Returns what was not refused.
+async fn purge(
+    topic: &'static str,
+    mut dice: Dice,
+    mut scene: watch::Receiver<Scene>,
+) -> Vec<Purged> {
+    let mut purges = Vec::new();
+    let mut last = None;
+    while let Some((round, client)) = broker(&mut scene, last).await {
+        last = Some(round);
+        loop {
+            sleep(Duration::from_millis(20 + dice.below(200))).await;
+            let Ok(described) = client.describe_topic(topic).await else { break };
+            let queue = usize::try_from(dice.below(u64::from(QUEUES))).unwrap();
+            let (queue, range) = described.queues[queue];
+            let what = match dice.below(4) {
+                0 => Purge::Topic,
+                1 => Purge::Queue { queue, up_to: None },
+                _ => {
+                    let there = range.max.get().saturating_sub(range.min.get());
+                    let up_to = range.min.get() + dice.below(there + 1);
+                    Purge::Queue { queue, up_to: Some(QueueOffset::new(up_to)) }
+                }
+            };
+            let invoked = Instant::now();
+            let answer = client.purge_topic(topic, what).await;
+            let (returned, is_acknowledged) = (Instant::now(), answer.is_ok());
+            purges.push(Purged { topic, what, invoked, returned, is_acknowledged });
+            if let Err(error) = answer {
+                match pause(&error) {
+                    Some(pause) => sleep(pause).await,
+                    None => break,
+                }
+            }
+        }
+    }
+    purges
 }

@@ -2,14 +2,15 @@
 //!
 //! | file | what is asked |
 //! | --- | --- |
-//! | `kill.rs` | SIGKILL again and again under load: what was acknowledged is there, nothing else, and nothing changes |
-//! | `load.rs`, `history.rs` | who sends and reads meanwhile; the checker of what they saw, and its own tests |
+//! | `kill.rs` | SIGKILL again and again under load: what was acknowledged is there, nothing else, and nothing changes; what goes had to go |
+//! | `load.rs` | who sends, reads and purges meanwhile |
+//! | `history.rs`, `gone.rs` | the checker of what they saw, and its own tests; what may be gone |
 //! | `sessions.rs` | the same under producers with sessions: what is sent again is stored once |
 //! | `offsets.rs` | SIGKILL while groups commit |
 //! | `stop.rs` | SIGTERM under load, health while it drains |
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
 //! | `truncated.rs` | readers after a power cut that took what they read |
-//! | `disk.rs` | a full disk, a failing sync |
+//! | `disk.rs` | a full disk, one below its reserve, a failing sync |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
 //! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
 //! | `verify.rs` | a store that is verified, running and stopped |
@@ -19,6 +20,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod disk;
+mod gone;
 mod history;
 mod kill;
 mod load;

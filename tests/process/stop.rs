@@ -18,7 +18,7 @@ const SILENT: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 async fn a_stop_under_load_ends_with_zero_and_keeps_what_was_acknowledged() {
     let home = Home::new();
     let mut history = History::default();
-    let load = Load::start(&mut Dice::new(1));
+    let load = Load::start(&mut Dice::new(1), &TOPICS);
     let mut rounds = 0..3;
     for round in rounds.by_ref() {
         let mut process = Process::start(&home, &["--set", "server.drain_timeout=5s"]).await;
@@ -26,7 +26,7 @@ async fn a_stop_under_load_ends_with_zero_and_keeps_what_was_acknowledged() {
         let status = client.status().await.unwrap();
         let report = &status.start_report[0];
         if round == 0 {
-            create_topics(&client).await;
+            create_topics(&client, &TOPICS).await;
         } else {
             let clean = format!("opened after a clean stop, epoch {}:", round + 1);
             assert!(report.starts_with(&clean), "{report}");
@@ -54,10 +54,10 @@ async fn a_stop_under_load_ends_with_zero_and_keeps_what_was_acknowledged() {
     let report = client.status().await.unwrap().start_report;
     assert!(report[0].starts_with("opened after a clean stop, epoch 4:"), "{report:?}");
     assert_eq!(report.len(), 1, "nothing else to tell: {report:?}");
-    read_last(&client, &mut history).await;
+    read_last(&client, &TOPICS, &mut history).await;
     assert_honest(&history);
-    for (topic, _) in TOPICS {
-        assert!(acknowledged(&history, topic) > 20, "{topic}: too little was sent");
+    for topic in TOPICS {
+        assert!(acknowledged(&history, topic.name) > 20, "{topic:?}: too little was sent");
     }
     process.stop().await;
 }

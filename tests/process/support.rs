@@ -228,7 +228,17 @@ pub(crate) async fn pull(
 
 /// A queue from its first message to the end it has now.
 pub(crate) async fn read_all(client: &Client, topic: &str, queue: u32) -> Vec<Message> {
-    let (mut messages, mut offset) = (Vec::new(), 0);
+    read_from(client, topic, queue, 0).await
+}
+
+/// The same from `offset`, which must be there.
+pub(crate) async fn read_from(
+    client: &Client,
+    topic: &str,
+    queue: u32,
+    mut offset: u64,
+) -> Vec<Message> {
+    let mut messages = Vec::new();
     loop {
         let pulled = pull(client, topic, queue, offset, Duration::ZERO).await.unwrap();
         messages.extend(pulled.messages);
@@ -240,8 +250,13 @@ pub(crate) async fn read_all(client: &Client, topic: &str, queue: u32) -> Vec<Me
 }
 
 /// The same, past what says that it is damaged: those who compare see that it is missing.
-pub(crate) async fn read_past_damage(client: &Client, topic: &str, queue: u32) -> Vec<Message> {
-    let (mut messages, mut offset) = (Vec::new(), 0);
+pub(crate) async fn read_past_damage(
+    client: &Client,
+    topic: &str,
+    queue: u32,
+    mut offset: u64,
+) -> Vec<Message> {
+    let mut messages = Vec::new();
     loop {
         let pulled = match pull(client, topic, queue, offset, Duration::ZERO).await {
             Ok(pulled) => pulled,

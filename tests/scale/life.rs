@@ -307,11 +307,11 @@ fn body(topic: u32, queue: u32, number: u64) -> Vec<u8> {
     body
 }
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn soon() -> tokio::time::Instant {
+pub(crate) fn soon() -> tokio::time::Instant {
     tokio::time::Instant::now() + BOUND
 }
 

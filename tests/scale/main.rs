@@ -10,8 +10,10 @@
 //! | third | after the kill | counts all, reads some, deletes topics | closes |
 //!
 //! It needs 4 GB in `TMPDIR` and most of a minute; the figures are printed. `SCALE_TOPICS=100` where there is no room.
+//! And the bounds of the state (`bounds.rs`), for which it needs 2 GB of memory.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+mod bounds;
 mod life;
 
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -129,7 +129,8 @@ impl Model {
                     IndexKind::Key => message.keys.contains(&&*text),
                     IndexKind::Id => message.id.as_deref() == Some(&text),
                 };
-                if matches {
+                let purged = self.topics[&topic].purged[record.queue as usize];
+                if matches && record.first + u64::from(index) >= purged {
                     expected.push((record.placed.offset, index));
                 }
             }
@@ -181,11 +182,17 @@ impl Model {
         }
         let index = self.dice.below(self.records.len() as u64) as usize;
         let record = &self.records[index];
-        let id = MessageId { epoch: record.placed.epoch, offset: record.placed.offset, index: 0 };
+        let place = index as u64 % record.messages.len() as u64;
+        let id = MessageId {
+            epoch: record.placed.epoch,
+            offset: record.placed.offset,
+            index: place as u16,
+        };
         let found = self.rig().by_id(id);
         let is_readable = self.topics.contains_key(&record.topic)
             && record.placed.end <= self.readable_end(record.topic)
-            && !self.is_gone(record, self.gone_before(record.topic));
+            && !self.is_gone(record, self.gone_before(record.topic))
+            && record.first + place >= self.topics[&record.topic].purged[record.queue as usize];
         assert_eq!(found.is_some(), is_readable, "{id}");
         if let Some(found) = found {
             same(&found, record);

@@ -129,7 +129,7 @@ pub(crate) async fn run(
             let run = if dry_run { Run::Dry } else { Run::Real };
             let (group, topic) = (&of.group, &of.topic);
             let reset =
-                patiently(|| client.reset(group, topic, queue, to, run)).await.map_err(told)?;
+                patiently(|| client.reset(group, topic, queue, to, run, "")).await.map_err(told)?;
             let shown = ShownReset::new(group, topic, dry_run, &reset);
             output.one(&shown, || shown.table())?;
         }

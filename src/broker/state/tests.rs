@@ -152,8 +152,14 @@ impl Rig {
 
     /// What is remembered and not too old, by the names of group and topic, oldest first.
     fn history(&self) -> BTreeMap<(String, String, u32), Vec<Moved>> {
+        let all = self.history_since(Timestamp::ZERO);
+        let count: usize = all.values().map(Vec::len).sum();
+        assert_eq!(self.state().offsets.remembered(), count as u64, "of nothing that is gone");
+        self.history_since(Timestamp::new(self.store.now().get().saturating_sub(KEPT_MS)))
+    }
+
+    fn history_since(&self, since: Timestamp) -> BTreeMap<(String, String, u32), Vec<Moved>> {
         let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        let since = Timestamp::new(self.store.now().get().saturating_sub(KEPT_MS));
         let (groups, _, _) = self.state().groups.list("", 1_000);
         for group in groups {
             for id in self.state().offsets.topics_of(group.id, TopicId::ZERO, 1_000).0 {
@@ -480,8 +486,10 @@ fn commits_beside_deletions_end_as_the_log_says() {
     });
     let (whole, committed) = (rig.snapshot(), rig.committed());
     assert_eq!(rig.state().offsets.count(), committed.len() as u64);
+    let history = rig.history();
     let (again, _) = rig.replayed(&disk);
     assert_eq!(again.committed(), committed);
+    assert_eq!(again.history(), history);
     assert_eq!(again.snapshot(), whole);
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mainstem::broker::{Broker, BrokerConfig, CommitOffset, Expected, SendRequest};
+use mainstem::broker::{Broker, BrokerConfig, Caller, CommitOffset, Expected, SendRequest};
 use mainstem::clock::SystemClock;
 use mainstem::file::disk::RealDisk;
 use mainstem::format::state_record::Transition;
@@ -151,7 +151,10 @@ impl Call {
                         expected: Expected::Any,
                     })
                     .collect();
-                broker.commit_offsets(&group, &offsets, soon()).await.expect("it is committed");
+                broker
+                    .commit_offsets(&group, &offsets, Caller::default(), soon())
+                    .await
+                    .expect("it is committed");
             }
             Self::Append(rig) => {
                 let payload = record(caller, queues, offset);
@@ -179,6 +182,7 @@ fn record(caller: u32, queues: u32, offset: u64) -> Vec<u8> {
         topic: TopicId::new(1),
         bound: QUEUES,
         offsets: (0..queues).map(offset).collect(),
+        note: None,
     };
     let mut payload = Vec::new();
     transition.encode_into(&mut payload);
@@ -210,7 +214,7 @@ fn measure_memory(bench: &mut Bench) {
                 })
                 .collect();
             let name = name(group);
-            let commit = broker.commit_offsets(&name, &offsets, soon());
+            let commit = broker.commit_offsets(&name, &offsets, Caller::default(), soon());
             runtime.block_on(commit).expect("it is committed");
         }
     };

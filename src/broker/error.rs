@@ -361,6 +361,12 @@ pub enum RequestFault {
         /// Which queue.
         queue: QueueId,
     },
+    /// The name of a caller is told to people.
+    #[error("the name of a caller has no control characters; {found:?} is one")]
+    CallerCharacter {
+        /// The first such character.
+        found: char,
+    },
     /// No position where one is needed.
     #[error("{field} needs a position: an edge, a time or an offset")]
     NoPosition {

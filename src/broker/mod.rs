@@ -58,14 +58,15 @@ pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
 pub use groups::{GroupDescription, GroupPage, GroupTopic};
 pub use names::{GroupNameFault, NameFault};
 pub use offsets::{
-    CommitOffset, Position, QueuePosition, QueueProgress, ResetQueue, ResetRequest, Run,
+    CommitOffset, HistoryPage, HistoryRequest, Position, QueuePosition, QueueProgress, ResetQueue,
+    ResetRequest, Run,
 };
 pub use pull::{PullRequest, Pulled};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest, StoredBatch};
 pub use sessions::{SessionDescription, SessionPage};
 pub use state::groups::{Group, GroupChange};
-pub use state::offsets::Expected;
+pub use state::offsets::{Caller, ChangeKind, Expected, OffsetChange};
 pub use state::sessions::{SessionFault, SessionState};
 pub use state::topics::{TopicChanges, TopicEntry};
 pub use topics::{

@@ -7,6 +7,7 @@
 //! | a lower one than before is accepted, and counted | here |
 //! | an OK, and an answer that tells an offset, wait for the flush mode of its topic; of several, for the strictest | here |
 //! | nothing committed is told as that, never as 0 | by types |
+//! | who moved a group, and from where, can be asked for | in `state/offsets/history.rs` |
 //!
 //! What a queue holds is looked at before the unit is locked: its end only grows, and that its begin moves on is as if
 //! it had done so right after the commit.
@@ -17,18 +18,24 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
-use super::state::offsets::{Commit, Expected, NewOffset, Offsets, TopicCommit};
+use super::state::offsets::{
+    Asked, By, Caller, Commit, Expected, KEPT_MS, NewOffset, OffsetChange, Offsets, TopicCommit,
+};
 use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
-use crate::message::{InitialPosition, QueueId, QueueOffset, Timestamp};
+use crate::format::state_record::OffsetCause;
+use crate::message::{InitialPosition, PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::store::{AppendError, QueueRange};
 
 /// The most offsets in one commit.
 const MAX_COMMIT: u32 = 10_000;
 
-/// The most queues in an answer to a list.
+/// The most queues, or changes, in an answer to a list.
 const MAX_PAGE: u32 = 10_000;
+
+/// The longest name of a caller, in bytes.
+const MAX_CALLER: u32 = 128;
 
 /// An offset to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +125,8 @@ pub struct ResetRequest<'a> {
     pub queue: Option<QueueId>,
     /// Where the group is to go on.
     pub to: Position,
+    /// Who wants it.
+    pub caller: Caller<'a>,
     /// Whether to do it.
     pub run: Run,
 }
@@ -137,8 +146,33 @@ pub struct ResetQueue {
     pub new: QueueOffset,
 }
 
+/// Which changes of a group's offsets of a topic are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryRequest<'a> {
+    /// The group's name.
+    pub group: &'a str,
+    /// The topic's name.
+    pub topic: &'a str,
+    /// Of which queue; `None`: of all.
+    pub queue: Option<QueueId>,
+    /// Those behind this one, by its position and its queue; `None`: from the newest on.
+    pub after: Option<(PhysicalOffset, QueueId)>,
+    /// At most so many; at most 10 000.
+    pub limit: u32,
+}
+
+/// Changes of a group's offsets, newest first, those of one step by rising queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryPage {
+    /// At most as many as were asked for.
+    pub changes: Vec<OffsetChange>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+}
+
 impl Broker {
-    /// Commits offsets of a group: all of them or none.
+    /// Commits offsets of a group: all of them or none. What goes back is remembered with its caller, and all of it if
+    /// the caller has a name.
     ///
     /// # Errors
     /// Nothing was committed, unless [`BrokerError::stored`] says otherwise; then the same commit can be repeated.
@@ -146,8 +180,10 @@ impl Broker {
         &self,
         group: &str,
         offsets: &[CommitOffset<'_>],
+        caller: Caller<'_>,
         deadline: Instant,
     ) -> Result<(), BrokerError> {
+        check_caller(caller)?;
         if offsets.is_empty() {
             return Err(BrokerError::BadRequest { fault: RequestFault::NoOffsets });
         }
@@ -156,7 +192,8 @@ impl Broker {
         loop {
             let group = self.group(group, deadline).await?;
             let commits = self.checked(offsets, deadline).await?;
-            if self.try_commit(&group, &commits, deadline).await?.is_some() {
+            let by = By { cause: OffsetCause::Commit, caller };
+            if self.try_commit(&group, &commits, by, deadline).await?.is_some() {
                 return Ok(());
             }
         }
@@ -275,6 +312,7 @@ impl Broker {
         request: ResetRequest<'_>,
         deadline: Instant,
     ) -> Result<Vec<ResetQueue>, BrokerError> {
+        check_caller(request.caller)?;
         loop {
             let group = self.group(request.group, deadline).await?;
             let topic = self.known(request.topic)?;
@@ -288,13 +326,44 @@ impl Broker {
                 expected: Expected::Any,
             });
             let commit = TopicCommit { topic, offsets: offsets.collect() };
-            if let Some(old) = self.try_commit(&group, &[commit], deadline).await? {
+            let by = By { cause: OffsetCause::Reset, caller: request.caller };
+            if let Some(old) = self.try_commit(&group, &[commit], by, deadline).await? {
                 for (row, old) in queues.iter_mut().zip(old) {
                     (row.old, row.from) = (old, old.unwrap_or(row.from));
                 }
                 return Ok(queues);
             }
         }
+    }
+
+    /// What is remembered of the moves of a group in a topic: resets, commits that went back, and those whose caller
+    /// gave a name. The last 100 of each queue at most, none of them older than 7 days.
+    ///
+    /// # Errors
+    /// There is no such group, topic or queue, `limit` is too large, or what is to be told is not durable in time.
+    pub async fn offset_history(
+        &self,
+        request: HistoryRequest<'_>,
+        deadline: Instant,
+    ) -> Result<HistoryPage, BrokerError> {
+        let HistoryRequest { group, topic, queue, after, limit } = request;
+        within("changes in an answer", limit, MAX_PAGE)?;
+        let group = self.group(group, deadline).await?;
+        let topic = self.known(topic)?;
+        check_queue(&topic, queue.unwrap_or_default())?;
+        let since = Timestamp::new(self.store.now().get().saturating_sub(KEPT_MS));
+        let asked = Asked { queue, after, limit: limit as usize };
+        let (changes, more) = self.state.offsets.history(group.id(), topic.id(), asked, since);
+        if let Some(newest) = changes.first() {
+            self.acknowledged(&topic, newest.position, deadline).await?;
+        }
+        self.still_there(&topic)?;
+        Ok(HistoryPage { changes, more })
+    }
+
+    /// How many changes of offsets are remembered, those included that are too old by now.
+    pub fn offset_changes(&self) -> u64 {
+        self.state.offsets.remembered()
     }
 
     /// What a reset would do now.
@@ -326,13 +395,14 @@ impl Broker {
         &self,
         group: &GroupEntry,
         commits: &[TopicCommit],
+        by: By<'_>,
         deadline: Instant,
     ) -> Result<Option<Vec<Option<QueueOffset>>>, BrokerError> {
         let committed = loop {
             if self.is_draining() {
                 return Err(BrokerError::Draining);
             }
-            match self.state.offsets.commit(&self.store, group, commits) {
+            match self.state.offsets.commit(&self.store, group, commits, by) {
                 Ok(committed) => break committed,
                 Err(AppendError::NotReady) => self.space(deadline).await?,
                 Err(error) => return Err(error.into()),
@@ -478,6 +548,17 @@ fn check_queue(topic: &TopicEntry, queue: QueueId) -> Result<(), BrokerError> {
         return Err(BrokerError::BadQueue { queue, queues });
     }
     Ok(())
+}
+
+fn check_caller(caller: Caller<'_>) -> Result<(), BrokerError> {
+    let len = u32::try_from(caller.name.len()).unwrap_or(u32::MAX);
+    within("bytes in the name of a caller", len, MAX_CALLER)?;
+    match caller.name.chars().find(|c| c.is_control()) {
+        Some(found) => {
+            Err(BrokerError::BadRequest { fault: RequestFault::CallerCharacter { found } })
+        }
+        None => Ok(()),
+    }
 }
 
 /// The time of the call is over before the queues were looked at.

@@ -634,13 +634,14 @@ async fn below_the_first_message_nothing_is_committed_and_nothing_is_moved() {
         offset: QueueOffset::new(offset),
         expected: Expected::Any,
     };
-    broker.commit_offsets("g", &[commit(1)], soon()).await.unwrap();
+    broker.commit_offsets("g", &[commit(1)], Caller::default(), soon()).await.unwrap();
     let topic = broker.state.topics.get("t").unwrap();
     let purged = [(QueueId::ZERO, QueueOffset::new(3))];
     topic.handle().expire(crate::message::PhysicalOffset::ZERO, Timestamp::ZERO, &purged);
     let range = QueueRange { min: QueueOffset::new(3), max: QueueOffset::new(5) };
 
-    let refused = broker.commit_offsets("g", &[commit(2)], soon()).await.unwrap_err();
+    let refused = broker.commit_offsets("g", &[commit(2)], Caller::default(), soon()).await;
+    let refused = refused.unwrap_err();
     let BrokerError::CommitOutOfRange { range: told, .. } = refused else { panic!("{refused:?}") };
     assert_eq!(told, range);
     // What was committed before stays as it was, and is behind.
@@ -652,6 +653,7 @@ async fn below_the_first_message_nothing_is_committed_and_nothing_is_moved() {
         topic: "t",
         queue: Some(QueueId::ZERO),
         to,
+        caller: Caller::default(),
         run: Run::Real,
     };
     let moved = broker.reset_offsets(reset(Position::Earliest), soon()).await.unwrap();
@@ -681,6 +683,7 @@ async fn a_time_is_the_offset_of_the_first_message_stored_then_or_later() {
         topic: "t",
         queue: Some(QueueId::ZERO),
         to: Position::Time(stored[10]),
+        caller: Caller::default(),
         run: Run::Dry,
     };
     broker.create_group("g", &crate::message::GroupSettings::default(), soon()).await.unwrap();

@@ -114,7 +114,7 @@ enum Command {
     /// Make, list, show, change and delete consumer groups
     #[command(subcommand)]
     Group(group::GroupCommand),
-    /// Show, commit and reset the offsets of a consumer group
+    /// Show, commit and reset the offsets of a consumer group, and who did
     #[command(subcommand)]
     Offset(offset::OffsetCommand),
     /// Show what a broker says about itself

@@ -1,17 +1,21 @@
-//! `mainstem offset`: show, commit and reset the offsets of a consumer group.
+//! `mainstem offset`: show, commit and reset the offsets of a consumer group, and who did.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::error::{Exit, Failure};
-use super::output::{Output, Row, table};
+use super::output::{Output, Row, say, table};
 use super::{Connection, patiently, time};
 use crate::client::{
-    ClientError, Expected, NewCommit, Position, QueueProgress, Reason, Reset, Run,
+    ChangeKind, ClientError, Expected, NewCommit, OffsetChange, Position, QueueProgress, Reason,
+    Reset, Run,
 };
 use crate::message::{QueueId, QueueOffset};
 
-/// Show, commit and reset the offsets of a consumer group
+/// The longest name of a person, in bytes.
+const MAX_NAME: usize = 128;
+
+/// Show, commit and reset the offsets of a consumer group, and who did
 #[derive(Debug, Subcommand)]
 pub(crate) enum OffsetCommand {
     /// Show how far a group is in the queues of a topic
@@ -24,7 +28,19 @@ pub(crate) enum OffsetCommand {
     /// Move a group to another place in a topic, all queues at once
     #[command(after_help = RESET_EXAMPLES)]
     Reset(ResetArgs),
+    /// Show what moved a group in a topic, newest first
+    ///
+    /// Resets, commits that went back, and every `offset commit`. Of each queue the last 100, none older than 7 days.
+    /// OLD is how far the readers had come; their own commits are not listed. BY is what the caller said, ADDRESS is
+    /// where the request came from.
+    #[command(after_help = HISTORY_EXAMPLES)]
+    History(HistoryArgs),
 }
+
+const HISTORY_EXAMPLES: &str = "\
+Examples:
+  mainstem offset history -g billing -t orders
+  mainstem offset history -g billing -t orders --queue 0 -o jsonl";
 
 const COMMIT_EXAMPLES: &str = "\
 Examples:
@@ -62,6 +78,8 @@ pub(crate) struct CommitArgs {
     /// Only if this offset is committed now
     #[arg(long, value_name = "N")]
     expected: Option<u64>,
+    #[command(flatten)]
+    by: ByArgs,
 }
 
 /// What to reset, and to what.
@@ -78,6 +96,47 @@ pub(crate) struct ResetArgs {
     /// Only show what would be done
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    by: ByArgs,
+}
+
+/// Whose moves to show.
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    #[command(flatten)]
+    of: Of,
+    /// Only this queue [default: all]
+    #[arg(long, value_name = "N")]
+    queue: Option<u32>,
+}
+
+/// Who does it.
+#[derive(Debug, Args)]
+struct ByArgs {
+    /// Who does it, for `offset history` [default: USER@HOST]
+    #[arg(long, value_name = "TEXT")]
+    by: Option<String>,
+}
+
+impl ByArgs {
+    /// What was given, or the user and the machine as they call themselves. The broker checks the one; the other is
+    /// made to fit, since nobody typed it.
+    fn name(&self) -> String {
+        if let Some(by) = &self.by {
+            return by.clone();
+        }
+        let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let said = |text: &str| if text.is_empty() { "unknown" } else { text }.to_owned();
+        let user = said(user.unwrap_or_default().trim());
+        let name = format!("{user}@{}", said(host.trim()));
+        let mut len = 0;
+        let fits = name.chars().filter(|c| !c.is_control()).take_while(|c| {
+            len += c.len_utf8();
+            len <= MAX_NAME
+        });
+        fits.collect()
+    }
 }
 
 /// Reads a place in a queue.
@@ -110,7 +169,7 @@ pub(crate) async fn run(
             }
             many.finish()?;
         }
-        OffsetCommand::Commit(CommitArgs { of, queue, offset, expected }) => {
+        OffsetCommand::Commit(CommitArgs { of, queue, offset, expected, by }) => {
             let commit = NewCommit {
                 topic: &of.topic,
                 queue: QueueId::new(queue),
@@ -119,19 +178,44 @@ pub(crate) async fn run(
                     .map_or(Expected::Any, |offset| Expected::Offset(QueueOffset::new(offset))),
             };
             let commit = [commit];
-            patiently(|| client.commit(&of.group, &commit)).await.map_err(told)?;
+            let by = by.name();
+            patiently(|| client.commit_by(&of.group, &commit, &by)).await.map_err(told)?;
             let (group, topic) = (&of.group, &of.topic);
             let shown = ShownCommit { group, topic, queue, committed: offset };
             output.one(&shown, || format!("committed {offset} in queue {queue} of {topic}"))?;
         }
-        OffsetCommand::Reset(ResetArgs { of, to, queue, dry_run }) => {
+        OffsetCommand::Reset(ResetArgs { of, to, queue, dry_run, by }) => {
             let queue = queue.map(QueueId::new);
             let run = if dry_run { Run::Dry } else { Run::Real };
             let (group, topic) = (&of.group, &of.topic);
-            let reset =
-                patiently(|| client.reset(group, topic, queue, to, run)).await.map_err(told)?;
+            let by = by.name();
+            let reset = patiently(|| client.reset(group, topic, queue, to, run, &by));
+            let reset = reset.await.map_err(told)?;
             let shown = ShownReset::new(group, topic, dry_run, &reset);
             output.one(&shown, || shown.table())?;
+        }
+        OffsetCommand::History(HistoryArgs { of: Of { group, topic }, queue }) => {
+            let queue = queue.map(QueueId::new);
+            let mut many = output.many(HISTORY);
+            let mut last: Option<OffsetChange> = None;
+            loop {
+                let page =
+                    patiently(|| client.offset_history(&group, &topic, queue, last.as_ref()));
+                let (changes, more) = page.await?;
+                for change in &changes {
+                    many.push(&ShownChange::new(&topic, change))?;
+                }
+                last = changes.into_iter().last();
+                if !more || last.is_none() {
+                    break;
+                }
+            }
+            let none = many.count() == 0;
+            many.finish()?;
+            if none {
+                let none = "within the last 7 days";
+                say(format_args!("nothing but its readers moved {group} in {topic} {none}"));
+            }
         }
     }
     Ok(())
@@ -198,6 +282,56 @@ impl<'a> Shown<'a> {
 impl Row for Shown<'_> {
     fn cells(&self) -> Vec<String> {
         self.cells.clone()
+    }
+}
+
+/// The columns of a change.
+const HISTORY: &[&str] = &["TIME", "QUEUE", "KIND", "OLD", "NEW", "BY", "ADDRESS"];
+
+#[derive(Serialize)]
+struct ShownChange<'a> {
+    topic: &'a str,
+    queue: u32,
+    time: String,
+    kind: &'static str,
+    old: Option<u64>,
+    new: u64,
+    by: Option<&'a str>,
+    address: Option<&'a str>,
+    position: u64,
+}
+
+impl<'a> ShownChange<'a> {
+    fn new(topic: &'a str, change: &'a OffsetChange) -> Self {
+        Self {
+            topic,
+            queue: change.queue.get(),
+            time: time::render(change.time),
+            kind: match change.kind {
+                ChangeKind::Commit => "commit",
+                ChangeKind::Rewind => "rewind",
+                ChangeKind::Reset => "reset",
+            },
+            old: change.old.map(QueueOffset::get),
+            new: change.new.get(),
+            by: change.by.as_deref(),
+            address: change.address.as_deref(),
+            position: change.position.get(),
+        }
+    }
+}
+
+impl Row for ShownChange<'_> {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.time.clone(),
+            self.queue.to_string(),
+            self.kind.to_owned(),
+            or_none(self.old.map(QueueOffset::new)),
+            self.new.to_string(),
+            self.by.unwrap_or_default().to_owned(),
+            self.address.unwrap_or_default().to_owned(),
+        ]
     }
 }
 

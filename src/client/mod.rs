@@ -9,6 +9,7 @@
 //! | [`Client::update_topic`], [`Client::purge_topic`] | topics in use |
 //! | [`Client::create_group`], [`Client::update_group`], [`Client::delete_group`], [`Client::groups`], [`Client::describe_group`] | consumer groups |
 //! | [`Client::commit`], [`Client::committed`], [`Client::progress`], [`Client::reset`], [`Client::offsets_at`] | their offsets |
+//! | [`Client::commit_by`], [`Client::offset_history`] | who moved a group |
 //! | [`Client::status`] | what the broker says about itself |
 //! | [`Client::open_session`], [`Client::sessions`], [`Client::describe_session`], [`Client::close_session`] | producer sessions |
 //! | [`Client::verify_store`] | whether the broker's store is sound |
@@ -39,7 +40,9 @@ pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Re
 pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
 pub use self::message::Message;
 use self::message::Place;
-pub use self::offsets::{Expected, NewCommit, Position, QueueProgress, Reset, ResetQueue, Run};
+pub use self::offsets::{
+    ChangeKind, Expected, NewCommit, OffsetChange, Position, QueueProgress, Reset, ResetQueue, Run,
+};
 pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;

@@ -1,9 +1,10 @@
-//! Offsets of consumer groups, and of topics by edge and by time.
+//! Offsets of consumer groups and what moved them, and of topics by edge and by time.
 
 use super::{CALL_TIMEOUT, Client, ClientError, OffsetRange, within};
-use crate::message::{QueueId, QueueOffset, Timestamp};
+use crate::message::{PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::proto;
 use crate::proto::commit_offset::Condition;
+use crate::proto::offset_change::Kind;
 use crate::proto::position::{At, Edge};
 
 /// Queues asked for at once.
@@ -97,6 +98,38 @@ pub enum Run {
     Real,
 }
 
+/// How a group came to go on elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// A commit, forward or the first one, of somebody who said who he is.
+    Commit,
+    /// A commit of a lower offset than before.
+    Rewind,
+    /// A reset, to wherever.
+    Reset,
+}
+
+/// A change of a queue's committed offset, as the broker remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OffsetChange {
+    /// The queue.
+    pub queue: QueueId,
+    /// When, on the store clock.
+    pub time: Timestamp,
+    /// How.
+    pub kind: ChangeKind,
+    /// What was committed before: how far the commits since the change before had gone.
+    pub old: Option<QueueOffset>,
+    /// What was from then on.
+    pub new: QueueOffset,
+    /// The address and port that the request came from; a proxy's, if there was one between.
+    pub address: Option<String>,
+    /// Who did it, as he said himself.
+    pub by: Option<String>,
+    /// Where the record ends that says it; one for all that was done in one step.
+    pub position: PhysicalOffset,
+}
+
 impl Client {
     /// Commits offsets of a group, all of them or none; OK means durable by the flush mode of the topics. A commit
     /// whose outcome is unknown can be repeated.
@@ -105,6 +138,20 @@ impl Client {
     /// Refusals: `UnknownGroup`, `UnknownTopic`, `BadQueue`, `OffsetOutOfRange` with range and epoch, `Conflict` with
     /// the current value, `OffsetLimit`.
     pub async fn commit(&self, group: &str, offsets: &[NewCommit<'_>]) -> Result<(), ClientError> {
+        self.commit_by(group, offsets, "").await
+    }
+
+    /// The same of somebody who says who he is, in at most 128 bytes without control characters: it is remembered, for
+    /// [`Client::offset_history`]. Not for what commits all the time: 100 changes of a queue are kept.
+    ///
+    /// # Errors
+    /// As [`Client::commit`]; also `BadRequest` and `TooLarge` for such a name.
+    pub async fn commit_by(
+        &self,
+        group: &str,
+        offsets: &[NewCommit<'_>],
+        by: &str,
+    ) -> Result<(), ClientError> {
         let offset = |new: &NewCommit<'_>| proto::CommitOffset {
             topic: new.topic.to_owned(),
             queue: new.queue.get(),
@@ -118,6 +165,7 @@ impl Client {
         let request = proto::CommitOffsetsRequest {
             group: group.to_owned(),
             offsets: offsets.iter().map(offset).collect(),
+            by: by.to_owned(),
         };
         let answer = self.broker.clone().commit_offsets(within(request, CALL_TIMEOUT)).await;
         self.answer(answer).map(|_| ())
@@ -215,11 +263,13 @@ impl Client {
         }
     }
 
-    /// Moves a group to another place in one queue or all queues of a topic, all of them or none; `dry_run` only says
-    /// what would be done. A reset whose outcome is unknown can be repeated.
+    /// Moves a group to another place in one queue or all queues of a topic, all of them or none; [`Run::Dry`] only
+    /// says what would be done. It is remembered under `by`, which may be empty. A reset whose outcome is unknown can
+    /// be repeated.
     ///
     /// # Errors
-    /// Refusals: `UnknownGroup`, `UnknownTopic`, `BadQueue`, `OffsetOutOfRange` with range and epoch, `OffsetLimit`.
+    /// Refusals: `UnknownGroup`, `UnknownTopic`, `BadQueue`, `OffsetOutOfRange` with range and epoch, `OffsetLimit`,
+    /// `BadRequest` and `TooLarge` for a `by` of more than 128 bytes or with a control character.
     pub async fn reset(
         &self,
         group: &str,
@@ -227,6 +277,7 @@ impl Client {
         queue: Option<QueueId>,
         to: Position,
         run: Run,
+        by: &str,
     ) -> Result<Reset, ClientError> {
         let request = proto::ResetOffsetsRequest {
             group: group.to_owned(),
@@ -234,6 +285,7 @@ impl Client {
             queue: queue.map(QueueId::get),
             to: Some(position(to)),
             dry_run: run == Run::Dry,
+            by: by.to_owned(),
         };
         let answer = self.admin.clone().reset_offsets(within(request, CALL_TIMEOUT)).await;
         let answer = self.answer(answer)?;
@@ -249,6 +301,52 @@ impl Client {
             again: answer.again,
             skipped: answer.skipped,
         })
+    }
+
+    /// One page of what moved a group in one queue or all queues of a topic, newest first, and whether there is more
+    /// behind the last one of it, `after` which the next page begins: resets, commits that went back, and commits of
+    /// somebody who said who he is. Of each queue the last 100, none older than 7 days.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownGroup`, `UnknownTopic`, `BadQueue`.
+    pub async fn offset_history(
+        &self,
+        group: &str,
+        topic: &str,
+        queue: Option<QueueId>,
+        after: Option<&OffsetChange>,
+    ) -> Result<(Vec<OffsetChange>, bool), ClientError> {
+        let request = proto::ListOffsetHistoryRequest {
+            group: group.to_owned(),
+            topic: topic.to_owned(),
+            queue: queue.map(QueueId::get),
+            after: after.map(|last| proto::OffsetChangePlace {
+                position: last.position.get(),
+                queue: last.queue.get(),
+            }),
+            limit: 0,
+        };
+        let answer = self.admin.clone().list_offset_history(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        Ok((answer.changes.into_iter().map(change).collect(), answer.more))
+    }
+}
+
+fn change(row: proto::OffsetChange) -> OffsetChange {
+    let said = |text: String| (!text.is_empty()).then_some(text);
+    OffsetChange {
+        queue: QueueId::new(row.queue),
+        time: Timestamp::new(row.time_ms),
+        kind: match row.kind() {
+            Kind::Commit => ChangeKind::Commit,
+            Kind::Rewind => ChangeKind::Rewind,
+            Kind::Reset => ChangeKind::Reset,
+        },
+        old: row.old.map(QueueOffset::new),
+        new: QueueOffset::new(row.new),
+        position: PhysicalOffset::new(row.position),
+        address: said(row.address),
+        by: said(row.by),
     }
 }
 

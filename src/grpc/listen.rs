@@ -182,7 +182,7 @@ async fn connection(
         tracing::debug!(%peer, "no HTTP/2 preface, closed");
         return;
     };
-    let (service, outgoing) = service.of_connection();
+    let (service, outgoing) = service.of_connection(peer);
     let served =
         settings().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);

@@ -26,6 +26,7 @@ use crate::broker::Broker;
 use crate::proto;
 
 pub(crate) use serve::Guarded;
+use serve::peer;
 
 /// The name of the service whose health is told beside the server's own.
 const HEALTH_OF: &str = "mainstem.v1.Broker";

@@ -5,8 +5,10 @@
 //! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
 //! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; a request that is not whole after [`REQUEST_TIMEOUT`] is refused |
 //! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped; a caller who reads nothing for [`ANSWER_TIMEOUT`] loses the connection |
+//! | who calls | [`peer`] says it to a handler, without a place in every request |
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,6 +33,16 @@ const UNCOUNTED: u64 = 4 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may hold answers of which none leaves.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+tokio::task_local! {
+    /// Who is at the other end of the connection, while a call of his is polled.
+    static PEER: SocketAddr;
+}
+
+/// Where the call that is being served came from; for handlers. `None` if it came over no connection.
+pub(super) fn peer() -> Option<SocketAddr> {
+    PEER.try_with(|peer| *peer).ok()
+}
 
 /// Keeps the bytes of an answer counted while it is on its way; put into the answer's extensions by a handler.
 #[derive(Clone, Debug)]
@@ -99,18 +111,21 @@ pub(crate) struct Guarded<S> {
     inner: S,
     broker: Arc<Broker>,
     outgoing: Outgoing,
+    peer: Option<SocketAddr>,
 }
 
 impl<S: Clone> Guarded<S> {
     /// Guards `inner`.
     pub(crate) fn new(inner: S, broker: Arc<Broker>) -> Self {
-        Self { inner, broker, outgoing: Outgoing::new() }
+        Self { inner, broker, outgoing: Outgoing::new(), peer: None }
     }
 
     /// The service of one connection, and the answers that it holds.
-    pub(crate) fn of_connection(&self) -> (Self, Outgoing) {
+    pub(crate) fn of_connection(&self, peer: SocketAddr) -> (Self, Outgoing) {
         let outgoing = Outgoing::new();
-        (Self { outgoing: outgoing.clone(), ..self.clone() }, outgoing)
+        // As people write it, also where one socket takes both families.
+        let peer = Some(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+        (Self { outgoing: outgoing.clone(), peer, ..self.clone() }, outgoing)
     }
 }
 
@@ -135,7 +150,8 @@ where
             return GuardedCall::Stream(Some(stream.answer(&self.broker, &self.outgoing, body)));
         }
         let request = request.map(|body| Received::new(body, Arc::clone(&self.broker)));
-        GuardedCall::Call(Box::pin(self.inner.call(request)), self.outgoing.clone())
+        let (call, outgoing) = (Box::pin(self.inner.call(request)), self.outgoing.clone());
+        GuardedCall::Call { call, outgoing, peer: self.peer }
     }
 }
 
@@ -210,7 +226,11 @@ where
 
 /// A call whose panic becomes its answer.
 pub(crate) enum GuardedCall<F> {
-    Call(Pin<Box<F>>, Outgoing),
+    Call {
+        call: Pin<Box<F>>,
+        outgoing: Outgoing,
+        peer: Option<SocketAddr>,
+    },
     /// Its body does the work.
     Stream(Option<Response<Body>>),
 }
@@ -219,15 +239,20 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (call, outgoing) = match &mut *self {
-            Self::Call(call, outgoing) => (call, outgoing),
+        let (call, outgoing, peer) = match &mut *self {
+            Self::Call { call, outgoing, peer } => (call, outgoing, *peer),
             Self::Stream(answer) => {
                 return answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
             }
         };
         // What a handler shares is behind locks that end the process when they are poisoned, so nothing half changed is
         // seen after a panic.
-        match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+        let mut poll = || call.as_mut().poll(cx);
+        let polled = catch_unwind(AssertUnwindSafe(|| match peer {
+            Some(peer) => PEER.sync_scope(peer, poll),
+            None => poll(),
+        }));
+        match polled {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Ok(answer))) => {
                 let mut answer = status::completed(answer);

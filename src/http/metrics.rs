@@ -87,6 +87,7 @@ impl Collector for Numbers {
             ("groups", "Consumer groups", None, groups),
             ("committed_offsets", "Committed queue offsets", None, committed_offsets),
             ("offsets", "Memory of committed offsets, about", bytes, offsets_memory),
+            ("offset_changes", "Changes of offsets remembered", None, broker.offset_changes()),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
             (
                 "connections",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use mainstem::broker::{
-    BrokerError, CommitOffset, Expected, GroupChange, Position, Purge, QueueRange, Receipt,
+    BrokerError, Caller, CommitOffset, Expected, GroupChange, Position, Purge, QueueRange, Receipt,
     RequestFault, ResetQueue, ResetRequest, Run, SendRequest, SessionFault, TopicChanges,
     TypeFault,
 };
@@ -680,7 +680,7 @@ impl Model {
             |broker| {
                 let offsets = offsets.clone();
                 Box::pin(async move {
-                    broker.commit_offsets(group, &offsets, late()).await?;
+                    broker.commit_offsets(group, &offsets, Caller::default(), late()).await?;
                     Ok((Answer::Done, None))
                 })
             },
@@ -820,7 +820,8 @@ impl Model {
             |broker| {
                 Box::pin(async move {
                     let queue = queue.map(QueueId::new);
-                    let request = ResetRequest { group, topic, queue, to, run };
+                    let request =
+                        ResetRequest { group, topic, queue, to, run, caller: Caller::default() };
                     let rows = broker.reset_offsets(request, late()).await?;
                     Ok((Answer::Reset(rows), None))
                 })

@@ -713,6 +713,13 @@ impl Admin for Fake {
     ) -> Result<Response<proto::ResetOffsetsResponse>, Status> {
         Err(without_groups())
     }
+
+    async fn list_offset_history(
+        &self,
+        _: Request<proto::ListOffsetHistoryRequest>,
+    ) -> Result<Response<proto::ListOffsetHistoryResponse>, Status> {
+        Err(without_groups())
+    }
 }
 
 impl Session {

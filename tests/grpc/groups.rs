@@ -49,7 +49,7 @@ async fn commit(server: &Server, group: &str, offsets: &[(&str, u32, u64)]) -> R
         condition: None,
     };
     let offsets = offsets.iter().map(offset).collect();
-    let request = CommitOffsetsRequest { group: group.to_owned(), offsets };
+    let request = CommitOffsetsRequest { group: group.to_owned(), offsets, by: String::new() };
     server.broker.clone().commit_offsets(request).await.map(|_| ())
 }
 

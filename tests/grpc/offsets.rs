@@ -1,11 +1,13 @@
-//! Offsets: committed, asked for, reset; and those of a topic by edge.
+//! Offsets: committed, asked for, reset, and who did; and those of a topic by edge.
 
 use mainstem::proto::commit_offset::Condition;
+use mainstem::proto::offset_change::Kind;
 use mainstem::proto::position::{At, Edge};
 use mainstem::proto::{
-    CommitOffset, CommitOffsetsRequest, CommittedOffsetsRequest, CreateGroupRequest, GroupConfig,
-    OffsetRange, Position, QueryOffsetsRequest, QueueProgress, ResetOffsetsRequest,
-    ResetOffsetsResponse, TopicConfig, UpdateGroupRequest,
+    CommitOffset, CommitOffsetsRequest, CommittedOffsetsRequest, CreateGroupRequest,
+    DeleteGroupRequest, GroupConfig, ListOffsetHistoryRequest, ListOffsetHistoryResponse,
+    OffsetChange, OffsetChangePlace, OffsetRange, Position, QueryOffsetsRequest, QueueProgress,
+    ResetOffsetsRequest, ResetOffsetsResponse, TopicConfig, UpdateGroupRequest,
 };
 use tonic::{Code, Status};
 
@@ -35,8 +37,37 @@ fn at(queue: u32, offset: u64) -> CommitOffset {
 }
 
 async fn commit(server: &Server, offsets: &[CommitOffset]) -> Result<(), Status> {
-    let request = CommitOffsetsRequest { group: "g".to_owned(), offsets: offsets.to_vec() };
+    commit_by(server, offsets, "").await
+}
+
+async fn commit_by(server: &Server, offsets: &[CommitOffset], by: &str) -> Result<(), Status> {
+    let (group, offsets, by) = ("g".to_owned(), offsets.to_vec(), by.to_owned());
+    let request = CommitOffsetsRequest { group, offsets, by };
     server.broker.clone().commit_offsets(request).await.map(|_| ())
+}
+
+/// What is remembered of `g` in `t`.
+fn history(queue: Option<u32>) -> ListOffsetHistoryRequest {
+    let (group, topic) = ("g".to_owned(), "t".to_owned());
+    ListOffsetHistoryRequest { group, topic, queue, after: None, limit: 0 }
+}
+
+async fn ask(
+    server: &Server,
+    request: ListOffsetHistoryRequest,
+) -> Result<ListOffsetHistoryResponse, Status> {
+    server.admin.clone().list_offset_history(request).await.map(tonic::Response::into_inner)
+}
+
+async fn changes(server: &Server, queue: Option<u32>) -> Vec<OffsetChange> {
+    let answer = ask(server, history(queue)).await.unwrap();
+    assert!(!answer.more);
+    answer.changes
+}
+
+/// Queue, kind, old, new and by whom of each.
+fn what(changes: &[OffsetChange]) -> Vec<(u32, Kind, Option<u64>, u64, &str)> {
+    changes.iter().map(|row| (row.queue, row.kind(), row.old, row.new, row.by.as_str())).collect()
 }
 
 async fn committed(server: &Server, queue: u32) -> Result<u64, Status> {
@@ -74,6 +105,7 @@ fn reset(queue: Option<u32>, to: At) -> ResetOffsetsRequest {
         queue,
         to: Some(Position { at: Some(to) }),
         dry_run: false,
+        by: String::new(),
     }
 }
 
@@ -370,7 +402,129 @@ async fn all_queues_of_the_widest_topic_are_reset_at_once() {
     let done = run(&server, request).await.unwrap();
     assert_eq!((done.queues.len(), done.skipped), (65_536, 1));
     assert_eq!(done.queues[65_535].new, 1);
+    assert_eq!(server.metric("mainstem_offset_changes").await, Some(65_536));
+    let request = ListOffsetHistoryRequest { topic: "wide".to_owned(), ..history(Some(65_535)) };
+    let told = ask(&server, request).await.unwrap().changes;
+    assert_eq!(what(&told), [(65_535, Kind::Reset, None, 1, "")]);
     assert_eq!(server.metric("mainstem_committed_offsets").await, Some(65_536));
     let memory = server.metric("mainstem_offsets_bytes").await.unwrap();
     assert!((786_432..800_000).contains(&memory), "{memory}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resets_rewinds_and_commits_with_a_name_are_remembered_and_no_others() {
+    let server = server().await;
+    commit(&server, &[at(0, 1), at(1, 1)]).await.unwrap();
+    commit(&server, &[at(1, 3)]).await.unwrap();
+    assert_eq!(changes(&server, None).await, []);
+    assert_eq!(server.metric("mainstem_offset_changes").await, Some(0));
+
+    // One queue goes back, the other one forward.
+    commit(&server, &[at(0, 2), at(1, 2)]).await.unwrap();
+    commit_by(&server, &[at(0, 2), at(1, 3), at(2, 0)], "ann@desk").await.unwrap();
+    let request = ResetOffsetsRequest { by: "bob".to_owned(), ..reset(None, earliest()) };
+    run(&server, ResetOffsetsRequest { dry_run: true, ..request.clone() }).await.unwrap();
+    run(&server, request.clone()).await.unwrap();
+    run(&server, request).await.unwrap();
+    run(&server, reset(Some(1), latest())).await.unwrap();
+    // What is so already is no change.
+    commit_by(&server, &[at(1, 3)], "ann@desk").await.unwrap();
+
+    let (all, reset) = (changes(&server, None).await, Kind::Reset);
+    let expected = [
+        (1, reset, Some(0), 3, ""),
+        (0, reset, Some(2), 0, "bob"),
+        (1, reset, Some(3), 0, "bob"),
+        (1, Kind::Commit, Some(2), 3, "ann@desk"),
+        (2, Kind::Commit, None, 0, "ann@desk"),
+        (1, Kind::Rewind, Some(3), 2, ""),
+    ];
+    assert_eq!(what(&all), expected);
+    assert_eq!(server.metric("mainstem_offset_changes").await, Some(6));
+    assert_eq!((all[1].position, all[1].time_ms), (all[2].position, all[2].time_ms));
+    assert!(all.is_sorted_by(|a, b| a.position >= b.position && a.time_ms >= b.time_ms));
+    for row in &all {
+        let address: std::net::SocketAddr = row.address.parse().unwrap();
+        assert!(address.ip().is_loopback() && address.port() != server.at.grpc.port(), "{address}");
+    }
+    let of_queue = changes(&server, Some(0)).await;
+    assert_eq!(of_queue, all[1..2]);
+
+    let (data, ended) = server.stop();
+    ended.await.unwrap().unwrap();
+    let server = Server::on(data, &[]).await;
+    assert_eq!(changes(&server, None).await, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_comes_in_pages_and_has_a_hundred_changes_of_a_queue() {
+    let server = server().await;
+    for _ in 0..60 {
+        commit(&server, &[at(0, 2), at(1, 3)]).await.unwrap();
+        commit(&server, &[at(0, 0), at(1, 0)]).await.unwrap();
+    }
+    commit_by(&server, &[at(0, 1)], "ann").await.unwrap();
+    let all = changes(&server, None).await;
+    assert_eq!(all.len(), 121);
+    for _ in 0..60 {
+        commit_by(&server, &[at(0, 2)], "ann").await.unwrap();
+        commit(&server, &[at(0, 0)]).await.unwrap();
+    }
+    assert_eq!(changes(&server, Some(0)).await.len(), 100);
+    assert_eq!(changes(&server, Some(1)).await.len(), 60);
+    let all = changes(&server, None).await;
+    let (mut pages, mut after) = (Vec::new(), None);
+    loop {
+        let answer = ask(&server, ListOffsetHistoryRequest { limit: 7, after, ..history(None) });
+        let answer = answer.await.unwrap();
+        assert!(answer.changes.len() == 7 || !answer.more);
+        let place =
+            |row: &OffsetChange| OffsetChangePlace { position: row.position, queue: row.queue };
+        after = answer.changes.last().map(place);
+        pages.extend(answer.changes);
+        if !answer.more {
+            break;
+        }
+    }
+    assert_eq!((pages.len(), pages), (160, all));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_is_gone_with_its_group_or_its_topic() {
+    let server = server().await;
+    run(&server, reset(None, latest())).await.unwrap();
+    assert_eq!(server.metric("mainstem_offset_changes").await, Some(3));
+    let request = DeleteGroupRequest { name: "g".to_owned() };
+    server.admin.clone().delete_group(request).await.unwrap();
+    let unknown = refused(Code::NotFound, "UNKNOWN_GROUP");
+    assert_eq!(refusal(ask(&server, history(None)).await), unknown);
+    create_group(&server, "g", None).await;
+    assert_eq!(changes(&server, None).await, []);
+    run(&server, reset(Some(1), latest())).await.unwrap();
+    assert_eq!(changes(&server, None).await.len(), 1);
+    server.delete("t").await;
+    let unknown = refused(Code::NotFound, "UNKNOWN_TOPIC");
+    assert_eq!(refusal(ask(&server, history(None)).await), unknown);
+    assert_eq!(server.metric("mainstem_offset_changes").await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_callers_and_questions_about_the_history_that_make_no_sense_are_refused() {
+    let server = server().await;
+    let longest = "x".repeat(128);
+    commit_by(&server, &[at(0, 1)], &longest).await.unwrap();
+    assert_eq!(changes(&server, None).await[0].by, longest);
+    let status = commit_by(&server, &[at(0, 2)], &"x".repeat(129)).await.unwrap_err();
+    assert_eq!((status.code(), detail(&status).limit), (Code::OutOfRange, Some(128)));
+    let bad = |reason| refused(Code::InvalidArgument, reason);
+    let answer = commit_by(&server, &[at(0, 2)], "an\nn").await;
+    assert_eq!(refusal(answer), bad("BAD_REQUEST"));
+    let request = ResetOffsetsRequest { by: "\u{1b}[2J".to_owned(), ..reset(None, latest()) };
+    assert_eq!(refusal(run(&server, request).await), bad("BAD_REQUEST"));
+    assert_eq!(committed(&server, 0).await.unwrap(), 1);
+
+    assert_eq!(refusal(ask(&server, history(Some(3))).await), bad("BAD_QUEUE"));
+    let request = ListOffsetHistoryRequest { limit: 10_001, ..history(None) };
+    let large = refused(Code::OutOfRange, "TOO_LARGE");
+    assert_eq!(refusal(ask(&server, request).await), large);
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstem::broker::{
-    Broker, BrokerConfig, BrokerError, CommitOffset, Expected, Reason, SendRequest, TopicChanges,
+    Broker, BrokerConfig, BrokerError, Caller, CommitOffset, Expected, Reason, SendRequest,
+    TopicChanges,
 };
 use mainstem::clock::SystemClock;
 use mainstem::file::disk::RealDisk;
@@ -109,7 +110,12 @@ impl Rig {
         };
         let offsets: Vec<_> = queues.map(offset).collect();
         for offsets in offsets.chunks(COMMIT) {
-            self.runtime.block_on(self.broker.commit_offsets(group, offsets, soon()))?;
+            self.runtime.block_on(self.broker.commit_offsets(
+                group,
+                offsets,
+                Caller::default(),
+                soon(),
+            ))?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! | the topic table | [`topics`] | names, ids, configurations, what of a topic is gone, and the counter of ids |
 //! | the session table; each session | [`sessions`] | names and the counter of ids; epoch, sequence, the last batches |
 //! | the group table | [`groups`] | names, ids, settings of consumer groups, and the counter of ids |
-//! | a (group, topic) | [`offsets`] | the committed offset of each queue |
+//! | a (group, topic) | [`offsets`] | the committed offset of each queue; the changes of it that are remembered |
 //!
 //! A unit has one short mutex. A change happens under it in this order: decide, append the state record, apply. So the
 //! order in the log is the order of decisions. Replay after a start runs the same transition function.
@@ -66,10 +66,15 @@ impl State {
                 self.groups.replay(transition, at);
                 self.offsets.forget_group(id);
             }
-            Transition::OffsetsCommitted { group, topic, bound, offsets }
+            Transition::OffsetsCommitted { group, topic, bound, offsets, note }
                 if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
             {
-                self.offsets.replay((group, topic), bound, offsets, at);
+                self.offsets.replay((group, topic), bound, offsets, note.as_ref(), at);
+            }
+            Transition::OffsetHistory { group, topic, position, note, moves }
+                if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
+            {
+                self.offsets.restore_history((group, topic), position, &note, &moves);
             }
             Transition::TopicDeleted { id } => {
                 self.topics.replay(topics, transition, at);

@@ -5,8 +5,10 @@
 //! | `units` | every commit and every look at one (group, topic), without a lock of its own | at the first commit of a group to a topic; when either is forgotten |
 //! | a unit's mutex | who commits to it or looks at it | by commits, replay and forgetting |
 //! | `index` | who lists what a group or a topic has, snapshots | with `units` |
+//! | `history` (`history.rs`) | who asks what moved a group, snapshots | with the units, by commits that are remembered |
 //!
-//! Lock order: the units of one commit by rising topic id, then the store's append lock; `index`, then `units`.
+//! Lock order: the units of one commit by rising topic id, then the store's append lock, or `history`; `index`, then
+//! `units`.
 //!
 //! A queue that its topic got after the group's first commit to the topic begins at 0, not where the group began: what
 //! was sent to it before the group looked must not be passed over. So a unit keeps its *bound*: how many queues there
@@ -18,8 +20,14 @@
 //!
 //! Memory: 12 bytes for each committed queue offset, and about 200 for each (group, topic). `benches/offsets.rs` prints
 //! it.
+//!
+//! A commit that goes forward and says nothing about itself, as those of consumers do, is not remembered: it has no
+//! note, its record has no byte for it, and it does not touch `history`.
+
+mod history;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
@@ -28,10 +36,14 @@ use dashmap::DashMap;
 use super::append;
 use super::groups::GroupEntry;
 use super::topics::TopicEntry;
-use crate::format::state_record::Transition;
-use crate::message::{GroupId, PhysicalOffset, QueueId, QueueOffset, TopicId};
+use crate::format::state_record::{OffsetCause, OffsetMove, OffsetNote, Transition};
+use crate::message::{GroupId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
 use crate::store::{AppendError, Store};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
+
+use self::history::History;
+pub(crate) use self::history::{Asked, KEPT_MS};
+pub use self::history::{ChangeKind, OffsetChange};
 
 type Hasher = foldhash::fast::RandomState;
 
@@ -70,6 +82,35 @@ pub(crate) struct NewOffset {
 pub(crate) struct TopicCommit {
     pub(crate) topic: Arc<TopicEntry>,
     pub(crate) offsets: Vec<NewOffset>,
+}
+
+/// Who commits or resets, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caller<'a> {
+    /// Where the request came from, if it came over a network.
+    pub address: Option<SocketAddr>,
+    /// His name, as he says; empty if he does not. At most 128 bytes without control characters.
+    pub name: &'a str,
+}
+
+/// Why offsets are committed, and by whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct By<'a> {
+    pub(crate) cause: OffsetCause,
+    pub(crate) caller: Caller<'a>,
+}
+
+impl By<'_> {
+    /// Whether what changes for it is remembered wherever it goes. A commit of nobody is only if it goes back.
+    fn is_remembered(&self) -> bool {
+        self.cause == OffsetCause::Reset || !self.caller.name.is_empty()
+    }
+
+    fn note(&self, at: Timestamp) -> Arc<OffsetNote> {
+        let Caller { address, name } = self.caller;
+        let by = (!name.is_empty()).then(|| name.into());
+        Arc::new(OffsetNote { at, cause: self.cause, address, by })
+    }
 }
 
 /// What became of a commit.
@@ -171,6 +212,17 @@ impl Unit {
         queues.map(|queue| u64::from(self.row(queue).is_none())).sum()
     }
 
+    /// Which of these offsets are changes to be remembered under `note`.
+    fn moves(&self, note: &OffsetNote, offsets: &[(QueueId, QueueOffset)]) -> Vec<OffsetMove> {
+        let all = note.cause == OffsetCause::Reset || note.by.is_some();
+        let moves = offsets.iter().filter_map(|(queue, new)| {
+            let old = self.get(*queue);
+            let is_told = if all { old != Some(*new) } else { old.is_some_and(|old| *new < old) };
+            is_told.then_some(OffsetMove { queue: *queue, old, new: *new })
+        });
+        moves.collect()
+    }
+
     /// The one place where offsets change. `offsets` by rising queue, none twice.
     fn transition(
         &mut self,
@@ -216,6 +268,15 @@ impl Unit {
     }
 }
 
+/// What a commit changes in one unit.
+#[derive(Clone, Copy, Debug)]
+struct UnitChange<'a> {
+    bound: u32,
+    /// By rising queue, none twice.
+    offsets: &'a [(QueueId, QueueOffset)],
+    note: Option<&'a Arc<OffsetNote>>,
+}
+
 /// Which units there are, both ways round.
 #[derive(Debug, Default)]
 struct Index {
@@ -230,6 +291,7 @@ pub(crate) struct Offsets {
     index: Mutex<Index>,
     /// Rows of all units, and those that a commit under way may add. Relaxed: a limit, and a number to show.
     rows: AtomicU64,
+    history: Mutex<History>,
 }
 
 impl Offsets {
@@ -249,11 +311,12 @@ impl Offsets {
         store: &Store,
         group: &GroupEntry,
         topics: &[TopicCommit],
+        by: By<'_>,
     ) -> Result<Commit, AppendError> {
         let units: Vec<_> =
             topics.iter().map(|commit| self.unit(group.id(), commit.topic.id())).collect();
         let mut locked: Vec<_> = topics.iter().zip(units.iter().map(|unit| lock(unit))).collect();
-        let outcome = self.commit_locked(store, group, &mut locked);
+        let outcome = self.commit_locked(store, group, &mut locked, by);
         drop(locked);
         if !matches!(outcome, Ok(Commit::Done { .. })) {
             for (commit, unit) in topics.iter().zip(&units) {
@@ -268,12 +331,13 @@ impl Offsets {
         store: &Store,
         group: &GroupEntry,
         units: &mut [(&TopicCommit, MutexGuard<'_, Unit>)],
+        by: By<'_>,
     ) -> Result<Commit, AppendError> {
         if group.is_dead() {
             return Ok(Commit::Deleted);
         }
         let (mut old, mut added, mut changes) = (Vec::new(), 0, false);
-        let mut applied = PhysicalOffset::ZERO;
+        let (mut applied, mut is_remembered) = (PhysicalOffset::ZERO, by.is_remembered());
         for (commit, unit) in units.iter() {
             if unit.forgotten || commit.topic.handle().is_dead() {
                 return Ok(Commit::Deleted);
@@ -286,6 +350,7 @@ impl Offsets {
                     return Ok(Commit::Conflict { topic, queue, current, applied: unit.applied });
                 }
                 changes |= unit.row(new.queue).map(Row::offset) != Some(new.offset);
+                is_remembered |= current.is_some_and(|old| new.offset < old);
                 old.push(current);
             }
             added += unit.missing(commit.offsets.iter().map(|new| new.queue));
@@ -297,6 +362,7 @@ impl Offsets {
             self.rows.fetch_sub(added, Ordering::Relaxed);
             return Ok(Commit::Limit);
         }
+        let note = is_remembered.then(|| by.note(store.now()));
         let transitions: Vec<_> = units
             .iter()
             .map(|(commit, unit)| Transition::OffsetsCommitted {
@@ -307,17 +373,52 @@ impl Offsets {
                     known => known,
                 },
                 offsets: commit.offsets.iter().map(|new| (new.queue, new.offset)).collect(),
+                note: note.clone(),
             })
             .collect();
         let end = append(store, &transitions).inspect_err(|_| {
             self.rows.fetch_sub(added, Ordering::Relaxed);
         })?;
         for (transition, (_, unit)) in transitions.iter().zip(units.iter_mut()) {
-            if let Transition::OffsetsCommitted { bound, offsets, .. } = transition {
-                unit.transition(*bound, offsets, end);
+            if let Transition::OffsetsCommitted { topic, bound, offsets, note, .. } = transition {
+                let key = (group.id(), *topic);
+                let change = UnitChange { bound: *bound, offsets, note: note.as_ref() };
+                self.apply(key, unit, change, end);
             }
         }
         Ok(Commit::Done { end, old })
+    }
+
+    /// Takes a commit into its unit and, if it has a note, into the history; how many rows the unit got by it. The same
+    /// for one that was just appended and one that is found again.
+    fn apply(
+        &self,
+        key: (GroupId, TopicId),
+        unit: &mut Unit,
+        change: UnitChange<'_>,
+        end: PhysicalOffset,
+    ) -> u64 {
+        if let Some(note) = change.note {
+            let moves = unit.moves(note, change.offsets);
+            lock(&self.history).add(key, end, note, &moves);
+        }
+        unit.transition(change.bound, change.offsets, end)
+    }
+
+    /// What is remembered of a group in a topic and not from before `since`, newest first.
+    pub(crate) fn history(
+        &self,
+        group: GroupId,
+        topic: TopicId,
+        asked: Asked,
+        since: Timestamp,
+    ) -> (Vec<OffsetChange>, bool) {
+        lock(&self.history).list((group, topic), asked, since)
+    }
+
+    /// How many changes are remembered.
+    pub(crate) fn remembered(&self) -> u64 {
+        lock(&self.history).count()
     }
 
     /// What a group has committed to a topic; nothing if it never did.
@@ -403,6 +504,8 @@ impl Offsets {
             unit.forgotten = true;
             let rows = std::mem::take(&mut unit.rows);
             self.rows.fetch_sub(rows.len() as u64, Ordering::Relaxed);
+            // Nothing comes after it: whoever adds has the unit's lock, and has seen that it is not forgotten.
+            lock(&self.history).forget(key);
         }
     }
 
@@ -437,20 +540,33 @@ impl Offsets {
     /// again, which changes nothing.
     pub(super) fn replay(
         &self,
-        (group, topic): (GroupId, TopicId),
+        key: (GroupId, TopicId),
         bound: u32,
         mut offsets: Vec<(QueueId, QueueOffset)>,
+        note: Option<&Arc<OffsetNote>>,
         end: PhysicalOffset,
     ) {
         // As they were written; another order would break the rows.
         offsets.sort_by_key(|(queue, _)| *queue);
         offsets.dedup_by_key(|(queue, _)| *queue);
-        let unit = self.unit(group, topic);
+        let unit = self.unit(key.0, key.1);
         let mut unit = lock(&unit);
         if end >= unit.applied {
-            let added = unit.transition(bound, &offsets, end);
+            let change = UnitChange { bound, offsets: &offsets, note };
+            let added = self.apply(key, &mut unit, change, end);
             self.rows.fetch_add(added, Ordering::Relaxed);
         }
+    }
+
+    /// Takes over what a snapshot remembers of one change.
+    pub(super) fn restore_history(
+        &self,
+        key: (GroupId, TopicId),
+        position: PhysicalOffset,
+        note: &Arc<OffsetNote>,
+        moves: &[OffsetMove],
+    ) {
+        lock(&self.history).add(key, position, note, moves);
     }
 
     /// Appends the transitions that make these units, by group and topic, each as of its own last record. Returns the
@@ -467,8 +583,12 @@ impl Offsets {
             let (group, topic) = key;
             let offsets = unit.rows.iter().map(|row| row.pair()).collect();
             Transition::AsOf { applied: unit.applied }.encode_into(out);
-            Transition::OffsetsCommitted { group, topic, bound: unit.bound, offsets }
+            Transition::OffsetsCommitted { group, topic, bound: unit.bound, offsets, note: None }
                 .encode_into(out);
+            // Under the unit's lock: what is remembered is as of the same record.
+            for (position, note, moves) in lock(&self.history).of(key) {
+                Transition::OffsetHistory { group, topic, position, note, moves }.encode_into(out);
+            }
             last = last.max(unit.applied);
         }
         last

@@ -3,13 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::groups::{GroupChange, GroupCreation};
-use super::offsets::{Commit, Expected, NewOffset, TopicCommit};
+use super::offsets::{
+    Asked, By, Caller, ChangeKind, Commit, Expected, KEPT_MS, NewOffset, OffsetChange, TopicCommit,
+};
 use super::topics::{Creation, Deletion, Origin};
 use super::*;
+use crate::format::state_record::OffsetCause;
 use crate::message::{
     FlushMode, GroupId, GroupSettings, InitialPosition, QueueId, QueueOffset, Timestamp, TopicId,
     TopicSettings, TopicType,
@@ -51,8 +55,17 @@ impl Applier for Recorder {
     }
 }
 
+/// A consumer, as it commits as it goes.
+const READER: By<'_> =
+    By { cause: OffsetCause::Commit, caller: Caller { address: None, name: "" } };
+
+fn person(name: &str) -> Caller<'_> {
+    Caller { address: Some("10.0.0.1:4000".parse().unwrap()), name }
+}
+
 struct Rig {
     applier: Arc<Recorder>,
+    clock: Arc<ManualClock>,
     store: Store,
     _workers: Workers,
 }
@@ -63,8 +76,9 @@ impl Rig {
         let clock = Arc::new(ManualClock::new(Timestamp::new(1_000)));
         let config = StoreConfig { segment_size: 4 << 20, ..StoreConfig::new("/data") };
         let opened =
-            Store::open_stepped(Arc::new(disk.clone()), clock, config, applier.clone()).unwrap();
-        Self { applier, store: opened.0, _workers: opened.1 }
+            Store::open_stepped(Arc::new(disk.clone()), clock.clone(), config, applier.clone())
+                .unwrap();
+        Self { applier, clock, store: opened.0, _workers: opened.1 }
     }
 
     fn state(&self) -> &State {
@@ -104,8 +118,17 @@ impl Rig {
         }
     }
 
-    /// Commits what can be committed: topics that are not there are left out.
     fn commit(&self, group: &str, offsets: &BTreeMap<(String, u32), (u64, Expected)>) -> Commit {
+        self.commit_by(group, offsets, READER)
+    }
+
+    /// Commits what can be committed: topics that are not there are left out.
+    fn commit_by(
+        &self,
+        group: &str,
+        offsets: &BTreeMap<(String, u32), (u64, Expected)>,
+        by: By<'_>,
+    ) -> Commit {
         let Some(group) = self.state().groups.get(group) else { return Commit::Deleted };
         let mut commits: Vec<TopicCommit> = Vec::new();
         for ((name, queue), (offset, expected)) in offsets {
@@ -124,7 +147,40 @@ impl Rig {
         if commits.is_empty() {
             return Commit::Deleted;
         }
-        self.state().offsets.commit(&self.store, &group, &commits).unwrap()
+        self.state().offsets.commit(&self.store, &group, &commits, by).unwrap()
+    }
+
+    /// What is remembered and not too old, by the names of group and topic, oldest first.
+    fn history(&self) -> BTreeMap<(String, String, u32), Vec<Moved>> {
+        let all = self.history_since(Timestamp::ZERO);
+        let count: usize = all.values().map(Vec::len).sum();
+        assert_eq!(self.state().offsets.remembered(), count as u64, "of nothing that is gone");
+        self.history_since(Timestamp::new(self.store.now().get().saturating_sub(KEPT_MS)))
+    }
+
+    fn history_since(&self, since: Timestamp) -> BTreeMap<(String, String, u32), Vec<Moved>> {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let (groups, _, _) = self.state().groups.list("", 1_000);
+        for group in groups {
+            for id in self.state().offsets.topics_of(group.id, TopicId::ZERO, 1_000).0 {
+                let topic = self.state().topics.by_id(id).unwrap();
+                // Pages of two: every place is the end of a page in some run.
+                let mut asked = Asked { limit: 2, ..Asked::default() };
+                loop {
+                    let (page, more) = self.state().offsets.history(group.id, id, asked, since);
+                    asked.after = page.last().map(|last| (last.position, last.queue));
+                    for change in page {
+                        let queue = change.queue.get();
+                        let key = (group.name.to_string(), topic.name().to_owned(), queue);
+                        found.entry(key).or_default().insert(0, moved(change));
+                    }
+                    if !more {
+                        break;
+                    }
+                }
+            }
+        }
+        found
     }
 
     /// Every committed offset by the names of its group and its topic.
@@ -160,6 +216,14 @@ impl Rig {
     }
 }
 
+/// Kind, old, new, by whom, when.
+type Moved = (ChangeKind, Option<u64>, u64, String, u64);
+
+fn moved(change: OffsetChange) -> Moved {
+    let (old, new) = (change.old.map(QueueOffset::get), change.new.get());
+    (change.kind, old, new, change.by.map_or_else(String::new, String::from), change.at.get())
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     CreateTopic(String),
@@ -167,7 +231,10 @@ enum Step {
     CreateGroup(String, GroupSettings),
     UpdateGroup(String, GroupChange),
     DeleteGroup(String),
-    Commit(String, BTreeMap<(String, u32), (u64, Expected)>),
+    /// By somebody with a name or without one.
+    Commit(String, BTreeMap<(String, u32), (u64, Expected)>, OffsetCause, &'static str),
+    /// So many hours go by.
+    Wait(u64),
     Snapshot,
 }
 
@@ -216,13 +283,18 @@ fn step() -> impl Strategy<Value = Step> {
             max_attempts,
             ..GroupChange::default()
         });
+    let cause = prop_oneof![3 => Just(OffsetCause::Commit), 1 => Just(OffsetCause::Reset)];
+    let name = prop_oneof![2 => Just(""), 1 => Just("ann"), 1 => Just("bob")];
+    let commit = (group_name(), offsets, cause, name)
+        .prop_map(|(group, offsets, cause, name)| Step::Commit(group, offsets, cause, name));
     prop_oneof![
         2 => topic_name().prop_map(Step::CreateTopic),
         1 => topic_name().prop_map(Step::DeleteTopic),
         2 => (group_name(), settings()).prop_map(|(name, settings)| Step::CreateGroup(name, settings)),
         1 => (group_name(), change).prop_map(|(name, change)| Step::UpdateGroup(name, change)),
         1 => group_name().prop_map(Step::DeleteGroup),
-        8 => (group_name(), offsets).prop_map(|(name, offsets)| Step::Commit(name, offsets)),
+        8 => commit,
+        1 => (1_u64..90).prop_map(Step::Wait),
         1 => Just(Step::Snapshot),
     ]
 }
@@ -233,14 +305,30 @@ struct Model {
     topics: BTreeSet<String>,
     groups: BTreeMap<String, GroupSettings>,
     committed: BTreeMap<(String, String, u32), u64>,
+    history: BTreeMap<(String, String, u32), Vec<Moved>>,
 }
 
 impl Model {
+    fn forget(&mut self, is_gone: impl Fn(&str, &str) -> bool) {
+        self.committed.retain(|(group, topic, _), _| !is_gone(group, topic));
+        self.history.retain(|(group, topic, _), _| !is_gone(group, topic));
+    }
+
+    /// What of the history is not too old by now.
+    fn remembered(&self, now: Timestamp) -> BTreeMap<(String, String, u32), Vec<Moved>> {
+        let mut history = self.history.clone();
+        history.values_mut().for_each(|all| all.retain(|moved| moved.4 + KEPT_MS >= now.get()));
+        history.retain(|_, moved| !moved.is_empty());
+        history
+    }
+
     /// Whether the commit takes place; if so it does.
     fn commit(
         &mut self,
         group: &str,
         offsets: &BTreeMap<(String, u32), (u64, Expected)>,
+        (cause, name): (OffsetCause, &str),
+        now: Timestamp,
     ) -> Option<bool> {
         let key = |topic: &str, queue: u32| (group.to_owned(), topic.to_owned(), queue);
         let known: Vec<_> =
@@ -260,7 +348,16 @@ impl Model {
             return Some(false);
         }
         for ((topic, queue), (offset, _)) in known {
-            self.committed.insert(key(topic, *queue), *offset);
+            let old = self.committed.insert(key(topic, *queue), *offset);
+            let kind = match cause {
+                OffsetCause::Reset => ChangeKind::Reset,
+                OffsetCause::Commit if old.is_some_and(|old| *offset < old) => ChangeKind::Rewind,
+                OffsetCause::Commit => ChangeKind::Commit,
+            };
+            if old != Some(*offset) && (kind != ChangeKind::Commit || !name.is_empty()) {
+                let moved = (kind, old, *offset, name.to_owned(), now.get());
+                self.history.entry(key(topic, *queue)).or_default().push(moved);
+            }
         }
         Some(true)
     }
@@ -278,7 +375,7 @@ fn run(rig: &Rig, steps: &[Step]) -> (Model, Vec<Vec<u8>>) {
             Step::DeleteTopic(name) => {
                 rig.delete_topic(name);
                 model.topics.remove(name);
-                model.committed.retain(|(_, topic, _), _| topic != name);
+                model.forget(|_, topic| topic == name);
             }
             Step::CreateGroup(name, settings) => {
                 let made = rig.create_group(name, settings);
@@ -296,17 +393,20 @@ fn run(rig: &Rig, steps: &[Step]) -> (Model, Vec<Vec<u8>>) {
             Step::DeleteGroup(name) => {
                 rig.delete_group(name);
                 model.groups.remove(name);
-                model.committed.retain(|(group, _, _), _| group != name);
+                model.forget(|group, _| group == name);
             }
-            Step::Commit(group, offsets) => {
-                let done = match rig.commit(group, offsets) {
+            Step::Commit(group, offsets, cause, name) => {
+                let by = By { cause: *cause, caller: person(name) };
+                let done = match rig.commit_by(group, offsets, by) {
                     Commit::Done { .. } => Some(true),
                     Commit::Conflict { .. } => Some(false),
                     Commit::Deleted => None,
                     Commit::Limit => panic!("far below the limit"),
                 };
-                assert_eq!(done, model.commit(group, offsets));
+                let by = (*cause, *name);
+                assert_eq!(done, model.commit(group, offsets, by, rig.store.now()));
             }
+            Step::Wait(hours) => rig.clock.advance(Duration::from_secs(hours * 3_600)),
             Step::Snapshot => snapshots.push(rig.snapshot()),
         }
     }
@@ -329,13 +429,17 @@ proptest! {
         let rig = Rig::open(&disk);
         let (model, mut snapshots) = run(&rig, &steps);
         prop_assert_eq!(rig.committed(), model.committed.clone());
+        let now = rig.store.now();
+        prop_assert_eq!(rig.history(), model.remembered(now));
         prop_assert_eq!(settings_of(&rig), model.groups.clone());
         prop_assert_eq!(rig.state().offsets.count(), model.committed.len() as u64);
         let whole = rig.snapshot();
 
         let (again, records) = rig.replayed(&disk);
         prop_assert_eq!(&again.snapshot(), &whole);
-        prop_assert_eq!(again.committed(), model.committed);
+        prop_assert_eq!(again.committed(), model.committed.clone());
+        again.clock.advance(Duration::from_millis(now.get() - 1_000));
+        prop_assert_eq!(again.history(), model.remembered(now));
         prop_assert_eq!(again.state().offsets.count(), again.committed().len() as u64);
 
         snapshots.push(whole.clone());
@@ -382,8 +486,10 @@ fn commits_beside_deletions_end_as_the_log_says() {
     });
     let (whole, committed) = (rig.snapshot(), rig.committed());
     assert_eq!(rig.state().offsets.count(), committed.len() as u64);
+    let history = rig.history();
     let (again, _) = rig.replayed(&disk);
     assert_eq!(again.committed(), committed);
+    assert_eq!(again.history(), history);
     assert_eq!(again.snapshot(), whole);
 }
 
@@ -471,8 +577,6 @@ fn a_commit_that_comes_to_nothing_leaves_no_unit_behind() {
 /// All units over one store of tiny segments: the state outlives the segments that it was written in, and wherever the
 /// power goes, what is there afterwards was the state once, and is no older than what was durable.
 mod lasting {
-    use std::time::Duration;
-
     use super::*;
     use crate::broker::state::sessions::{Appended, Closing, Opening, Outgoing};
     use crate::broker::state::topics::{Purged, TopicChanges};
@@ -495,6 +599,8 @@ mod lasting {
         DeleteGroup(&'static str),
         /// The same offset in every queue of two topics.
         Commit(&'static str, [&'static str; 2], u64),
+        /// The same as a reset, by somebody with this name.
+        Reset(&'static str, [&'static str; 2], u64, &'static str),
         OpenSession(&'static str),
         /// The next batch of a session.
         SendInSession(&'static str, &'static str),
@@ -569,6 +675,37 @@ mod lasting {
             }
         }
 
+        fn commit(
+            &self,
+            group: &str,
+            topics: [&str; 2],
+            offset: u64,
+            by: By<'_>,
+        ) -> Result<PhysicalOffset, AppendError> {
+            let (state, store) = (&self.state, &self.store);
+            let mut commits: Vec<_> = topics
+                .iter()
+                .map(|name| {
+                    let topic = state.topics.get(name).unwrap();
+                    let offset = QueueOffset::new(offset);
+                    let offsets = (0..topic.settings().queues)
+                        .map(|queue| NewOffset {
+                            queue: QueueId::new(queue),
+                            offset,
+                            expected: Expected::Any,
+                        })
+                        .collect();
+                    TopicCommit { topic, offsets }
+                })
+                .collect();
+            commits.sort_unstable_by_key(|commit| commit.topic.id());
+            let group = state.groups.get(group).unwrap();
+            match state.offsets.commit(store, &group, &commits, by)? {
+                Commit::Done { end, .. } => Ok(end),
+                other => panic!("{other:?}"),
+            }
+        }
+
         fn try_step(&mut self, op: Op) -> Result<Option<PhysicalOffset>, AppendError> {
             let (state, store) = (&self.state, &self.store);
             Ok(Some(match op {
@@ -612,28 +749,10 @@ mod lasting {
                     state.offsets.forget_group(deleted.unwrap());
                     end
                 }
-                Op::Commit(group, topics, offset) => {
-                    let mut commits: Vec<_> = topics
-                        .iter()
-                        .map(|name| {
-                            let topic = state.topics.get(name).unwrap();
-                            let offset = QueueOffset::new(offset);
-                            let offsets = (0..topic.settings().queues)
-                                .map(|queue| NewOffset {
-                                    queue: QueueId::new(queue),
-                                    offset,
-                                    expected: Expected::Any,
-                                })
-                                .collect();
-                            TopicCommit { topic, offsets }
-                        })
-                        .collect();
-                    commits.sort_unstable_by_key(|commit| commit.topic.id());
-                    let group = state.groups.get(group).unwrap();
-                    match state.offsets.commit(store, &group, &commits)? {
-                        Commit::Done { end, .. } => end,
-                        other => panic!("{other:?}"),
-                    }
+                Op::Commit(group, topics, offset) => self.commit(group, topics, offset, READER)?,
+                Op::Reset(group, topics, offset, name) => {
+                    let by = By { cause: OffsetCause::Reset, caller: person(name) };
+                    self.commit(group, topics, offset, by)?
                 }
                 Op::OpenSession(name) => match state.sessions.open(store, name)? {
                     Opening::Done { end, .. } => end,
@@ -717,9 +836,13 @@ mod lasting {
             Op::SendInSession("p", "short"),
             Op::SendInSession("q", "short"),
             Op::UpdateGroup("h", 3),
-            Op::Commit("h", ["kept", "short"], 1),
+            Op::Commit("h", ["kept", "short"], 9),
+            Op::Commit("h", ["kept", "short"], 8),
+            Op::Reset("h", ["kept", "short"], 1, "ann"),
             Op::CreateTopic("gone"),
             Op::CreateGroup("gone"),
+            Op::Commit("gone", ["gone", "kept"], 1),
+            Op::Reset("gone", ["gone", "kept"], 0, ""),
             Op::Commit("gone", ["gone", "kept"], 1),
             Op::DeleteTopic("gone"),
             Op::DeleteGroup("gone"),
@@ -735,7 +858,11 @@ mod lasting {
             match round {
                 3 => ops.extend([Op::PurgeQueue("short", 1), Op::UpdateGroup("h", 4)]),
                 5 => ops.extend([Op::CreateTopic("gone"), Op::CreateGroup("gone")]),
-                6 => ops.push(Op::Commit("gone", ["gone", "short"], 2)),
+                6 => ops.extend([
+                    Op::Commit("gone", ["gone", "short"], 2),
+                    Op::Reset("gone", ["gone", "short"], 1, "bob"),
+                    Op::Reset("g", ["kept", "short"], 3, "bob"),
+                ]),
                 7 => ops.extend([Op::CloseSession("q"), Op::OpenSession("p")]),
                 8 => ops.extend([Op::UpdateTopic("kept", 9_000), Op::DeleteTopic("gone")]),
                 9 => ops.extend([Op::DeleteGroup("gone"), Op::OpenSession("q")]),
@@ -773,7 +900,10 @@ mod lasting {
                 5 if groups.insert(name) => ops.push(Op::CreateGroup(name)),
                 6 if groups.contains(name) => ops.push(Op::UpdateGroup(name, 1 + below(9) as u32)),
                 7 if below(2) == 0 && groups.remove(name) => ops.push(Op::DeleteGroup(name)),
-                8..=10 if is_commit => ops.push(Op::Commit(name, [other, "short"], below(1_000))),
+                8 | 9 if is_commit => ops.push(Op::Commit(name, [other, "short"], below(1_000))),
+                10 if is_commit => {
+                    ops.push(Op::Reset(name, [other, "short"], below(1_000), NAMES[0]));
+                }
                 11 => {
                     sessions.insert(name);
                     ops.push(Op::OpenSession(name));
@@ -840,6 +970,15 @@ mod lasting {
         let topic = life.state.topics.get("kept").unwrap();
         let committed = life.state.offsets.committed_of(group.id(), topic.id(), QueueId::ZERO).0;
         assert_eq!(committed, Some(QueueOffset::new(1)));
+        let asked = Asked { queue: Some(QueueId::ZERO), limit: 9, ..Asked::default() };
+        let of_queue = life.state.offsets.history(group.id(), topic.id(), asked, Timestamp::ZERO).0;
+        let who: Vec<_> = of_queue.iter().map(|change| moved(change.clone())).collect();
+        let (reset, rewind) = (ChangeKind::Reset, ChangeKind::Rewind);
+        let at = who[0].4;
+        let expected =
+            [(reset, Some(8), 1, "ann".to_owned(), at), (rewind, Some(9), 8, String::new(), at)];
+        assert_eq!(who, expected);
+        assert_eq!(of_queue[0].address, person("ann").address);
         let session = life.state.sessions.get("p").0.unwrap();
         assert_eq!((session.epoch, session.last_sequence), (2, 13));
         assert!(life.state.topics.get("gone").is_none() && life.state.groups.get("gone").is_none());

@@ -18,7 +18,7 @@
 //! |    7 | group updated     | 1 id, settings of a group, all of them                                              |
 //! |    8 | group deleted     | 1 id                                                                                |
 //! |    9 | next group id     | 1 id                                                                                |
-//! |   10 | offsets committed | 1 group, 2 topic, 3 queues u32, 4 rows of queue u32 and offset u64                  |
+//! |   10 | offsets committed | 1 group, 2 topic, 3 queues u32, 4 rows of queue u32 and offset u64, [a note]        |
 //! |   11 | session opened    | 1 id, 2 name UTF-8, 3 epoch, 4 time                                                 |
 //! |   12 | session kept      | 1 id, 2 name UTF-8, 3 epoch, 4 time, 5 last sequence, 6 rows of 56 bytes            |
 //! |   13 | session closed    | 1 id                                                                                |
@@ -30,6 +30,11 @@
 //! |   19 | image part        | 1 offset of its begin, 2 number u32, 3 bytes                                        |
 //! |   20 | image ended       | 1 offset of its begin, 2 parts u32, 3 length                                        |
 //! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
+//! |   22 | offset history    | 1 group, 2 topic, 3 position, [4 rows of queue u32, old and new offset u64], a note, [9 rows of queue u32 and new offset u64: nothing was committed before] |
+//!
+//! | a note on a change of offsets | field                                                                       |
+//! | ----------------------------- | --------------------------------------------------------------------------- |
+//! |                               | 5 time, 6 cause u8 (1 commit, 2 reset), [7 address and port UTF-8], [8 by whom UTF-8] |
 //!
 //! | settings of a topic | field                                                                                 |
 //! | ------------------- | ------------------------------------------------------------------------------------- |
@@ -56,12 +61,17 @@
 //! One run is also the broker's state in a snapshot: the transitions that make it out of nothing. There, *as of* says
 //! of which position the transitions behind it are, up to the next one; replay passes over what a unit contains
 //! already. 16 to 21 are the store's own and mean nothing to the rooms above it.
+//!
+//! A commit of offsets that is to be remembered has a note; which of its rows are, and what was there before, follows
+//! from the state. *Offset history* says it outright, since a snapshot has no state before; it is in snapshots alone.
 
+mod notes;
 mod settings;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::fields::{Field, collect, put_field};
 use super::{DecodeError, slice_at, u16_at, u32_at, u64_at};
@@ -69,6 +79,8 @@ use crate::message::{
     Epoch, GroupId, GroupSettings, PhysicalOffset, QueueId, QueueOffset, SessionId, Timestamp,
     TopicId, TopicSettings,
 };
+
+pub use notes::{OffsetCause, OffsetMove, OffsetNote};
 
 const TOPIC_CREATED: u16 = 1;
 const TOPIC_DELETED: u16 = 2;
@@ -91,6 +103,7 @@ const IMAGE_BEGUN: u16 = 18;
 const IMAGE_PART: u16 = 19;
 const IMAGE_ENDED: u16 = 20;
 const QUEUES_FOUND: u16 = 21;
+const OFFSET_HISTORY: u16 = 22;
 
 const KIND_AT: usize = 0;
 const ZERO_AT: usize = KIND_AT + size_of::<u16>();
@@ -227,6 +240,8 @@ pub enum Transition {
         bound: u32,
         /// The next offset to consume, by queue.
         offsets: Vec<(QueueId, QueueOffset)>,
+        /// There if the change may be one that is remembered.
+        note: Option<Arc<OffsetNote>>,
     },
     /// A producer took a name, from whoever had it.
     SessionOpened {
@@ -307,6 +322,19 @@ pub enum Transition {
         /// One for each queue that has records.
         queues: Vec<FoundQueue>,
     },
+    /// In snapshots: what is remembered of one change of a group's offsets of a topic.
+    OffsetHistory {
+        /// Whose.
+        group: GroupId,
+        /// Of which topic.
+        topic: TopicId,
+        /// The end of the change's record.
+        position: PhysicalOffset,
+        /// When, why and by whom.
+        note: Arc<OffsetNote>,
+        /// From where to where, by rising queue.
+        moves: Vec<OffsetMove>,
+    },
 }
 
 impl Transition {
@@ -322,10 +350,22 @@ impl Transition {
                     Self::TopicExpired { id, below, before, queues: rows.to_vec() }.put(out);
                 }
             }
-            Self::OffsetsCommitted { group, topic, bound, offsets } if offsets.len() > MAX_ROWS => {
+            Self::OffsetsCommitted { group, topic, bound, offsets, note }
+                if offsets.len() > MAX_ROWS =>
+            {
                 for rows in offsets.chunks(MAX_ROWS) {
                     let (group, topic, bound) = (*group, *topic, *bound);
-                    Self::OffsetsCommitted { group, topic, bound, offsets: rows.to_vec() }.put(out);
+                    let (offsets, note) = (rows.to_vec(), note.clone());
+                    Self::OffsetsCommitted { group, topic, bound, offsets, note }.put(out);
+                }
+            }
+            Self::OffsetHistory { group, topic, position, note, moves }
+                if moves.len() > notes::MAX_MOVES =>
+            {
+                for rows in moves.chunks(notes::MAX_MOVES) {
+                    let (group, topic, position) = (*group, *topic, *position);
+                    let (note, moves) = (Arc::clone(note), rows.to_vec());
+                    Self::OffsetHistory { group, topic, position, note, moves }.put(out);
                 }
             }
             Self::SegmentsDeleted { ranges } if ranges.len() > MAX_ROWS => {
@@ -396,11 +436,14 @@ impl Transition {
             Self::GroupDeleted { id } | Self::NextGroupId { next: id } => {
                 put_u64(out, 1, id.get());
             }
-            Self::OffsetsCommitted { group, topic, bound, offsets } => {
+            Self::OffsetsCommitted { group, topic, bound, offsets, note } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_field(out, 3, &bound.to_le_bytes());
                 put_field(out, 4, &offset_rows(offsets));
+                if let Some(note) = note {
+                    notes::put_note(out, note);
+                }
             }
             Self::SessionOpened { id, name, epoch, at } => {
                 put_u64(out, 1, id.get());
@@ -438,6 +481,13 @@ impl Transition {
                 put_u64(out, 1, topic.get());
                 put_field(out, 2, &position_rows(queues));
             }
+            Self::OffsetHistory { group, topic, position, note, moves } => {
+                put_u64(out, 1, group.get());
+                put_u64(out, 2, topic.get());
+                put_u64(out, 3, position.get());
+                notes::put_moves(out, moves);
+                notes::put_note(out, note);
+            }
         }
     }
 
@@ -464,6 +514,7 @@ impl Transition {
             Self::ImagePart { .. } => IMAGE_PART,
             Self::ImageEnded { .. } => IMAGE_ENDED,
             Self::QueuesFound { .. } => QUEUES_FOUND,
+            Self::OffsetHistory { .. } => OFFSET_HISTORY,
         }
     }
 
@@ -516,12 +567,14 @@ impl Transition {
             GROUP_DELETED => Self::GroupDeleted { id: GroupId::new(only_id()?) },
             NEXT_GROUP_ID => Self::NextGroupId { next: GroupId::new(only_id()?) },
             OFFSETS_COMMITTED => {
-                let [group, topic, bound, offsets] = collect(fields, [1, 2, 3, 4])?;
+                let [group, topic, bound, offsets, note @ ..] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
                 Self::OffsetsCommitted {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
                     bound: bound.u32()?,
                     offsets: offsets_of(offsets)?,
+                    note: notes::is_there(&note).then(|| notes::note_of(note)).transpose()?,
                 }
             }
             SESSION_OPENED => {
@@ -577,6 +630,17 @@ impl Transition {
                 let [topic, queues] = collect(fields, [1, 2])?;
                 let topic = TopicId::new(topic.u64()?);
                 Self::QueuesFound { topic, queues: positions_of(queues)? }
+            }
+            OFFSET_HISTORY => {
+                let [group, topic, position, moved, new, note @ ..] =
+                    collect(fields, [1, 2, 3, 4, 9, 5, 6, 7, 8])?;
+                Self::OffsetHistory {
+                    group: GroupId::new(group.u64()?),
+                    topic: TopicId::new(topic.u64()?),
+                    position: PhysicalOffset::new(position.u64()?),
+                    note: notes::note_of(note)?,
+                    moves: notes::moves_of(moved, new)?,
+                }
             }
             _ => return Err(DecodeError::UnknownTransition { kind }),
         })

@@ -120,9 +120,9 @@ fn reserved_bytes_must_be_zero() {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(bytes: Vec<u8>, kind in 0_u16..23) {
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>, kind in 0_u16..24) {
         let _ = read(&bytes);
-        let whole: Vec<_> = (1..9).map(|tag| (tag, &bytes[..bytes.len().min(100)])).collect();
+        let whole: Vec<_> = (1..10).map(|tag| (tag, &bytes[..bytes.len().min(100)])).collect();
         let _ = read(&raw(kind, &whole));
         let number = 7_u64.to_le_bytes();
         let some: Vec<_> = (1..4).map(|tag| (tag, &number[..])).chain([(4, &bytes[..])]).collect();
@@ -173,7 +173,13 @@ fn every_kind() -> Vec<Transition> {
         Transition::GroupUpdated { id, settings: GroupSettings { enabled: true, ..group } },
         Transition::GroupDeleted { id },
         Transition::NextGroupId { next: GroupId::new(3) },
-        Transition::OffsetsCommitted { group: id, topic: TopicId::new(7), bound: 4, offsets: rows },
+        Transition::OffsetsCommitted {
+            group: id,
+            topic: TopicId::new(7),
+            bound: 4,
+            offsets: rows,
+            note: None,
+        },
         Transition::SessionOpened {
             id: session,
             name: name.clone(),
@@ -200,6 +206,42 @@ fn every_kind() -> Vec<Transition> {
     ]
 }
 
+fn note(cause: OffsetCause) -> Arc<OffsetNote> {
+    Arc::new(OffsetNote {
+        at: Timestamp::new(77),
+        cause,
+        address: Some("10.0.0.1:4000".parse().unwrap()),
+        by: Some("me@here".into()),
+    })
+}
+
+fn moved(queue: u32, old: Option<u64>, new: u64) -> OffsetMove {
+    let (queue, old) = (QueueId::new(queue), old.map(QueueOffset::new));
+    OffsetMove { queue, old, new: QueueOffset::new(new) }
+}
+
+/// A commit with a note, and the history of one change.
+fn remembered() -> Vec<Transition> {
+    let (group, topic) = (GroupId::new(2), TopicId::new(7));
+    let note = note(OffsetCause::Reset);
+    vec![
+        Transition::OffsetsCommitted {
+            group,
+            topic,
+            bound: 4,
+            offsets: vec![(QueueId::new(3), QueueOffset::new(9))],
+            note: Some(Arc::clone(&note)),
+        },
+        Transition::OffsetHistory {
+            group,
+            topic,
+            position: PhysicalOffset::new(4400),
+            note,
+            moves: vec![moved(1, Some(5), 9), moved(2, None, 6)],
+        },
+    ]
+}
+
 fn position(queue: u32) -> FoundQueue {
     FoundQueue {
         queue: QueueId::new(queue),
@@ -220,8 +262,39 @@ fn golden_bytes_of_later_kinds() {
 }
 
 #[test]
+fn golden_bytes_of_what_is_remembered_of_offsets() {
+    assert_eq!(hex(&run_of(&remembered())), GOLDEN_REMEMBERED);
+}
+
+#[test]
+fn half_a_note_and_one_without_meaning_are_named() {
+    let (id, queues) = (7_u64.to_le_bytes(), 4_u32.to_le_bytes());
+    let committed = |note: &[(u16, &[u8])]| {
+        let fields = [&[(1, &id[..]), (2, &id), (3, &queues), (4, b"")], note].concat();
+        read(&raw(10, &fields)).map(|_| ())
+    };
+    assert_eq!(committed(&[]), Ok(()));
+    assert_eq!(committed(&[(5, &id), (6, &[1])]), Ok(()));
+    assert_eq!(committed(&[(5, &id)]), Err(DecodeError::MissingField { tag: 6 }));
+    assert_eq!(committed(&[(8, b"me")]), Err(DecodeError::MissingField { tag: 5 }));
+    let error = |tag, len| Err(DecodeError::Field { tag, len });
+    assert_eq!(committed(&[(5, &id), (6, &[3])]), error(6, 1));
+    assert_eq!(committed(&[(5, &id), (6, &[1]), (7, b"nowhere")]), error(7, 7));
+    assert_eq!(committed(&[(5, &id), (6, &[1]), (8, b"\xff")]), error(8, 1));
+}
+
+#[test]
 fn every_kind_survives_a_round_trip() {
     let mut list = every_kind();
+    list.extend(remembered());
+    let alone = OffsetNote { address: None, by: None, ..(*note(OffsetCause::Commit)).clone() };
+    list.push(Transition::OffsetHistory {
+        group: GroupId::new(2),
+        topic: TopicId::new(7),
+        position: PhysicalOffset::new(4400),
+        note: Arc::new(alone),
+        moves: vec![],
+    });
     let latest = GroupSettings { initial_position: InitialPosition::Latest, ..Default::default() };
     list.push(Transition::GroupUpdated { id: GroupId::new(2), settings: latest });
     list.push(Transition::TopicExpired {
@@ -237,14 +310,38 @@ fn every_kind_survives_a_round_trip() {
 fn very_many_rows_become_several_transitions_that_mean_the_same() {
     let rows: Vec<_> = (0..65_536).map(|n| (QueueId::new(n), QueueOffset::new(7))).collect();
     let (group, topic) = (GroupId::new(1), TopicId::new(2));
-    let run =
-        run_of(&[Transition::OffsetsCommitted { group, topic, bound: 9, offsets: rows.clone() }]);
+    let noted = note(OffsetCause::Reset);
+    let run = run_of(&[Transition::OffsetsCommitted {
+        group,
+        topic,
+        bound: 9,
+        offsets: rows.clone(),
+        note: Some(Arc::clone(&noted)),
+    }]);
     let mut found = Vec::new();
     for transition in read(&run).unwrap() {
-        let Transition::OffsetsCommitted { offsets, bound: 9, .. } = transition else { panic!() };
+        let Transition::OffsetsCommitted { offsets, bound: 9, note, .. } = transition else {
+            panic!()
+        };
+        assert_eq!(note.as_ref(), Some(&noted));
         found.extend(offsets);
     }
     assert_eq!(found, rows);
+    let moves: Vec<_> =
+        (0..65_536).map(|n| moved(n, n.is_multiple_of(2).then_some(5), 7)).collect();
+    let history = Transition::OffsetHistory {
+        group,
+        topic,
+        position: PhysicalOffset::new(4400),
+        note: noted,
+        moves: moves.clone(),
+    };
+    let mut found = Vec::new();
+    for transition in read(&run_of(&[history])).unwrap() {
+        let Transition::OffsetHistory { moves, .. } = transition else { panic!() };
+        found.extend(moves);
+    }
+    assert_eq!(found, moves);
     let ranges: Vec<_> =
         (0..5_000).map(|n| PhysicalOffset::new(n * 32)..PhysicalOffset::new(n * 32 + 16)).collect();
     let run = run_of(&[Transition::SegmentsDeleted { ranges: ranges.clone() }]);
@@ -334,4 +431,22 @@ const GOLDEN_KINDS: [&str; 54] = [
     "2c000000010008000700000000000000",
     "02001c00030000000900000000000000",
     "00100000000000000020000000000000",
+];
+
+const GOLDEN_REMEMBERED: [&str; 15] = [
+    "0a0000005d0000000100080002000000",
+    "00000000020008000700000000000000",
+    "030004000400000004000c0003000000",
+    "0900000000000000050008004d000000",
+    "00000000060001000207000d0031302e",
+    "302e302e313a34303030080007006d65",
+    "40686572651600000079000000010008",
+    "00020000000000000002000800070000",
+    "00000000000300080030110000000000",
+    "00040014000100000005000000000000",
+    "00090000000000000009000c00020000",
+    "000600000000000000050008004d0000",
+    "0000000000060001000207000d003130",
+    "2e302e302e313a34303030080007006d",
+    "654068657265",
 ];

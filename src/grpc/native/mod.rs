@@ -9,7 +9,7 @@
 //! | `query.rs` | QueryMessages |
 //! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `groups.rs` | CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup |
-//! | `offsets.rs` | CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets |
+//! | `offsets.rs` | CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets, ListOffsetHistory |
 //! | `overview.rs` | Status |
 //! | `sessions.rs` | OpenSession, CloseSession, ListSessions, DescribeSession |
 //! | `store.rs` | VerifyStore |
@@ -295,6 +295,13 @@ impl Admin for Native {
         request: Request<proto::ResetOffsetsRequest>,
     ) -> Result<Response<proto::ResetOffsetsResponse>, Status> {
         offsets::reset(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn list_offset_history(
+        &self,
+        request: Request<proto::ListOffsetHistoryRequest>,
+    ) -> Result<Response<proto::ListOffsetHistoryResponse>, Status> {
+        offsets::history(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 }
 

@@ -1,19 +1,21 @@
-//! CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets.
+//! CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets, ListOffsetHistory.
 
 use tonic::{Request, Response};
 
 use super::{or_default, range};
 use crate::broker::{
-    self, Broker, BrokerError, Expected, Position, RequestFault, ResetQueue, ResetRequest, Run,
+    self, Broker, BrokerError, Caller, ChangeKind, Expected, HistoryRequest, Position,
+    RequestFault, ResetQueue, ResetRequest, Run,
 };
-use crate::grpc::deadline;
-use crate::message::{QueueId, QueueOffset, Timestamp};
+use crate::grpc::{deadline, peer};
+use crate::message::{PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::proto::commit_offset::Condition;
+use crate::proto::offset_change::Kind;
 use crate::proto::position::{At, Edge};
 use crate::proto::{
     self, CommitOffsetsRequest, CommitOffsetsResponse, CommittedOffsetsRequest,
-    CommittedOffsetsResponse, QueryOffsetsRequest, QueryOffsetsResponse, ResetOffsetsRequest,
-    ResetOffsetsResponse,
+    CommittedOffsetsResponse, ListOffsetHistoryRequest, ListOffsetHistoryResponse,
+    QueryOffsetsRequest, QueryOffsetsResponse, ResetOffsetsRequest, ResetOffsetsResponse,
 };
 
 const DEFAULT_PAGE: u32 = 1_000;
@@ -25,7 +27,8 @@ pub(super) async fn commit(
     let deadline = deadline(request.metadata());
     let request = request.into_inner();
     let offsets: Vec<_> = request.offsets.iter().map(offset_of).collect();
-    broker.commit_offsets(&request.group, &offsets, deadline).await?;
+    let caller = Caller { address: peer(), name: &request.by };
+    broker.commit_offsets(&request.group, &offsets, caller, deadline).await?;
     Ok(Response::new(CommitOffsetsResponse {}))
 }
 
@@ -79,6 +82,7 @@ pub(super) async fn reset(
         topic: &request.topic,
         queue: request.queue.map(QueueId::new),
         to: position(request.to, "to")?,
+        caller: Caller { address: peer(), name: &request.by },
         run: if request.dry_run { Run::Dry } else { Run::Real },
     };
     let queues = broker.reset_offsets(reset, deadline).await?;
@@ -96,6 +100,45 @@ pub(super) async fn reset(
         skipped: moved().map(|(from, to)| to.saturating_sub(from)).sum(),
         queues: queues.iter().map(queue).collect(),
     }))
+}
+
+pub(super) async fn history(
+    broker: &Broker,
+    request: Request<ListOffsetHistoryRequest>,
+) -> Result<Response<ListOffsetHistoryResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let after = |place: proto::OffsetChangePlace| {
+        (PhysicalOffset::new(place.position), QueueId::new(place.queue))
+    };
+    let asked = HistoryRequest {
+        group: &request.group,
+        topic: &request.topic,
+        queue: request.queue.map(QueueId::new),
+        after: request.after.map(after),
+        limit: or_default(request.limit, DEFAULT_PAGE),
+    };
+    let page = broker.offset_history(asked, deadline).await?;
+    let changes = page.changes.into_iter().map(change).collect();
+    Ok(Response::new(ListOffsetHistoryResponse { changes, more: page.more }))
+}
+
+fn change(change: broker::OffsetChange) -> proto::OffsetChange {
+    let kind = match change.kind {
+        ChangeKind::Commit => Kind::Commit,
+        ChangeKind::Rewind => Kind::Rewind,
+        ChangeKind::Reset => Kind::Reset,
+    };
+    proto::OffsetChange {
+        queue: change.queue.get(),
+        time_ms: change.at.get(),
+        kind: kind.into(),
+        old: change.old.map(QueueOffset::get),
+        new: change.new.get(),
+        address: change.address.map(|address| address.to_string()).unwrap_or_default(),
+        by: change.by.map(String::from).unwrap_or_default(),
+        position: change.position.get(),
+    }
 }
 
 /// How far a group is in a queue, for the wire.

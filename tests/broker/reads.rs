@@ -268,7 +268,9 @@ impl Model {
             let records = records.records.iter();
             for record in records.filter(|record| record.end() > min && record.within.1 <= below) {
                 let messages = (record.first..).zip(&record.batch.messages);
-                let with_key = messages.filter(|(_, message)| message.key == key);
+                // A purge may end within a batch.
+                let with_key =
+                    messages.filter(|(offset, message)| *offset >= min && message.key == key);
                 found.extend(with_key.map(|(offset, _)| (record.order, queue, offset)));
             }
         }

@@ -7,6 +7,7 @@
 //! | time until the HTTP/2 preface is there | [`PREFACE_TIMEOUT`] | closed |
 //! | streams of a connection | [`MAX_STREAMS`] | the client waits |
 //! | bytes that a stream, a connection may have under way | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] | the client waits |
+//! | the same of all connections | [`ALL_WINDOWS`], and [`LEAST_WINDOW`] for each | a new connection gets less |
 //! | a frame, a header list | [`MAX_FRAME`], [`MAX_HEADERS`] | the stream is refused |
 //! | time in which no answer leaves, while some wait to | [`super::serve`]'s | closed |
 //! | silence | a ping after [`PING_AFTER`], and [`PING_TIMEOUT`] for its answer | closed |
@@ -40,6 +41,11 @@ use crate::sync::{Mutex, lock};
 const STREAM_WINDOW: u32 = 8 << 20;
 /// Bytes that a connection may have under way to us.
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Bytes that all connections together may have under way to us: what is received and not taken yet, as by a stream
+/// whose client does not read its answers.
+const ALL_WINDOWS: u64 = 1 << 30;
+/// What a connection may have under way in any case: less, HTTP/2 does not know.
+const LEAST_WINDOW: u32 = 65_535;
 /// Bytes of a frame.
 const MAX_FRAME: u32 = 256 << 10;
 /// Calls of a connection at once.
@@ -79,20 +85,38 @@ pub(crate) struct Limits {
 pub(crate) struct Connections {
     /// Relaxed: changed under the lock only, and read outside it for the metrics.
     total: Arc<AtomicUsize>,
-    /// Short lock; guards the counts by address, without entries for nobody.
-    by_address: Mutex<HashMap<IpAddr, usize>>,
+    /// Short lock.
+    present: Mutex<Present>,
+}
+
+#[derive(Debug, Default)]
+struct Present {
+    /// Without entries for nobody.
+    by_address: HashMap<IpAddr, usize>,
+    /// Of all, in bytes.
+    windows: u64,
+}
+
+impl Present {
+    /// What a new connection may have under way: an eighth of what is left, so that the next ones find something too.
+    fn window(&self) -> u32 {
+        let share = ALL_WINDOWS.saturating_sub(self.windows) / 8;
+        u32::try_from(share).unwrap_or(u32::MAX).clamp(LEAST_WINDOW, CONNECTION_WINDOW)
+    }
 }
 
 /// A place among the connections, until it is dropped.
 struct Place {
     connections: Arc<Connections>,
     address: IpAddr,
+    /// Bytes that it may have under way to us.
+    window: u32,
 }
 
 impl Connections {
     /// Nobody yet. `total` follows how many there are.
     pub(crate) fn counted_in(total: Arc<AtomicUsize>) -> Self {
-        Self { total, by_address: Mutex::default() }
+        Self { total, present: Mutex::default() }
     }
 
     fn count(&self) -> usize {
@@ -100,25 +124,28 @@ impl Connections {
     }
 
     fn admit(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<Place> {
-        let mut by_address = lock(&self.by_address);
-        let of_address = by_address.get(&address).copied().unwrap_or_default();
+        let mut present = lock(&self.present);
+        let of_address = present.by_address.get(&address).copied().unwrap_or_default();
         if self.count() >= max || of_address >= MAX_PER_ADDRESS {
             return None;
         }
         self.total.fetch_add(1, Ordering::Relaxed);
-        by_address.insert(address, of_address + 1);
-        Some(Place { connections: Arc::clone(self), address })
+        present.by_address.insert(address, of_address + 1);
+        let window = present.window();
+        present.windows += u64::from(window);
+        Some(Place { connections: Arc::clone(self), address, window })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut by_address = lock(&self.connections.by_address);
+        let mut present = lock(&self.connections.present);
         self.connections.total.fetch_sub(1, Ordering::Relaxed);
-        match by_address.get_mut(&self.address) {
+        present.windows = present.windows.saturating_sub(self.window.into());
+        match present.by_address.get_mut(&self.address) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
-                by_address.remove(&self.address);
+                present.by_address.remove(&self.address);
             }
         }
     }
@@ -152,7 +179,8 @@ pub(crate) async fn serve(
             tracing::warn!(%peer, "too many connections, closed");
             continue;
         };
-        let connection = connection(stream, peer, service.clone(), drain.clone());
+        let window = place.window;
+        let connection = connection(stream, peer, window, service.clone(), drain.clone());
         tasks.spawn(async move {
             let _place = place;
             connection.await;
@@ -168,6 +196,7 @@ pub(crate) async fn serve(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
+    window: u32,
     service: Guarded<Routes>,
     mut drain: Drain,
 ) {
@@ -184,7 +213,7 @@ async fn connection(
     };
     let (service, outgoing) = service.of_connection(peer);
     let served =
-        settings().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        settings(window).serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
@@ -207,13 +236,13 @@ async fn stopped(drain: &mut Drain) {
     let _ = drain.wait_for(|stop| *stop).await;
 }
 
-fn settings() -> http2::Builder<TokioExecutor> {
+fn settings(window: u32) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .adaptive_window(false)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW.min(window))
+        .initial_connection_window_size(window)
         .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
@@ -313,6 +342,23 @@ mod tests {
         drop(places);
         drop(other);
         assert_eq!(connections.count(), 0);
-        assert!(lock(&connections.by_address).is_empty());
+        assert!(lock(&connections.present).by_address.is_empty());
+        assert_eq!(lock(&connections.present).windows, 0);
+    }
+
+    #[test]
+    fn what_all_connections_may_have_under_way_is_bounded_and_comes_back() {
+        let connections = Arc::new(Connections::default());
+        let address = |n: usize| IpAddr::from([10, 0, (n >> 8) as u8, n as u8]);
+        let admit = |n: usize| connections.admit(address(n), usize::MAX).unwrap();
+        let mut places: Vec<_> = (0..10_000).map(admit).collect();
+        let windows: Vec<_> = places.iter().map(|place| u64::from(place.window)).collect();
+        assert!(windows[..50].iter().all(|window| *window == u64::from(CONNECTION_WINDOW)));
+        assert!(windows.is_sorted_by(|a, b| a >= b), "who comes later gets no more");
+        let least = u64::from(LEAST_WINDOW);
+        assert_eq!(windows[9_999], least);
+        assert!(windows.iter().sum::<u64>() <= ALL_WINDOWS + 10_000 * least);
+        places.clear();
+        assert_eq!(admit(0).window, CONNECTION_WINDOW);
     }
 }

@@ -168,6 +168,11 @@ async fn what_a_stream_must_not_bring_is_named_and_ends_it() {
         assert_eq!((receipts.len(), status.message()), (0, said));
         assert_eq!((detail.reason.as_str(), detail.sequence), ("BAD_REQUEST", Some(1)));
     }
+    // A name is looked at when it is opened: a stream keeps no long ones.
+    let stream = Stream::open(&server).await;
+    stream.send(open(&[&"x".repeat(1 << 20)])).await;
+    let (_, status) = stream.ended().await;
+    assert_eq!(detail(&status).limit, Some(127));
     assert_eq!(bodies(&server, "t", 0).await, b"");
     // An empty stream is one that ends well.
     let (receipts, ended) = Stream::open(&server).await.end().await;

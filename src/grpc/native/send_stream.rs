@@ -3,7 +3,7 @@
 //! Whatever has arrived is stored before the stream looks who may be acknowledged, and all who may are told with one
 //! answer: on a busy stream neither costs a wake-up of its own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,7 +18,9 @@ use tonic::codegen::StdError;
 
 use super::send::wire;
 use super::status;
-use crate::broker::{Broker, BrokerError, RequestFault, SendRequest, StoredBatch};
+use crate::broker::{
+    Broker, BrokerError, RequestFault, SendRequest, StoredBatch, check_topic_name,
+};
 use crate::grpc::raw::{Messages, Out, framed, refusal};
 use crate::message::{QueueId, SessionId, SessionMark};
 use crate::proto::{SendStreamRequest, SendStreamResponse};
@@ -33,8 +35,8 @@ const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// One stream.
 struct SendStream {
     broker: Arc<Broker>,
-    /// By their numbers; empty: not opened.
-    topics: Vec<String>,
+    /// By their numbers.
+    topics: HashMap<u32, String>,
     session: Option<(SessionId, u64)>,
     /// Whether the first request is still to come.
     is_new: bool,
@@ -67,7 +69,7 @@ where
 {
     let mut stream = SendStream {
         broker: Arc::clone(&broker),
-        topics: Vec::new(),
+        topics: HashMap::new(),
         session: None,
         is_new: true,
         sequence: 1,
@@ -147,8 +149,7 @@ impl SendStream {
             return Ok(());
         }
         let number = request.topic;
-        let topic = usize::try_from(number).ok().and_then(|number| self.topics.get(number));
-        let topic = topic.filter(|name| !name.is_empty());
+        let topic = self.topics.get(&number);
         let topic = topic.ok_or_else(|| bad(RequestFault::NotOpened { number }))?;
         let sequence = self.sequence;
         let mark = |(session, epoch)| SessionMark { session, epoch, sequence };
@@ -168,19 +169,12 @@ impl SendStream {
     }
 
     fn open(&mut self, number: u32, topic: String) -> Result<(), BrokerError> {
-        let fault = || bad(RequestFault::TopicNumber { number, limit: TOPICS });
-        if number >= TOPICS {
-            return Err(fault());
+        if number >= TOPICS || self.topics.contains_key(&number) {
+            return Err(bad(RequestFault::TopicNumber { number, limit: TOPICS }));
         }
-        let index = usize::try_from(number).map_err(|_| fault())?;
-        if self.topics.len() <= index {
-            self.topics.resize(index + 1, String::new());
-        }
-        match self.topics.get_mut(index) {
-            // A name is looked at with the first batch that is for it.
-            Some(name) if name.is_empty() && !topic.is_empty() => *name = topic,
-            _ => return Err(fault()),
-        }
+        // Now, not with its first batch: what a stream keeps is bounded by the length of a name.
+        check_topic_name(&topic)?;
+        self.topics.insert(number, topic);
         Ok(())
     }
 

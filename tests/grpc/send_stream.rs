@@ -86,11 +86,20 @@ fn queues(queues: u32, flush: FlushMode) -> TopicConfig {
     TopicConfig { queues, flush: flush.into(), ..TopicConfig::default() }
 }
 
+/// All of a queue. An empty answer is the end: that one has waited for all that was acknowledged.
 async fn bodies(server: &Server, topic: &str, queue: u32) -> Vec<u8> {
-    let pulled = server.pull(from(topic, queue, 0)).await.unwrap();
-    let batches = pulled.records.iter().map(|record| record.batch.clone());
-    let batches = batches.map(<mainstem::proto::Batch as prost::Message>::decode);
-    batches.flat_map(|batch| batch.unwrap().bodies.to_vec()).collect()
+    let (mut bodies, mut offset) = (Vec::new(), 0);
+    loop {
+        let pulled = server.pull(from(topic, queue, offset)).await.unwrap();
+        if pulled.records.is_empty() {
+            return bodies;
+        }
+        for record in pulled.records {
+            let batch = <mainstem::proto::Batch as prost::Message>::decode(record.batch).unwrap();
+            bodies.extend_from_slice(&batch.bodies);
+        }
+        offset = pulled.next_offset;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,6 +56,13 @@ struct Begin {
     time: Timestamp,
 }
 
+impl Begin {
+    fn of(entry: &QueueEntry) -> Self {
+        let (min, queue_end) = (entry.queue_offset, entry.queue_end());
+        Self { min, queue_end, offset: entry.offset, time: entry.store_time }
+    }
+}
+
 /// The begins that were asked for lately.
 pub(super) struct Begins {
     hasher: RandomState,
@@ -117,14 +124,18 @@ impl Shared {
                 let is_damage = is_oldest && !self.deleted_before(entry.offset);
                 let min = if is_damage { QueueOffset::ZERO } else { entry.queue_offset };
                 let min = min.max(cuts.purged);
-                let (queue_end, offset, time) = (entry.queue_end(), entry.offset, entry.store_time);
-                self.begins.put(key, Begin { min, queue_end, offset, time });
+                self.begins.put(key, Begin { min, ..Begin::of(&entry) });
                 Min::At(min)
             }
             First::None { next } => Min::At(next),
             First::NeedsDisk => Min::NeedsDisk,
             First::Rebuilding { base } => Min::Rebuilding { base },
         })
+    }
+
+    /// All before this entry of the queue is gone, as a reader has found.
+    pub(super) fn begins_at(&self, key: QueueKey, entry: &QueueEntry) {
+        self.begins.put(key, Begin::of(entry));
     }
 
     /// The first entry of a queue for which a monotone rule holds. Blocks for the disk.

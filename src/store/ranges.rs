@@ -32,6 +32,11 @@ impl Ranges {
         self.0.load().iter().any(|known| known.start <= range.start && range.end <= known.end)
     }
 
+    /// Whether one of them has a byte of `range`.
+    pub(super) fn overlaps(&self, range: &Range<PhysicalOffset>) -> bool {
+        self.0.load().iter().any(|known| known.start < range.end && range.start < known.end)
+    }
+
     /// Adds ranges; those that touch become one.
     pub(super) fn add(&self, ranges: &[Range<PhysicalOffset>]) {
         let mut all = Vec::clone(&self.0.load());
@@ -90,5 +95,7 @@ mod tests {
         assert_eq!(ranges.without(&range(20, 60)), [range(25, 30), range(40, 60)]);
         assert_eq!(ranges.without(&range(31, 39)), []);
         assert!(ranges.covers(&range(1, 25)) && !ranges.covers(&range(20, 31)));
+        let overlaps = |start, end| ranges.overlaps(&range(start, end));
+        assert!(overlaps(24, 30) && overlaps(29, 31) && overlaps(20, 60) && !overlaps(25, 30));
     }
 }

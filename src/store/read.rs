@@ -234,9 +234,12 @@ impl Shared {
 
     /// Whether what is missing between two entries of a queue, in these bytes, was given up and is nothing else.
     fn is_given_up(&self, between: &Range<PhysicalOffset>) -> bool {
-        let lost = self.lost.list();
-        let is_lost = lost.iter().any(|lost| lost.start < between.end && between.start < lost.end);
-        is_lost && !self.damage.overlaps(between)
+        self.lost.overlaps(between) && !self.damage.overlaps(between)
+    }
+
+    /// Whether entries that lay in these bytes went with a deleted segment.
+    fn is_deleted(&self, between: &Range<PhysicalOffset>) -> bool {
+        self.deleted.overlaps(between) && !self.damage.overlaps(between)
     }
 
     /// The header at `at`.
@@ -414,8 +417,8 @@ fn stored(header: &RecordHeader, body: &Bytes) -> StoredRecord {
 
 /// What lies between two entries of a queue.
 enum Around {
-    /// These bytes, none if nothing was given up.
-    Known(Range<PhysicalOffset>),
+    /// These bytes, none if nothing was given up or deleted; and the entry behind them, if there is one.
+    Known { between: Range<PhysicalOffset>, behind: Option<QueueEntry> },
     /// Ask again where the disk may be read.
     NeedsDisk,
     /// A file has to be rebuilt first.
@@ -544,8 +547,8 @@ impl Read<'_> {
         })
     }
 
-    /// Why there is nothing from `at` to `next`: it went since the read began, or it cannot be read. `None`: an
-    /// operator gave it up, the read goes on at `next`.
+    /// Why there is nothing from `at` to `next`: it is gone, or it cannot be read. `None`: an operator gave it up, or
+    /// all up to the end is gone; the read goes on at `next`.
     fn pass_gap(
         &self,
         key: QueueKey,
@@ -557,8 +560,15 @@ impl Read<'_> {
             Min::At(min) if min > at => Some(Stop::Gone { at }),
             Min::NeedsDisk => Some(Stop::NeedsDisk { at }),
             Min::At(_) | Min::Rebuilding { .. } => match self.around(key, at, next)? {
-                Around::Known(between) if self.shared.is_given_up(&between) => None,
-                Around::Known(_) => Some(Stop::Damage { at, next }),
+                Around::Known { between, .. } if self.shared.is_given_up(&between) => None,
+                Around::Known { between, behind } if self.shared.is_deleted(&between) => {
+                    // Whatever says so is not known yet, such as how many bytes there are behind it.
+                    behind.map(|entry| {
+                        self.shared.begins_at(key, &entry);
+                        Stop::Gone { at }
+                    })
+                }
+                Around::Known { .. } => Some(Stop::Damage { at, next }),
                 Around::NeedsDisk => Some(Stop::NeedsDisk { at }),
                 Around::Rebuilding { base } => {
                     self.shared.want_rebuilt(base);
@@ -576,13 +586,15 @@ impl Read<'_> {
         next: QueueOffset,
     ) -> Result<Around, ReadError> {
         // Nothing can explain the gap: the entries need not be looked for.
-        if self.shared.lost.list().is_empty() {
-            return Ok(Around::Known(PhysicalOffset::ZERO..PhysicalOffset::ZERO));
+        if self.shared.lost.list().is_empty() && self.shared.deleted.list().is_empty() {
+            let between = PhysicalOffset::ZERO..PhysicalOffset::ZERO;
+            return Ok(Around::Known { between, behind: None });
         }
-        let end = match self.entry_from(key, next)? {
-            Ok(entry) => entry.map_or(self.shared.marks.dispatched.get(), |entry| entry.offset),
+        let behind = match self.entry_from(key, next)? {
+            Ok(entry) => entry,
             Err(unknown) => return Ok(unknown),
         };
+        let end = behind.map_or(self.shared.marks.dispatched.get(), |entry| entry.offset);
         // The entry before: the greatest offset from which the first entry is not that behind the gap. It mostly is
         // the last one before `at`; a read that begins inside of the gap halves its way there.
         let (mut low, mut high) = (0, at.get());
@@ -599,7 +611,7 @@ impl Read<'_> {
             }
             probe = low + high.saturating_sub(low) / 2;
         }
-        Ok(Around::Known(begin..end))
+        Ok(Around::Known { between: begin..end, behind })
     }
 
     /// The first entry of the queue that covers `from` or is behind it.

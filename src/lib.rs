@@ -14,7 +14,8 @@
 //! | 3 | `log` | CommitLog, ConsumeQueue, Index: passive structures without threads, channels or clocks | floors 0–2 |
 //! | 4 | [`store`] | makes logs a store: append, read, query, recovery, watermarks; owns every storage thread | floors 0–3 |
 //! | 5 | [`broker`] | what a broker means: topics, sends, pulls, queries, budgets; no protobuf | `store`, `format`, `file::disk`, floor 0 |
-//! | 6 | `grpc` | `mainstem.v1`, health and reflection on one port: check, ask the broker, convert | `broker`, [`proto`], floor 0 |
+//! | 5 | `wire` | gRPC messages in the frames of an HTTP/2 body, for both ends | – |
+//! | 6 | `grpc` | `mainstem.v1`, health and reflection on one port: check, ask the broker, convert | `broker`, `wire`, [`proto`], floor 0 |
 //! | 6 | `http` | `/healthz`, `/readyz`, `/metrics`, and who asks for readiness | `broker`, floor 0 |
 //! | 6 | [`client`] | the native client: batches in, messages out | [`proto`], `format::batch`, floor 0 |
 //! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |
@@ -53,6 +54,7 @@ pub(crate) mod sync;
 pub mod testing;
 
 pub mod telemetry;
+pub(crate) mod wire;
 
 /// The generated types of `proto/`; only `grpc` and `client` name them.
 #[expect(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]

@@ -55,9 +55,10 @@ const ROOMS: &[Room] = &[
         knows: &["clock", "file::disk", "format", "message", "store", "sync"],
         crates: &["bytes", "dashmap", "foldhash", "tokio", "tracing", "xxhash_rust"],
     },
+    Room { name: "wire", knows: &[], crates: &["bytes", "prost"] },
     Room {
         name: "grpc",
-        knows: &["broker", "message", "proto", "sync"],
+        knows: &["broker", "message", "proto", "sync", "wire"],
         crates: &[
             "bytes",
             "hyper",
@@ -149,7 +150,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("prometheus_client", &["http/metrics.rs"]),
     ("shuttle", &["sync.rs"]),
     ("tonic", &["grpc/", "client/", "cli/error.rs", "lib.rs"]),
-    ("prost", &["grpc/", "client/"]),
+    ("prost", &["grpc/", "client/", "wire.rs"]),
     ("hyper", &["grpc/", "http/"]),
     ("hyper_util", &["grpc/", "http/"]),
     ("tower", &["grpc/"]),

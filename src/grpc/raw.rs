@@ -1,9 +1,10 @@
-//! gRPC without a codec in between, for streams: messages as bytes in, frames of bytes out.
+//! Calls without a codec in between, for streams and whatever carries many bytes: messages out of the frames that they
+//! came in, frames of bytes out.
 //!
 //! | way | copies |
 //! | --- | --- |
-//! | a message that lies in one DATA frame | none: it is a slice of what was received |
-//! | a message in several frames | one, into a buffer of its length |
+//! | a batch that lies in one DATA frame | none: it is a slice of what was received |
+//! | a batch in several frames | one, into a buffer of its length |
 //! | out | none: each piece becomes a DATA frame |
 //!
 //! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While the
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
+use prost::Message;
 use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::StdError;
@@ -30,11 +32,8 @@ use super::native::status;
 use super::serve::Outgoing;
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
+use crate::wire::{Frames, WireError};
 
-/// A flag and the length, before each message.
-const PREFIX: usize = 5;
-/// So much memory is taken for a message before it is there; beyond, as it arrives.
-const EARLY: usize = 256 << 10;
 /// How long a message may take to arrive once it has begun.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -42,12 +41,10 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Messages<B> {
     body: B,
     broker: Arc<Broker>,
-    /// Received and not taken yet.
-    rest: Bytes,
-    /// A message that came in several frames, prefix included, as far as it is there.
-    partial: BytesMut,
-    /// Counts what is in `partial`, and the frame that `rest` is of.
-    permit: Option<Permit>,
+    /// Received, counted, and not taken yet.
+    frames: Frames<Permit>,
+    /// Received, and waiting to be counted.
+    uncounted: Bytes,
     /// When the message that has begun must be whole.
     due: Option<Instant>,
     max: usize,
@@ -60,52 +57,44 @@ where
 {
     /// The messages of `body`, none longer than `max`.
     pub(super) fn new(body: B, broker: Arc<Broker>, max: usize) -> Self {
-        let (rest, partial, permit, due) = (Bytes::new(), BytesMut::new(), None, None);
-        Self { body, broker, rest, partial, permit, due, max }
+        let (frames, uncounted, due) = (Frames::default(), Bytes::new(), None);
+        Self { body, broker, frames, uncounted, due, max }
     }
 
     /// The next message if all of it was received already. What it counts for stays counted until the next call.
-    pub(super) fn ready(&mut self) -> Result<Option<Bytes>, Status> {
-        if self.partial.is_empty() {
-            let Some(len) = self.length(&self.rest)? else { return Ok(None) };
-            if self.rest.len() < PREFIX + len {
-                return Ok(None);
+    pub(super) fn ready<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+        let message = self.frames.message(self.max).map_err(|error| match error {
+            WireError::Compressed => self.refuse(RequestFault::Compressed),
+            WireError::Malformed => self.refuse(RequestFault::Undecodable),
+            WireError::TooLong { len, max } => {
+                let error = BrokerError::TooLarge {
+                    what: "request",
+                    found: u64::try_from(len).unwrap_or(u64::MAX),
+                    limit: u64::try_from(max).unwrap_or(u64::MAX),
+                };
+                refusal(&self.broker, &error)
             }
-            let mut bytes = self.rest.split_to(PREFIX + len);
-            bytes.advance(PREFIX);
-            return Ok(Some(bytes));
+        })?;
+        if message.is_some() || self.frames.is_empty() {
+            self.due = None;
         }
-        loop {
-            let missing = match self.length(&self.partial)? {
-                Some(len) => PREFIX + len - self.partial.len(),
-                None => PREFIX - self.partial.len(),
-            };
-            if missing == 0 {
-                let mut bytes = std::mem::take(&mut self.partial).freeze();
-                bytes.advance(PREFIX);
-                self.due = None;
-                return Ok(Some(bytes));
-            }
-            if self.rest.is_empty() {
-                return Ok(None);
-            }
-            let more = self.rest.split_to(missing.min(self.rest.len()));
-            self.partial.extend_from_slice(&more);
-        }
+        Ok(message)
     }
 
     /// The next message; `None` at the end of the request. May be dropped and called again.
     ///
     /// # Errors
     /// The request breaks off within a message, or breaks a rule.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+    pub(super) async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
         loop {
             if let Some(message) = self.ready()? {
                 return Ok(Some(message));
             }
-            self.set_aside();
+            if !self.frames.is_empty() {
+                self.due.get_or_insert_with(|| Instant::now() + MESSAGE_TIMEOUT);
+            }
             if !self.receive().await? {
-                if self.partial.is_empty() {
+                if self.frames.is_empty() {
                     return Ok(None);
                 }
                 return Err(self.refuse(RequestFault::BrokenOff));
@@ -113,47 +102,9 @@ where
         }
     }
 
-    /// What is left of a frame is the begin of a message: it is copied, so that the frame can go.
-    fn set_aside(&mut self) {
-        if self.rest.is_empty() {
-            if self.partial.is_empty() {
-                self.permit = None;
-                self.due = None;
-            }
-            return;
-        }
-        // Its length was looked at: at most `max`.
-        let len = self.length(&self.rest).ok().flatten().unwrap_or(0);
-        // No more than a client could make the broker set aside by naming a length alone.
-        self.partial.reserve((PREFIX + len).min(EARLY));
-        let rest = std::mem::take(&mut self.rest);
-        self.partial.extend_from_slice(&rest);
-        let kept = u64::try_from(self.partial.len()).unwrap_or(u64::MAX);
-        self.permit = self.permit.take().map(|permit| permit.shrunk_to(kept));
-        self.due.get_or_insert_with(|| Instant::now() + MESSAGE_TIMEOUT);
-    }
-
-    /// The length of the message that begins here, if its prefix is there.
-    fn length(&self, bytes: &[u8]) -> Result<Option<usize>, Status> {
-        let Some((mut prefix, _)) = bytes.split_at_checked(PREFIX) else { return Ok(None) };
-        if prefix.get_u8() != 0 {
-            return Err(self.refuse(RequestFault::Compressed));
-        }
-        let len = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
-        if len > self.max {
-            let error = BrokerError::TooLarge {
-                what: "request",
-                found: u64::try_from(len).unwrap_or(u64::MAX),
-                limit: u64::try_from(self.max).unwrap_or(u64::MAX),
-            };
-            return Err(refusal(&self.broker, &error));
-        }
-        Ok(Some(len))
-    }
-
     /// Receives a frame of data; `false` at the end.
     async fn receive(&mut self) -> Result<bool, Status> {
-        loop {
+        while self.uncounted.is_empty() {
             let body = &mut self.body;
             let frame = poll_fn(|cx| {
                 let frame = Pin::new(&mut *body).poll_frame(cx);
@@ -173,32 +124,21 @@ where
             };
             let Some(frame) = frame? else { return Ok(false) };
             // Trailers say nothing here.
-            let Ok(data) = frame.into_data() else { continue };
-            if data.is_empty() {
-                continue;
-            }
-            let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
-            let more = match self.broker.receive(len) {
-                Ok(permit) => permit,
+            if let Ok(data) = frame.into_data() {
                 // Kept where a dropped call finds it: what was received is not lost.
-                Err(_) => {
-                    self.rest = data;
-                    let later = self.broker.receive_later(len).await;
-                    self.hold(later.map_err(|error| refusal(&self.broker, &error))?);
-                    return Ok(true);
-                }
-            };
-            self.rest = data;
-            self.hold(more);
-            return Ok(true);
+                self.uncounted = data;
+            }
         }
-    }
-
-    fn hold(&mut self, more: Permit) {
-        self.permit = Some(match self.permit.take() {
-            Some(permit) => permit.and(more),
-            None => more,
-        });
+        let len = u64::try_from(self.uncounted.len()).unwrap_or(u64::MAX);
+        let permit = match self.broker.receive(len) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let later = self.broker.receive_later(len).await;
+                later.map_err(|error| refusal(&self.broker, &error))?
+            }
+        };
+        self.frames.push(std::mem::take(&mut self.uncounted), permit);
+        Ok(true)
     }
 
     fn refuse(&self, fault: RequestFault) -> Status {
@@ -233,22 +173,6 @@ impl Out {
     fn take(&self) -> Option<Bytes> {
         lock(&self.0).pop()
     }
-}
-
-/// One message with its prefix, as one piece.
-pub(super) fn framed(message: &impl prost::Message) -> Bytes {
-    let len = message.encoded_len();
-    let mut out = BytesMut::with_capacity(PREFIX + len);
-    put_prefix(&mut out, len);
-    // The buffer grows as needed, so it is never too short.
-    let _ = message.encode(&mut out);
-    out.freeze()
-}
-
-/// What stands before a message of `len` bytes.
-pub(super) fn put_prefix(out: &mut BytesMut, len: usize) {
-    out.put_u8(0);
-    out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
 }
 
 /// The body of an answer, which runs its call.
@@ -356,7 +280,9 @@ mod tests {
     use crate::broker::BrokerConfig;
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
+    use crate::proto::SendStreamRequest;
     use crate::store::StoreConfig;
+    use crate::wire::framed;
 
     const BUDGET: u64 = 1 << 20;
 
@@ -370,9 +296,9 @@ mod tests {
     }
 
     /// Frames that are all there; then the end, or nothing more for ever.
-    struct Frames(VecDeque<Bytes>, bool);
+    struct Parts(VecDeque<Bytes>, bool);
 
-    impl HttpBody for Frames {
+    impl HttpBody for Parts {
         type Data = Bytes;
         type Error = Infallible;
 
@@ -388,57 +314,39 @@ mod tests {
         }
     }
 
-    fn messages(broker: &Arc<Broker>, frames: &[&[u8]], ends: bool) -> Messages<Frames> {
+    fn messages(broker: &Arc<Broker>, frames: &[&[u8]], ends: bool) -> Messages<Parts> {
         let frames = frames.iter().map(|frame| Bytes::copy_from_slice(frame)).collect();
-        Messages::new(Frames(frames, ends), Arc::clone(broker), 64 << 10)
+        Messages::new(Parts(frames, ends), Arc::clone(broker), 64 << 10)
     }
 
-    fn prefixed(messages: &[&[u8]]) -> Vec<u8> {
-        let mut out = BytesMut::new();
-        for message in messages {
-            put_prefix(&mut out, message.len());
-            out.extend_from_slice(message);
-        }
-        out.to_vec()
+    fn request(batch: &[u8]) -> SendStreamRequest {
+        SendStreamRequest { batch: Bytes::copy_from_slice(batch), ..Default::default() }
+    }
+
+    async fn next(messages: &mut Messages<Parts>) -> Result<Option<SendStreamRequest>, Status> {
+        messages.next().await
     }
 
     #[tokio::test]
-    async fn messages_come_out_whole_wherever_frames_cut_them() {
+    async fn messages_come_one_by_one_and_nothing_is_counted_behind_the_last() {
         let (broker, _dir) = broker();
-        let sent: [&[u8]; 5] = [b"one", b"", b"a longer one", &[7; 300], b"last"];
-        let bytes = prefixed(&sent);
-        for first in 0..=bytes.len() {
-            for second in [first, (first + 1).min(bytes.len()), (first + 9).min(bytes.len())] {
-                let frames = [&bytes[..first], &bytes[first..second], &bytes[second..]];
-                let mut messages = messages(&broker, &frames, true);
-                for sent in sent {
-                    let received = messages.next().await.unwrap().unwrap();
-                    assert_eq!(&received[..], sent, "cut at {first} and {second}");
-                }
-                assert_eq!(messages.next().await.unwrap(), None);
-                assert!(messages.permit.is_none(), "nothing is counted at the end");
+        let sent = [request(b"one"), SendStreamRequest::default(), request(&[7; 300])];
+        let bytes: Vec<u8> = sent.iter().flat_map(|message| framed(message).to_vec()).collect();
+        for cut in 0..=bytes.len() {
+            let mut messages = messages(&broker, &[&bytes[..cut], &bytes[cut..]], true);
+            for sent in &sent {
+                assert_eq!(next(&mut messages).await.unwrap().as_ref(), Some(sent), "cut at {cut}");
             }
+            assert_eq!(next(&mut messages).await.unwrap(), None);
+            assert!(broker.receive(BUDGET).is_ok(), "nothing is counted at the end");
         }
-        broker.close().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_message_in_one_frame_is_not_copied() {
-        let (broker, _dir) = broker();
-        let bytes = Bytes::from(prefixed(&[b"first", b"second"]));
-        let frames = Frames([bytes.clone()].into(), true);
-        let mut messages = Messages::new(frames, Arc::clone(&broker), 100);
-        let first = messages.next().await.unwrap().unwrap();
-        let second = messages.ready().unwrap().unwrap();
-        assert_eq!(first.as_ptr(), bytes[PREFIX..].as_ptr());
-        assert_eq!(second.as_ptr(), bytes[PREFIX + 5 + PREFIX..].as_ptr());
         broker.close().unwrap();
     }
 
     #[tokio::test]
     async fn what_is_no_message_is_refused_by_its_reason() {
         let (broker, _dir) = broker();
-        let whole = prefixed(&[b"whole"]);
+        let whole = framed(&request(b"whole"));
         for (bytes, message) in [
             (
                 &b"\x01\0\0\0\x01x"[..],
@@ -447,10 +355,11 @@ mod tests {
             (b"\0\0\x01\0\x01", "request of 65537 exceeds the limit of 65536"),
             (b"\0\0\0", "the stream breaks off within a request"),
             (b"\0\0\0\0\x02x", "the stream breaks off within a request"),
+            (b"\0\0\0\0\x02\xff\xff", "the request cannot be decoded"),
         ] {
             let mut messages = messages(&broker, &[&whole, bytes], true);
-            assert_eq!(&messages.next().await.unwrap().unwrap()[..], b"whole");
-            let refused = messages.next().await.unwrap_err();
+            assert_eq!(next(&mut messages).await.unwrap(), Some(request(b"whole")));
+            let refused = next(&mut messages).await.unwrap_err();
             assert_eq!(refused.message(), message);
         }
         broker.close().unwrap();
@@ -459,16 +368,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_that_does_not_become_whole_is_refused_and_silence_between_messages_is_not() {
         let (broker, _dir) = broker();
-        let mut half = messages(&broker, &[&prefixed(&[b"half"])[..6]], false);
+        let mut half = messages(&broker, &[&framed(&request(b"half"))[..6]], false);
         let begun = Instant::now();
-        let refused = half.next().await.unwrap_err();
+        let refused = next(&mut half).await.unwrap_err();
         assert_eq!(refused.message(), "the request did not arrive whole within 30s");
         assert_eq!(begun.elapsed().as_secs(), MESSAGE_TIMEOUT.as_secs());
 
-        let mut silent = messages(&broker, &[&prefixed(&[b"whole"])], false);
-        assert!(silent.next().await.unwrap().is_some());
+        let mut silent = messages(&broker, &[&framed(&request(b"whole"))], false);
+        assert!(next(&mut silent).await.unwrap().is_some());
         let hour = Duration::from_secs(3_600);
-        assert!(tokio::time::timeout(hour, silent.next()).await.is_err(), "it waits");
+        assert!(tokio::time::timeout(hour, next(&mut silent)).await.is_err(), "it waits");
         broker.close().unwrap();
     }
 
@@ -476,18 +385,19 @@ mod tests {
     async fn a_stream_waits_where_too_much_is_in_work_and_goes_on_when_it_is_not() {
         let (broker, _dir) = broker();
         let all = broker.receive(BUDGET).unwrap();
-        let bytes = prefixed(&[&[1; 40 << 10], &[2; 40 << 10]]);
+        let (first, second) = (request(&[1; 40 << 10]), request(&[2; 40 << 10]));
+        let bytes = [framed(&first), framed(&second)].concat();
         let mut messages = messages(&broker, &[&bytes], true);
-        {
-            let mut next = std::pin::pin!(messages.next());
-            let polled = next.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        for _ in 0..3 {
+            let mut dropped = std::pin::pin!(next(&mut messages));
+            let polled = dropped.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             assert!(polled.is_pending());
-            drop(all);
-            assert_eq!(next.await.unwrap().unwrap().len(), 40 << 10);
         }
+        drop(all);
+        assert_eq!(next(&mut messages).await.unwrap(), Some(first));
         assert!(broker.receive(BUDGET).is_err(), "what was received is counted");
-        assert_eq!(messages.next().await.unwrap().unwrap()[0], 2);
-        assert!(messages.next().await.unwrap().is_none());
+        assert_eq!(next(&mut messages).await.unwrap(), Some(second));
+        assert_eq!(next(&mut messages).await.unwrap(), None);
         assert!(broker.receive(BUDGET).is_ok());
         broker.close().unwrap();
     }

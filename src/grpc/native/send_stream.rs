@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Body as HttpBody;
-use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::codegen::StdError;
@@ -21,9 +20,10 @@ use super::status;
 use crate::broker::{
     Broker, BrokerError, RequestFault, SendRequest, StoredBatch, check_topic_name,
 };
-use crate::grpc::raw::{Messages, Out, framed, refusal};
+use crate::grpc::raw::{Messages, Out, refusal};
 use crate::message::{QueueId, SessionId, SessionMark};
 use crate::proto::{SendStreamRequest, SendStreamResponse};
+use crate::wire::framed;
 
 /// Batches of a stream that are stored and not acknowledged. As many as a session remembers.
 const IN_FLIGHT: usize = 64;
@@ -48,7 +48,7 @@ struct SendStream {
 
 /// What a stream waits for.
 enum Event {
-    Received(Result<Option<Bytes>, Status>),
+    Received(Result<Option<SendStreamRequest>, Status>),
     /// The oldest batch may be acknowledged, or never will.
     Oldest(Result<(), BrokerError>),
     Draining,
@@ -87,7 +87,7 @@ where
         let stored = match event {
             Event::Received(Ok(None)) => break Ok(()),
             Event::Received(Err(status)) => Err(status),
-            Event::Received(Ok(Some(message))) => stream.take_all(message, &mut messages).await,
+            Event::Received(Ok(Some(request))) => stream.take_all(request, &mut messages).await,
             Event::Oldest(Ok(())) => Ok(()),
             Event::Oldest(Err(error)) => return Err(stream.refused_oldest(&error)),
             Event::Draining => Err(refusal(&broker, &BrokerError::Draining)),
@@ -104,26 +104,26 @@ impl SendStream {
     /// Takes a request, and all behind it that is there already, as long as there is room for batches.
     async fn take_all<B>(
         &mut self,
-        message: Bytes,
+        request: SendStreamRequest,
         messages: &mut Messages<B>,
     ) -> Result<(), Status>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
     {
-        self.take(message).await?;
+        self.take(request).await?;
         while self.unacknowledged.len() < IN_FLIGHT
-            && let Some(message) = messages.ready()?
+            && let Some(request) = messages.ready()?
         {
-            self.take(message).await?;
+            self.take(request).await?;
         }
         Ok(())
     }
 
-    async fn take(&mut self, message: Bytes) -> Result<(), Status> {
+    async fn take(&mut self, request: SendStreamRequest) -> Result<(), Status> {
         let sequence = self.sequence;
         let is_new = std::mem::take(&mut self.is_new);
-        match self.try_take(message, is_new).await {
+        match self.try_take(request, is_new).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.broker.counters().refused(error.reason());
@@ -132,9 +132,11 @@ impl SendStream {
         }
     }
 
-    async fn try_take(&mut self, message: Bytes, is_new: bool) -> Result<(), BrokerError> {
-        let request =
-            SendStreamRequest::decode(message).map_err(|_| bad(RequestFault::Undecodable))?;
+    async fn try_take(
+        &mut self,
+        request: SendStreamRequest,
+        is_new: bool,
+    ) -> Result<(), BrokerError> {
         if let Some(mark) = request.session {
             if !is_new {
                 return Err(bad(RequestFault::LateSession));

@@ -1,0 +1,274 @@
+//! gRPC messages in the frames of an HTTP/2 body, without a codec in between.
+//!
+//! | of a message | bytes |
+//! | --- | --- |
+//! | flag | 1: 0, or 1 if the transport compresses it, which nobody here does |
+//! | length | 4, big-endian |
+//! | message | as long as that |
+//!
+//! Frames cut messages wherever they like. What was received stays in the frames that it came in: a field of bytes
+//! that lies in one frame is a slice of it, one that lies in several is copied, once. Who sends puts large fields into
+//! frames of their own, so that the other end finds them whole.
+//!
+//! Source: the gRPC over HTTP/2 protocol ("Length-Prefixed-Message").
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
+use prost::Message;
+
+/// A flag and the length, before each message.
+pub(crate) const PREFIX: usize = 5;
+
+/// Why what was received is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    /// The other end lets the transport compress.
+    #[error("a message is compressed by the transport")]
+    Compressed,
+    /// It says that it is longer than it may be.
+    #[error("a message of {len} bytes exceeds the limit of {max}")]
+    TooLong {
+        /// What it says.
+        len: usize,
+        /// What it may be.
+        max: usize,
+    },
+    /// It is not of the type that is expected here.
+    #[error("a message cannot be decoded")]
+    Malformed,
+}
+
+/// One message with its prefix, as one piece.
+pub(crate) fn framed(message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut out = BytesMut::with_capacity(PREFIX + len);
+    put_prefix(&mut out, len);
+    // The buffer grows as needed, so it is never too short.
+    let _ = message.encode(&mut out);
+    out.freeze()
+}
+
+/// What stands before a message of `len` bytes.
+pub(crate) fn put_prefix(out: &mut BytesMut, len: usize) {
+    out.put_u8(0);
+    out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+}
+
+/// What was received and not taken yet, in the frames that it came in. With each frame a guard is kept, for as long as
+/// bytes of it may be in use.
+#[derive(Debug)]
+pub(crate) struct Frames<G> {
+    frames: VecDeque<(Bytes, G)>,
+    /// Bytes in all of them.
+    len: usize,
+    /// Of frames that were taken whole by the message before.
+    spent: Vec<G>,
+}
+
+impl<G> Default for Frames<G> {
+    fn default() -> Self {
+        Self { frames: VecDeque::new(), len: 0, spent: Vec::new() }
+    }
+}
+
+impl<G> Frames<G> {
+    /// Adds a frame behind the others.
+    pub(crate) fn push(&mut self, frame: Bytes, guard: G) {
+        if !frame.is_empty() {
+            self.len += frame.len();
+            self.frames.push_back((frame, guard));
+        }
+    }
+
+    /// Whether nothing is left of what was received.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The next message, if all of it is there. Guards of frames that it was the last in are kept until the next call.
+    ///
+    /// # Errors
+    /// What comes next is no message of this type, or longer than `max`. Nothing behind it can be found any more.
+    pub(crate) fn message<M: Message + Default>(
+        &mut self,
+        max: usize,
+    ) -> Result<Option<M>, WireError> {
+        self.spent.clear();
+        let Some(len) = self.message_len(max)? else { return Ok(None) };
+        if self.len < PREFIX + len {
+            return Ok(None);
+        }
+        self.advance(PREFIX);
+        let message = M::decode(Buf::take(self, len)).map_err(|_| WireError::Malformed)?;
+        Ok(Some(message))
+    }
+
+    /// The length of the message that begins here, if its prefix is there.
+    fn message_len(&self, max: usize) -> Result<Option<usize>, WireError> {
+        if self.len < PREFIX {
+            return Ok(None);
+        }
+        let mut prefix = [0; PREFIX];
+        let bytes = self.frames.iter().flat_map(|(frame, _)| frame.iter());
+        for (to, from) in prefix.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        let mut prefix = &prefix[..];
+        if prefix.get_u8() != 0 {
+            return Err(WireError::Compressed);
+        }
+        let len = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
+        if len > max { Err(WireError::TooLong { len, max }) } else { Ok(Some(len)) }
+    }
+
+    /// The first frame is done with once nothing is left of it.
+    fn pass_empty(&mut self) {
+        while self.frames.front().is_some_and(|(frame, _)| frame.is_empty()) {
+            self.spent.extend(self.frames.pop_front().map(|(_, guard)| guard));
+        }
+    }
+}
+
+impl<G> Buf for Frames<G> {
+    fn remaining(&self) -> usize {
+        self.len
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.frames.front().map_or(&[], |(frame, _)| frame)
+    }
+
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.len, "there is so much");
+        self.len -= count;
+        let mut count = count;
+        while count > 0
+            && let Some((frame, _)) = self.frames.front_mut()
+        {
+            let here = count.min(frame.len());
+            frame.advance(here);
+            count -= here;
+            self.pass_empty();
+        }
+    }
+
+    fn copy_to_bytes(&mut self, len: usize) -> Bytes {
+        assert!(len <= self.len, "there is so much");
+        if let Some((frame, _)) = self.frames.front_mut()
+            && frame.len() >= len
+        {
+            let bytes = frame.split_to(len);
+            self.len -= len;
+            self.pass_empty();
+            return bytes;
+        }
+        let mut bytes = BytesMut::with_capacity(len);
+        while bytes.len() < len
+            && let Some((frame, _)) = self.frames.front_mut()
+        {
+            let here = frame.split_to(frame.len().min(len - bytes.len()));
+            bytes.extend_from_slice(&here);
+            self.len -= here.len();
+            self.pass_empty();
+        }
+        bytes.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 1 << 16;
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Request {
+        #[prost(string, tag = "1")]
+        topic: String,
+        #[prost(bytes = "bytes", tag = "5")]
+        batch: Bytes,
+    }
+
+    fn request(batch: &[u8]) -> Request {
+        Request { topic: "orders".to_owned(), batch: Bytes::copy_from_slice(batch) }
+    }
+
+    fn take(frames: &mut Frames<()>) -> Result<Option<Request>, WireError> {
+        frames.message(MAX)
+    }
+
+    #[test]
+    fn messages_come_out_whole_wherever_frames_cut_them() {
+        let sent = [request(b"one"), Request::default(), request(&[7; 300]), request(b"")];
+        let bytes: Vec<u8> = sent.iter().flat_map(|message| framed(message).to_vec()).collect();
+        for first in 0..=bytes.len() {
+            for second in [first, (first + 1).min(bytes.len()), (first + 9).min(bytes.len())] {
+                let mut frames = Frames::default();
+                let mut received = Vec::new();
+                for part in [&bytes[..first], &bytes[first..second], &bytes[second..]] {
+                    frames.push(Bytes::copy_from_slice(part), ());
+                    while let Some(message) = take(&mut frames).unwrap() {
+                        received.push(message);
+                    }
+                }
+                assert_eq!(received, sent, "cut at {first} and {second}");
+                assert!(frames.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_that_lies_in_one_frame_is_a_slice_of_it_and_one_in_two_is_copied() {
+        let bytes = framed(&request(&[9; 1_000]));
+        let at = bytes.len() - 1_000;
+        let mut frames = Frames::default();
+        let batch = bytes.slice(at..);
+        frames.push(bytes.slice(..at), ());
+        frames.push(batch.clone(), ());
+        assert_eq!(take(&mut frames).unwrap().unwrap().batch.as_ptr(), batch.as_ptr());
+
+        frames.push(bytes.slice(..at + 1), ());
+        frames.push(bytes.slice(at + 1..), ());
+        let copied = take(&mut frames).unwrap().unwrap().batch;
+        assert_eq!(copied, batch);
+        assert!(!bytes.as_ptr_range().contains(&copied.as_ptr()));
+    }
+
+    #[test]
+    fn a_frame_is_guarded_until_the_message_after_its_last_one_is_asked_for() {
+        use std::sync::Arc;
+
+        let (first, second) = (Arc::new(()), Arc::new(()));
+        let bytes = framed(&request(b"a batch"));
+        let mut frames = Frames::default();
+        frames.push(Bytes::from([&bytes[..], &bytes[..4]].concat()), Arc::clone(&first));
+        let count = |guard: &Arc<()>| Arc::strong_count(guard) - 1;
+        let next = |frames: &mut Frames<Arc<()>>| frames.message::<Request>(MAX).unwrap().is_some();
+        assert!(next(&mut frames));
+        assert!(!next(&mut frames));
+        assert_eq!(count(&first), 1, "the begin of the second message lies in it");
+        frames.push(bytes.slice(4..), Arc::clone(&second));
+        assert!(next(&mut frames));
+        assert_eq!((count(&first), count(&second)), (1, 1));
+        assert!(!next(&mut frames));
+        assert_eq!((count(&first), count(&second)), (0, 0));
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_by_its_reason() {
+        let too_long = WireError::TooLong { len: MAX + 1, max: MAX };
+        for (bytes, refused) in [
+            (&b"\x01\0\0\0\x01x"[..], WireError::Compressed),
+            (b"\0\0\x01\0\x01", too_long),
+            (b"\0\0\0\0\x02\xff\xff", WireError::Malformed),
+            (b"\0\0\0\0\x03\x2a\x05x", WireError::Malformed),
+        ] {
+            let mut frames = Frames::default();
+            frames.push(framed(&request(b"whole")), ());
+            frames.push(Bytes::copy_from_slice(bytes), ());
+            assert_eq!(take(&mut frames).unwrap(), Some(request(b"whole")));
+            assert_eq!(take(&mut frames).unwrap_err(), refused);
+        }
+    }
+}

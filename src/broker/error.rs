@@ -289,6 +289,9 @@ pub enum RequestFault {
         /// Which one.
         number: u32,
     },
+    /// A stream of pulls of nothing.
+    #[error("a stream of pulls names at least one queue")]
+    NoQueueNamed,
     /// A session in a request that is not the stream's first.
     #[error("a producer session is named in the first request of a stream alone")]
     LateSession,

@@ -62,7 +62,7 @@ impl Broker {
     }
 
     /// Resolves when the group gets no messages any more; never without a group.
-    async fn refusal_of(&self, group: Option<&GroupEntry>) -> BrokerError {
+    pub(super) async fn refusal_of(&self, group: Option<&GroupEntry>) -> BrokerError {
         let Some(group) = group else { return std::future::pending().await };
         loop {
             let changed = group.changed().notified();

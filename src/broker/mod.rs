@@ -23,6 +23,7 @@ mod long_poll;
 mod names;
 mod offsets;
 mod pull;
+mod pull_stream;
 mod query;
 mod route;
 mod send;
@@ -62,6 +63,7 @@ pub use offsets::{
     ResetRequest, Run,
 };
 pub use pull::{PullRequest, Pulled};
+pub use pull_stream::{PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest, StoredBatch};
 pub use sessions::{SessionDescription, SessionPage};
@@ -97,7 +99,7 @@ pub struct Broker {
     draining: watch::Sender<bool>,
     sends: Budget,
     replies: Budget,
-    waiters: Semaphore,
+    waiters: Arc<Semaphore>,
     queries: Semaphore,
     /// One at a time.
     verifications: Arc<Semaphore>,
@@ -183,7 +185,7 @@ impl Broker {
             draining: watch::Sender::new(false),
             sends: Budget::new(config.inflight_send_bytes),
             replies: Budget::new(config.inflight_reply_bytes),
-            waiters: Semaphore::new(config.max_waiters as usize),
+            waiters: Arc::new(Semaphore::new(config.max_waiters as usize)),
             queries: Semaphore::new(query::MAX_AT_ONCE),
             verifications: Arc::new(Semaphore::new(1)),
             counters: Counters::default(),

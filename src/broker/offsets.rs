@@ -542,7 +542,8 @@ impl Broker {
     }
 }
 
-fn check_queue(topic: &TopicEntry, queue: QueueId) -> Result<(), BrokerError> {
+/// Whether the topic has the queue.
+pub(super) fn check_queue(topic: &TopicEntry, queue: QueueId) -> Result<(), BrokerError> {
     let queues = topic.handle().queues();
     if queue.get() >= queues {
         return Err(BrokerError::BadQueue { queue, queues });

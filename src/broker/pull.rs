@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::budget::Permit;
 use super::error::{BrokerError, RequestFault};
 use super::long_poll::Woken;
+use super::offsets::check_queue;
 use super::state::groups::GroupEntry;
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -17,10 +18,10 @@ use crate::message::{Epoch, QueueId, QueueOffset};
 use crate::store::{Diverged, QueueRange, ReadError, ReadOutcome, ReadRequest, StoredRecord};
 
 /// The most messages in an answer, if there is more than one record.
-const MAX_MESSAGES: u32 = 10_000;
+pub(super) const MAX_MESSAGES: u32 = 10_000;
 
 /// The most bytes of batches in an answer, if there is more than one record.
-const MAX_BYTES: u32 = 8 << 20;
+pub(super) const MAX_BYTES: u32 = 8 << 20;
 
 /// The longest wait at the end of a queue.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -68,6 +69,30 @@ pub struct Pulled {
     pub permit: Option<Permit>,
 }
 
+/// What a reader reads of, and how.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) topic: Arc<TopicEntry>,
+    /// In whose name.
+    pub(super) group: Option<Arc<GroupEntry>>,
+    pub(super) filter: Arc<TagFilter>,
+    pub(super) max_messages: u32,
+    pub(super) max_bytes: u32,
+}
+
+/// What there is from an offset on.
+pub(super) enum Look {
+    Found(Pulled),
+    /// A file is made again.
+    Rebuilding,
+    OutOfRange(QueueRange),
+    /// Nothing up to `next`.
+    Nothing {
+        next: QueueOffset,
+        range: QueueRange,
+    },
+}
+
 impl Broker {
     /// Reads whole records from an offset on; at the end of the queue it waits for one.
     ///
@@ -84,45 +109,42 @@ impl Broker {
                 limit: u64::try_from(MAX_WAIT.as_millis()).unwrap_or(u64::MAX),
             });
         }
-        let filter = Arc::new(TagFilter::parse(request.tags)?);
-        let topic = self.known(request.topic)?;
-        let queues = topic.settings().queues;
-        if request.queue.get() >= queues {
-            return Err(BrokerError::BadQueue { queue: request.queue, queues });
-        }
-
-        let group = match request.group {
-            Some(name) => Some(self.group(name, request.deadline).await?),
-            None => None,
+        let reader = Reader {
+            filter: Arc::new(TagFilter::parse(request.tags)?),
+            topic: self.known(request.topic)?,
+            group: match request.group {
+                Some(name) => Some(self.group(name, request.deadline).await?),
+                None => None,
+            },
+            max_messages: request.max_messages,
+            max_bytes: request.max_bytes,
         };
-
+        check_queue(&reader.topic, request.queue)?;
+        let until = before(request.deadline);
         if let Some(epoch) = request.epoch {
-            self.check_not_truncated(&topic, &request, epoch).await?;
+            let place = (request.queue, request.offset);
+            let rebuilt = until.min(Instant::now() + request.wait);
+            self.check_not_truncated(&reader.topic, place, epoch, until, rebuilt).await?;
         }
-        let pulled = self.pull_or_park(&topic, &request, filter, group.as_deref()).await?;
-        self.counters.pulls.add(1);
-        for record in &pulled.records {
-            self.counters.pulled_messages.add(record.message_count.into());
-            self.counters.pulled_bytes.add(u64::try_from(record.batch.len()).unwrap_or_default());
-        }
-        Ok(pulled)
+        self.pull_or_park(&reader, &request).await
     }
 
-    /// Refuses a pull whose caller read messages that an unclean stop took since.
-    async fn check_not_truncated(
+    /// Refuses a reader who read messages of a queue that an unclean stop took since. Waits for the disk until `until`,
+    /// for files that are made again until `rebuilt`.
+    pub(super) async fn check_not_truncated(
         &self,
         topic: &TopicEntry,
-        request: &PullRequest<'_>,
+        (queue, offset): (QueueId, QueueOffset),
         epoch: Epoch,
+        until: Instant,
+        rebuilt: Instant,
     ) -> Result<(), BrokerError> {
         let current = self.store.epoch();
         if epoch > current {
             let fault = RequestFault::EpochAhead { epoch, current };
             return Err(BrokerError::BadRequest { fault });
         }
-        let until = before(request.deadline);
         loop {
-            let (queue, offset) = (request.queue, request.offset);
             let diverged = self.store.diverged(topic.handle(), queue, offset, epoch);
             let diverged = timeout_at(until, diverged)
                 .await
@@ -133,9 +155,7 @@ impl Broker {
                     self.still_there(topic)?;
                     return Err(BrokerError::Truncated { offset, at, range, epoch: current });
                 }
-                Err(ReadError::Rebuilding) => {
-                    self.wait_for_rebuild(until.min(Instant::now() + request.wait)).await?;
-                }
+                Err(ReadError::Rebuilding) => self.wait_for_rebuild(rebuilt).await?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -143,70 +163,27 @@ impl Broker {
 
     async fn pull_or_park(
         &self,
-        topic: &TopicEntry,
+        reader: &Reader,
         request: &PullRequest<'_>,
-        filter: Arc<TagFilter>,
-        group: Option<&GroupEntry>,
     ) -> Result<Pulled, BrokerError> {
         let until = before(request.deadline).min(Instant::now() + request.wait);
         let mut from = request.offset;
         let mut has_caught_up = false;
-        // The one record that an answer has at least may be larger than what was asked for; then so must the permit be.
-        let mut answer_len = u64::from(request.max_bytes);
         loop {
-            group.map_or(Ok(()), |group| self.admits(group))?;
-            let permit = self
-                .replies
-                .take(answer_len, before(request.deadline))
-                .await
-                .ok_or(BrokerError::Overloaded { what: "bytes to answer with" })?;
-            let outcome = self
-                .store
-                .read(ReadRequest {
-                    topic: Arc::clone(topic.handle()),
-                    queue: request.queue,
-                    from,
-                    max_messages: request.max_messages as usize,
-                    max_bytes: request.max_bytes as usize,
-                    filter: Arc::clone(&filter),
-                })
-                .await?;
-            if topic.handle().is_dead() && !self.state.topics.has(topic) {
-                return Err(BrokerError::UnknownTopic);
-            }
-            // After the read, and again after each wait: a change meanwhile is in force.
-            self.check_readable(topic)?;
-            let at_end = match outcome {
-                ReadOutcome::Records { records, next, range } => {
-                    let len = records.iter().map(|record| record.batch.len()).sum::<usize>();
-                    let len = u64::try_from(len).unwrap_or(u64::MAX);
-                    if len <= answer_len {
-                        return Ok(self.pulled(records, next, range, Some(permit.shrunk_to(len))));
-                    }
-                    // Read again with a permit that is large enough: nobody holds records, or a small permit, while
-                    // waiting for more.
-                    answer_len = len;
-                    continue;
-                }
-                ReadOutcome::Damaged { at, next, .. } => {
-                    return Err(BrokerError::Damaged { at, next });
-                }
-                ReadOutcome::Rebuilding => {
-                    drop(permit);
+            let look = self.look(reader, request.queue, from, before(request.deadline)).await?;
+            let at_end = match look {
+                Look::Found(pulled) => return Ok(pulled),
+                Look::Rebuilding => {
                     self.wait_for_rebuild(until).await?;
                     continue;
                 }
-                ReadOutcome::OutOfRange { range } => {
-                    let (offset, epoch) = (from, self.store.epoch());
-                    Err(BrokerError::OffsetOutOfRange { offset, range, epoch })
-                }
-                ReadOutcome::Empty { next, range } => Ok((next, range)),
+                Look::OutOfRange(range) => Err(self.out_of_range(from, range)),
+                Look::Nothing { next, range } => Ok((next, range)),
             };
-            drop(permit);
             // What was acknowledged before this request came must be seen by it, dispatched or not.
             if !has_caught_up {
                 has_caught_up = true;
-                let caught_up = self.store.caught_up(topic.handle());
+                let caught_up = self.store.caught_up(reader.topic.handle());
                 let _ = timeout_at(before(request.deadline), caught_up).await;
                 continue;
             }
@@ -215,6 +192,7 @@ impl Broker {
             if next < range.max {
                 return Ok(self.pulled(Vec::new(), next, range, None));
             }
+            let (topic, group) = (&reader.topic, reader.group.as_deref());
             match self.park(topic, group, request.queue, next, until).await? {
                 Woken::Look => from = next,
                 Woken::Over => return Ok(self.pulled(Vec::new(), next, range, None)),
@@ -222,17 +200,82 @@ impl Broker {
         }
     }
 
-    fn pulled(
+    /// Reads from an offset on, without waiting for anything but the disk and room for the answer.
+    pub(super) async fn look(
+        &self,
+        reader: &Reader,
+        queue: QueueId,
+        from: QueueOffset,
+        deadline: Instant,
+    ) -> Result<Look, BrokerError> {
+        let topic = &reader.topic;
+        // The one record that an answer has at least may be larger than what was asked for; then so must the permit be.
+        let mut answer_len = u64::from(reader.max_bytes);
+        loop {
+            reader.group.as_deref().map_or(Ok(()), |group| self.admits(group))?;
+            let permit = self
+                .replies
+                .take(answer_len, deadline)
+                .await
+                .ok_or(BrokerError::Overloaded { what: "bytes to answer with" })?;
+            let outcome = self
+                .store
+                .read(ReadRequest {
+                    topic: Arc::clone(topic.handle()),
+                    queue,
+                    from,
+                    max_messages: reader.max_messages as usize,
+                    max_bytes: reader.max_bytes as usize,
+                    filter: Arc::clone(&reader.filter),
+                })
+                .await?;
+            if topic.handle().is_dead() && !self.state.topics.has(topic) {
+                return Err(BrokerError::UnknownTopic);
+            }
+            // After the read, and again after each wait: a change meanwhile is in force.
+            self.check_readable(topic)?;
+            return match outcome {
+                ReadOutcome::Records { records, next, range } => {
+                    let len = records.iter().map(|record| record.batch.len()).sum::<usize>();
+                    let len = u64::try_from(len).unwrap_or(u64::MAX);
+                    if len > answer_len {
+                        // Read again with a permit that is large enough: nobody holds records, or a small permit,
+                        // while waiting for more.
+                        answer_len = len;
+                        continue;
+                    }
+                    let permit = Some(permit.shrunk_to(len));
+                    Ok(Look::Found(self.pulled(records, next, range, permit)))
+                }
+                ReadOutcome::Damaged { at, next, .. } => Err(BrokerError::Damaged { at, next }),
+                ReadOutcome::Rebuilding => Ok(Look::Rebuilding),
+                ReadOutcome::OutOfRange { range } => Ok(Look::OutOfRange(range)),
+                ReadOutcome::Empty { next, range } => Ok(Look::Nothing { next, range }),
+            };
+        }
+    }
+
+    pub(super) fn out_of_range(&self, offset: QueueOffset, range: QueueRange) -> BrokerError {
+        BrokerError::OffsetOutOfRange { offset, range, epoch: self.store.epoch() }
+    }
+
+    /// Counts what goes out.
+    pub(super) fn pulled(
         &self,
         records: Vec<StoredRecord>,
         next: QueueOffset,
         range: QueueRange,
         permit: Option<Permit>,
     ) -> Pulled {
+        self.counters.pulls.add(1);
+        for record in &records {
+            self.counters.pulled_messages.add(record.message_count.into());
+            self.counters.pulled_bytes.add(u64::try_from(record.batch.len()).unwrap_or_default());
+        }
         Pulled { records, next, range, epoch: self.store.epoch(), permit }
     }
 
-    async fn wait_for_rebuild(&self, until: Instant) -> Result<(), BrokerError> {
+    pub(super) async fn wait_for_rebuild(&self, until: Instant) -> Result<(), BrokerError> {
         let now = Instant::now();
         if now >= until || self.is_draining() {
             return Err(BrokerError::Rebuilding);

@@ -248,6 +248,7 @@ mod tests {
             epoch: None,
             current: None,
             sequence: None,
+            queue: None,
         }
     }
 

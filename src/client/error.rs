@@ -20,7 +20,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::format::batch::BatchError;
-use crate::message::{Epoch, QueueOffset};
+use crate::message::{Epoch, QueueId, QueueOffset};
 use crate::proto;
 
 /// The type of the details that this client understands.
@@ -265,6 +265,8 @@ pub struct Refusal {
     pub current: Option<QueueOffset>,
     /// The number of the batch that ended a stream.
     pub sequence: Option<u64>,
+    /// The queue that ended a stream of pulls.
+    pub queue: Option<QueueId>,
 }
 
 impl fmt::Display for Refusal {
@@ -318,6 +320,7 @@ impl ClientError {
                 epoch: detail.epoch.map(Epoch::new),
                 current: detail.current.map(QueueOffset::new),
                 sequence: detail.sequence,
+                queue: detail.queue.map(QueueId::new),
             }));
         }
         match status.code() {
@@ -343,6 +346,7 @@ impl ClientError {
                 epoch: None,
                 current: None,
                 sequence: None,
+                queue: None,
             })),
         }
     }
@@ -460,6 +464,7 @@ mod tests {
             epoch: Some(2),
             current: Some(8),
             sequence: Some(4),
+            queue: Some(6),
         };
         let error = ClientError::from_status("here:1", status(Code::OutOfRange, &wire));
         let expected = Refusal {
@@ -475,6 +480,7 @@ mod tests {
             epoch: Some(Epoch::new(2)),
             current: Some(QueueOffset::new(8)),
             sequence: Some(4),
+            queue: Some(QueueId::new(6)),
         };
         assert_eq!(error.refusal(), Some(&expected));
         assert_eq!(error.to_string(), "said");

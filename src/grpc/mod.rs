@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tonic::codegen::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
@@ -33,6 +34,9 @@ const HEALTH_OF: &str = "mainstem.v1.Broker";
 
 /// The longest that a call may take, whatever its caller is ready to wait.
 const MAX_CALL: Duration = Duration::from_secs(60);
+
+/// The header in which a caller says how long he waits.
+const TIMEOUT: &str = "grpc-timeout";
 
 /// Why the services could not be put together: a defect of the build.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +86,15 @@ impl Health {
 
 /// When the caller stops waiting: his own deadline if it comes before the server's.
 fn deadline(metadata: &MetadataMap) -> Instant {
-    let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+    until(metadata.get(TIMEOUT).and_then(|value| value.to_str().ok()))
+}
+
+/// The same, of a call without a codec.
+fn deadline_of(headers: &HeaderMap) -> Instant {
+    until(headers.get(TIMEOUT).and_then(|value| value.to_str().ok()))
+}
+
+fn until(asked: Option<&str>) -> Instant {
     let wait = asked.and_then(timeout).unwrap_or(MAX_CALL).min(MAX_CALL);
     Instant::now() + wait
 }

@@ -102,6 +102,14 @@ where
         }
     }
 
+    /// The one message of a request.
+    ///
+    /// # Errors
+    /// There is none, or it breaks a rule.
+    pub(super) async fn only<M: Message + Default>(&mut self) -> Result<M, Status> {
+        self.next().await?.ok_or_else(|| self.refuse(RequestFault::BrokenOff))
+    }
+
     /// Receives a frame of data; `false` at the end.
     async fn receive(&mut self) -> Result<bool, Status> {
         while self.uncounted.is_empty() {

@@ -23,7 +23,7 @@ use tonic::codegen::StdError;
 use tonic::codegen::http::{Request, Response};
 use tower::Service;
 
-use super::native::{StreamCall, status};
+use super::native::{RawCall, status};
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
 
@@ -145,9 +145,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if let Some(stream) = StreamCall::of(request.uri().path()) {
-            let body = request.into_body();
-            return GuardedCall::Stream(Some(stream.answer(&self.broker, &self.outgoing, body)));
+        if let Some(call) = RawCall::of(request.uri().path()) {
+            return GuardedCall::Raw(Some(call.answer(&self.broker, &self.outgoing, request)));
         }
         let request = request.map(|body| Received::new(body, Arc::clone(&self.broker)));
         let (call, outgoing) = (Box::pin(self.inner.call(request)), self.outgoing.clone());
@@ -232,7 +231,7 @@ pub(crate) enum GuardedCall<F> {
         peer: Option<SocketAddr>,
     },
     /// Its body does the work.
-    Stream(Option<Response<Body>>),
+    Raw(Option<Response<Body>>),
 }
 
 impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedCall<F> {
@@ -241,7 +240,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let (call, outgoing, peer) = match &mut *self {
             Self::Call { call, outgoing, peer } => (call, outgoing, *peer),
-            Self::Stream(answer) => {
+            Self::Raw(answer) => {
                 return answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
             }
         };

@@ -263,6 +263,15 @@ impl Broker for Fake {
         closed.map(|_| Response::new(proto::CloseSessionResponse {})).ok_or_else(no_session)
     }
 
+    type PullStreamStream = tokio_stream::Empty<Result<proto::PullStreamResponse, Status>>;
+
+    async fn pull_stream(
+        &self,
+        _: Request<proto::PullStreamRequest>,
+    ) -> Result<Response<Self::PullStreamStream>, Status> {
+        Err(Status::unimplemented("no test of the command line pulls so"))
+    }
+
     type SendStreamStream = tokio_stream::Empty<Result<proto::SendStreamResponse, Status>>;
 
     async fn send_stream(

@@ -5,6 +5,7 @@
 mod groups;
 mod offsets;
 mod pull;
+mod pull_stream;
 mod query;
 mod send;
 mod send_stream;

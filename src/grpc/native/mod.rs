@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `send.rs` | Send |
 //! | `send_stream.rs` | SendStream |
-//! | `pull.rs` | Pull |
+//! | `pull.rs` | Pull, PullStream |
 //! | `query.rs` | QueryMessages |
 //! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `groups.rs` | CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup |
@@ -36,6 +36,7 @@ use tonic::codegen::{StdError, http};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
+use super::deadline_of;
 use super::raw::{self, Messages};
 use super::serve::Outgoing;
 
@@ -74,18 +75,24 @@ pub(super) fn routes(broker: Arc<Broker>) -> Routes {
     Routes::new(messages).add_service(admin)
 }
 
-/// A call of streams, which do without the codec that the other calls have.
+/// A call that does without the codec that the other calls have: one that carries many bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum StreamCall {
+pub(super) enum RawCall {
     /// SendStream.
-    Send,
+    SendStream,
+    /// Pull.
+    Pull,
+    /// PullStream.
+    PullStream,
 }
 
-impl StreamCall {
+impl RawCall {
     /// The call of a path, if it is one of these.
     pub(super) fn of(path: &str) -> Option<Self> {
         match path {
-            "/mainstem.v1.Broker/SendStream" => Some(Self::Send),
+            "/mainstem.v1.Broker/SendStream" => Some(Self::SendStream),
+            "/mainstem.v1.Broker/Pull" => Some(Self::Pull),
+            "/mainstem.v1.Broker/PullStream" => Some(Self::PullStream),
             _ => None,
         }
     }
@@ -95,21 +102,32 @@ impl StreamCall {
         self,
         broker: &Arc<Broker>,
         outgoing: &Outgoing,
-        body: B,
+        request: http::Request<B>,
     ) -> http::Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<StdError>,
     {
-        let messages = Messages::new(body, Arc::clone(broker), MAX_REQUEST);
-        let broker = Arc::clone(broker);
+        let (broker, outgoing) = (Arc::clone(broker), outgoing.clone());
+        let until = deadline_of(request.headers());
+        let mut messages = Messages::new(request.into_body(), Arc::clone(&broker), MAX_REQUEST);
         match self {
-            Self::Send => {
-                raw::answer(outgoing.clone(), |out| send_stream::run(broker, messages, out))
+            Self::SendStream => {
+                raw::answer(outgoing, |out| send_stream::run(broker, messages, out))
             }
+            Self::Pull => raw::answer(outgoing, |out| async move {
+                let request = messages.only().await?;
+                pull::pull(broker, request, until, out).await
+            }),
+            Self::PullStream => raw::answer(outgoing, |out| async move {
+                let request = messages.only().await?;
+                pull::pull_stream(broker, request, out).await
+            }),
         }
     }
 }
+
+const RAW: &str = "the call has a way of its own";
 
 impl Native {
     /// Counts a refusal and words it for the wire.
@@ -126,16 +144,27 @@ impl BrokerService for Native {
 
     type SendStreamStream = tokio_stream::Empty<Result<proto::SendStreamResponse, Status>>;
 
-    /// Never called: [`StreamCall`] answers before.
+    /// Never called: [`RawCall`] answers before.
     async fn send_stream(
         &self,
         _request: Request<tonic::Streaming<proto::SendStreamRequest>>,
     ) -> Result<Response<Self::SendStreamStream>, Status> {
-        Err(Status::unimplemented("streams have a way of their own"))
+        Err(Status::unimplemented(RAW))
     }
 
-    async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullResponse>, Status> {
-        pull::pull(&self.broker, request).await.map_err(|error| self.refuse(error))
+    /// Never called: [`RawCall`] answers before.
+    async fn pull(&self, _request: Request<PullRequest>) -> Result<Response<PullResponse>, Status> {
+        Err(Status::unimplemented(RAW))
+    }
+
+    type PullStreamStream = tokio_stream::Empty<Result<proto::PullStreamResponse, Status>>;
+
+    /// Never called: [`RawCall`] answers before.
+    async fn pull_stream(
+        &self,
+        _request: Request<proto::PullStreamRequest>,
+    ) -> Result<Response<Self::PullStreamStream>, Status> {
+        Err(Status::unimplemented(RAW))
     }
 
     async fn query_messages(

@@ -16,7 +16,7 @@ use tonic::Status;
 use tonic::codegen::StdError;
 
 use super::send::wire;
-use super::status;
+use super::status::{self, Part};
 use crate::broker::{
     Broker, BrokerError, RequestFault, SendRequest, StoredBatch, check_topic_name,
 };
@@ -127,7 +127,7 @@ impl SendStream {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.broker.counters().refused(error.reason());
-                Err(status::of_batch(&error, Some(sequence.max(self.sequence))))
+                Err(of_batch(&error, sequence.max(self.sequence)))
             }
         }
     }
@@ -210,7 +210,7 @@ impl SendStream {
 
     fn refused_oldest(&self, error: &BrokerError) -> Status {
         self.broker.counters().refused(error.reason());
-        status::of_batch(error, Some(self.oldest_sequence()))
+        of_batch(error, self.oldest_sequence())
     }
 
     /// Acknowledges what is stored, as it becomes durable.
@@ -221,6 +221,10 @@ impl SendStream {
         }
         Ok(())
     }
+}
+
+fn of_batch(error: &BrokerError, sequence: u64) -> Status {
+    status::of_part(error, Part { sequence: Some(sequence), queue: None })
 }
 
 fn bad(fault: RequestFault) -> BrokerError {

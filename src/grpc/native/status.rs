@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::range;
 use crate::broker::{BrokerError, Reason, SessionFault, Stored};
-use crate::message::QueueOffset;
+use crate::message::{QueueId, QueueOffset};
 use crate::proto;
 
 const TYPE_URL: &str = "type.googleapis.com/mainstem.v1.Error";
@@ -84,11 +84,20 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
 
 /// The status of a refusal.
 pub(in crate::grpc) fn of(error: &BrokerError) -> Status {
-    of_batch(error, None)
+    of_part(error, Part::default())
 }
 
-/// The status that ends a stream because of one of its batches.
-pub(super) fn of_batch(error: &BrokerError, sequence: Option<u64>) -> Status {
+/// The part of a stream that a refusal is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Part {
+    /// The number of a batch.
+    pub(super) sequence: Option<u64>,
+    /// A queue.
+    pub(super) queue: Option<QueueId>,
+}
+
+/// The status that ends a stream because of a part of it.
+pub(super) fn of_part(error: &BrokerError, part: Part) -> Status {
     let reason = error.reason();
     let (code, retry_after_ms) = code(reason);
     let (offset_range, next_offset) = match error {
@@ -122,7 +131,8 @@ pub(super) fn of_batch(error: &BrokerError, sequence: Option<u64>) -> Status {
         },
         epoch,
         current,
-        sequence,
+        sequence: part.sequence,
+        queue: part.queue.map(QueueId::get),
     };
     with_detail(code, with_sources(error), &detail)
 }

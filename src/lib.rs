@@ -17,7 +17,7 @@
 //! | 5 | `wire` | gRPC messages in the frames of an HTTP/2 body, for both ends | – |
 //! | 6 | `grpc` | `mainstem.v1`, health and reflection on one port: check, ask the broker, convert | `broker`, `wire`, [`proto`], floor 0 |
 //! | 6 | `http` | `/healthz`, `/readyz`, `/metrics`, and who asks for readiness | `broker`, floor 0 |
-//! | 6 | [`client`] | the native client: batches in, messages out | [`proto`], `format::batch`, floor 0 |
+//! | 6 | [`client`] | the native client: batches in, messages out | `wire`, [`proto`], `format::batch`, floor 0 |
 //! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |
 //! | 7 | [`server`] | one server from its start to its end: wire, serve, drain in order | `config`, floors 0–6 without `client` |
 //! | 7 | [`offline`] | what is done to a store on which no broker runs: verify, dump, rebuild | `broker`, `store`, `file::disk`, floor 0 |

@@ -117,6 +117,7 @@ fn explain_client(error: &ClientError) -> (Exit, String, Option<String>) {
             let cure = "give one like --server 127.0.0.1:8081";
             (Exit::Usage, error.to_string(), Some(cure.to_owned()))
         }
+        ClientError::BadTags { source } => (Exit::Usage, format!("{error}: {source}"), None),
         ClientError::Unreachable { source, .. } => {
             let cause = root_cause(source.as_ref());
             let what = match cause.starts_with("Connection refused") {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use crate::format::batch::BatchError;
+use crate::format::batch::{BatchError, TagFilterError};
 use crate::message::{Epoch, QueueId, QueueOffset};
 use crate::proto;
 
@@ -43,6 +43,13 @@ pub enum ClientError {
         /// What the transport says.
         #[source]
         source: Box<tonic::transport::Error>,
+    },
+    /// The tags to read are no tag expression; the broker was not asked.
+    #[error("the tags are not understood")]
+    BadTags {
+        /// What is wrong with them.
+        #[source]
+        source: TagFilterError,
     },
     /// The broker answered that it did not do it.
     #[error("{0}")]
@@ -367,7 +374,7 @@ impl ClientError {
     /// Whether a send that ended so may be stored.
     pub fn stored(&self) -> Stored {
         match self {
-            Self::BadAddress { .. } | Self::Unreachable { .. } => Stored::No,
+            Self::BadAddress { .. } | Self::BadTags { .. } | Self::Unreachable { .. } => Stored::No,
             Self::Refused(refusal) => refusal.stored,
             Self::NoAnswer { source, .. } if never_connected(source) => Stored::No,
             Self::NoAnswer { .. } | Self::BadAnswer { .. } | Self::Unsettled { .. } => {
@@ -379,7 +386,7 @@ impl ClientError {
     /// Whether the same call can succeed later.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::BadAddress { .. } | Self::BadAnswer { .. } => Retry::Never,
+            Self::BadAddress { .. } | Self::BadTags { .. } | Self::BadAnswer { .. } => Retry::Never,
             // The same call would send the batch anew.
             Self::Unsettled { .. } => Retry::Never,
             Self::Unreachable { .. } => Retry::After(Refusal::RETRY_AFTER),

@@ -45,6 +45,23 @@ pub struct Message {
     pub body: Bytes,
 }
 
+/// The same as it lies in the batch that it was stored in: nothing of it is copied.
+#[derive(Clone, Debug)]
+pub struct MessageRef<'a> {
+    /// Names this message for ever.
+    pub id: MessageId,
+    /// The queue it lies in.
+    pub queue: QueueId,
+    /// Its ordinal in that queue.
+    pub queue_offset: QueueOffset,
+    /// When the broker stored it, on the store clock.
+    pub store_time: Timestamp,
+    /// Everything that the producer set.
+    pub meta: MetaView<'a>,
+    /// The body as it was sent.
+    pub body: Bytes,
+}
+
 /// Where a stored record lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
@@ -64,14 +81,29 @@ pub(super) fn unpack(
     tags: &TagFilter,
     out: &mut Vec<Message>,
 ) -> Result<(), AnswerError> {
-    let mut offset = place.first_queue_offset;
+    visit(place, batch, wanted, tags, &mut |found| {
+        let MessageRef { id, queue, queue_offset, store_time, meta, body } = found;
+        out.push(message(id, place.topic, queue, queue_offset, store_time, &meta, body));
+    })
+}
+
+/// Shows the messages of a stored record from `wanted` on that `tags` lets through.
+pub(super) fn visit(
+    place: &Place<'_>,
+    batch: &Bytes,
+    wanted: QueueOffset,
+    tags: &TagFilter,
+    show: &mut dyn FnMut(MessageRef<'_>),
+) -> Result<(), AnswerError> {
+    let &Place { queue, store_time, .. } = place;
+    let mut queue_offset = place.first_queue_offset;
     let mut index = 0;
     for_each(batch, |meta, body| {
-        if offset >= wanted && tags.matches(meta.tag()) {
+        if queue_offset >= wanted && tags.matches(meta.tag()) {
             let id = MessageId { epoch: place.epoch, offset: place.physical_offset, index };
-            out.push(message(id, place.topic, place.queue, offset, place.store_time, meta, body));
+            show(MessageRef { id, queue, queue_offset, store_time, meta: *meta, body });
         }
-        offset = offset.plus(1);
+        queue_offset = queue_offset.plus(1);
         index = index.saturating_add(1);
     })
 }

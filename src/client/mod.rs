@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`Client::send`] | stores one batch as one record |
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
+//! | [`Client::pull_stream`], [`Puller`] | queues of a topic, in turn, as they grow |
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::update_topic`], [`Client::purge_topic`] | topics in use |
@@ -26,6 +27,9 @@ mod error;
 mod groups;
 mod message;
 mod offsets;
+mod pull_stream;
+mod puller;
+mod raw;
 mod session;
 mod verify;
 
@@ -38,11 +42,13 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
-pub use self::message::Message;
 use self::message::Place;
+pub use self::message::{Message, MessageRef};
 pub use self::offsets::{
     ChangeKind, Expected, NewCommit, OffsetChange, Position, QueueProgress, Reset, ResetQueue, Run,
 };
+pub use self::pull_stream::{Part, PullStream, PullStreamOptions};
+pub use self::puller::{OnGone, Puller, PullerConfig};
 pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;
@@ -59,6 +65,8 @@ use crate::proto::query_messages_request as wire_query;
 const STREAM_WINDOW: u32 = 8 << 20;
 /// Bytes that may be under way on the connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Bytes of a frame that the broker may send: most batches lie whole in one, and need not be put together.
+const MAX_FRAME: u32 = 256 << 10;
 /// The largest answer: 8 MiB of batches, one whole record over it, and what surrounds them.
 const MAX_ANSWER: usize = 17 << 20;
 /// How long a connection may take to be made.
@@ -70,6 +78,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub struct Client {
     server: Arc<str>,
+    channel: Channel,
     broker: BrokerClient<Channel>,
     admin: AdminClient<Channel>,
 }
@@ -334,6 +343,15 @@ impl Client {
     /// # Errors
     /// `BadAddress` or `Unreachable`.
     pub async fn connect(server: &str) -> Result<Self, ClientError> {
+        Self::connect_with(server, STREAM_WINDOW, CONNECTION_WINDOW).await
+    }
+
+    /// The same with other bounds for the bytes that may be under way to this side, on a stream and in all.
+    async fn connect_with(
+        server: &str,
+        stream_window: u32,
+        connection_window: u32,
+    ) -> Result<Self, ClientError> {
         let bad = || ClientError::BadAddress { server: server.to_owned() };
         if !has_port(server) {
             return Err(bad());
@@ -342,14 +360,16 @@ impl Client {
             .map_err(|_| bad())?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
+            .initial_stream_window_size(stream_window)
+            .initial_connection_window_size(connection_window)
+            .max_frame_size(MAX_FRAME);
         let channel = endpoint.connect().await.map_err(|source| ClientError::Unreachable {
             server: server.to_owned(),
             source: Box::new(source),
         })?;
         Ok(Self {
             server: server.into(),
+            channel: channel.clone(),
             broker: BrokerClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER)
                 .max_encoding_message_size(MAX_ANSWER),
@@ -615,8 +635,12 @@ impl Client {
     ) -> Result<T, ClientError> {
         match answer {
             Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(ClientError::from_status(&self.server, status)),
+            Err(status) => Err(self.ended(status)),
         }
+    }
+
+    fn ended(&self, status: tonic::Status) -> ClientError {
+        ClientError::from_status(&self.server, status)
     }
 
     fn bad_answer(&self, source: AnswerError) -> ClientError {

@@ -4,8 +4,10 @@
 
 mod groups;
 mod offsets;
+mod proxy;
 mod pull;
 mod pull_stream;
+mod puller;
 mod query;
 mod send;
 mod send_stream;

@@ -1,0 +1,179 @@
+//! A stream of pulls: queues of a topic in turn, as they grow.
+//!
+//! The broker sends ahead of the reader as far as the flow control window of the connection lets it: that is the
+//! prefetch, and its bound. Bodies are slices of the frames that they came in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::message::{self, MessageRef, Place};
+use super::raw::{Answers, Once, call};
+use super::{AnswerError, Client, ClientError, MAX_ANSWER, Message, OffsetRange};
+use crate::format::batch::TagFilter;
+use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp};
+use crate::proto;
+
+const PATH: &str = "/mainstem.v1.Broker/PullStream";
+
+/// What a stream is to bring.
+#[derive(Clone, Copy, Debug)]
+pub struct PullStreamOptions<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// Of which queues, each with the first message wanted: 1 to 256, each once.
+    pub queues: &'a [(QueueId, QueueOffset)],
+    /// At most so many bytes of batches in a part, but at least one whole record; at most 8 MiB. `None`: the broker's
+    /// choice, 1 MiB.
+    pub max_bytes: Option<u32>,
+    /// The tags that are let through, as a text for the broker: `*`, or tags joined by `||`.
+    pub tags: &'a str,
+    /// The same, parsed.
+    pub filter: &'a TagFilter,
+    /// The consumer group in whose name it is.
+    pub group: Option<&'a str>,
+    /// As in [`super::Pull`].
+    pub epoch: Option<Epoch>,
+}
+
+/// A stream that was begun. Dropping it ends it at the broker too.
+#[derive(Debug)]
+pub struct PullStream {
+    client: Client,
+    topic: Arc<str>,
+    filter: Arc<TagFilter>,
+    /// The first wanted of each queue of which nothing has come yet.
+    wanted: HashMap<QueueId, QueueOffset>,
+    answers: Answers,
+}
+
+/// What came of one queue.
+#[derive(Debug)]
+pub struct Part {
+    /// Which queue.
+    pub queue: QueueId,
+    /// Where to go on; moves past what was filtered out.
+    pub next_offset: QueueOffset,
+    /// What can be pulled from this queue now.
+    pub range: OffsetRange,
+    /// The broker's epoch.
+    pub epoch: Epoch,
+    server: Arc<str>,
+    topic: Arc<str>,
+    filter: Arc<TagFilter>,
+    /// Messages below it were not asked for.
+    wanted: QueueOffset,
+    records: Vec<proto::Record>,
+}
+
+impl Client {
+    /// Begins to read queues of a topic, without end.
+    ///
+    /// # Errors
+    /// No connection. Refusals come with the first part.
+    pub async fn pull_stream(
+        &self,
+        options: &PullStreamOptions<'_>,
+    ) -> Result<PullStream, ClientError> {
+        let start = |(queue, offset): &(QueueId, QueueOffset)| proto::pull_stream_request::Start {
+            queue: queue.get(),
+            offset: offset.get(),
+        };
+        let request = proto::PullStreamRequest {
+            topic: options.topic.to_owned(),
+            queues: options.queues.iter().map(start).collect(),
+            tags: options.tags.to_owned(),
+            group: options.group.unwrap_or_default().to_owned(),
+            epoch: options.epoch.map_or(0, Epoch::get),
+            max_bytes: options.max_bytes.unwrap_or(0),
+        };
+        let called = call(self.channel.clone(), PATH, Once::new(&request), MAX_ANSWER).await;
+        Ok(PullStream {
+            client: self.clone(),
+            topic: options.topic.into(),
+            filter: Arc::new(options.filter.clone()),
+            wanted: options.queues.iter().copied().collect(),
+            answers: called.map_err(|status| self.ended(status))?,
+        })
+    }
+}
+
+impl PullStream {
+    /// The next part, of whatever queue has something; waits until one has. May be dropped and called again.
+    ///
+    /// # Errors
+    /// The stream is at its end. Refusals: as [`Client::pull`], with [`super::Refusal::queue`] if one of the queues
+    /// cannot be read on.
+    pub async fn next(&mut self) -> Result<Part, ClientError> {
+        let part = self.answers.next::<proto::PullStreamResponse>().await;
+        let ended = || tonic::Status::unavailable("the stream was ended");
+        let part = part.and_then(|part| part.ok_or_else(ended));
+        let part = part.map_err(|status| self.client.ended(status))?;
+        let queue = QueueId::new(part.queue);
+        let wanted = if self.wanted.is_empty() { None } else { self.wanted.remove(&queue) };
+        Ok(Part {
+            queue,
+            next_offset: QueueOffset::new(part.next_offset),
+            range: part.range.map(OffsetRange::from).unwrap_or_default(),
+            epoch: Epoch::new(part.epoch),
+            server: Arc::clone(&self.client.server),
+            topic: Arc::clone(&self.topic),
+            filter: Arc::clone(&self.filter),
+            wanted: wanted.unwrap_or(QueueOffset::ZERO),
+            records: part.records,
+        })
+    }
+}
+
+impl Part {
+    /// Its messages that were asked for, in queue order, without an allocation for any of them.
+    ///
+    /// # Errors
+    /// A batch cannot be read; those before it were visited.
+    pub fn for_each(&self, mut visit: impl FnMut(MessageRef<'_>)) -> Result<(), ClientError> {
+        for record in &self.records {
+            let place = self.place(record);
+            message::visit(&place, &record.batch, self.wanted, &self.filter, &mut visit)
+                .map_err(|source| self.bad_answer(source))?;
+        }
+        Ok(())
+    }
+
+    /// The same messages, each for itself.
+    ///
+    /// # Errors
+    /// A batch cannot be read.
+    pub fn messages(&self) -> Result<Vec<Message>, ClientError> {
+        let mut messages = Vec::new();
+        for record in &self.records {
+            let place = self.place(record);
+            message::unpack(&place, &record.batch, self.wanted, &self.filter, &mut messages)
+                .map_err(|source| self.bad_answer(source))?;
+        }
+        Ok(messages)
+    }
+
+    /// Its batches as they were stored, each with the offset of its first message: also those messages that were not
+    /// asked for.
+    pub fn batches(&self) -> impl Iterator<Item = (QueueOffset, &Bytes)> {
+        self.records
+            .iter()
+            .map(|record| (QueueOffset::new(record.first_queue_offset), &record.batch))
+    }
+
+    fn bad_answer(&self, source: AnswerError) -> ClientError {
+        ClientError::BadAnswer { server: self.server.to_string(), source }
+    }
+
+    fn place<'a>(&'a self, record: &proto::Record) -> Place<'a> {
+        Place {
+            topic: &self.topic,
+            queue: self.queue,
+            epoch: Epoch::new(record.epoch),
+            physical_offset: PhysicalOffset::new(record.physical_offset),
+            first_queue_offset: QueueOffset::new(record.first_queue_offset),
+            store_time: Timestamp::new(record.store_time_ms),
+        }
+    }
+}

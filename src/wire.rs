@@ -86,6 +86,12 @@ impl<G> Frames<G> {
         self.len == 0
     }
 
+    /// How much of the message that has begun is still to come, once its length is there; `None` also without one.
+    pub(crate) fn missing(&self, max: usize) -> Option<usize> {
+        let len = self.message_len(max).ok().flatten()?;
+        (PREFIX + len).checked_sub(self.len)
+    }
+
     /// The next message, if all of it is there. Guards of frames that it was the last in are kept until the next call.
     ///
     /// # Errors

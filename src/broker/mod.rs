@@ -38,7 +38,7 @@ mod verify;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
@@ -82,6 +82,9 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a stream waits until what it brings may be counted.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of names that all streams together may keep.
+const NAMES: u64 = 128 << 20;
+
 /// What is kept of a request's time for its answer; of a short time a quarter, so that something is left to work in.
 pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
 
@@ -98,6 +101,10 @@ pub struct Broker {
     default_flush: FlushMode,
     draining: watch::Sender<bool>,
     sends: Budget,
+    /// For one at a time who goes on beyond `sends`.
+    beyond: Arc<Semaphore>,
+    /// Bytes of names that streams keep.
+    names: Budget,
     replies: Budget,
     waiters: Arc<Semaphore>,
     queries: Semaphore,
@@ -184,6 +191,8 @@ impl Broker {
             default_flush,
             draining: watch::Sender::new(false),
             sends: Budget::new(config.inflight_send_bytes),
+            beyond: Arc::new(Semaphore::new(1)),
+            names: Budget::new(NAMES),
             replies: Budget::new(config.inflight_reply_bytes),
             waiters: Arc::new(Semaphore::new(config.max_waiters as usize)),
             queries: Semaphore::new(query::MAX_AT_ONCE),
@@ -239,11 +248,30 @@ impl Broker {
         self.sends.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
     }
 
-    /// The same for one who waits until that many are free, and sends nothing more meanwhile.
+    /// The same for one who waits until that many are free, and receives nothing more meanwhile.
     pub(crate) async fn receive_later(&self, bytes: u64) -> Result<Permit, BrokerError> {
         let until = Instant::now() + RECEIVE_TIMEOUT;
         let permit = self.sends.take(bytes, until).await;
         permit.ok_or(BrokerError::Overloaded { what: "bytes to store" })
+    }
+
+    /// Lets its holder receive the rest of a request beyond the budget. There is one, so that of those who all hold the
+    /// begin of a request, and wait for the others' room, one can go on.
+    pub(crate) async fn receive_beyond(&self) -> OwnedSemaphorePermit {
+        match Arc::clone(&self.beyond).acquire_owned().await {
+            Ok(permit) => permit,
+            // Nobody closes it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Counts bytes that a stream keeps as long as it lives, beside what it keeps of batches.
+    ///
+    /// # Errors
+    /// All streams together keep so many already that no more are taken.
+    pub(crate) fn keep_names(&self, bytes: u64) -> Result<Permit, BrokerError> {
+        let overloaded = BrokerError::Overloaded { what: "names of topics on streams" };
+        self.names.try_take(bytes).ok_or(overloaded)
     }
 
     /// Resolves when [`Broker::drain`] is called.

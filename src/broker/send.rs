@@ -141,14 +141,22 @@ impl Broker {
     ///
     /// # Errors
     /// It is stored, and not durable in time, or nobody knows.
-    pub async fn acknowledge(
+    pub fn acknowledge(
         &self,
         stored: &StoredBatch,
         deadline: Instant,
-    ) -> Result<(), BrokerError> {
-        match &stored.topic {
-            Some(topic) => self.acknowledged(topic, stored.end, deadline).await,
-            None => self.durable(stored.end, deadline).await,
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send + use<> {
+        let is_visible = self.may_acknowledge(stored);
+        let (durable, until) = (self.store.durable(stored.end), flush_deadline(deadline));
+        async move {
+            if is_visible {
+                return Ok(());
+            }
+            match timeout_at(until, durable).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_poisoned)) => Err(BrokerError::Poisoned),
+                Err(_) => Err(BrokerError::FlushTimeout),
+            }
         }
     }
 

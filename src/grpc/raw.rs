@@ -22,6 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::StdError;
@@ -37,12 +38,24 @@ use crate::wire::{Frames, WireError};
 /// How long a message may take to arrive once it has begun.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a frame counts for, until nothing of it is in use.
+#[expect(dead_code, reason = "held for its drop")]
+enum Counted {
+    Within(Permit),
+    /// Part of a message that is received beyond the budget.
+    Beyond,
+    /// The last part of such a message.
+    LastBeyond(OwnedSemaphorePermit),
+}
+
 /// The messages of a request, in their order.
 pub(super) struct Messages<B> {
     body: B,
     broker: Arc<Broker>,
     /// Received, counted, and not taken yet.
-    frames: Frames<Permit>,
+    frames: Frames<Counted>,
+    /// While the rest of a message is received beyond the budget: how much that is.
+    beyond: Option<(OwnedSemaphorePermit, usize)>,
     /// Received, and waiting to be counted.
     uncounted: Bytes,
     /// When the message that has begun must be whole.
@@ -57,8 +70,8 @@ where
 {
     /// The messages of `body`, none longer than `max`.
     pub(super) fn new(body: B, broker: Arc<Broker>, max: usize) -> Self {
-        let (frames, uncounted, due) = (Frames::default(), Bytes::new(), None);
-        Self { body, broker, frames, uncounted, due, max }
+        let (frames, beyond, uncounted, due) = (Frames::default(), None, Bytes::new(), None);
+        Self { body, broker, frames, beyond, uncounted, due, max }
     }
 
     /// The next message if all of it was received already. What it counts for stays counted until the next call.
@@ -137,16 +150,42 @@ where
                 self.uncounted = data;
             }
         }
-        let len = u64::try_from(self.uncounted.len()).unwrap_or(u64::MAX);
-        let permit = match self.broker.receive(len) {
-            Ok(permit) => permit,
-            Err(_) => {
-                let later = self.broker.receive_later(len).await;
-                later.map_err(|error| refusal(&self.broker, &error))?
-            }
-        };
-        self.frames.push(std::mem::take(&mut self.uncounted), permit);
+        let (len, counted) = self.room().await?;
+        let counted_bytes = self.uncounted.split_to(len);
+        self.frames.push(counted_bytes, counted);
         Ok(true)
+    }
+
+    /// Counts what was received, or as much of it as may be taken.
+    async fn room(&mut self) -> Result<(usize, Counted), Status> {
+        let len = self.uncounted.len();
+        let bytes = u64::try_from(len).unwrap_or(u64::MAX);
+        if self.beyond.is_none() {
+            if let Ok(permit) = self.broker.receive(bytes) {
+                return Ok((len, Counted::Within(permit)));
+            }
+            // Those who hold the begin of a message may all wait for each other's room.
+            let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
+            tokio::select! {
+                biased;
+                permit = self.broker.receive_later(bytes) => {
+                    let permit = permit.map_err(|error| refusal(&self.broker, &error))?;
+                    return Ok((len, Counted::Within(permit)));
+                }
+                beyond = self.broker.receive_beyond(), if missing.is_some() => {
+                    self.beyond = Some((beyond, missing.unwrap_or(0)));
+                }
+            }
+        }
+        Ok(match self.beyond.take() {
+            Some((beyond, left)) if left > len => {
+                self.beyond = Some((beyond, left - len));
+                (len, Counted::Beyond)
+            }
+            // What is behind the message is counted for itself.
+            Some((beyond, left)) => (left, Counted::LastBeyond(beyond)),
+            None => (0, Counted::Beyond),
+        })
     }
 
     fn refuse(&self, fault: RequestFault) -> Status {
@@ -406,6 +445,46 @@ mod tests {
         assert!(broker.receive(BUDGET).is_err(), "what was received is counted");
         assert_eq!(next(&mut messages).await.unwrap(), Some(second));
         assert_eq!(next(&mut messages).await.unwrap(), None);
+        assert!(broker.receive(BUDGET).is_ok());
+        broker.close().unwrap();
+    }
+
+    /// All had received half of a message, and each waited for the room of the others.
+    #[tokio::test]
+    async fn of_those_who_hold_half_a_message_and_find_no_room_one_after_the_other_goes_on() {
+        let (broker, _dir) = broker();
+        let sent: Vec<_> = (0..20_u8).map(|n| request(&[n; 60 << 10])).collect();
+        let behind = framed(&request(b"behind it"));
+        let mut streams = Vec::new();
+        for request in &sent {
+            let bytes = framed(request);
+            let mut stream = messages(&broker, &[&bytes[..40 << 10]], false);
+            {
+                let mut whole = std::pin::pin!(next(&mut stream));
+                let polled = whole.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                assert!(polled.is_pending());
+            }
+            let rest = [&bytes[40 << 10..], &behind[..]].concat();
+            stream.body = Parts([rest.into()].into(), true);
+            streams.push(stream);
+        }
+        let all_else = broker.receive(BUDGET - 20 * (40 << 10)).unwrap();
+        assert!(broker.receive(1).is_err());
+        let mut tasks = tokio::task::JoinSet::new();
+        for (mut stream, sent) in streams.into_iter().zip(sent) {
+            tasks.spawn(async move {
+                assert_eq!(next(&mut stream).await.unwrap(), Some(sent));
+                assert_eq!(next(&mut stream).await.unwrap(), Some(request(b"behind it")));
+                assert_eq!(next(&mut stream).await.unwrap(), None);
+            });
+        }
+        let all = async {
+            while let Some(ended) = tasks.join_next().await {
+                ended.unwrap()
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("nobody goes on");
+        drop(all_else);
         assert!(broker.receive(BUDGET).is_ok());
         broker.close().unwrap();
     }

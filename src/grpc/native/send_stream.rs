@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tonic::codegen::StdError;
 use super::send::wire;
 use super::status::{self, Part};
 use crate::broker::{
-    Broker, BrokerError, RequestFault, SendRequest, StoredBatch, check_topic_name,
+    Broker, BrokerError, Permit, RequestFault, SendRequest, StoredBatch, check_topic_name,
 };
 use crate::grpc::raw::{Messages, Out, refusal};
 use crate::message::{QueueId, SessionId, SessionMark};
@@ -29,6 +29,10 @@ use crate::wire::framed;
 const IN_FLIGHT: usize = 64;
 /// Numbers of topics end here.
 const TOPICS: u32 = 1 << 16;
+/// Bytes of names that each stream may keep without asking, and that it asks for at a time.
+const NAMES: u64 = 64 << 10;
+/// What a name costs beside its own bytes, about.
+const NAME_COST: u64 = 72;
 /// How long a batch may wait for room; the disk has its own time.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,7 +40,11 @@ const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 struct SendStream {
     broker: Arc<Broker>,
     /// By their numbers.
-    topics: HashMap<u32, String>,
+    topics: HashMap<u32, Arc<str>>,
+    /// Bytes of names that are not counted yet may be kept.
+    names_left: u64,
+    /// Those that are counted.
+    names: Option<Permit>,
     session: Option<(SessionId, u64)>,
     /// Whether the first request is still to come.
     is_new: bool,
@@ -44,7 +52,11 @@ struct SendStream {
     sequence: u64,
     /// Stored, in the order of the stream; the last has the sequence before `sequence`.
     unacknowledged: VecDeque<StoredBatch>,
+    /// Once somebody waits for it: when the oldest of them may be acknowledged.
+    oldest: Option<Acknowledgement>,
 }
+
+type Acknowledgement = Pin<Box<dyn Future<Output = Result<(), BrokerError>> + Send>>;
 
 /// What a stream waits for.
 enum Event {
@@ -70,10 +82,13 @@ where
     let mut stream = SendStream {
         broker: Arc::clone(&broker),
         topics: HashMap::new(),
+        names_left: NAMES,
+        names: None,
         session: None,
         is_new: true,
         sequence: 1,
         unacknowledged: VecDeque::with_capacity(IN_FLIGHT),
+        oldest: None,
     };
     let mut drained = pin!(broker.drained());
     let ended = loop {
@@ -87,9 +102,13 @@ where
         let stored = match event {
             Event::Received(Ok(None)) => break Ok(()),
             Event::Received(Err(status)) => Err(status),
-            Event::Received(Ok(Some(request))) => stream.take_all(request, &mut messages).await,
+            Event::Received(Ok(Some(request))) => {
+                stream.take_all(request, &mut messages, &out).await
+            }
             Event::Oldest(Ok(())) => Ok(()),
-            Event::Oldest(Err(error)) => return Err(stream.refused_oldest(&error)),
+            Event::Oldest(Err(error)) => {
+                return Err(stream.refused(&error, stream.oldest_sequence()));
+            }
             Event::Draining => Err(refusal(&broker, &BrokerError::Draining)),
         };
         stream.acknowledge(&out).await;
@@ -106,37 +125,33 @@ impl SendStream {
         &mut self,
         request: SendStreamRequest,
         messages: &mut Messages<B>,
+        out: &Out,
     ) -> Result<(), Status>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
     {
-        self.take(request).await?;
+        self.take(request, out).await?;
         while self.unacknowledged.len() < IN_FLIGHT
             && let Some(request) = messages.ready()?
         {
-            self.take(request).await?;
+            self.take(request, out).await?;
         }
         Ok(())
     }
 
-    async fn take(&mut self, request: SendStreamRequest) -> Result<(), Status> {
+    async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), Status> {
         let sequence = self.sequence;
-        let is_new = std::mem::take(&mut self.is_new);
-        match self.try_take(request, is_new).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.broker.counters().refused(error.reason());
-                Err(of_batch(&error, sequence.max(self.sequence)))
-            }
+        match self.prepare(&request) {
+            Ok(Some(topic)) => self.store(&topic, request, out).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(self.refused(&error, sequence.max(self.sequence))),
         }
     }
 
-    async fn try_take(
-        &mut self,
-        request: SendStreamRequest,
-        is_new: bool,
-    ) -> Result<(), BrokerError> {
+    /// Takes what a request says of the stream. The topic of its batch, if it has one.
+    fn prepare(&mut self, request: &SendStreamRequest) -> Result<Option<Arc<str>>, BrokerError> {
+        let is_new = std::mem::take(&mut self.is_new);
         if let Some(mark) = request.session {
             if !is_new {
                 return Err(bad(RequestFault::LateSession));
@@ -144,48 +159,86 @@ impl SendStream {
             self.session = Some((SessionId::new(mark.id), mark.epoch));
             self.sequence = mark.sequence;
         }
-        for open in request.open {
-            self.open(open.number, open.topic)?;
+        for open in &request.open {
+            self.open(open.number, &open.topic)?;
         }
         if request.batch.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let number = request.topic;
         let topic = self.topics.get(&number);
-        let topic = topic.ok_or_else(|| bad(RequestFault::NotOpened { number }))?;
-        let sequence = self.sequence;
+        topic.cloned().map(Some).ok_or_else(|| bad(RequestFault::NotOpened { number }))
+    }
+
+    /// Stores a batch. While it waits for room, those before it are acknowledged.
+    async fn store(
+        &mut self,
+        topic: &str,
+        request: SendStreamRequest,
+        out: &Out,
+    ) -> Result<(), Status> {
+        let (broker, sequence) = (Arc::clone(&self.broker), self.sequence);
         let mark = |(session, epoch)| SessionMark { session, epoch, sequence };
-        let stored = self
-            .broker
-            .store_only(&SendRequest {
-                topic,
-                queue: request.queue.map(QueueId::new),
-                batch: request.batch,
-                session: self.session.map(mark),
-                deadline: Instant::now() + BATCH_TIMEOUT,
-            })
-            .await?;
+        let request = SendRequest {
+            topic,
+            queue: request.queue.map(QueueId::new),
+            batch: request.batch,
+            session: self.session.map(mark),
+            deadline: Instant::now() + BATCH_TIMEOUT,
+        };
+        let mut storing = pin!(broker.store_only(&request));
+        let stored = loop {
+            tokio::select! {
+                biased;
+                stored = storing.as_mut() => break stored,
+                acknowledged = self.oldest() => {
+                    acknowledged.map_err(|error| self.refused(&error, self.oldest_sequence()))?;
+                    self.acknowledge(out).await;
+                }
+                // Nothing of it is stored: it waits for room, or for what it must not tell yet.
+                () = broker.drained() => break Err(BrokerError::Draining),
+            }
+        };
+        let stored = stored.map_err(|error| self.refused(&error, sequence))?;
         self.sequence = sequence.saturating_add(1);
         self.unacknowledged.push_back(stored);
         Ok(())
     }
 
-    fn open(&mut self, number: u32, topic: String) -> Result<(), BrokerError> {
+    fn open(&mut self, number: u32, topic: &str) -> Result<(), BrokerError> {
         if number >= TOPICS || self.topics.contains_key(&number) {
             return Err(bad(RequestFault::TopicNumber { number, limit: TOPICS }));
         }
         // Now, not with its first batch: what a stream keeps is bounded by the length of a name.
-        check_topic_name(&topic)?;
-        self.topics.insert(number, topic);
+        check_topic_name(topic)?;
+        let len = NAME_COST + u64::try_from(topic.len()).unwrap_or(u64::MAX);
+        if self.names_left < len {
+            let more = self.broker.keep_names(NAMES)?;
+            self.names_left += NAMES;
+            self.names = Some(match self.names.take() {
+                Some(names) => names.and(more),
+                None => more,
+            });
+        }
+        self.names_left = self.names_left.saturating_sub(len);
+        self.topics.insert(number, topic.into());
         Ok(())
     }
 
-    /// Resolves when the oldest batch may be acknowledged; never without one.
-    async fn oldest(&self) -> Result<(), BrokerError> {
-        match self.unacknowledged.front() {
-            Some(stored) => self.broker.acknowledge(stored, Instant::now() + BATCH_TIMEOUT).await,
-            None => pending().await,
+    /// Resolves when the oldest batch may be acknowledged; never without one. May be dropped and called again: its time
+    /// goes on from the first call.
+    async fn oldest(&mut self) -> Result<(), BrokerError> {
+        let Some(stored) = self.unacknowledged.front() else { return pending().await };
+        if self.broker.may_acknowledge(stored) {
+            return Ok(());
         }
+        let broker = &self.broker;
+        let oldest = self.oldest.get_or_insert_with(|| {
+            Box::pin(broker.acknowledge(stored, Instant::now() + BATCH_TIMEOUT))
+        });
+        let acknowledged = oldest.await;
+        self.oldest = None;
+        acknowledged
     }
 
     /// Acknowledges all that may be.
@@ -196,6 +249,7 @@ impl SendStream {
         {
             receipts.push(wire(self.broker.acknowledged_batch(stored)));
             self.unacknowledged.pop_front();
+            self.oldest = None;
         }
         if !receipts.is_empty() {
             let acked_to = self.oldest_sequence().saturating_sub(1);
@@ -208,23 +262,21 @@ impl SendStream {
         self.sequence.saturating_sub(waiting)
     }
 
-    fn refused_oldest(&self, error: &BrokerError) -> Status {
+    /// Counts the refusal of a batch and words it for the wire.
+    fn refused(&self, error: &BrokerError, sequence: u64) -> Status {
         self.broker.counters().refused(error.reason());
-        of_batch(error, self.oldest_sequence())
+        status::of_part(error, Part { sequence: Some(sequence), queue: None })
     }
 
     /// Acknowledges what is stored, as it becomes durable.
     async fn finish(&mut self, out: &Out) -> Result<(), Status> {
         while !self.unacknowledged.is_empty() {
-            self.oldest().await.map_err(|error| self.refused_oldest(&error))?;
+            let oldest = self.oldest().await;
+            oldest.map_err(|error| self.refused(&error, self.oldest_sequence()))?;
             self.acknowledge(out).await;
         }
         Ok(())
     }
-}
-
-fn of_batch(error: &BrokerError, sequence: u64) -> Status {
-    status::of_part(error, Part { sequence: Some(sequence), queue: None })
 }
 
 fn bad(fault: RequestFault) -> BrokerError {

@@ -18,7 +18,7 @@ mod supervisor;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -28,7 +28,7 @@ use tokio::task::JoinError;
 use tokio::time::timeout;
 
 use self::supervisor::Supervisor;
-use crate::broker::Broker;
+use crate::broker::{Broker, Connected};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::file::disk::RealDisk;
@@ -197,12 +197,12 @@ impl Running {
         let (http_listener, http) = bind("server.http", config.server.http).await?;
         let is_open_to_others = warn_of_others(grpc, http);
         let (services, health) = grpc::services(Arc::clone(&broker)).await?;
-        let open_connections = Arc::new(AtomicUsize::new(0));
-        let connections = Arc::new(Connections::counted_in(Arc::clone(&open_connections)));
+        let connected = Arc::new(Connected::default());
+        let connections = Arc::new(Connections::told_to(Arc::clone(&connected)));
         let has_failed = Arc::new(AtomicBool::new(false));
         let told = http::Told {
             broker,
-            connections: open_connections,
+            connected,
             has_failed: Arc::clone(&has_failed),
             is_open_to_others,
         };

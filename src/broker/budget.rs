@@ -56,6 +56,21 @@ impl Budget {
         timeout_at(deadline, units).await.ok()?.ok().map(Permit)
     }
 
+    /// Bytes that are free now.
+    pub(crate) fn free(&self) -> u64 {
+        u64::try_from(self.units.available_permits()).unwrap_or(u64::MAX).saturating_mul(UNIT)
+    }
+
+    /// Bytes that are taken now.
+    pub(crate) fn taken(&self) -> u64 {
+        (u64::from(self.whole) * UNIT).saturating_sub(self.free())
+    }
+
+    /// Whether hardly any bytes are free: less than an eighth.
+    pub(crate) fn is_short(&self) -> bool {
+        self.units.available_permits() < (self.whole / 8).max(1) as usize
+    }
+
     fn units_for(&self, bytes: u64) -> u32 {
         u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.whole)
     }
@@ -70,7 +85,9 @@ mod tests {
         let budget = Budget::new(8192);
         let permit = budget.try_take(8192).unwrap().shrunk_to(1500);
         assert!(budget.try_take(7 << 10).is_none());
+        assert_eq!((budget.taken(), budget.is_short()), (2 << 10, false));
         let rest = budget.try_take(6 << 10).unwrap();
+        assert_eq!((budget.taken(), budget.is_short()), (8 << 10, true));
         let both = permit.and(rest).shrunk_to(u64::MAX);
         assert!(budget.try_take(1).is_none());
         drop(both);

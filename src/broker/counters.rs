@@ -1,7 +1,7 @@
 //! What the broker counts about itself. Every number only grows, except the gauges at the end; reading them is not a
 //! consistent cut.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::error::Reason;
 
@@ -18,6 +18,31 @@ impl Counter {
     /// What was added so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Who is connected, as the front knows that lets them in. Relaxed: changed under its lock, read without.
+#[derive(Debug, Default)]
+pub struct Connected {
+    count: AtomicUsize,
+    windows: AtomicU64,
+}
+
+impl Connected {
+    /// Notes how many there are, and how many bytes they may have under way together.
+    pub(crate) fn set(&self, count: usize, windows: u64) {
+        self.count.store(count, Ordering::Relaxed);
+        self.windows.store(windows, Ordering::Relaxed);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that they may have under way to the broker, received and not taken.
+    pub fn windows(&self) -> u64 {
+        self.windows.load(Ordering::Relaxed)
     }
 }
 

@@ -55,6 +55,7 @@ pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifyS
 pub use crate::message::TopicSettings;
 pub use budget::Permit;
 pub use config::BrokerConfig;
+pub use counters::Connected;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
 pub use groups::{GroupDescription, GroupPage, GroupTopic};
 pub use names::{GroupNameFault, NameFault};
@@ -62,7 +63,7 @@ pub use offsets::{
     CommitOffset, HistoryPage, HistoryRequest, Position, QueuePosition, QueueProgress, ResetQueue,
     ResetRequest, Run,
 };
-pub use pull::{PullRequest, Pulled};
+pub use pull::{PullRequest, Pulled, SPLICED};
 pub use pull_stream::{PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest, StoredBatch};
@@ -100,8 +101,11 @@ pub struct Broker {
     /// The store's default, which broker-wide state is acknowledged by.
     default_flush: FlushMode,
     draining: watch::Sender<bool>,
+    /// Requests that are arriving, and what streams have received and not stored.
+    arrivals: Budget,
+    /// Batches of requests that have arrived.
     sends: Budget,
-    /// For one at a time who goes on beyond `sends`.
+    /// For one at a time who goes on beyond `arrivals`.
     beyond: Arc<Semaphore>,
     /// Bytes of names that streams keep.
     names: Budget,
@@ -112,6 +116,21 @@ pub struct Broker {
     verifications: Arc<Semaphore>,
     counters: Counters,
     started: Vec<ReportLine>,
+}
+
+/// Bytes in work, each kind with a bound of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InWork {
+    /// Of requests that are arriving, and of what streams have received and not stored: at most three quarters of
+    /// [`BrokerConfig::inflight_send_bytes`], one message more, and a frame for each stream that waits for room.
+    pub arriving: u64,
+    /// Of batches that have arrived otherwise: at most the other quarter.
+    pub sends: u64,
+    /// Of answers on their way, but for what goes out as it lies in the log's mapping: at most
+    /// [`BrokerConfig::inflight_reply_bytes`].
+    pub replies: u64,
+    /// Of names of topics that streams keep, beyond the first 64 KiB of each: at most 128 MiB.
+    pub names: u64,
 }
 
 impl std::fmt::Debug for Broker {
@@ -183,6 +202,8 @@ impl Broker {
         config: BrokerConfig,
         default_flush: FlushMode,
     ) -> Self {
+        // Apart, so that what arrives slowly keeps nobody out whose request is there.
+        let arrivals = config.inflight_send_bytes / 4 * 3;
         let topics = &state.topics;
         let name = |id| topics.by_id(id).map(|topic| topic.name().to_owned());
         let started = store.start_report().lines(name);
@@ -190,7 +211,8 @@ impl Broker {
             state,
             default_flush,
             draining: watch::Sender::new(false),
-            sends: Budget::new(config.inflight_send_bytes),
+            arrivals: Budget::new(arrivals),
+            sends: Budget::new(config.inflight_send_bytes - arrivals),
             beyond: Arc::new(Semaphore::new(1)),
             names: Budget::new(NAMES),
             replies: Budget::new(config.inflight_reply_bytes),
@@ -245,18 +267,38 @@ impl Broker {
     /// # Errors
     /// So many are in work already that the request is refused.
     pub(crate) fn receive(&self, bytes: u64) -> Result<Permit, BrokerError> {
-        self.sends.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
+        self.arrivals.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
+    }
+
+    /// Whether there is hardly any room left for what arrives: then who is slow loses his.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.arrivals.is_short()
+    }
+
+    /// Whether there is hardly any room left for answers: then who does not take his loses his connection soon.
+    pub(crate) fn is_pressed_by_answers(&self) -> bool {
+        self.replies.is_short()
+    }
+
+    /// Bytes in work now.
+    pub fn in_work(&self) -> InWork {
+        InWork {
+            arriving: self.arrivals.taken(),
+            sends: self.sends.taken(),
+            replies: self.replies.taken(),
+            names: self.names.taken(),
+        }
     }
 
     /// The same for one who waits until that many are free, and receives nothing more meanwhile.
     pub(crate) async fn receive_later(&self, bytes: u64) -> Result<Permit, BrokerError> {
         let until = Instant::now() + RECEIVE_TIMEOUT;
-        let permit = self.sends.take(bytes, until).await;
+        let permit = self.arrivals.take(bytes, until).await;
         permit.ok_or(BrokerError::Overloaded { what: "bytes to store" })
     }
 
-    /// Lets its holder receive the rest of a request beyond the budget. There is one, so that of those who all hold the
-    /// begin of a request, and wait for the others' room, one can go on.
+    /// Lets its holder receive the rest of a request beyond the budget. There is one, so that of those who all hold
+    /// the begin of a request, and wait for the others' room, one can go on.
     pub(crate) async fn receive_beyond(&self) -> OwnedSemaphorePermit {
         match Arc::clone(&self.beyond).acquire_owned().await {
             Ok(permit) => permit,

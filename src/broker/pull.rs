@@ -23,6 +23,13 @@ pub(super) const MAX_MESSAGES: u32 = 10_000;
 /// The most bytes of batches in an answer, if there is more than one record.
 pub(super) const MAX_BYTES: u32 = 8 << 20;
 
+/// What an answer may have however little room is left.
+const LEAST_PART: u32 = 64 << 10;
+
+/// Batches from so many bytes on go out as they lie in the log; smaller ones are copied: for them a piece of its own
+/// costs more than that.
+pub const SPLICED: usize = 8 << 10;
+
 /// The longest wait at the end of a queue.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
@@ -65,7 +72,8 @@ pub struct Pulled {
     pub range: QueueRange,
     /// The current epoch.
     pub epoch: Epoch,
-    /// Keeps the answer's bytes counted until it has left; `None` without records.
+    /// Keeps the answer's memory counted until it has left; `None` if it has none: what goes out as it lies in the
+    /// log's mapping costs none.
     pub permit: Option<Permit>,
 }
 
@@ -93,12 +101,18 @@ pub(super) enum Look {
     },
 }
 
+/// Bytes of memory that a record takes on its way out.
+fn memory(record: &StoredRecord) -> u64 {
+    let len = record.batch.len();
+    if record.is_in_place && len >= SPLICED { 0 } else { u64::try_from(len).unwrap_or(u64::MAX) }
+}
+
 impl Broker {
     /// Reads whole records from an offset on; at the end of the queue it waits for one.
     ///
     /// # Errors
-    /// Nothing was read. [`BrokerError::OffsetOutOfRange`], [`BrokerError::Truncated`] and [`BrokerError::Damaged`] say
-    /// where to go on.
+    /// Nothing was read. [`BrokerError::OffsetOutOfRange`], [`BrokerError::Truncated`] and [`BrokerError::Damaged`]
+    /// say where to go on.
     pub async fn pull(&self, request: PullRequest<'_>) -> Result<Pulled, BrokerError> {
         within("max_messages", request.max_messages, MAX_MESSAGES)?;
         within("max_bytes", request.max_bytes, MAX_BYTES)?;
@@ -129,8 +143,8 @@ impl Broker {
         self.pull_or_park(&reader, &request).await
     }
 
-    /// Refuses a reader who read messages of a queue that an unclean stop took since. Waits for the disk until `until`,
-    /// for files that are made again until `rebuilt`.
+    /// Refuses a reader who read messages of a queue that an unclean stop took since. Waits for the disk until
+    /// `until`, for files that are made again until `rebuilt`.
     pub(super) async fn check_not_truncated(
         &self,
         topic: &TopicEntry,
@@ -209,8 +223,10 @@ impl Broker {
         deadline: Instant,
     ) -> Result<Look, BrokerError> {
         let topic = &reader.topic;
-        // The one record that an answer has at least may be larger than what was asked for; then so must the permit be.
-        let mut answer_len = u64::from(reader.max_bytes);
+        let max_bytes = reader.max_bytes.min(self.part_bytes());
+        // The one record that an answer has at least may be larger than what was asked for; then so must the permit
+        // be.
+        let mut answer_len = u64::from(max_bytes);
         loop {
             reader.group.as_deref().map_or(Ok(()), |group| self.admits(group))?;
             let permit = self
@@ -225,7 +241,7 @@ impl Broker {
                     queue,
                     from,
                     max_messages: reader.max_messages as usize,
-                    max_bytes: reader.max_bytes as usize,
+                    max_bytes: max_bytes as usize,
                     filter: Arc::clone(&reader.filter),
                 })
                 .await?;
@@ -236,15 +252,14 @@ impl Broker {
             self.check_readable(topic)?;
             return match outcome {
                 ReadOutcome::Records { records, next, range } => {
-                    let len = records.iter().map(|record| record.batch.len()).sum::<usize>();
-                    let len = u64::try_from(len).unwrap_or(u64::MAX);
+                    let len = records.iter().map(memory).sum::<u64>();
                     if len > answer_len {
                         // Read again with a permit that is large enough: nobody holds records, or a small permit,
                         // while waiting for more.
                         answer_len = len;
                         continue;
                     }
-                    let permit = Some(permit.shrunk_to(len));
+                    let permit = (len > 0).then(|| permit.shrunk_to(len));
                     Ok(Look::Found(self.pulled(records, next, range, permit)))
                 }
                 ReadOutcome::Damaged { at, next, .. } => Err(BrokerError::Damaged { at, next }),
@@ -253,6 +268,13 @@ impl Broker {
                 ReadOutcome::Empty { next, range } => Ok(Look::Nothing { next, range }),
             };
         }
+    }
+
+    /// What one answer may have: less, the less room is left, so that many who take their time leave some to the
+    /// others.
+    fn part_bytes(&self) -> u32 {
+        let part = self.replies.free() / 16;
+        u32::try_from(part).unwrap_or(u32::MAX).max(LEAST_PART)
     }
 
     pub(super) fn out_of_range(&self, offset: QueueOffset, range: QueueRange) -> BrokerError {

@@ -15,10 +15,21 @@ use crate::message::{
 /// A broker on a directory of its own, which has to outlive it.
 fn broker(config: BrokerConfig) -> (Arc<Broker>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let store = StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+    let store = StoreConfig::new(dir.path().join("data"));
+    (open(store, config), dir)
+}
+
+/// One that reads everything off the disk.
+fn cold_broker(config: BrokerConfig) -> (Arc<Broker>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = StoreConfig { hot_bytes: 0, ..StoreConfig::new(dir.path().join("data")) };
+    (open(store, config), dir)
+}
+
+fn open(store: StoreConfig, config: BrokerConfig) -> Arc<Broker> {
+    let store = StoreConfig { segment_size: 4 << 20, ..store };
     let clock = Arc::new(SystemClock::new());
-    let (broker, _) = Broker::open(Arc::new(RealDisk), clock, store, config).unwrap();
-    (broker, dir)
+    Broker::open(Arc::new(RealDisk), clock, store, config).unwrap().0
 }
 
 fn soon() -> Instant {
@@ -119,7 +130,7 @@ async fn a_batch_that_is_too_large_for_the_segments_makes_no_topic() {
 #[tokio::test]
 async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
     let config = BrokerConfig { inflight_reply_bytes: 64 << 10, ..BrokerConfig::default() };
-    let (broker, _dir) = broker(config);
+    let (broker, _dir) = cold_broker(config);
     broker.send(to("t", 48 << 10)).await.unwrap();
     let request = PullRequest {
         epoch: None,
@@ -137,6 +148,34 @@ async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
     assert!(broker.replies.try_take(32 << 10).is_none());
     drop(pulled);
     assert!(broker.replies.try_take(64 << 10).is_some());
+    broker.close().unwrap();
+}
+
+/// Readers that take their time used to keep the others from reading, though what waited for them was no memory.
+#[tokio::test]
+async fn what_goes_out_as_it_lies_in_the_log_is_not_counted() {
+    let config = BrokerConfig { inflight_reply_bytes: 64 << 10, ..BrokerConfig::default() };
+    let (broker, _dir) = broker(config);
+    broker.send(to("t", 48 << 10)).await.unwrap();
+    broker.send(to("t", SPLICED / 2)).await.unwrap();
+    let at = |offset| PullRequest {
+        epoch: None,
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::new(offset),
+        max_messages: 1,
+        max_bytes: 1,
+        wait: Duration::ZERO,
+        tags: "",
+        group: None,
+        deadline: soon(),
+    };
+    let large = broker.pull(at(0)).await.unwrap();
+    assert_eq!((large.records.len(), broker.in_work().replies), (1, 0));
+    let small = broker.pull(at(1)).await.unwrap();
+    assert_eq!((small.records.len(), broker.in_work().replies), (1, 5 << 10));
+    drop((large, small));
+    assert_eq!(broker.in_work().replies, 0);
     broker.close().unwrap();
 }
 

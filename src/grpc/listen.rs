@@ -20,7 +20,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,6 +34,7 @@ use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 
 use super::Guarded;
+use crate::broker::Connected;
 use crate::sync::{Mutex, lock};
 
 /// Bytes that a stream may have under way to us.
@@ -83,14 +83,15 @@ pub(crate) struct Limits {
 /// Who is connected.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
-    /// Relaxed: changed under the lock only, and read outside it for the metrics.
-    total: Arc<AtomicUsize>,
+    /// What `present` comes to, for the metrics.
+    told: Arc<Connected>,
     /// Short lock.
     present: Mutex<Present>,
 }
 
 #[derive(Debug, Default)]
 struct Present {
+    count: usize,
     /// Without entries for nobody.
     by_address: HashMap<IpAddr, usize>,
     /// Of all, in bytes.
@@ -114,25 +115,22 @@ struct Place {
 }
 
 impl Connections {
-    /// Nobody yet. `total` follows how many there are.
-    pub(crate) fn counted_in(total: Arc<AtomicUsize>) -> Self {
-        Self { total, present: Mutex::default() }
-    }
-
-    fn count(&self) -> usize {
-        self.total.load(Ordering::Relaxed)
+    /// Nobody yet. `told` follows who there is.
+    pub(crate) fn told_to(told: Arc<Connected>) -> Self {
+        Self { told, present: Mutex::default() }
     }
 
     fn admit(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<Place> {
         let mut present = lock(&self.present);
         let of_address = present.by_address.get(&address).copied().unwrap_or_default();
-        if self.count() >= max || of_address >= MAX_PER_ADDRESS {
+        if present.count >= max || of_address >= MAX_PER_ADDRESS {
             return None;
         }
-        self.total.fetch_add(1, Ordering::Relaxed);
+        present.count += 1;
         present.by_address.insert(address, of_address + 1);
         let window = present.window();
         present.windows += u64::from(window);
+        self.told.set(present.count, present.windows);
         Some(Place { connections: Arc::clone(self), address, window })
     }
 }
@@ -140,8 +138,9 @@ impl Connections {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut present = lock(&self.connections.present);
-        self.connections.total.fetch_sub(1, Ordering::Relaxed);
+        present.count = present.count.saturating_sub(1);
         present.windows = present.windows.saturating_sub(self.window.into());
+        self.connections.told.set(present.count, present.windows);
         match present.by_address.get_mut(&self.address) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
@@ -189,7 +188,10 @@ pub(crate) async fn serve(
     drop(listener);
     let finish = async { while tasks.join_next().await.is_some() {} };
     if timeout(limits.drain_timeout, finish).await.is_err() {
-        tracing::warn!(connections = connections.count(), "connections did not finish in time");
+        tracing::warn!(
+            connections = connections.told.count(),
+            "connections did not finish in time"
+        );
     }
 }
 
@@ -211,13 +213,14 @@ async fn connection(
         tracing::debug!(%peer, "no HTTP/2 preface, closed");
         return;
     };
+    let broker = Arc::clone(service.broker());
     let (service, outgoing) = service.of_connection(peer);
     let served =
         settings(window).serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
-        () = outgoing.stalled() => {
+        () = outgoing.stalled(|| broker.is_pressed_by_answers()) => {
             tracing::warn!(%peer, "the client does not read its answers, closed");
             return;
         }
@@ -341,7 +344,7 @@ mod tests {
         assert!(connections.admit(here, usize::MAX).is_some());
         drop(places);
         drop(other);
-        assert_eq!(connections.count(), 0);
+        assert_eq!((connections.told.count(), connections.told.windows()), (0, 0));
         assert!(lock(&connections.present).by_address.is_empty());
         assert_eq!(lock(&connections.present).windows, 0);
     }

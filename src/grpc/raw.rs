@@ -37,6 +37,44 @@ use crate::wire::{Frames, WireError};
 
 /// How long a message may take to arrive once it has begun.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// While there is hardly any room, each message that has begun must bring [`LEAST`] bytes in each such time.
+const LOOK: Duration = Duration::from_secs(2);
+/// 64 KiB a second.
+const LEAST: usize = 128 << 10;
+
+/// A message on its way.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    /// When it must be whole.
+    due: Instant,
+    /// Since when `received` counts.
+    since: Instant,
+    /// Bytes.
+    received: usize,
+}
+
+impl Begun {
+    fn at(now: Instant) -> Self {
+        Self { due: now + MESSAGE_TIMEOUT, since: now, received: 0 }
+    }
+
+    fn next_look(&self) -> Instant {
+        self.due.min(self.since + LOOK)
+    }
+
+    /// Whether it is too slow: then within which time it did not come.
+    fn look(&mut self, now: Instant, is_pressed: bool) -> Option<Duration> {
+        if now >= self.due {
+            return Some(MESSAGE_TIMEOUT);
+        }
+        if now < self.since + LOOK {
+            return None;
+        }
+        let is_slow = self.received < LEAST;
+        (self.since, self.received) = (now, 0);
+        (is_slow && is_pressed).then_some(LOOK)
+    }
+}
 
 /// What a frame counts for, until nothing of it is in use.
 #[expect(dead_code, reason = "held for its drop")]
@@ -58,8 +96,8 @@ pub(super) struct Messages<B> {
     beyond: Option<(OwnedSemaphorePermit, usize)>,
     /// Received, and waiting to be counted.
     uncounted: Bytes,
-    /// When the message that has begun must be whole.
-    due: Option<Instant>,
+    /// While a message has begun and is not whole.
+    begun: Option<Begun>,
     max: usize,
 }
 
@@ -70,8 +108,8 @@ where
 {
     /// The messages of `body`, none longer than `max`.
     pub(super) fn new(body: B, broker: Arc<Broker>, max: usize) -> Self {
-        let (frames, beyond, uncounted, due) = (Frames::default(), None, Bytes::new(), None);
-        Self { body, broker, frames, beyond, uncounted, due, max }
+        let (frames, beyond, uncounted, begun) = (Frames::default(), None, Bytes::new(), None);
+        Self { body, broker, frames, beyond, uncounted, begun, max }
     }
 
     /// The next message if all of it was received already. What it counts for stays counted until the next call.
@@ -89,7 +127,7 @@ where
             }
         })?;
         if message.is_some() || self.frames.is_empty() {
-            self.due = None;
+            self.begun = None;
         }
         Ok(message)
     }
@@ -104,7 +142,7 @@ where
                 return Ok(Some(message));
             }
             if !self.frames.is_empty() {
-                self.due.get_or_insert_with(|| Instant::now() + MESSAGE_TIMEOUT);
+                self.begun.get_or_insert_with(|| Begun::at(Instant::now()));
             }
             if !self.receive().await? {
                 if self.frames.is_empty() {
@@ -133,13 +171,18 @@ where
                     frame.transpose().map_err(|error| Status::from_error(error.into()))
                 })
             });
-            let frame = match self.due {
+            let frame = match &mut self.begun {
                 None => frame.await,
-                Some(due) => match timeout_at(due, frame).await {
+                Some(begun) => match timeout_at(begun.next_look(), frame).await {
                     Ok(frame) => frame,
                     Err(_) => {
-                        let limit = MESSAGE_TIMEOUT;
-                        return Err(self.refuse(RequestFault::Unfinished { limit }));
+                        let refused = begun.look(Instant::now(), self.broker.is_pressed());
+                        match refused {
+                            Some(limit) => {
+                                return Err(self.refuse(RequestFault::Unfinished { limit }));
+                            }
+                            None => continue,
+                        }
                     }
                 },
             };
@@ -148,6 +191,12 @@ where
             if let Ok(data) = frame.into_data() {
                 // Kept where a dropped call finds it: what was received is not lost.
                 self.uncounted = data;
+                if let Some(begun) = &mut self.begun {
+                    begun.received += self.uncounted.len();
+                    if let Some(limit) = begun.look(Instant::now(), self.broker.is_pressed()) {
+                        return Err(self.refuse(RequestFault::Unfinished { limit }));
+                    }
+                }
             }
         }
         let (len, counted) = self.room().await?;
@@ -332,6 +381,8 @@ mod tests {
     use crate::wire::framed;
 
     const BUDGET: u64 = 1 << 20;
+    /// What may be arriving of it.
+    const ARRIVALS: u64 = BUDGET / 4 * 3;
 
     fn broker() -> (Arc<Broker>, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
@@ -385,7 +436,7 @@ mod tests {
                 assert_eq!(next(&mut messages).await.unwrap().as_ref(), Some(sent), "cut at {cut}");
             }
             assert_eq!(next(&mut messages).await.unwrap(), None);
-            assert!(broker.receive(BUDGET).is_ok(), "nothing is counted at the end");
+            assert!(broker.receive(ARRIVALS).is_ok(), "nothing is counted at the end");
         }
         broker.close().unwrap();
     }
@@ -428,10 +479,28 @@ mod tests {
         broker.close().unwrap();
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_brings_hardly_anything_loses_his_room_when_others_need_it() {
+        let (broker, _dir) = broker();
+        let bytes = framed(&request(&[7; 60 << 10]));
+        let mut idle = messages(&broker, &[&bytes[..50 << 10]], false);
+        {
+            let mut whole = std::pin::pin!(next(&mut idle));
+            let twice = LOOK * 2 + Duration::from_secs(1);
+            assert!(tokio::time::timeout(twice, whole.as_mut()).await.is_err(), "there is room");
+            let _others = broker.receive(ARRIVALS - (60 << 10)).unwrap();
+            let refused = whole.await.unwrap_err();
+            assert_eq!(refused.message(), "the request did not arrive whole within 2s");
+        }
+        drop(idle);
+        assert!(broker.receive(ARRIVALS).is_ok());
+        broker.close().unwrap();
+    }
+
     #[tokio::test]
     async fn a_stream_waits_where_too_much_is_in_work_and_goes_on_when_it_is_not() {
         let (broker, _dir) = broker();
-        let all = broker.receive(BUDGET).unwrap();
+        let all = broker.receive(ARRIVALS).unwrap();
         let (first, second) = (request(&[1; 40 << 10]), request(&[2; 40 << 10]));
         let bytes = [framed(&first), framed(&second)].concat();
         let mut messages = messages(&broker, &[&bytes], true);
@@ -442,10 +511,10 @@ mod tests {
         }
         drop(all);
         assert_eq!(next(&mut messages).await.unwrap(), Some(first));
-        assert!(broker.receive(BUDGET).is_err(), "what was received is counted");
+        assert!(broker.receive(ARRIVALS).is_err(), "what was received is counted");
         assert_eq!(next(&mut messages).await.unwrap(), Some(second));
         assert_eq!(next(&mut messages).await.unwrap(), None);
-        assert!(broker.receive(BUDGET).is_ok());
+        assert!(broker.receive(ARRIVALS).is_ok());
         broker.close().unwrap();
     }
 
@@ -453,7 +522,7 @@ mod tests {
     #[tokio::test]
     async fn of_those_who_hold_half_a_message_and_find_no_room_one_after_the_other_goes_on() {
         let (broker, _dir) = broker();
-        let sent: Vec<_> = (0..20_u8).map(|n| request(&[n; 60 << 10])).collect();
+        let sent: Vec<_> = (0..15_u8).map(|n| request(&[n; 60 << 10])).collect();
         let behind = framed(&request(b"behind it"));
         let mut streams = Vec::new();
         for request in &sent {
@@ -468,7 +537,7 @@ mod tests {
             stream.body = Parts([rest.into()].into(), true);
             streams.push(stream);
         }
-        let all_else = broker.receive(BUDGET - 20 * (40 << 10)).unwrap();
+        let all_else = broker.receive(ARRIVALS - 15 * (40 << 10)).unwrap();
         assert!(broker.receive(1).is_err());
         let mut tasks = tokio::task::JoinSet::new();
         for (mut stream, sent) in streams.into_iter().zip(sent) {
@@ -485,7 +554,7 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(10), all).await.expect("nobody goes on");
         drop(all_else);
-        assert!(broker.receive(BUDGET).is_ok());
+        assert!(broker.receive(ARRIVALS).is_ok());
         broker.close().unwrap();
     }
 

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
 //! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; a request that is not whole after [`REQUEST_TIMEOUT`] is refused |
-//! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped; a caller who reads nothing for [`ANSWER_TIMEOUT`] loses the connection |
+//! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped; a caller who reads nothing for [`ANSWER_TIMEOUT`], or [`PRESSED_TIMEOUT`] while there is hardly any room, loses the connection |
 //! | who calls | [`peer`] says it to a handler, without a place in every request |
 
 use std::convert::Infallible;
@@ -33,6 +33,9 @@ const UNCOUNTED: u64 = 4 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may hold answers of which none leaves.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same while there is hardly any room for answers.
+const PRESSED_TIMEOUT: Duration = Duration::from_secs(5);
 
 tokio::task_local! {
     /// Who is at the other end of the connection, while a call of his is polled.
@@ -86,21 +89,24 @@ impl Outgoing {
         leaving.moved = now;
     }
 
-    /// When the caller will have read nothing for too long, if no answer leaves until then.
-    fn stalls_at(&self) -> Option<Instant> {
+    /// Since when the caller has read nothing that waits for him.
+    fn stalls_since(&self) -> Option<Instant> {
         let leaving = lock(&self.0);
-        (leaving.answers > 0).then(|| leaving.moved + ANSWER_TIMEOUT)
+        (leaving.answers > 0).then_some(leaving.moved)
     }
 
-    /// Ends when the caller has read nothing for too long.
-    pub(crate) async fn stalled(&self) {
+    /// Ends when the caller has read nothing for too long; sooner while `is_pressed` says that others need his room.
+    pub(crate) async fn stalled(&self, is_pressed: impl Fn() -> bool) {
         loop {
-            let now = Instant::now();
-            match self.stalls_at() {
-                Some(at) if at <= now => return,
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => sleep(ANSWER_TIMEOUT / 4).await,
+            let Some(since) = self.stalls_since() else {
+                sleep(ANSWER_TIMEOUT / 4).await;
+                continue;
+            };
+            let stalls = Instant::now().saturating_duration_since(since);
+            if stalls >= ANSWER_TIMEOUT || stalls >= PRESSED_TIMEOUT && is_pressed() {
+                return;
             }
+            sleep(PRESSED_TIMEOUT / 2).await;
         }
     }
 }
@@ -118,6 +124,11 @@ impl<S: Clone> Guarded<S> {
     /// Guards `inner`.
     pub(crate) fn new(inner: S, broker: Arc<Broker>) -> Self {
         Self { inner, broker, outgoing: Outgoing::new(), peer: None }
+    }
+
+    /// The broker behind it.
+    pub(crate) fn broker(&self) -> &Arc<Broker> {
+        &self.broker
     }
 
     /// The service of one connection, and the answers that it holds.
@@ -244,8 +255,8 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
                 return answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
             }
         };
-        // What a handler shares is behind locks that end the process when they are poisoned, so nothing half changed is
-        // seen after a panic.
+        // What a handler shares is behind locks that end the process when they are poisoned, so nothing half changed
+        // is seen after a panic.
         let mut poll = || call.as_mut().poll(cx);
         let polled = catch_unwind(AssertUnwindSafe(|| match peer {
             Some(peer) => PEER.sync_scope(peer, poll),
@@ -382,7 +393,7 @@ mod tests {
     /// Requests that were begun and never ended used to be held without a bound: 200 MiB and more a connection.
     #[tokio::test]
     async fn requests_are_counted_as_they_arrive_and_refused_when_too_much_is_in_work() {
-        let (broker, _dir) = broker(64 << 10);
+        let (broker, _dir) = broker(88 << 10);
         let mut first = Received::new(frames(&[4 << 10, 32 << 10, 16 << 10]), Arc::clone(&broker));
         for _ in 0..3 {
             assert!(matches!(poll(&mut first), Poll::Ready(Some(Ok(_)))));
@@ -401,18 +412,27 @@ mod tests {
         broker.close().unwrap();
     }
 
-    #[test]
-    fn a_connection_stalls_when_it_holds_answers_of_which_none_leaves() {
-        let outgoing = Outgoing::new();
-        let start = Instant::now();
-        assert_eq!(outgoing.stalls_at(), None);
-        outgoing.comes(start);
-        outgoing.comes(start + ANSWER_TIMEOUT);
-        assert_eq!(outgoing.stalls_at(), Some(start + ANSWER_TIMEOUT));
-        let left = start + ANSWER_TIMEOUT / 2;
-        outgoing.leaves(left);
-        assert_eq!(outgoing.stalls_at(), Some(left + ANSWER_TIMEOUT));
-        outgoing.leaves(left);
-        assert_eq!(outgoing.stalls_at(), None);
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_stalls_when_it_holds_answers_of_which_none_leaves_sooner_where_room_is_short()
+     {
+        for (is_pressed, limit) in [(false, ANSWER_TIMEOUT), (true, PRESSED_TIMEOUT)] {
+            let outgoing = Outgoing::new();
+            let long = ANSWER_TIMEOUT * 10;
+            let stalled = || tokio::time::timeout(long, outgoing.stalled(move || is_pressed));
+            assert!(stalled().await.is_err(), "it holds none");
+            let start = Instant::now();
+            outgoing.comes(start);
+            outgoing.comes(start + limit / 2);
+            assert!(stalled().await.is_ok());
+            let first = start.elapsed();
+            assert!((limit..=limit + ANSWER_TIMEOUT / 4).contains(&first), "{first:?}");
+            let left = Instant::now();
+            outgoing.leaves(left);
+            assert!(stalled().await.is_ok());
+            let second = left.elapsed();
+            assert!((limit..=limit + ANSWER_TIMEOUT / 4).contains(&second), "{second:?}");
+            outgoing.leaves(Instant::now());
+            assert!(stalled().await.is_err(), "all have left");
+        }
     }
 }

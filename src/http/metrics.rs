@@ -34,7 +34,8 @@ struct Numbers(Told);
 impl Collector for Numbers {
     /// One line per number; long because there are many.
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Told { broker, connections, has_failed, is_open_to_others } = &self.0;
+        let Told { broker, connected, has_failed, is_open_to_others } = &self.0;
+        let in_work = broker.in_work();
         let (status, counters) = (broker.status(), broker.counters());
         let at = status.watermarks;
         let (groups, committed_offsets, offsets_memory) = broker.group_counts();
@@ -89,12 +90,12 @@ impl Collector for Numbers {
             ("offsets", "Memory of committed offsets, about", bytes, offsets_memory),
             ("offset_changes", "Changes of offsets remembered", None, broker.offset_changes()),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
-            (
-                "connections",
-                "Connections over gRPC",
-                None,
-                count(connections.load(Ordering::Relaxed)),
-            ),
+            ("connections", "Connections over gRPC", None, count(connected.count())),
+            ("windows", "What they may have under way to here", bytes, connected.windows()),
+            ("arriving", "Of requests that are arriving", bytes, in_work.arriving),
+            ("storing", "Of batches that have arrived", bytes, in_work.sends),
+            ("replying", "Of answers on their way", bytes, in_work.replies),
+            ("stream_names", "Of topics' names on streams", bytes, in_work.names),
             ("draining", "1 while the server stops", None, broker.is_draining().into()),
             ("failed", "1 after a failed sync", None, has_failed.load(Ordering::Relaxed).into()),
             (

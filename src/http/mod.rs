@@ -17,7 +17,7 @@ pub(crate) mod probe;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Connected};
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 128;
@@ -49,8 +49,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Told {
     /// The broker.
     pub(crate) broker: Arc<Broker>,
-    /// How many are connected over gRPC. Relaxed: nothing is ordered by it.
-    pub(crate) connections: Arc<AtomicUsize>,
+    /// Who is connected over gRPC.
+    pub(crate) connected: Arc<Connected>,
     /// A sync failed; the process is about to end. Relaxed: nothing is ordered by it.
     pub(crate) has_failed: Arc<AtomicBool>,
     /// Whether others than this machine reach an address, gRPC or HTTP: they need no password.

@@ -97,6 +97,8 @@ pub struct StoredRecord {
     pub attributes: Bytes,
     /// What the producer sent, byte for byte.
     pub batch: Bytes,
+    /// Whether its bytes lie in the mapping of the log: then they cost no memory of their own.
+    pub is_in_place: bool,
 }
 
 /// What a read found.
@@ -219,7 +221,7 @@ impl Shared {
             Ok(ReadRecord::Whole(header, body))
                 if header.topic == topic.id() && header.end() == end =>
             {
-                Loaded::Record(stored(&header, &body))
+                Loaded::Record(stored(&header, &body, via))
             }
             // Told apart after the read: a segment goes at any time.
             Ok(ReadRecord::Damaged) if self.deleted.contains(at) => Loaded::Gone,
@@ -400,7 +402,7 @@ impl Unreadable for HeaderAt {
     const UNREADABLE: Self = Self::Lost;
 }
 
-fn stored(header: &RecordHeader, body: &Bytes) -> StoredRecord {
+fn stored(header: &RecordHeader, body: &Bytes, via: Via) -> StoredRecord {
     let batch_at = header.attributes_len as usize;
     StoredRecord {
         epoch: header.epoch,
@@ -412,6 +414,7 @@ fn stored(header: &RecordHeader, body: &Bytes) -> StoredRecord {
         topic: header.topic,
         attributes: body.slice(..batch_at),
         batch: body.slice(batch_at..batch_at + header.payload_len as usize),
+        is_in_place: via == Via::Mapping,
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
 //! | `truncated.rs` | readers after a power cut that took what they read |
 //! | `disk.rs` | a full disk, one below its reserve, a failing sync |
+//! | `abuse.rs` | clients that take and give nothing back: what they cost, and whether others are served |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
 //! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
 //! | `verify.rs` | a store that is verified, running and stopped |
@@ -19,6 +20,7 @@
 //! What needs root or a tool that is not there prints a line that begins with SKIP and asks nothing.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+mod abuse;
 mod disk;
 mod gone;
 mod history;

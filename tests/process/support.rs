@@ -137,6 +137,14 @@ impl Process {
         page(&self.http, path).await.unwrap()
     }
 
+    /// Bytes of anonymous memory of the process now.
+    pub(crate) fn anonymous_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap()));
+        let status = status.unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     /// A number of `/metrics`, by its name and labels as they stand there.
     pub(crate) async fn metric(&self, name: &str) -> Option<u64> {
         let (_, text) = self.page("/metrics").await;

@@ -15,7 +15,8 @@ use tonic::Status;
 use super::status::{self, Part};
 use super::{or_default, range};
 use crate::broker::{
-    self, Broker, PullStart, PullStreamError, PullStreamRequest as Wanted, Pulled, StoredRecord,
+    self, Broker, PullStart, PullStreamError, PullStreamRequest as Wanted, Pulled, SPLICED,
+    StoredRecord,
 };
 use crate::grpc::raw::{Out, refusal};
 use crate::message::{Epoch, QueueId, QueueOffset};
@@ -27,9 +28,6 @@ const DEFAULT_MESSAGES: u32 = 1_000;
 const DEFAULT_BYTES: u32 = 4 << 20;
 /// Of an answer of a stream.
 const DEFAULT_PART: u32 = 1 << 20;
-
-/// Smaller batches are copied: a piece of its own costs more than that.
-const ALIASED: usize = 8 << 10;
 
 /// Fields of the answers, in the proto.
 const PULL_RECORDS: u32 = 1;
@@ -113,7 +111,7 @@ fn spliced(head: &impl prost::Message, field: u32, records: &[StoredRecord]) -> 
     let in_records =
         heads.iter().map(|head| key_len(field) + with_length(head.len())).sum::<usize>();
     let len = head.encoded_len() + in_records;
-    let copied = heads.iter().filter(|head| head.batch.len() < ALIASED);
+    let copied = heads.iter().filter(|head| head.batch.len() < SPLICED);
     let copied = copied.map(|head| head.batch.len()).sum::<usize>();
     let mut pieces = Vec::with_capacity(2 * heads.len() + 1);
     // All pieces that are written here are cut out of one buffer.
@@ -130,7 +128,7 @@ fn spliced(head: &impl prost::Message, field: u32, records: &[StoredRecord]) -> 
             encode_key(RECORD_BATCH, WireType::LengthDelimited, &mut piece);
             encode_varint(head.batch.len() as u64, &mut piece);
         }
-        if head.batch.len() < ALIASED {
+        if head.batch.len() < SPLICED {
             piece.put_slice(head.batch);
         } else {
             pieces.push(piece.split().freeze());
@@ -202,6 +200,7 @@ mod tests {
             topic: TopicId::new(1),
             attributes: Bytes::new(),
             batch: Bytes::from(vec![n as u8; len]),
+            is_in_place: true,
         }
     }
 
@@ -211,7 +210,7 @@ mod tests {
 
     #[test]
     fn spliced_pieces_are_the_message_that_prost_would_have_made() {
-        let lens = [0, 1, 127, 128, ALIASED - 1, ALIASED, 3 * ALIASED, 5, 200_000];
+        let lens = [0, 1, 127, 128, SPLICED - 1, SPLICED, 3 * SPLICED, 5, 200_000];
         for count in 0..=lens.len() {
             let records: Vec<_> =
                 (0_u64..).zip(&lens[..count]).map(|(n, l)| record(n, *l)).collect();
@@ -225,7 +224,7 @@ mod tests {
                 PullStreamResponse { records: records.iter().map(wire).collect(), ..head };
             assert_eq!(whole, expected);
             assert_eq!(bytes[..PREFIX], crate::wire::framed(&expected)[..PREFIX]);
-            for record in records.iter().filter(|record| record.batch.len() >= ALIASED) {
+            for record in records.iter().filter(|record| record.batch.len() >= SPLICED) {
                 let aliased = pieces.iter().filter(|piece| piece.as_ptr() == record.batch.as_ptr());
                 assert_eq!(aliased.count(), 1, "a large batch is not copied");
             }

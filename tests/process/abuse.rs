@@ -1,0 +1,237 @@
+//! Clients that take and give nothing back: what they cost is bounded, and the others are served.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame};
+use mainstem::client::Client;
+use mainstem::format::batch::{BatchBuilder, NewMeta};
+use mainstem::message::QueueId;
+use mainstem::proto::broker_client::BrokerClient;
+use mainstem::proto::pull_stream_request::Start;
+use mainstem::proto::{PullStreamRequest, SendStreamRequest};
+use tokio::task::JoinSet;
+use tonic::body::Body;
+use tonic::codegen::{Service as _, http};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::support::{Home, Process, assert_no_panic, one, read_all, read_from, soon, until};
+
+const MIB: u64 = 1 << 20;
+
+/// A request that brings pieces as long as they are taken, and then nothing more, for ever.
+struct Unfinished {
+    pieces: Vec<Bytes>,
+    taken: Arc<AtomicUsize>,
+}
+
+impl HttpBody for Unfinished {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.pieces.pop() {
+            Some(piece) => {
+                self.taken.fetch_add(piece.len(), Ordering::Relaxed);
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// Begins a SendStream whose first message says that it is `len` bytes long, and brings `brought` of them.
+async fn begin(
+    channel: &mut Channel,
+    len: u32,
+    brought: usize,
+) -> Result<http::Response<Body>, tonic::transport::Error> {
+    let zeros = Bytes::from(vec![0; 64 << 10]);
+    let mut pieces = vec![zeros; brought.div_ceil(64 << 10)];
+    pieces.push([&[0][..], &len.to_be_bytes()].concat().into());
+    let body = Unfinished { pieces, taken: Arc::default() };
+    let mut request = http::Request::new(Body::new(body));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = "/mainstem.v1.Broker/SendStream".parse().unwrap();
+    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
+    channel.call(request).await
+}
+
+async fn connect(process: &Process) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", process.grpc)).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
+/// A value of a metric that is always there.
+async fn gauge(process: &Process, name: &str) -> u64 {
+    process.metric(name).await.unwrap()
+}
+
+/// Sends to one queue, as others do meanwhile; each is acknowledged.
+async fn served(client: &Client, count: u64) {
+    for n in 0..count {
+        let sent = client.send("others", Some(QueueId::ZERO), one(&[7; 500]));
+        soon("a send", sent).await.unwrap_or_else(|error| panic!("{n}: {error:?}"));
+    }
+}
+
+/// Each connection sends as much as it may and never ends what it began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_connections_with_full_windows_stay_within_the_stated_memory() {
+    const CONNECTIONS: u64 = 1_000;
+    let home = Home::new();
+    let process = Process::start(&home, &["--set", "broker.inflight_sends=64MiB"]).await;
+    let client = process.client().await;
+    served(&client, 1).await;
+    let before = process.anonymous_memory();
+    let mut begun = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let mut channel = connect(&process).await;
+        begun.spawn(async move {
+            let answer = begin(&mut channel, 8 << 20, 4 << 20).await;
+            (channel, answer)
+        });
+    }
+    let mut answers = Vec::new();
+    while let Some(answer) = begun.join_next().await {
+        answers.push(answer.unwrap());
+    }
+    let windows = gauge(&process, "mainstem_windows_bytes").await;
+    assert!(windows <= 1_024 * MIB + CONNECTIONS * (64 << 10), "{windows}");
+    // For longer than who brings nothing keeps his room.
+    for _ in 0..40 {
+        served(&client, 5).await;
+        let arriving = gauge(&process, "mainstem_arriving_bytes").await;
+        assert!(arriving <= 48 * MIB, "{arriving}");
+        let memory = process.anonymous_memory().saturating_sub(before);
+        // Each connection has buffers of its own beside its window.
+        let bound = windows + 64 * MIB + 9 * MIB + CONNECTIONS * (512 << 10);
+        assert!(memory <= bound, "{memory} of {bound}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(answers);
+    until("the end of all connections", async || {
+        let left = gauge(&process, "mainstem_connections").await;
+        let arriving = gauge(&process, "mainstem_arriving_bytes").await;
+        (left <= 1 && arriving == 0).then_some(())
+    })
+    .await;
+    let windows = gauge(&process, "mainstem_windows_bytes").await;
+    assert!(windows <= 16 * MIB, "{windows}");
+    served(&client, 1).await;
+    // The last is there once it is dispatched.
+    until("all that was sent", async || {
+        (read_all(&client, "others", 0).await.len() == 202).then_some(())
+    })
+    .await;
+    assert_no_panic(&process.said());
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_take_nothing_hold_a_bounded_part_of_it_and_the_others_read_on() {
+    const READERS: u64 = 100;
+    let home = Home::new();
+    let process = Process::start(&home, &["--set", "broker.inflight_replies=64MiB"]).await;
+    let client = process.client().await;
+    let mut builder = BatchBuilder::new();
+    for _ in 0..100 {
+        builder.push(&NewMeta::default(), &[9; 10 << 10]);
+    }
+    let batch = builder.finish();
+    for _ in 0..32 {
+        client.send("t", Some(QueueId::ZERO), batch.clone()).await.unwrap();
+    }
+    assert_eq!(read_all(&client, "t", 0).await.len(), 3_200);
+    let before = process.anonymous_memory();
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let queues = vec![Start { queue: 0, offset: 0 }];
+        let request = PullStreamRequest { topic: "t".to_owned(), queues, ..Default::default() };
+        let mut broker = BrokerClient::new(connect(&process).await);
+        readers.push(broker.pull_stream(request).await.unwrap());
+    }
+    for _ in 0..10 {
+        assert_eq!(read_all(&client, "t", 0).await.len(), 3_200);
+        let replying = gauge(&process, "mainstem_replying_bytes").await;
+        assert!(replying <= 64 * MIB, "{replying}");
+        let memory = process.anonymous_memory().saturating_sub(before);
+        // What goes out of the log's mapping is no memory of the process; what a stream may have waiting is bounded.
+        let bound = READERS * (1 << 20) + 64 * MIB;
+        assert!(memory <= bound, "{memory} of {bound}");
+    }
+    // Whoever begins to take again gets all of it.
+    let mut stream = readers.pop().unwrap().into_inner();
+    let mut messages = 0;
+    while messages < 3_200 {
+        let part = soon("a part", stream.message()).await.unwrap().unwrap();
+        messages += part.records.iter().map(|record| record.count).sum::<u32>();
+    }
+    drop((readers, stream));
+    until("the end of the streams", async || {
+        (gauge(&process, "mainstem_replying_bytes").await == 0).then_some(())
+    })
+    .await;
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_takes_no_acknowledgements_is_not_read_from_and_loses_nothing() {
+    let home = Home::new();
+    let process = Process::start(&home, &[]).await;
+    let client = process.client().await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let batch = one(&[7; 40_000]);
+    let requests = tokio_stream::iter((0..20_000_u32).map(move |n| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let open = mainstem::proto::send_stream_request::Open { number: 0, topic: "t".to_owned() };
+        SendStreamRequest {
+            open: if n == 0 { vec![open] } else { Vec::new() },
+            queue: Some(0),
+            batch: batch.clone(),
+            ..Default::default()
+        }
+    }));
+    // Hardly any window for answers, so that some wait soon.
+    let endpoint = Endpoint::from_shared(format!("http://{}", process.grpc)).unwrap();
+    let channel = endpoint.initial_stream_window_size(1_000).connect().await.unwrap();
+    let mut broker = BrokerClient::new(channel);
+    let mut answers = broker.send_stream(requests).await.unwrap().into_inner();
+    let mut before = 0;
+    until("the sender to stand still", async || {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = sent.load(Ordering::Relaxed);
+        (std::mem::replace(&mut before, now) == now).then_some(())
+    })
+    .await;
+    assert!(before < 20_000, "all was taken from a sender that takes nothing");
+    served(&client, 20).await;
+    let mut acked = 0;
+    let end = loop {
+        match soon("an answer", answers.message()).await {
+            Ok(Some(answer)) => {
+                for receipt in answer.receipts {
+                    assert_eq!(receipt.first_queue_offset, acked);
+                    acked += 1;
+                }
+                assert_eq!(answer.acked_to, acked);
+            }
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Ok(None)), "{end:?}");
+    assert_eq!(acked, 20_000);
+    let rest = read_from(&client, "t", 0, 19_990).await;
+    assert_eq!(rest.len(), 10);
+    process.stop().await;
+}

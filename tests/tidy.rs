@@ -23,7 +23,11 @@ const ROOMS: &[Room] = &[
     Room { name: "message", knows: &[], crates: &[] },
     Room { name: "clock", knows: &["message"], crates: &[] },
     Room { name: "sync", knows: &[], crates: &["shuttle"] },
-    Room { name: "format", knows: &["message"], crates: &["bytes", "crc_fast", "xxhash_rust"] },
+    Room {
+        name: "format",
+        knows: &["message"],
+        crates: &["bytes", "crc_fast", "lz4_flex", "xxhash_rust", "zstd"],
+    },
     Room {
         name: "file",
         knows: &["format", "message", "sync"],
@@ -148,6 +152,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("memmap2", &["file/mapping.rs"]),
     ("rustix", &["file/"]),
     ("getrandom", &["file/disk.rs", "cli/demo/mod.rs"]),
+    ("lz4_flex", &["format/batch/codec.rs"]),
     ("prometheus_client", &["http/metrics.rs"]),
     ("shuttle", &["sync.rs"]),
     ("tonic", &["grpc/", "client/", "cli/error.rs", "lib.rs"]),
@@ -155,6 +160,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("hyper", &["grpc/", "http/", "client/"]),
     ("hyper_util", &["grpc/", "http/"]),
     ("tower", &["grpc/"]),
+    ("zstd", &["format/batch/codec.rs"]),
 ];
 
 /// Which files of `log` a file of it may name; the store introduces the others to each other.

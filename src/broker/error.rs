@@ -132,6 +132,16 @@ pub enum BrokerError {
         /// Where it begins.
         at: PhysicalOffset,
     },
+    /// The only message asked for lies in a batch that does not decompress to what it says, or not in this build.
+    #[error(
+        "the message of the record at physical offset {at} cannot be handed out alone: {fault}"
+    )]
+    NotDecompressed {
+        /// Where the record begins.
+        at: PhysicalOffset,
+        /// Why its batch cannot be decompressed.
+        fault: BatchError,
+    },
     /// Stored, but not durable before the time was up.
     #[error("stored, but not durable in time")]
     FlushTimeout,
@@ -456,6 +466,8 @@ reasons! {
     NoSpace = "NO_SPACE",
     /// The record cannot be read any more.
     Damaged = "DAMAGED",
+    /// The message lies in a batch that cannot be decompressed.
+    NotDecompressed = "NOT_DECOMPRESSED",
     /// Stored, not durable in time.
     FlushTimeout = "FLUSH_TIMEOUT",
     /// A sync failed.
@@ -523,6 +535,7 @@ impl BrokerError {
             Self::Overloaded { .. } => Reason::Overloaded,
             Self::NoSpace | Self::Full(_) => Reason::NoSpace,
             Self::Damaged { .. } | Self::DamagedRecord { .. } => Reason::Damaged,
+            Self::NotDecompressed { .. } => Reason::NotDecompressed,
             Self::FlushTimeout => Reason::FlushTimeout,
             Self::Unknown(_) | Self::Poisoned => Reason::Poisoned,
             Self::Draining => Reason::Draining,

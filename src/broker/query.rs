@@ -5,17 +5,26 @@
 //!
 //! Pages are bounded in messages and in bytes, so they are gathered in small steps: what one step reads at most is
 //! [`STEP`] records.
+//!
+//! This is the one place where the broker decompresses: a message that is handed out alone is cut out of its batch. It
+//! takes no more room than the batch states, which is bounded and counted with the bytes of the answer; a record is
+//! decompressed once for a page, and a page ends where it has cost [`MAX_PAGE_UNPACKED`]. What cannot be decompressed
+//! is left out of a page, which says so, and refused if it is all that was asked for.
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::budget::Permit;
 use super::error::{BrokerError, RequestFault};
 use super::token::QueryIdentity;
 use super::topics::within;
-use super::{Broker, before};
-use crate::format::batch::{self, Batch, limits};
-use crate::message::{Epoch, MessageId, QueueId, QueueOffset, Timestamp};
+use super::{Broker, TopicEntry, before};
+use crate::format::batch::{self, Batch, BatchError, Decompressor, MetaView, limits};
+use crate::message::{Epoch, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::store::{
     FindCursor, FindRequest, Found, FoundMessage, IncompleteReason, IndexKind, Order, ReadOutcome,
     ReadRequest, StoredRecord,
@@ -26,6 +35,9 @@ const MAX_PAGE: u32 = 1_000;
 
 /// A page with more than one message holds at most about so many bytes of them.
 const MAX_PAGE_BYTES: usize = 4 << 20;
+
+/// A page ends before it has decompressed more than so many bytes, if more than one record is in it.
+const MAX_PAGE_UNPACKED: usize = 32 << 20;
 
 /// Queries that run at once; others wait for their turn.
 pub(super) const MAX_AT_ONCE: usize = 16;
@@ -124,6 +136,14 @@ pub enum Incomplete {
     /// The store has a gap, and says why if it knows.
     #[error("{}", .0.map_or("a part of the store cannot be read".to_owned(), |reason| reason.to_string()))]
     Store(Option<IncompleteReason>),
+    /// The first message that lies in a batch that cannot be decompressed.
+    #[error("message {id} is left out: {fault}")]
+    LeftOut {
+        /// The message.
+        id: MessageId,
+        /// Why it cannot be cut out.
+        fault: BatchError,
+    },
 }
 
 impl Broker {
@@ -185,19 +205,17 @@ impl Broker {
             "" => None,
             token => Some(identity.cursor(token, self.store.epoch())?),
         };
-        let permit = self.reply_permit(MAX_PAGE_BYTES, request.deadline).await?;
+        let mut permit = self.reply_permit(MAX_PAGE_BYTES, request.deadline).await?;
         let waited = before(request.deadline);
         let caught_up = timeout_at(waited, self.store.caught_up(topic.handle())).await;
 
         let mut gathering = Gathering {
-            topic: topic.name(),
-            page: Page {
-                messages: Vec::new(),
-                next_page_token: None,
-                incomplete: caught_up.is_err().then_some(Incomplete::Behind),
-                permit: Some(permit),
-            },
+            topic: Arc::clone(&topic),
+            messages: Vec::new(),
+            incomplete: caught_up.is_err().then_some(Incomplete::Behind),
             bytes: 0,
+            unpacking: Unpacking::default(),
+            unpacked: 0,
             // Where a page is cut by its size before the store has said where its window ends: everything that the
             // store has shown lies below.
             window_end: after.map_or(self.store.watermarks().appended, |cursor| cursor.window_end),
@@ -205,11 +223,12 @@ impl Broker {
             last: None,
         };
         let mut after = after;
+        let mut room = 0;
         loop {
             let found = self
                 .store
                 .find(FindRequest {
-                    topic: std::sync::Arc::clone(topic.handle()),
+                    topic: Arc::clone(topic.handle()),
                     kind,
                     bytes: Bytes::copy_from_slice(needle.as_bytes()),
                     begin,
@@ -219,8 +238,38 @@ impl Broker {
                     after,
                 })
                 .await?;
+            let needed = room_for_all(&found.messages)?;
+            if needed > room {
+                let more = u64::try_from(needed - room).unwrap_or(u64::MAX);
+                if let Some(more) = self.replies.try_take(more) {
+                    permit = permit.and(more);
+                    room = needed;
+                } else if gathering.messages.is_empty() {
+                    // Found again with a permit that is large enough: nobody waits for more with records, an answer or
+                    // a small permit in his hands.
+                    drop((found, permit));
+                    permit = self.reply_permit(MAX_PAGE_BYTES + needed, request.deadline).await?;
+                    room = needed;
+                    continue;
+                } else {
+                    // The next page begins with it, for the same reason.
+                    break;
+                }
+            }
             after = found.next;
-            let is_full = gathering.take(found)?;
+            let is_full;
+            (gathering, permit, is_full) = if needed > 0 {
+                // Up to some ten milliseconds. The permit is held until it is done, also if nobody waits for it.
+                let work = spawn_blocking(move || {
+                    let is_full = gathering.take(found);
+                    (gathering, permit, is_full)
+                });
+                unpacked(work.await)?
+            } else {
+                let is_full = gathering.take(found);
+                (gathering, permit, is_full)
+            };
+            let is_full = is_full?;
             // A search without hits may take long; whoever has to go takes the token with him.
             if is_full || after.is_none() || Instant::now() >= waited {
                 break;
@@ -229,9 +278,13 @@ impl Broker {
         if topic.handle().is_dead() && !self.state.topics.has(&topic) {
             return Err(BrokerError::UnknownTopic);
         }
-        let Gathering { mut page, last, .. } = gathering;
-        page.next_page_token = last.map(|(cursor, epoch)| identity.token(cursor, epoch));
-        Ok(page)
+        let Gathering { messages, incomplete, last, .. } = gathering;
+        Ok(Page {
+            messages,
+            next_page_token: last.map(|(cursor, epoch)| identity.token(cursor, epoch)),
+            incomplete,
+            permit: Some(permit.shrunk_to(MAX_PAGE_BYTES as u64)),
+        })
     }
 
     async fn by_message_id(&self, id: MessageId, deadline: Instant) -> Result<Page, BrokerError> {
@@ -239,9 +292,9 @@ impl Broker {
         let record = self.store.by_id(id).await?.ok_or(BrokerError::MessageNotFound)?;
         let topic = self.state.topics.by_id(record.topic).ok_or(BrokerError::MessageNotFound)?;
         self.check_readable(&topic)?;
-        let permit = self.reply_permit(record.batch.len(), deadline).await?;
-        let message = message_of(&record, id.index, topic.name())?;
-        Ok(Page::of_one(message.ok_or(BrokerError::MessageNotFound)?, permit))
+        let room = room_to_unpack(&batch_of(&record)?);
+        let permit = self.reply_permit(record.batch.len() + room, deadline).await?;
+        only_message(record, id.index, topic, permit).await
     }
 
     /// A message that was acknowledged may not be dispatched yet, and cannot be read before.
@@ -273,12 +326,12 @@ impl Broker {
         let permit = self.reply_permit(MAX_PAGE_BYTES, deadline).await?;
         let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;
         let read = ReadRequest {
-            topic: std::sync::Arc::clone(topic.handle()),
+            topic: Arc::clone(topic.handle()),
             queue,
             from: offset,
             max_messages: 1,
             max_bytes: 1,
-            filter: std::sync::Arc::new(batch::TagFilter::All),
+            filter: Arc::new(batch::TagFilter::All),
         };
         let records = match self.store.read(read).await? {
             ReadOutcome::Records { records, .. } => records,
@@ -289,12 +342,18 @@ impl Broker {
             ReadOutcome::Damaged { at, next, .. } => return Err(BrokerError::Damaged { at, next }),
             ReadOutcome::Rebuilding => return Err(BrokerError::Rebuilding),
         };
-        let record = records.first().ok_or(BrokerError::MessageNotFound)?;
+        let record = records.into_iter().next().ok_or(BrokerError::MessageNotFound)?;
+        let permit = match room_to_unpack(&batch_of(&record)?) {
+            0 => permit,
+            room => {
+                drop(permit);
+                self.reply_permit(record.batch.len() + room, deadline).await?
+            }
+        };
         let index = offset.get().checked_sub(record.first_queue_offset.get());
         let index = index.and_then(|index| u16::try_from(index).ok());
         let index = index.ok_or(BrokerError::MessageNotFound)?;
-        let message = message_of(record, index, topic.name())?;
-        Ok(Page::of_one(message.ok_or(BrokerError::MessageNotFound)?, permit))
+        only_message(record, index, topic, permit).await
     }
 
     async fn reply_permit(&self, len: usize, deadline: Instant) -> Result<Permit, BrokerError> {
@@ -304,53 +363,72 @@ impl Broker {
     }
 }
 
-impl Page {
-    fn of_one(message: QueriedMessage, permit: Permit) -> Self {
-        Self {
-            messages: vec![message],
-            next_page_token: None,
-            incomplete: None,
-            permit: Some(permit),
-        }
-    }
-}
-
 /// A page that is being filled.
-struct Gathering<'a> {
-    topic: &'a str,
-    page: Page,
+struct Gathering {
+    topic: Arc<TopicEntry>,
+    messages: Vec<QueriedMessage>,
+    incomplete: Option<Incomplete>,
+    /// Of the messages.
     bytes: usize,
-    window_end: crate::message::PhysicalOffset,
+    unpacking: Unpacking,
+    /// Bytes that were decompressed, or in vain.
+    unpacked: usize,
+    window_end: PhysicalOffset,
     limit: usize,
     /// Where the next page goes on, if there may be one.
     last: Option<(FindCursor, Epoch)>,
 }
 
-impl Gathering<'_> {
+impl Gathering {
     fn room(&self) -> usize {
-        self.limit.saturating_sub(self.page.messages.len())
+        self.limit.saturating_sub(self.messages.len())
     }
 
     /// Adds what the store has found. True: the page is full.
     fn take(&mut self, found: Found) -> Result<bool, BrokerError> {
         if !found.complete {
-            self.page.incomplete = Some(Incomplete::Store(found.reason));
+            self.incomplete = Some(Incomplete::Store(found.reason));
         }
         if let Some(next) = found.next {
             self.window_end = next.window_end;
         }
         let mut left = found.messages.len();
         for of_one in found.messages.chunk_by(|a, b| a.record.offset == b.record.offset) {
-            for (hit, message) in of_one.iter().zip(messages_of(of_one, self.topic)?) {
+            let Some(FoundMessage { record, .. }) = of_one.first() else { continue };
+            let batch = batch_of(record)?;
+            let is_unpacked = self.unpacking.at == Some(record.offset);
+            let room = if is_unpacked { 0 } else { room_to_unpack(&batch) };
+            if self.unpacked > 0 && self.unpacked + room > MAX_PAGE_UNPACKED {
+                return Ok(true);
+            }
+            self.unpacked += room;
+            let indexes: Vec<u16> = of_one.iter().map(|hit| hit.index).collect();
+            let mut cut = match self.unpacking.cut(record, &batch, &indexes) {
+                Ok(cut) => Ok(cut.into_iter()),
+                Err(BrokerError::NotDecompressed { fault, .. }) => Err(fault),
+                Err(error) => return Err(error),
+            };
+            for index in indexes {
                 left -= 1;
-                // An index beyond the record would be a broken promise of the store; the message is left out.
-                let Some(message) = message else { continue };
+                let offset = record.offset;
+                let cursor = FindCursor { window_end: self.window_end, offset, index };
+                self.last = Some((cursor, record.epoch));
+                let message = match &mut cut {
+                    // An index beyond the record would be a broken promise of the store; the message is left out.
+                    Ok(cut) => cut.next().flatten(),
+                    Err(fault) => {
+                        let id = MessageId { epoch: record.epoch, offset, index };
+                        if matches!(self.incomplete, None | Some(Incomplete::Behind)) {
+                            self.incomplete = Some(Incomplete::LeftOut { id, fault: *fault });
+                        }
+                        None
+                    }
+                };
+                let Some((meta, body)) = message else { continue };
+                let message = alone(record, index, self.topic.name(), &meta, body);
                 self.bytes += message.batch.len();
-                self.page.messages.push(message);
-                let offset = hit.record.offset;
-                let cursor = FindCursor { window_end: self.window_end, offset, index: hit.index };
-                self.last = Some((cursor, hit.record.epoch));
-                if self.bytes >= MAX_PAGE_BYTES || self.room() == 0 {
+                self.messages.push(message);
+                if self.bytes >= MAX_PAGE_BYTES || self.messages.len() >= self.limit {
                     let has_more = left > 0 || found.next.is_some();
                     self.last = self.last.filter(|_| has_more);
                     return Ok(true);
@@ -366,42 +444,125 @@ impl Gathering<'_> {
     }
 }
 
-/// One message of a record as a batch of its own; `None` if the record has no message of that index.
-fn message_of(
+/// The page of the one message of a record at `index`.
+async fn only_message(
+    record: StoredRecord,
+    index: u16,
+    topic: Arc<TopicEntry>,
+    permit: Permit,
+) -> Result<Page, BrokerError> {
+    let is_compressed = batch_of(&record)?.codec() != 0;
+    let cut = move || {
+        let mut unpacking = Unpacking::default();
+        let cut = unpacking.cut(&record, &batch_of(&record)?, &[index])?.pop().flatten();
+        let (meta, body) = cut.ok_or(BrokerError::MessageNotFound)?;
+        let message = alone(&record, index, topic.name(), &meta, body);
+        let len = u64::try_from(message.batch.len()).unwrap_or(u64::MAX);
+        Ok(Page {
+            messages: vec![message],
+            next_page_token: None,
+            incomplete: None,
+            permit: Some(permit.shrunk_to(len)),
+        })
+    };
+    if is_compressed { unpacked(spawn_blocking(cut).await)? } else { cut() }
+}
+
+/// What a task has done that decompresses.
+fn unpacked<T>(done: Result<T, tokio::task::JoinError>) -> Result<T, BrokerError> {
+    done.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_ended) => BrokerError::Draining,
+    })
+}
+
+/// The batch of a record. It was checked when it was sent and its checksum when it was read, so what cannot be walked
+/// is damage.
+fn batch_of(record: &StoredRecord) -> Result<Batch<'_>, BrokerError> {
+    Batch::parse(&record.batch).map_err(|_| BrokerError::DamagedRecord { at: record.offset })
+}
+
+/// Bytes of room that it takes to cut messages out of a batch: none if they lie there as they are.
+fn room_to_unpack(batch: &Batch<'_>) -> usize {
+    match batch.codec() {
+        0 => 0,
+        // One that states more than the limit is refused before there is room for it.
+        _ => (batch.bodies_len() as usize).clamp(1, limits::UNCOMPRESSED_LEN),
+    }
+}
+
+/// Bytes of room for the record that takes most: it is used for one after the other.
+fn room_for_all(hits: &[FoundMessage]) -> Result<usize, BrokerError> {
+    let records = hits.chunk_by(|a, b| a.record.offset == b.record.offset);
+    records.filter_map(<[_]>::first).try_fold(0, |most, hit| {
+        let batch = batch_of(&hit.record)?;
+        Ok(room_to_unpack(&batch).max(most))
+    })
+}
+
+/// Cuts messages out of records, one record after the other in the same room.
+#[derive(Default)]
+struct Unpacking {
+    decompressor: Decompressor,
+    room: Vec<u8>,
+    /// The record whose bodies are in the room, or whose decompression failed.
+    at: Option<PhysicalOffset>,
+    fault: Option<BatchError>,
+}
+
+/// A message where it lies.
+type Cut<'a> = (MetaView<'a>, &'a [u8]);
+
+impl Unpacking {
+    /// The messages at these places of a record, of which there are at most [`STEP`]; `None` where it has none. One
+    /// walk serves all, and one decompression all steps of a page that meet the record.
+    fn cut<'a>(
+        &'a mut self,
+        record: &StoredRecord,
+        batch: &Batch<'a>,
+        indexes: &[u16],
+    ) -> Result<Vec<Option<Cut<'a>>>, BrokerError> {
+        let at = record.offset;
+        let bodies = if batch.codec() == 0 { batch.bodies() } else { self.bodies(at, batch)? };
+        let last = indexes.iter().copied().max().unwrap_or_default();
+        let mut found = vec![None; indexes.len()];
+        for (index, message) in (0..=last).zip(batch.messages_in(bodies)) {
+            let message = message.map_err(|_| BrokerError::DamagedRecord { at })?;
+            for (_, place) in indexes.iter().zip(&mut found).filter(|(wanted, _)| **wanted == index)
+            {
+                *place = Some(message);
+            }
+        }
+        Ok(found)
+    }
+
+    fn bodies(&mut self, at: PhysicalOffset, batch: &Batch<'_>) -> Result<&[u8], BrokerError> {
+        if self.at.replace(at) != Some(at) {
+            self.fault = self.decompressor.decompress(batch, &mut self.room).err();
+        }
+        match self.fault {
+            None => Ok(&self.room),
+            Some(fault) => Err(BrokerError::NotDecompressed { at, fault }),
+        }
+    }
+}
+
+/// A message of a record as a batch of its own, uncompressed.
+fn alone(
     record: &StoredRecord,
     index: u16,
     topic: &str,
-) -> Result<Option<QueriedMessage>, BrokerError> {
-    let hit = FoundMessage { record: record.clone(), index };
-    Ok(messages_of(std::slice::from_ref(&hit), topic)?.pop().flatten())
-}
-
-/// The messages of hits in one record, each as a batch of its own; `None` where the record has no message of that
-/// index. One walk over the record serves all hits, of which there are at most [`STEP`].
-fn messages_of(
-    hits: &[FoundMessage],
-    topic: &str,
-) -> Result<Vec<Option<QueriedMessage>>, BrokerError> {
-    let Some(FoundMessage { record, .. }) = hits.first() else { return Ok(Vec::new()) };
-    // It was checked when it was sent and its checksum when it was read, so what cannot be walked is damage.
-    let damaged = |_| BrokerError::DamagedRecord { at: record.offset };
-    let batch = Batch::parse(&record.batch).map_err(damaged)?;
-    let last = hits.iter().map(|hit| hit.index).max().unwrap_or_default();
-    let mut found = vec![None; hits.len()];
-    for (index, message) in (0..=last).zip(batch.messages()) {
-        let (meta, body) = message.map_err(damaged)?;
-        for (hit, place) in hits.iter().zip(&mut found).filter(|(hit, _)| hit.index == index) {
-            *place = Some(QueriedMessage {
-                id: MessageId { epoch: record.epoch, offset: record.offset, index },
-                topic: topic.to_owned(),
-                queue: record.queue,
-                queue_offset: record.first_queue_offset.plus(hit.index.into()),
-                store_time: record.store_time,
-                batch: batch::single(meta.raw(), body),
-            });
-        }
+    meta: &MetaView<'_>,
+    body: &[u8],
+) -> QueriedMessage {
+    QueriedMessage {
+        id: MessageId { epoch: record.epoch, offset: record.offset, index },
+        topic: topic.to_owned(),
+        queue: record.queue,
+        queue_offset: record.first_queue_offset.plus(index.into()),
+        store_time: record.store_time,
+        batch: batch::single(meta.raw(), body),
     }
-    Ok(found)
 }
 
 fn needle(what: &'static str, text: &str, limit: usize) -> Result<(), BrokerError> {

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use super::*;
 use crate::clock::SystemClock;
 use crate::file::disk::RealDisk;
-use crate::format::batch::{BatchBuilder, NewMeta};
+use crate::format::batch::{BatchBuilder, Codec, Compressor, NewMeta};
 use crate::message::{
-    Access, Force, Keep, QueueId, QueueOffset, Retention, SessionMark, Timestamp, TopicType,
+    Access, Force, Keep, MessageId, QueueId, QueueOffset, Retention, SessionMark, Timestamp,
+    TopicType,
 };
 
 /// A broker on a directory of its own, which has to outlive it.
@@ -226,6 +227,44 @@ async fn a_small_answer_holds_its_own_bytes_only() {
     assert_eq!(pulled.records.len(), 1);
     assert!(broker.replies.try_take(60 << 10).is_some());
     drop(pulled);
+    broker.close().unwrap();
+}
+
+/// What compressed messages come to is known only when they are met; a page used to have room for what was stored.
+#[tokio::test]
+async fn the_room_for_decompressing_is_counted_with_the_answers() {
+    let config = BrokerConfig { inflight_reply_bytes: 64 << 20, ..BrokerConfig::default() };
+    let (broker, _dir) = broker(config);
+    let mut batch = BatchBuilder::new();
+    for _ in 0..4 {
+        batch.push(&NewMeta { keys: vec!["k"], ..NewMeta::default() }, &vec![0; 4 << 20]);
+    }
+    let batch = batch.finish_compressed(&mut Compressor::new(Codec::Lz4).unwrap());
+    let sent = broker.send(SendRequest { batch, ..to("t", 0) }).await.unwrap();
+    let id = MessageId { epoch: sent.epoch, offset: sent.offset, index: 2 };
+    let place = Selector::Place { topic: "t", queue: QueueId::ZERO, offset: QueueOffset::new(2) };
+    for selector in [Selector::Key { topic: "t", key: "k" }, Selector::MessageId(id), place] {
+        let request = |deadline| QueryRequest {
+            selector,
+            begin: None,
+            end: None,
+            order: Order::NewestFirst,
+            limit: 1,
+            page_token: "",
+            deadline,
+        };
+        // Room for a page, not for what comes out of the record.
+        let others = broker.replies.try_take(50 << 20).unwrap();
+        let answer = broker.query(request(Instant::now() + Duration::from_millis(300))).await;
+        assert!(matches!(answer, Err(BrokerError::Overloaded { .. })), "{answer:?}");
+        drop(others);
+        let page = broker.query(request(soon())).await.unwrap();
+        assert!(page.messages[0].batch.len() > 4 << 20);
+        let left = broker.replies.try_take(59 << 20);
+        assert!(left.is_some(), "only the answer is counted on its way");
+        drop((page, left));
+        assert!(broker.replies.try_take(64 << 20).is_some());
+    }
     broker.close().unwrap();
 }
 

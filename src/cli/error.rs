@@ -192,6 +192,9 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
         Reason::GroupExists => {
             "`mainstem group show NAME` shows it, `mainstem group update NAME` changes it"
         }
+        Reason::NotDecompressed => {
+            "`mainstem pull` gives the batch as it was sent; a broker with all codecs is built with `--features zstd`"
+        }
         Reason::Conflict => {
             "another reader of the group or a reset moved it; `mainstem offset show` shows where it is"
         }

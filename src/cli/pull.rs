@@ -18,9 +18,10 @@ use super::message::{HEADER, Shown};
 use super::output::{Many, Output, Progress, say};
 use super::{Connection, offset, patiently, time};
 use crate::client::{
-    Client, ClientError, Expected, NewCommit, OffsetRange, Position, Pull, QueueProgress, Reason,
+    AnswerError, Client, ClientError, Expected, NewCommit, OffsetRange, Position, Pull,
+    QueueProgress, Reason,
 };
-use crate::format::batch::TagFilter;
+use crate::format::batch::{BatchError, TagFilter};
 use crate::message::{Epoch, QueueId, QueueOffset};
 
 /// The longest time the broker lets a pull wait.
@@ -319,6 +320,18 @@ impl Reader<'_> {
         queue: QueueId,
         offset: QueueOffset,
     ) -> Option<QueueOffset> {
+        if let ClientError::BadAnswer { source, .. } = error
+            && let AnswerError::Decompression { first_offset, count, source: fault } = source
+            // What another build of this program can read is not passed over.
+            && matches!(fault, BatchError::Decompression { .. })
+        {
+            let next = first_offset.plus(u64::from(*count));
+            say(format_args!(
+                "unreadable: queue {queue}, offsets {first_offset} to {} are skipped: {fault}",
+                next.get() - 1
+            ));
+            return Some(next);
+        }
         let refusal = error.refusal()?;
         match refusal.reason {
             Reason::Damaged => {

@@ -12,14 +12,14 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Exit, Failure};
 use super::output::{Format, Many, Output, Progress, Row, say, table};
 use super::{Connection, patiently, time};
 use crate::client::{Client, ClientError, Receipt, Session, Stored};
-use crate::format::batch::{BatchBuilder, NewMeta, limits};
+use crate::format::batch::{BatchBuilder, Codec, Compressor, NewMeta, limits};
 use crate::message::{QueueId, Timestamp};
 
 /// Bytes of a line of `--jsonl`: a body of 4 MiB in the longest escapes, and what belongs to it.
@@ -65,12 +65,38 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "body",
         value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch: u32,
+    /// Compress each record with lz4 or zstd, if that makes it smaller
+    #[arg(long, value_name = "CODEC", default_value = "none", hide_possible_values = true)]
+    compression: CodecArg,
     /// Send as this producer: what has no answer is sent again and stored once; no other may have the name meanwhile
     #[arg(long, value_name = "NAME")]
     session: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CodecArg {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl CodecArg {
+    fn codec(self) -> Codec {
+        match self {
+            Self::None => Codec::None,
+            Self::Lz4 => Codec::Lz4,
+            Self::Zstd => Codec::Zstd,
+        }
+    }
+}
+
 /// How records go out.
+struct Out {
+    way: Way,
+    compressor: Compressor,
+}
+
+/// Under whose name.
 enum Way {
     Plain(Client),
     Session(Session),
@@ -89,7 +115,8 @@ Examples:
   mainstem send -t orders 'one pen' --prop colour=blue --group customer-7
   seq 1000 | mainstem send -t numbers --queue 0 --lines - --batch 100
   mainstem pull -t orders -o jsonl | mainstem send -t copy --jsonl -
-  mainstem send -t orders --jsonl orders.jsonl --session shop-1";
+  mainstem send -t orders --jsonl orders.jsonl --session shop-1
+  mainstem send -t orders --jsonl orders.jsonl --batch 100 --compression lz4";
 
 fn property(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
@@ -109,23 +136,25 @@ pub(crate) async fn run(
         (_, Some(file)) => Some((Input::open(file)?, Kind::Jsonl)),
         _ => None,
     };
+    let compressor = Compressor::new(args.compression.codec())?;
     let client = connection.open().await?;
-    let mut way = match &args.session {
+    let way = match &args.session {
         Some(name) => Way::Session(patiently(|| client.open_session(name)).await?),
         None => Way::Plain(client),
     };
+    let mut out = Out { way, compressor };
     match input {
-        Some((input, kind)) => send_all(&args, input, kind, &mut way, output).await,
-        None => send_one(&args, &mut way, output).await,
+        Some((input, kind)) => send_all(&args, input, kind, &mut out, output).await,
+        None => send_one(&args, &mut out, output).await,
     }
 }
 
-async fn send_one(args: &SendArgs, way: &mut Way, output: &mut Output) -> anyhow::Result<()> {
+async fn send_one(args: &SendArgs, out: &mut Out, output: &mut Output) -> anyhow::Result<()> {
     let mut message = Outgoing::template(args);
     message.body = args.body.clone().unwrap_or_default().into_bytes();
     let mut record = RecordBuilder::default();
     record.push(&message);
-    let receipt = record.send(args, way).await?;
+    let receipt = record.send(args, out).await?;
     let sent = Sent::new(&args.topic, &receipt);
     output.one(&sent, || table(SENT_HEADER, vec![sent.cells()]))?;
     Ok(())
@@ -136,13 +165,13 @@ async fn send_all(
     args: &SendArgs,
     mut input: Input,
     kind: Kind,
-    way: &mut Way,
+    out: &mut Out,
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let people = output.format() == Format::Table;
     let mut sender = Sender {
         args,
-        way,
+        out,
         record: RecordBuilder::default(),
         total: Total::default(),
         receipts: (!people).then(|| output.many(SENT_HEADER)),
@@ -164,7 +193,7 @@ async fn send_all(
 /// The state of a send of many.
 struct Sender<'a> {
     args: &'a SendArgs,
-    way: &'a mut Way,
+    out: &'a mut Out,
     /// What goes out next.
     record: RecordBuilder,
     total: Total,
@@ -198,7 +227,7 @@ impl Sender<'_> {
         }
         let record = std::mem::take(&mut self.record);
         let place = input.place(record.first_line);
-        let receipt = record.send(self.args, self.way).await.context(place)?;
+        let receipt = record.send(self.args, self.out).await.context(place)?;
         self.progress.add(receipt.count.into());
         self.total.add(&receipt);
         if let Some(receipts) = &mut self.receipts {
@@ -291,10 +320,10 @@ impl RecordBuilder {
         self.group.clone_from(&message.group);
     }
 
-    async fn send(self, args: &SendArgs, way: &mut Way) -> anyhow::Result<Receipt> {
-        let batch = self.batch.finish();
+    async fn send(self, args: &SendArgs, out: &mut Out) -> anyhow::Result<Receipt> {
+        let batch = self.batch.finish_compressed(&mut out.compressor);
         let queue = args.queue.map(QueueId::new);
-        let sent = match way {
+        let sent = match &mut out.way {
             Way::Plain(client) => {
                 patiently(|| client.send(&args.topic, queue, batch.clone())).await
             }

@@ -89,11 +89,20 @@ pub enum AnswerError {
     /// A batch that does not parse.
     #[error("a batch cannot be read")]
     Batch(#[from] BatchError),
-    /// A batch in a codec that this client does not know.
-    #[error("a batch is compressed with codec {codec}, which this client does not know")]
-    Codec {
-        /// The codec's number.
-        codec: u32,
+    /// A batch that does not decompress to what it says, or that this client cannot decompress: in a codec that it
+    /// does not know or that is not built in. The broker passes batches on as their producers sent them, so it is the
+    /// producer's doing. To read on, pull from behind the batch.
+    #[error(
+        "the batch at offset {first_offset} of the queue, of {count} messages, is not readable"
+    )]
+    Decompression {
+        /// The place of its first message.
+        first_offset: QueueOffset,
+        /// How many messages it has.
+        count: u16,
+        /// What is wrong with it.
+        #[source]
+        source: BatchError,
     },
     /// A field that every answer must have.
     #[error("the field `{field}` is missing")]
@@ -151,6 +160,7 @@ pub enum Reason {
     TopicLimit,
     NoSpace,
     Damaged,
+    NotDecompressed,
     FlushTimeout,
     Poisoned,
     Draining,
@@ -197,6 +207,7 @@ impl Reason {
             "TOPIC_LIMIT" => Self::TopicLimit,
             "NO_SPACE" => Self::NoSpace,
             "DAMAGED" => Self::Damaged,
+            "NOT_DECOMPRESSED" => Self::NotDecompressed,
             "FLUSH_TIMEOUT" => Self::FlushTimeout,
             "POISONED" => Self::Poisoned,
             "DRAINING" => Self::Draining,

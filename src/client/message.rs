@@ -1,12 +1,12 @@
 //! A message in a reader's hand, cut out of the batch it was stored in.
 //!
-//! Bodies are slices of the answer they came in: no copy. The walk is `format::batch`'s; this file gives it a place
-//! (queue, offset, id) and drops what was not asked for.
+//! Bodies are slices of the answer they came in, or of the room that their batch was decompressed into: no copy. The
+//! walk is `format::batch`'s; this file gives it a place (queue, offset, id) and drops what was not asked for.
 
 use bytes::Bytes;
 
 use super::error::AnswerError;
-use crate::format::batch::{Batch, MetaView, TagFilter};
+use crate::format::batch::{Batch, BatchError, Decompressor, MetaView, TagFilter};
 use crate::message::{Epoch, MessageId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::proto;
 
@@ -73,39 +73,93 @@ pub(super) struct Place<'a> {
     pub(super) store_time: Timestamp,
 }
 
-/// Takes a stored record apart: appends its messages from `wanted` on that `tags` lets through.
-pub(super) fn unpack(
-    place: &Place<'_>,
-    batch: &Bytes,
+/// Compressed batches of one answer come to at most so many bytes uncompressed, if there is more than one: what is
+/// behind them is left for the next pull. The broker bounds an answer as it is sent, which with compression says
+/// nothing of what comes out of it.
+const MAX_UNPACKED: usize = 32 << 20;
+
+/// Takes the records of an answer apart.
+pub(super) struct Unpacker<'a> {
+    /// The messages from `wanted` on that `tags` lets through.
+    pub(super) messages: Vec<Message>,
     wanted: QueueOffset,
-    tags: &TagFilter,
-    out: &mut Vec<Message>,
-) -> Result<(), AnswerError> {
-    visit(place, batch, wanted, tags, &mut |found| {
-        let MessageRef { id, queue, queue_offset, store_time, meta, body } = found;
-        out.push(message(id, place.topic, queue, queue_offset, store_time, &meta, body));
-    })
+    tags: &'a TagFilter,
+    decompressor: Decompressor,
+    /// Bytes of decompressed bodies that there may be still; the first batch may have more.
+    room: usize,
+    has_unpacked: bool,
 }
 
-/// Shows the messages of a stored record from `wanted` on that `tags` lets through.
-pub(super) fn visit(
-    place: &Place<'_>,
-    batch: &Bytes,
-    wanted: QueueOffset,
-    tags: &TagFilter,
-    show: &mut dyn FnMut(MessageRef<'_>),
-) -> Result<(), AnswerError> {
-    let &Place { queue, store_time, .. } = place;
-    let mut queue_offset = place.first_queue_offset;
-    let mut index = 0;
-    for_each(batch, |meta, body| {
-        if queue_offset >= wanted && tags.matches(meta.tag()) {
-            let id = MessageId { epoch: place.epoch, offset: place.physical_offset, index };
-            show(MessageRef { id, queue, queue_offset, store_time, meta: *meta, body });
+/// Whether a record was taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    Yes,
+    /// There is no room left for what it would come to.
+    No,
+}
+
+impl<'a> Unpacker<'a> {
+    pub(super) fn new(wanted: QueueOffset, tags: &'a TagFilter) -> Self {
+        Self::within(MAX_UNPACKED, wanted, tags)
+    }
+
+    /// For whoever keeps nothing of a batch once he has seen it.
+    pub(super) fn unbounded(wanted: QueueOffset, tags: &'a TagFilter) -> Self {
+        Self::within(usize::MAX, wanted, tags)
+    }
+
+    fn within(room: usize, wanted: QueueOffset, tags: &'a TagFilter) -> Self {
+        let (messages, decompressor) = (Vec::new(), Decompressor::new());
+        Self { messages, wanted, tags, decompressor, room, has_unpacked: false }
+    }
+
+    /// Appends the messages of a record.
+    pub(super) fn take(&mut self, place: &Place<'_>, batch: &Bytes) -> Result<Taken, AnswerError> {
+        let mut messages = std::mem::take(&mut self.messages);
+        let taken = self.visit(place, batch, &mut |found| {
+            let MessageRef { id, queue, queue_offset, store_time, meta, body } = found;
+            messages.push(message(id, place.topic, queue, queue_offset, store_time, &meta, body));
+        });
+        self.messages = messages;
+        taken
+    }
+
+    /// Shows the messages of a record. A compressed one of which none is wanted is not decompressed.
+    pub(super) fn visit(
+        &mut self,
+        place: &Place<'_>,
+        batch: &Bytes,
+        show: &mut dyn FnMut(MessageRef<'_>),
+    ) -> Result<Taken, AnswerError> {
+        let parsed = Batch::parse(batch)?;
+        let first = place.first_queue_offset;
+        let is_wanted = |index: u16, meta: &MetaView<'_>| {
+            first.plus(index.into()) >= self.wanted && self.tags.matches(meta.tag())
+        };
+        if parsed.codec() != 0 {
+            let mut metas = (0..).zip(parsed.metas());
+            if !metas.any(|(index, meta)| meta.is_ok_and(|meta| is_wanted(index, &meta))) {
+                return Ok(Taken::Yes);
+            }
+            let len = parsed.bodies_len() as usize;
+            if self.has_unpacked && len > self.room {
+                return Ok(Taken::No);
+            }
+            self.has_unpacked = true;
+            self.room = self.room.saturating_sub(len);
         }
-        queue_offset = queue_offset.plus(1);
-        index = index.saturating_add(1);
-    })
+        let bodies = bodies(&mut self.decompressor, &parsed, batch, first)?;
+        for (index, item) in (0..).zip(parsed.messages_in(&bodies)) {
+            let (meta, body) = item?;
+            if is_wanted(index, &meta) {
+                let id = MessageId { epoch: place.epoch, offset: place.physical_offset, index };
+                let (queue_offset, body) = (first.plus(index.into()), bodies.slice_ref(body));
+                let Place { queue, store_time, .. } = *place;
+                show(MessageRef { id, queue, queue_offset, store_time, meta, body });
+            }
+        }
+        Ok(Taken::Yes)
+    }
 }
 
 /// The message of a query's answer: a batch of one.
@@ -113,32 +167,31 @@ pub(super) fn found(found: proto::FoundMessage) -> Result<Message, AnswerError> 
     let Ok(id) = found.message_id.parse() else {
         return Err(AnswerError::MessageId { found: found.message_id });
     };
-    let mut one = None;
-    for_each(&found.batch, |meta, body| {
-        one = Some(message(
-            id,
-            &found.topic,
-            QueueId::new(found.queue),
-            QueueOffset::new(found.queue_offset),
-            Timestamp::new(found.store_time_ms),
-            meta,
-            body,
-        ));
-    })?;
-    one.ok_or(AnswerError::Missing { field: "batch" })
+    let offset = QueueOffset::new(found.queue_offset);
+    let parsed = Batch::parse(&found.batch)?;
+    let bodies = bodies(&mut Decompressor::new(), &parsed, &found.batch, offset)?;
+    let only = parsed.messages_in(&bodies).next().ok_or(AnswerError::Missing { field: "batch" })?;
+    let (meta, body) = only?;
+    let (queue, time) = (QueueId::new(found.queue), Timestamp::new(found.store_time_ms));
+    Ok(message(id, &found.topic, queue, offset, time, &meta, bodies.slice_ref(body)))
 }
 
-/// Walks the messages of a batch that this client can read.
-fn for_each(batch: &Bytes, mut visit: impl FnMut(&MetaView<'_>, Bytes)) -> Result<(), AnswerError> {
-    let parsed = Batch::parse(batch)?;
-    if parsed.codec() != 0 {
-        return Err(AnswerError::Codec { codec: parsed.codec() });
+/// The uncompressed bodies of a batch: a part of it, or decompressed.
+fn bodies(
+    decompressor: &mut Decompressor,
+    parsed: &Batch<'_>,
+    batch: &Bytes,
+    first_offset: QueueOffset,
+) -> Result<Bytes, AnswerError> {
+    if parsed.codec() == 0 {
+        return Ok(batch.slice_ref(parsed.bodies()));
     }
-    for item in parsed.messages() {
-        let (meta, body) = item?;
-        visit(&meta, batch.slice_ref(body));
-    }
-    Ok(())
+    let count = parsed.message_count();
+    let unreadable =
+        |source: BatchError| AnswerError::Decompression { first_offset, count, source };
+    let mut room = Vec::new();
+    decompressor.decompress(parsed, &mut room).map_err(unreadable)?;
+    Ok(room.into())
 }
 
 fn message(
@@ -172,7 +225,7 @@ fn message(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::batch::{BatchBuilder, NewMeta};
+    use crate::format::batch::{BatchBuilder, Codec, Compressor, NewMeta};
 
     fn place() -> Place<'static> {
         Place {
@@ -198,8 +251,7 @@ mod tests {
     fn messages_below_the_wanted_offset_and_of_other_tags_are_dropped_but_counted() {
         let batch = batch(&[Some("a"), Some("a"), Some("b"), None, Some("a")]);
         let tags = TagFilter::parse("a").expect("legal");
-        let mut out = Vec::new();
-        unpack(&place(), &batch, QueueOffset::new(11), &tags, &mut out).expect("legal");
+        let out = taken(&batch, QueueOffset::new(11), &tags).expect("legal");
         let seen: Vec<_> =
             out.iter().map(|m| (m.queue_offset.get(), m.id.to_string(), m.body.clone())).collect();
         let expected = vec![
@@ -226,9 +278,7 @@ mod tests {
             },
             b"\xff\x00",
         );
-        let mut out = Vec::new();
-        unpack(&place(), &batch.finish(), QueueOffset::ZERO, &TagFilter::All, &mut out)
-            .expect("legal");
+        let out = taken(&batch.finish(), QueueOffset::ZERO, &TagFilter::All).expect("legal");
         let expected = Message {
             id: "3-1000-0".parse().expect("legal"),
             topic: "orders".to_owned(),
@@ -249,19 +299,93 @@ mod tests {
         assert_eq!(out, vec![expected]);
     }
 
-    #[test]
-    fn a_codec_from_the_future_is_named() {
+    /// The messages of a record.
+    fn taken(
+        batch: &Bytes,
+        wanted: QueueOffset,
+        tags: &TagFilter,
+    ) -> Result<Vec<Message>, AnswerError> {
+        let mut unpacker = Unpacker::new(wanted, tags);
+        assert_eq!(unpacker.take(&place(), batch)?, Taken::Yes);
+        Ok(unpacker.messages)
+    }
+
+    /// A batch of one message with tag `a` that claims to come to `len` bytes.
+    fn claim(codec: u32, len: u32, bodies: Vec<u8>) -> Bytes {
         let batch = proto::Batch {
-            metas: vec![proto::Meta::default()],
-            codec: 2,
+            metas: vec![proto::Meta { body_len: len, tag: "a".to_owned(), ..Default::default() }],
+            codec,
+            bodies_len: len,
+            bodies: bodies.into(),
             ..proto::Batch::default()
         };
-        let batch = Bytes::from(prost::Message::encode_to_vec(&batch));
-        let error = unpack(&place(), &batch, QueueOffset::ZERO, &TagFilter::All, &mut Vec::new())
-            .expect_err("not understood");
-        assert_eq!(
-            error.to_string(),
-            "a batch is compressed with codec 2, which this client does not know"
-        );
+        Bytes::from(prost::Message::encode_to_vec(&batch))
+    }
+
+    fn told(error: &AnswerError) -> String {
+        let source = std::error::Error::source(error).map(ToString::to_string);
+        format!("{error}: {}", source.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_batch_that_is_not_readable_is_named_by_its_place() {
+        let all = TagFilter::All;
+        for (batch, why) in [
+            (claim(3, 1, vec![1]), "codec 3 is not supported"),
+            (
+                claim(1, 9, vec![0x10, b'x']),
+                "bodies of 2 bytes as lz4 do not decompress to the 9 that are stated",
+            ),
+            (
+                claim(1, 17 << 20, vec![0; 1 << 20]),
+                "uncompressed bodies of 17825792 bytes exceed the limit of 16777216",
+            ),
+        ] {
+            let error = taken(&batch, QueueOffset::ZERO, &all).expect_err("not readable");
+            let place = "the batch at offset 10 of the queue, of 1 messages, is not readable";
+            assert_eq!(told(&error), format!("{place}: {why}"));
+            // None of it is wanted: what it would come to does not matter.
+            assert_eq!(taken(&batch, QueueOffset::new(11), &all).expect("passed over"), []);
+            let other = TagFilter::parse("b").expect("legal");
+            assert_eq!(taken(&batch, QueueOffset::ZERO, &other).expect("passed over"), []);
+        }
+    }
+
+    #[test]
+    fn messages_of_a_compressed_batch_are_those_of_the_batch() {
+        let bodies = ["one ".repeat(50), "two ".repeat(50), String::new()];
+        let build = || {
+            let mut batch = BatchBuilder::new();
+            for (body, tag) in bodies.iter().zip(["a", "b", "a"]) {
+                batch.push(&NewMeta { tag: Some(tag), ..NewMeta::default() }, body.as_bytes());
+            }
+            batch
+        };
+        let mut lz4 = Compressor::new(Codec::Lz4).expect("always built in");
+        let (plain, compressed) = (build().finish(), build().finish_compressed(&mut lz4));
+        assert!(compressed.len() < plain.len() / 2);
+        let tags = TagFilter::parse("a").expect("legal");
+        for (wanted, filter, count) in
+            [(0, &TagFilter::All, 3), (11, &TagFilter::All, 2), (0, &tags, 2)]
+        {
+            let wanted = QueueOffset::new(wanted);
+            let found = taken(&compressed, wanted, filter).expect("legal");
+            assert_eq!(found, taken(&plain, wanted, filter).expect("legal"));
+            assert_eq!(found.len(), count);
+        }
+    }
+
+    #[test]
+    fn an_answer_of_bombs_is_taken_bit_by_bit() {
+        let mut lz4 = Compressor::new(Codec::Lz4).expect("always built in");
+        let mut bomb = BatchBuilder::new();
+        bomb.push(&NewMeta::default(), &vec![0; 4 << 20]);
+        let bomb = bomb.finish_compressed(&mut lz4);
+        let mut unpacker = Unpacker::new(QueueOffset::ZERO, &TagFilter::All);
+        let taken: Vec<_> =
+            (0..10).map(|_| unpacker.take(&place(), &bomb).expect("legal")).collect();
+        assert_eq!(taken.iter().filter(|taken| **taken == Taken::Yes).count(), 8);
+        assert_eq!(taken[8..], [Taken::No, Taken::No]);
+        assert_eq!(unpacker.messages.len(), 8);
     }
 }

@@ -42,8 +42,8 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
-use self::message::Place;
 pub use self::message::{Message, MessageRef};
+use self::message::{Place, Taken, Unpacker};
 pub use self::offsets::{
     ChangeKind, Expected, NewCommit, OffsetChange, Position, QueueProgress, Reset, ResetQueue, Run,
 };
@@ -129,7 +129,8 @@ pub struct Pull<'a> {
 /// What a pull brought.
 #[derive(Clone, Debug)]
 pub struct Pulled {
-    /// In queue order. More than `max_messages` if one record holds more.
+    /// In queue order. More than `max_messages` if one record holds more. Of compressed batches no more than come to
+    /// 32 MiB together, or one.
     pub messages: Vec<Message>,
     /// Where to go on; moves past what was filtered out.
     pub next_offset: QueueOffset,
@@ -410,7 +411,8 @@ impl Client {
     /// # Errors
     /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `Truncated` with the first
     /// offset whose message is gone and the epoch, `UnknownTopic`, `BadQueue`, `Rebuilding`; in the name of a group
-    /// `UnknownGroup` and `GroupDisabled`.
+    /// `UnknownGroup` and `GroupDisabled`. [`ClientError::BadAnswer`] with [`AnswerError::Decompression`]: the batch at
+    /// the offset asked for does not decompress to what its producer says.
     pub async fn pull(&self, pull: &Pull<'_>) -> Result<Pulled, ClientError> {
         let request = proto::PullRequest {
             topic: pull.topic.to_owned(),
@@ -425,8 +427,9 @@ impl Client {
         };
         let answer = self.broker.clone().pull(within(request, CALL_TIMEOUT + pull.wait)).await;
         let answer = self.answer(answer)?;
-        let mut messages = Vec::new();
-        for record in &answer.records {
+        let mut next_offset = QueueOffset::new(answer.next_offset);
+        let mut unpacker = Unpacker::new(pull.offset, pull.filter);
+        for (index, record) in answer.records.iter().enumerate() {
             let place = Place {
                 topic: pull.topic,
                 queue: pull.queue,
@@ -435,12 +438,20 @@ impl Client {
                 first_queue_offset: QueueOffset::new(record.first_queue_offset),
                 store_time: Timestamp::new(record.store_time_ms),
             };
-            message::unpack(&place, &record.batch, pull.offset, pull.filter, &mut messages)
-                .map_err(|source| self.bad_answer(source))?;
+            match unpacker.take(&place, &record.batch) {
+                Ok(Taken::Yes) => {}
+                // The next pull begins with it, and says so if it is not readable.
+                Ok(Taken::No) | Err(_) if index > 0 => {
+                    next_offset = place.first_queue_offset;
+                    break;
+                }
+                Ok(Taken::No) => {}
+                Err(source) => return Err(self.bad_answer(source)),
+            }
         }
         Ok(Pulled {
-            messages,
-            next_offset: QueueOffset::new(answer.next_offset),
+            messages: unpacker.messages,
+            next_offset,
             range: answer.range.map(OffsetRange::from).unwrap_or_default(),
             epoch: Epoch::new(answer.epoch),
         })

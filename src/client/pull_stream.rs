@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::message::{self, MessageRef, Place};
+use super::message::{MessageRef, Place, Unpacker};
 use super::raw::{Answers, Once, call};
 use super::{AnswerError, Client, ClientError, MAX_ANSWER, Message, OffsetRange};
 use crate::format::batch::TagFilter;
@@ -127,31 +127,32 @@ impl PullStream {
 }
 
 impl Part {
-    /// Its messages that were asked for, in queue order, without an allocation for any of them.
+    /// Its messages that were asked for, in queue order, without an allocation for any of them. Of compressed batches
+    /// one at a time is decompressed: at most 16 MiB.
     ///
     /// # Errors
     /// A batch cannot be read; those before it were visited.
     pub fn for_each(&self, mut visit: impl FnMut(MessageRef<'_>)) -> Result<(), ClientError> {
+        let mut unpacker = Unpacker::unbounded(self.wanted, &self.filter);
         for record in &self.records {
-            let place = self.place(record);
-            message::visit(&place, &record.batch, self.wanted, &self.filter, &mut visit)
-                .map_err(|source| self.bad_answer(source))?;
+            let taken = unpacker.visit(&self.place(record), &record.batch, &mut visit);
+            taken.map_err(|source| self.bad_answer(source))?;
         }
         Ok(())
     }
 
-    /// The same messages, each for itself.
+    /// The same messages, each for itself. Of compressed batches all are decompressed at once: where these may come to
+    /// much, [`Part::for_each`] takes less memory.
     ///
     /// # Errors
     /// A batch cannot be read.
     pub fn messages(&self) -> Result<Vec<Message>, ClientError> {
-        let mut messages = Vec::new();
+        let mut unpacker = Unpacker::unbounded(self.wanted, &self.filter);
         for record in &self.records {
-            let place = self.place(record);
-            message::unpack(&place, &record.batch, self.wanted, &self.filter, &mut messages)
-                .map_err(|source| self.bad_answer(source))?;
+            let taken = unpacker.take(&self.place(record), &record.batch);
+            taken.map_err(|source| self.bad_answer(source))?;
         }
-        Ok(messages)
+        Ok(unpacker.messages)
     }
 
     /// Its batches as they were stored, each with the offset of its first message: also those messages that were not

@@ -38,8 +38,13 @@ pub enum Dumped {
 /// What a record holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Messages, in the order of the batch.
-    Messages(Vec<DumpedMessage>),
+    /// Messages, in the order of the batch, and the number of the codec that compresses their bodies.
+    Messages {
+        /// 0: none.
+        codec: u32,
+        /// Without their bodies.
+        messages: Vec<DumpedMessage>,
+    },
     /// Changes of the broker's state, in words, one after the other. One that is not understood is the last.
     State(Vec<String>),
     /// The begin of an epoch, in words.
@@ -151,7 +156,7 @@ impl Iterator for Dump {
 fn content(header: &RecordHeader, body: &[u8]) -> Result<Content, DecodeError> {
     let payload = body.get(header.attributes_len as usize..).unwrap_or_default();
     Ok(match header.kind {
-        RecordKind::Message => Content::Messages(messages(payload)),
+        RecordKind::Message => messages(payload),
         RecordKind::State => Content::State(
             transitions(payload)
                 .map(|transition| match transition {
@@ -166,10 +171,12 @@ fn content(header: &RecordHeader, body: &[u8]) -> Result<Content, DecodeError> {
 }
 
 /// The messages of a batch, as far as it can be walked.
-fn messages(batch: &[u8]) -> Vec<DumpedMessage> {
-    let Ok(batch) = Batch::parse(batch) else { return Vec::new() };
+fn messages(batch: &[u8]) -> Content {
+    let Ok(batch) = Batch::parse(batch) else {
+        return Content::Messages { codec: 0, messages: Vec::new() };
+    };
     let metas = batch.metas().map_while(Result::ok);
-    metas
+    let messages = metas
         .map(|meta| DumpedMessage {
             id: meta.id().map(str::to_owned),
             keys: meta.keys().map(str::to_owned).collect(),
@@ -177,7 +184,8 @@ fn messages(batch: &[u8]) -> Vec<DumpedMessage> {
             message_group: meta.message_group().map(str::to_owned),
             body_len: meta.body_len(),
         })
-        .collect()
+        .collect();
+    Content::Messages { codec: batch.codec(), messages }
 }
 
 fn epoch(record: &EpochRecord) -> String {

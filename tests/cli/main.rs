@@ -180,6 +180,57 @@ fn a_stopped_store_is_verified_shown_and_rebuilt() {
 }
 
 #[test]
+fn compressed_records_are_sent_pulled_found_verified_and_shown() {
+    let mut broker = RealBroker::start();
+    let data = broker.directory.path().join("data");
+    let data = data.to_str().unwrap();
+    let input: String = (0..50)
+        .map(|number| format!("{{\"key\":\"k{number}\",\"body\":\"line {number}\"}}\n"))
+        .collect();
+    let send = |compression| {
+        let send = ["send", "-t", "lines", "--queue", "0", "--jsonl", "-", "--batch", "25"];
+        mainstem(&broker.grpc, &[&send[..], &["--compression", compression]].concat(), &input)
+    };
+    let (stdout, stderr, code) = send("lz4");
+    assert!(stdout.ends_with("50 messages in 2 records\n"), "{stdout}");
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let (_, stderr, code) = send("zstd");
+    if cfg!(feature = "zstd") {
+        assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    } else {
+        let expected = "error: this build has no zstd: it was made without the feature `zstd`\n";
+        assert_eq!((stderr.as_str(), code), (expected, Some(1)));
+    }
+    let bodies = |args: &[&str]| -> Vec<String> {
+        let (stdout, stderr, code) = mainstem(&broker.grpc, &[args, &["-o", "jsonl"]].concat(), "");
+        assert_eq!((stderr.as_str(), code), ("", Some(0)));
+        let message = |line| serde_json::from_str::<serde_json::Value>(line).unwrap();
+        stdout.lines().map(|line| message(line)["body"].as_str().unwrap().to_owned()).collect()
+    };
+    let expected: Vec<_> = (0..50).map(|number| format!("line {number}")).collect();
+    let query = ["query", "-t", "lines", "--key", "k30", "--oldest-first"];
+    assert_eq!(bodies(&query)[0], "line 30");
+    assert_eq!(bodies(&["pull", "-t", "lines", "-n", "50"]), expected);
+    drop(broker.child.stdin.take());
+    assert_eq!(broker.child.wait().unwrap().code(), Some(0));
+
+    let (stdout, stderr, code) = mainstem("", &["store", "verify", "--data", data], "");
+    assert!(stdout.starts_with("sound                  yes\n"), "{stdout}");
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let dump = ["store", "dump", "--data", data, "--kind", "message"];
+    let (stdout, ..) = mainstem("", &[&dump[..], &["-o", "jsonl"]].concat(), "");
+    let codecs: Vec<_> = stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["codec"].clone())
+        .collect();
+    let expected: &[&str] =
+        if cfg!(feature = "zstd") { &["lz4", "lz4", "zstd", "zstd"] } else { &["lz4", "lz4"] };
+    assert_eq!(codecs, expected);
+    let (stdout, ..) = mainstem("", &dump, "");
+    assert!(stdout.lines().nth(1).unwrap().ends_with("lz4: keys k0 body 6 B; 24 more"), "{stdout}");
+}
+
+#[test]
 fn a_real_broker_answers_every_command() {
     let broker = RealBroker::start();
     session("tests/cli/broker.trycmd", &broker.grpc);

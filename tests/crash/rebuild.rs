@@ -143,7 +143,7 @@ fn every_record_is_shown_with_what_it_holds() {
         let Dumped::Record { header, content: Ok(content) } = dumped else { panic!("{dumped:?}") };
         assert_eq!(*header, logged.header);
         match (header.kind, content) {
-            (RecordKind::Message, Content::Messages(messages)) => {
+            (RecordKind::Message, Content::Messages { messages, .. }) => {
                 let [message] = messages.as_slice() else { panic!("{messages:?}") };
                 assert!(message.id.as_ref().unwrap().starts_with('i'));
                 assert!(message.keys[0].starts_with('k'));

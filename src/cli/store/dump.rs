@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{Data, explain};
 use crate::cli::output::{Output, Row};
 use crate::cli::time;
+use crate::format::batch::Codec;
 use crate::format::record::{RecordFlags, RecordHeader, RecordKind};
 use crate::message::PhysicalOffset;
 use crate::offline::{self, Content, Dump, Dumped, DumpedMessage};
@@ -108,6 +109,9 @@ struct Shown {
     flags: Vec<&'static str>,
     /// `ok`, or what is wrong.
     check: String,
+    /// How the bodies are compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    codec: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     messages: Vec<ShownMessage>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -146,6 +150,7 @@ impl Shown {
             set_count: None,
             flags: Vec::new(),
             check: reason,
+            codec: None,
             messages: Vec::new(),
             changes: Vec::new(),
         }
@@ -181,11 +186,13 @@ impl Shown {
                 .filter_map(|(flag, name)| header.flags.contains(flag).then_some(name))
                 .collect(),
             check: "ok".to_owned(),
+            codec: None,
             messages: Vec::new(),
             changes: Vec::new(),
         };
         match content {
-            Ok(Content::Messages(messages)) => {
+            Ok(Content::Messages { codec, messages }) => {
+                shown.codec = (codec != 0).then(|| codec_name(codec));
                 shown.messages = messages.into_iter().map(ShownMessage::from).collect();
             }
             Ok(Content::State(changes)) => shown.changes = changes,
@@ -208,12 +215,21 @@ impl Shown {
             words.push(format!("body {} B", message.body_len));
             words.join(" ")
         };
-        match self.messages.as_slice() {
+        let content = match self.messages.as_slice() {
             [] => self.changes.join("; "),
             [one] => message(one),
             [first, rest @ ..] => format!("{}; {} more", message(first), rest.len()),
+        };
+        match &self.codec {
+            Some(codec) => format!("{codec}: {content}"),
+            None => content,
         }
     }
+}
+
+/// The name of a codec, or its number if it has none.
+fn codec_name(number: u32) -> String {
+    Codec::from_number(number).map_or_else(|| number.to_string(), |codec| codec.to_string())
 }
 
 impl Row for Shown {

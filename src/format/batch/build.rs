@@ -3,10 +3,11 @@
 use bytes::Bytes;
 
 use super::super::crc32c;
+use super::codec::{Codec, Compressor};
 use super::schema::{
-    BATCH_BODIES, BATCH_BODIES_CRC, BATCH_BODIES_LEN, BATCH_METAS, META_BODY_LEN, META_BORN_HOST,
-    META_BORN_MS, META_ENCODING, META_ID, META_KEYS, META_MESSAGE_GROUP, META_PROPERTIES, META_TAG,
-    META_TRACE_CONTEXT, PROPERTY_KEY, PROPERTY_VALUE,
+    BATCH_BODIES, BATCH_BODIES_CRC, BATCH_BODIES_LEN, BATCH_CODEC, BATCH_METAS, META_BODY_LEN,
+    META_BORN_HOST, META_BORN_MS, META_ENCODING, META_ID, META_KEYS, META_MESSAGE_GROUP,
+    META_PROPERTIES, META_TAG, META_TRACE_CONTEXT, PROPERTY_KEY, PROPERTY_VALUE,
 };
 use super::wire::{put_bytes, put_fixed32, put_len, put_number, varint_len};
 
@@ -33,7 +34,7 @@ pub struct NewMeta<'a> {
     pub born_host: Option<&'a str>,
 }
 
-/// Gathers messages into an uncompressed batch.
+/// Gathers messages into a batch.
 ///
 /// The result is the canonical encoding. Limits and text are not looked at here: [`check`](super::check) does.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +61,8 @@ impl BatchBuilder {
         self.message_count += 1;
     }
 
-    /// Bytes of the batch if it were finished now; 5 too many in the rare case that the bodies' checksum is 0.
+    /// Bytes of the batch if it were finished now, uncompressed; 5 too many in the rare case that the bodies' checksum
+    /// is 0. Compressed it is never longer.
     pub fn len(&self) -> usize {
         self.metas.len() + bodies_field_len(self.bodies.len())
     }
@@ -79,6 +81,18 @@ impl BatchBuilder {
     pub fn finish(self) -> Bytes {
         let mut out = self.metas;
         put_bodies(&mut out, &self.bodies);
+        out.into()
+    }
+
+    /// The encoded batch, with its bodies compressed if that makes it smaller.
+    pub fn finish_compressed(self, compressor: &mut Compressor) -> Bytes {
+        let codec = compressor.codec();
+        let most = self.bodies.len().saturating_sub(CODEC_FIELD_LEN);
+        let Some(compressed) = compressor.compress(&self.bodies, most) else {
+            return self.finish();
+        };
+        let mut out = self.metas;
+        put_bodies_as(&mut out, codec, self.bodies.len(), compressed);
         out.into()
     }
 }
@@ -126,9 +140,18 @@ fn put_text(out: &mut Vec<u8>, field: u32, text: Option<&str>) {
     }
 }
 
+/// Bytes of field 2 of a compressed batch.
+const CODEC_FIELD_LEN: usize = 2;
+
 fn put_bodies(out: &mut Vec<u8>, bodies: &[u8]) {
-    out.reserve(bodies_field_len(bodies.len()));
-    put_number(out, BATCH_BODIES_LEN, bodies.len() as u64);
+    put_bodies_as(out, Codec::None, bodies.len(), bodies);
+}
+
+/// Appends fields 2 to 5: `bodies` as they are to stand there, and the length that they have uncompressed.
+fn put_bodies_as(out: &mut Vec<u8>, codec: Codec, bodies_len: usize, bodies: &[u8]) {
+    out.reserve(CODEC_FIELD_LEN + bodies_field_len(bodies_len.max(bodies.len())));
+    put_number(out, BATCH_CODEC, codec.number().into());
+    put_number(out, BATCH_BODIES_LEN, bodies_len as u64);
     put_fixed32(out, BATCH_BODIES_CRC, crc32c(bodies));
     if !bodies.is_empty() {
         put_bytes(out, BATCH_BODIES, bodies);

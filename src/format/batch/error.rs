@@ -1,5 +1,6 @@
 //! Why a batch is refused.
 
+use super::codec::Codec;
 use super::wire::Malformed;
 
 /// Text with rules of its own.
@@ -198,6 +199,24 @@ pub enum BatchError {
         /// Bytes that are there.
         found: u64,
     },
+    /// The compressed bodies are not what comes out of them.
+    #[error(
+        "bodies of {found} bytes as {codec} do not decompress to the {expected} that are stated"
+    )]
+    Decompression {
+        /// How they are compressed.
+        codec: Codec,
+        /// Bytes that are stated.
+        expected: u64,
+        /// Bytes that are there, compressed.
+        found: u64,
+    },
+    /// Compressed in a way that this build can pass on, but neither make nor undo.
+    #[error("this build has no {codec}: it was made without the feature `{codec}`")]
+    NotBuilt {
+        /// How it is compressed.
+        codec: Codec,
+    },
     /// Compressed in a way that is not supported.
     #[error("codec {codec} is not supported")]
     Codec {
@@ -248,6 +267,8 @@ impl BatchError {
             | Self::MixedMessageGroups { .. }
             | Self::BodiesSum { .. }
             | Self::BodiesLength { .. }
+            | Self::Decompression { .. }
+            | Self::NotBuilt { .. }
             | Self::Codec { .. }
             | Self::Checksum { .. }
             | Self::Malformed { .. }

@@ -14,8 +14,10 @@
 //!   that is there but empty counts as absent.
 //! - Numbers are varints of at most 10 bytes, needlessly long ones included; a `uint32` above 2³² − 1 is refused, never
 //!   cut. A known field of another wire type, a group, and text that is not UTF-8 are refused.
-//! - `bodies` are all bodies one after the other, `bodies_len` is their uncompressed sum and the sum of `body_len`.
-//! - Codec 0 is none, 1 LZ4 block, 2 zstd frame; only 0 is taken so far.
+//! - `bodies` are all bodies one after the other, as a whole in the form that `codec` says; `bodies_len` is their
+//!   uncompressed sum and the sum of `body_len`, `bodies_crc` the CRC32C of `bodies` as they stand here.
+//! - Codec 0 is none; 1 is one LZ4 block, without a length before it; 2 is one zstd frame, without a dictionary. A
+//!   batch in any other codec is refused. A compressed batch needs not be smaller than it would be uncompressed.
 //! - All messages have the same message group, or none has one.
 //!
 //! Tag bits: the hash of a tag is xxh3_64. A record of one message carries the hash, or 0 without a tag; a record of
@@ -25,18 +27,26 @@
 //! [`check`] guards the door: it runs on every batch on its way in, on the sender's own thread, in one pass without
 //! allocation. [`Batch`] walks what came back from the log or over the wire; it trusts nothing, but verifies no limit
 //! and no checksum of the bodies.
+//!
+//! Compressed bodies are not decompressed at the door. What arithmetic can tell is: one byte of LZ4 stands for 255 at
+//! most, and the heads of a zstd frame's blocks bound what comes out of it. So a batch that was let in may still hold
+//! something else than it says; whoever decompresses it, with a [`Decompressor`], makes room for what it says, never
+//! for more than [`limits::UNCOMPRESSED_LEN`], and finds out.
 
 mod build;
+mod codec;
 mod error;
 pub mod limits;
 mod schema;
 mod tag_filter;
 mod view;
 mod wire;
+mod zstd_frame;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use self::build::{BatchBuilder, NewMeta, single};
+pub use self::codec::{Codec, Compressor, Decompressor};
 pub use self::error::{BatchError, TextFault, TextField};
 pub use self::tag_filter::{TagFilter, TagFilterError, Tags};
 pub use self::view::{Batch, MetaView};
@@ -59,13 +69,14 @@ pub struct BatchInfo {
     pub group_hash: u32,
     /// Keys and ids, those that stand there twice counted twice: at most so many Index entries.
     pub index_entries: u32,
-    /// How the bodies are compressed: 0, not at all.
-    pub codec: u32,
+    /// How the bodies are compressed.
+    pub codec: Codec,
     /// Bytes of the uncompressed bodies.
     pub bodies_len: u32,
 }
 
-/// Checks a batch on its way in: structure, text, limits, lengths that lie, the checksum of the bodies.
+/// Checks a batch on its way in: structure, text, limits, lengths that lie, the checksum of the bodies. Compressed
+/// bodies are not decompressed.
 ///
 /// # Errors
 /// The first rule that the batch breaks. Nothing was stored.
@@ -76,17 +87,12 @@ pub fn check(batch: &[u8]) -> Result<BatchInfo, BatchError> {
     }
     let mut totals = Totals::default();
     let outer = Outer::walk(batch, limits::MESSAGES, |index, raw| totals.add(index, raw))?;
-    if outer.codec != 0 {
-        return Err(BatchError::Codec { codec: outer.codec });
-    }
+    let codec = Codec::from_number(outer.codec).ok_or(BatchError::Codec { codec: outer.codec })?;
     let stated = u64::from(outer.bodies_len);
     if totals.bodies_len != stated {
         return Err(BatchError::BodiesSum { expected: stated, found: totals.bodies_len });
     }
-    if outer.bodies.len() as u64 != stated {
-        let found = outer.bodies.len() as u64;
-        return Err(BatchError::BodiesLength { expected: stated, found });
-    }
+    codec.check_len(outer.bodies, outer.bodies_len)?;
     let found = crc32c(outer.bodies);
     if found != outer.bodies_crc {
         return Err(BatchError::Checksum { expected: outer.bodies_crc, found });
@@ -98,7 +104,7 @@ pub fn check(batch: &[u8]) -> Result<BatchInfo, BatchError> {
         has_message_group: totals.message_group.is_some(),
         group_hash: totals.message_group.map_or(0, group_hash),
         index_entries: totals.index_entries,
-        codec: outer.codec,
+        codec,
         bodies_len: outer.bodies_len,
     })
 }

@@ -74,14 +74,20 @@ fn text_fault(field: TextField, fault: TextFault) -> Result<BatchInfo, BatchErro
 fn assert_walks(batch: &[u8], info: &BatchInfo) {
     let walked = Batch::parse(batch).unwrap();
     assert_eq!(walked.message_count(), info.message_count);
-    assert_eq!((walked.codec(), walked.bodies_len()), (info.codec, info.bodies_len));
+    assert_eq!((walked.codec(), walked.bodies_len()), (info.codec.number(), info.bodies_len));
     let metas: Result<Vec<_>, _> = walked.metas().collect();
     assert_eq!(metas.unwrap().len(), usize::from(info.message_count));
-    let messages: Result<Vec<_>, _> = walked.messages().collect();
+    let mut room = Vec::new();
+    if let Err(error) = Decompressor::new().decompress(&walked, &mut room) {
+        // A change in the bodies, with a checksum that fits, is not told at the door.
+        assert!(info.codec != Codec::None, "{error}");
+        return;
+    }
+    let messages: Result<Vec<_>, _> = walked.messages_in(&room).collect();
     let messages = messages.unwrap();
     assert_eq!(messages.len(), usize::from(info.message_count));
     let bodies: Vec<_> = messages.iter().flat_map(|(_, body)| body.iter().copied()).collect();
-    assert_eq!(bodies, walked.bodies());
+    assert_eq!(bodies, room);
     let entries = messages.iter().map(|(meta, _)| meta.keys().count() + meta.id().iter().len());
     assert_eq!(entries.sum::<usize>(), info.index_entries as usize);
     assert_eq!(messages.iter().any(|(meta, _)| meta.tag().is_none()), info.has_untagged);
@@ -346,11 +352,10 @@ fn lengths_that_lie_are_refused() {
 }
 
 #[test]
-fn compressed_batch_is_refused_by_its_codec() {
+fn compressed_batch_is_walked_as_if_it_were_not_by_nobody() {
     for codec in [1, 2, 77] {
         let batch = [0x0a, 0, 0x10, codec];
         let refused = BatchError::Codec { codec: codec.into() };
-        assert_eq!(check(&batch), Err(refused));
         let walked = Batch::parse(&batch).unwrap();
         assert_eq!(walked.metas().count(), 1);
         let messages: Vec<_> = walked.messages().map(|message| message.map(|m| m.1)).collect();

@@ -72,16 +72,26 @@ impl<'a> Batch<'a> {
 
     /// The messages in order, each with its body. The first malformed one, or a body that is not there, ends the walk.
     ///
-    /// Only without a codec: a compressed batch gives one [`BatchError::Codec`].
+    /// Only without a codec: a compressed batch gives one [`BatchError::Codec`]. Its bodies are decompressed with a
+    /// [`Decompressor`](super::Decompressor) and walked with [`messages_in`](Self::messages_in).
     pub fn messages(
         &self,
     ) -> impl Iterator<Item = Result<(MetaView<'a>, &'a [u8]), BatchError>> + use<'a> {
         let codec = self.outer.codec;
         let refused = (codec != 0).then_some(Err(BatchError::Codec { codec }));
+        let messages = refused.is_none().then(|| self.messages_in(self.outer.bodies));
+        refused.into_iter().chain(messages.into_iter().flatten())
+    }
+
+    /// As [`messages`](Self::messages), for bodies that were decompressed.
+    pub fn messages_in<'b>(
+        &self,
+        bodies: &'b [u8],
+    ) -> impl Iterator<Item = Result<(MetaView<'a>, &'b [u8]), BatchError>> + use<'a, 'b> {
         let mut metas = self.metas();
-        let mut bodies = Bodies { all: self.outer.bodies, at: 0 };
-        let mut ended = refused.is_some();
-        let messages = iter::from_fn(move || {
+        let mut bodies = Bodies { all: bodies, at: 0 };
+        let mut ended = false;
+        iter::from_fn(move || {
             if ended {
                 return None;
             }
@@ -95,8 +105,7 @@ impl<'a> Batch<'a> {
             };
             ended = message.is_err();
             Some(message)
-        });
-        refused.into_iter().chain(messages)
+        })
     }
 }
 

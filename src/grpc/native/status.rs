@@ -73,6 +73,7 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         Reason::SequenceReused => (Code::InvalidArgument, None),
         Reason::SessionLimit => (Code::ResourceExhausted, None),
         Reason::Forbidden => (Code::PermissionDenied, None),
+        Reason::NotDecompressed => (Code::FailedPrecondition, None),
         Reason::NeedsForce => (Code::FailedPrecondition, None),
         Reason::UnknownGroup | Reason::OffsetNotFound => (Code::NotFound, None),
         Reason::GroupExists => (Code::AlreadyExists, None),

@@ -101,6 +101,12 @@ pub enum AnswerError {
         /// The field's name in the protocol.
         field: &'static str,
     },
+    /// Something that no stream of answers has.
+    #[error("{what}")]
+    Stream {
+        /// What it is.
+        what: &'static str,
+    },
     /// A message id that is not one.
     #[error("`{found}` is not a message id")]
     MessageId {

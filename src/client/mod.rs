@@ -3,6 +3,7 @@
 //! | call | what it does |
 //! | --- | --- |
 //! | [`Client::send`] | stores one batch as one record |
+//! | [`Client::send_stream`] | a [`SendStream`]: batch after batch, acknowledged in order |
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
 //! | [`Client::pull_stream`], [`Puller`] | queues of a topic, in turn, as they grow |
 //! | [`Client::query`] | one page of messages by key, id or place |
@@ -30,6 +31,7 @@ mod offsets;
 mod pull_stream;
 mod puller;
 mod raw;
+mod send_stream;
 mod session;
 mod verify;
 
@@ -49,6 +51,7 @@ pub use self::offsets::{
 };
 pub use self::pull_stream::{Part, PullStream, PullStreamOptions};
 pub use self::puller::{OnGone, Puller, PullerConfig};
+pub use self::send_stream::SendStream;
 pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;
@@ -67,6 +70,10 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Bytes of a frame that the broker may send: most batches lie whole in one, and need not be put together.
 const MAX_FRAME: u32 = 256 << 10;
+/// Silence after which the broker is asked whether it still lives, while a call is under way: a stream has no deadline.
+const PING_AFTER: Duration = Duration::from_secs(20);
+/// How long it may take to say so.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer: 8 MiB of batches, one whole record over it, and what surrounds them.
 const MAX_ANSWER: usize = 17 << 20;
 /// How long a connection may take to be made.
@@ -362,7 +369,9 @@ impl Client {
             .tcp_nodelay(true)
             .initial_stream_window_size(stream_window)
             .initial_connection_window_size(connection_window)
-            .max_frame_size(MAX_FRAME);
+            .max_frame_size(MAX_FRAME)
+            .http2_keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_TIMEOUT);
         let channel = endpoint.connect().await.map_err(|source| ClientError::Unreachable {
             server: server.to_owned(),
             source: Box::new(source),

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod client_stream;
 mod groups;
 mod offsets;
 mod proxy;

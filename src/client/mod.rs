@@ -6,6 +6,7 @@
 //! | [`Client::send_stream`] | a [`SendStream`]: batch after batch, acknowledged in order |
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
 //! | [`Client::pull_stream`], [`Puller`] | queues of a topic, in turn, as they grow |
+//! | [`Client::query_all`] | a [`QueryStream`]: messages by key, id or place, page after page |
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::update_topic`], [`Client::purge_topic`] | topics in use |
@@ -30,6 +31,7 @@ mod message;
 mod offsets;
 mod pull_stream;
 mod puller;
+mod query_stream;
 mod raw;
 mod send_stream;
 mod session;
@@ -51,6 +53,7 @@ pub use self::offsets::{
 };
 pub use self::pull_stream::{Part, PullStream, PullStreamOptions};
 pub use self::puller::{OnGone, Puller, PullerConfig};
+pub use self::query_stream::QueryStream;
 pub use self::send_stream::SendStream;
 pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};

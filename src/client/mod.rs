@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`Client::send`] | stores one batch as one record |
 //! | [`Client::send_stream`] | a [`SendStream`]: batch after batch, acknowledged in order |
+//! | [`Client::producer`] | a [`Producer`]: messages of many tasks, in batches, stored once |
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
 //! | [`Client::pull_stream`], [`Puller`] | queues of a topic, in turn, as they grow |
 //! | [`Client::query_all`] | a [`QueryStream`]: messages by key, id or place, page after page |
@@ -19,8 +20,8 @@
 //!
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
 //! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
-//! can help and whether it is safe. The exception is a [`Session`], which sends a batch again until its outcome is
-//! known. No task of its own but the connection's.
+//! can help and whether it is safe. The exceptions are a [`Session`] and a [`Producer`], which send a batch again until
+//! its outcome is known, and a [`Puller`]. No task of its own but the connection's, and one for each producer.
 //!
 //! The broker sends whole records; messages below the wanted offset and messages whose tag does not match are dropped
 //! here, one by one.
@@ -29,6 +30,7 @@ mod error;
 mod groups;
 mod message;
 mod offsets;
+mod producer;
 mod pull_stream;
 mod puller;
 mod query_stream;
@@ -50,6 +52,10 @@ use self::message::Place;
 pub use self::message::{Message, MessageRef};
 pub use self::offsets::{
     ChangeKind, Expected, NewCommit, OffsetChange, Position, QueueProgress, Reset, ResetQueue, Run,
+};
+pub use self::producer::{
+    Accept, Failure, FlushError, OnFailure, Partition, Producer, ProducerConfig, ProducerError,
+    SendReceipt,
 };
 pub use self::pull_stream::{Part, PullStream, PullStreamOptions};
 pub use self::puller::{OnGone, Puller, PullerConfig};

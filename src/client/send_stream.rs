@@ -18,7 +18,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::raw::{self, Answers};
-use super::{AnswerError, Client, ClientError, Reason, Receipt, Refusal, Stored, receipt};
+use super::{AnswerError, Client, ClientError, Reason, Receipt, Refusal, receipt};
 use crate::message::{QueueId, SessionMark};
 use crate::proto;
 use crate::proto::send_stream_request::Open;
@@ -163,7 +163,8 @@ impl SendStream {
     /// # Errors
     /// The stream is over; receipts that came before are added all the same. `Refused`: [`Refusal::sequence`] is the
     /// number of the batch that was refused, if one was; what came before it is acknowledged, and nothing behind it is
-    /// stored. With [`Stored::Unknown`] and without an answer nothing is known of what is not acknowledged.
+    /// stored. With [`Stored::Unknown`](super::Stored::Unknown) and without an answer nothing is known of what is not
+    /// acknowledged.
     pub async fn acknowledged(&mut self, receipts: &mut Vec<Receipt>) -> Result<(), ClientError> {
         let before = receipts.len();
         poll_fn(|cx| self.poll_answer(cx, receipts)).await?;
@@ -194,7 +195,7 @@ impl SendStream {
     }
 
     /// Hands a batch over for which there is room.
-    fn put(
+    pub(super) fn put(
         &mut self,
         topic: &str,
         queue: Option<QueueId>,
@@ -336,21 +337,8 @@ impl SendStream {
     }
 
     fn refused(&self, reason: Reason, message: &str, limit: Option<u64>) -> ClientError {
-        ClientError::Refused(Box::new(Refusal {
-            code: Code::InvalidArgument,
-            reason,
-            message: message.to_owned(),
-            stored: Stored::No,
-            limit,
-            range: None,
-            queue: None,
-            next_offset: None,
-            retry_after: None,
-            expected_sequence: None,
-            epoch: None,
-            current: None,
-            sequence: Some(self.next),
-        }))
+        let refusal = Refusal::new(Code::InvalidArgument, reason, message.to_owned());
+        ClientError::Refused(Box::new(Refusal { limit, sequence: Some(self.next), ..refusal }))
     }
 }
 

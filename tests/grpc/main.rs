@@ -5,6 +5,7 @@
 mod client_stream;
 mod groups;
 mod offsets;
+mod producer;
 mod proxy;
 mod pull;
 mod pull_stream;

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::timeout;
 
 use self::supervisor::Supervisor;
@@ -133,6 +133,70 @@ pub async fn run(
     Ok(())
 }
 
+/// A server that runs in a task beside its caller, as for tests of programs that use one. Dropped, it drains and stops;
+/// nobody waits for it then.
+#[derive(Debug)]
+pub struct Spawned {
+    listening: Listening,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<Result<(), ServerError>>,
+}
+
+/// Runs a server in a task of its own, and returns once it serves. With port 0 in the configuration it takes free
+/// ports.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use mainstem::{client::Client, config::Config, server};
+///
+/// let sets = ["server.data=/tmp/broker", "server.listen=127.0.0.1:0", "server.http=127.0.0.1:0"];
+/// let server = server::spawn(Config::load(None, &sets.map(str::to_owned))?).await?;
+/// let client = Client::connect(&server.listening().grpc.to_string()).await?;
+/// println!("{}", client.status().await?.version);
+/// server.stop().await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Those of a start, see [`ServerError`].
+pub async fn spawn(config: Config) -> Result<Spawned, ServerError> {
+    let (stop, stopped) = oneshot::channel();
+    let (started, listening) = oneshot::channel();
+    let shutdown = async {
+        // Dropped or told: both end it.
+        let _ = stopped.await;
+    };
+    let ended = tokio::spawn(run(config, shutdown, Some(started)));
+    match listening.await {
+        Ok(listening) => Ok(Spawned { listening, stop, ended }),
+        // Nothing was served, and it has said why.
+        Err(_) => Err(ended.await?.err().unwrap_or(ServerError::Poisoned)),
+    }
+}
+
+impl Spawned {
+    /// Where it listens.
+    pub fn listening(&self) -> Listening {
+        self.listening
+    }
+
+    /// Asks it to stop; the handle is for its end.
+    pub fn stopping(self) -> JoinHandle<Result<(), ServerError>> {
+        // It may have ended by itself.
+        let _ = self.stop.send(());
+        self.ended
+    }
+
+    /// Stops it, and waits for its end.
+    ///
+    /// # Errors
+    /// Those of an end, see [`ServerError`].
+    pub async fn stop(self) -> Result<(), ServerError> {
+        self.stopping().await?
+    }
+}
+
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, without the clean mark, unless it
 /// comes within half a second: one Ctrl-C or `timeout` often signals the process and its whole group.
 ///
@@ -187,8 +251,8 @@ struct Running {
     has_failed: Arc<AtomicBool>,
     stop_grpc: watch::Sender<bool>,
     stop_http: watch::Sender<bool>,
-    grpc: tokio::task::JoinHandle<()>,
-    http: tokio::task::JoinHandle<()>,
+    grpc: JoinHandle<()>,
+    http: JoinHandle<()>,
 }
 
 impl Running {

@@ -87,7 +87,8 @@ const ROOMS: &[Room] = &[
         name: "client",
         knows: &["format::batch", "message", "proto", "wire"],
         // Of hyper the trait of a body: streams bring their own.
-        crates: &["bytes", "hyper", "prost", "tokio", "tonic"],
+        // `getrandom` for the names of producers without one.
+        crates: &["bytes", "getrandom", "hyper", "prost", "tokio", "tonic"],
     },
     Room {
         name: "config",
@@ -151,7 +152,7 @@ const ROOMS: &[Room] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("memmap2", &["file/mapping.rs"]),
     ("rustix", &["file/"]),
-    ("getrandom", &["file/disk.rs", "cli/demo/mod.rs"]),
+    ("getrandom", &["file/disk.rs", "cli/demo/mod.rs", "client/producer/"]),
     ("lz4_flex", &["format/batch/codec.rs"]),
     ("prometheus_client", &["http/metrics.rs"]),
     ("shuttle", &["sync.rs"]),

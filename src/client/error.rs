@@ -110,6 +110,12 @@ pub enum AnswerError {
         /// The field's name in the protocol.
         field: &'static str,
     },
+    /// Something that no stream of answers has.
+    #[error("{what}")]
+    Stream {
+        /// What it is.
+        what: &'static str,
+    },
     /// A message id that is not one.
     #[error("`{found}` is not a message id")]
     MessageId {
@@ -301,6 +307,25 @@ impl Refusal {
     /// How long to wait where the broker names no time.
     const RETRY_AFTER: Duration = Duration::from_millis(100);
 
+    /// One that stored nothing, and says no more than its reason.
+    pub(super) fn new(code: Code, reason: Reason, message: String) -> Self {
+        Self {
+            code,
+            reason,
+            message,
+            stored: Stored::No,
+            limit: None,
+            range: None,
+            next_offset: None,
+            retry_after: None,
+            expected_sequence: None,
+            epoch: None,
+            current: None,
+            sequence: None,
+            queue: None,
+        }
+    }
+
     /// Whether the same call can succeed later.
     pub fn retry(&self) -> Retry {
         if self.stored == Stored::Unknown {
@@ -351,21 +376,11 @@ impl ClientError {
             | Code::Aborted => {
                 Self::NoAnswer { server: server.to_owned(), source: Box::new(status) }
             }
-            code => Self::Refused(Box::new(Refusal {
+            code => Self::Refused(Box::new(Refusal::new(
                 code,
-                reason: Reason::Unrecognised,
-                message: status.message().to_owned(),
-                stored: Stored::No,
-                limit: None,
-                range: None,
-                next_offset: None,
-                retry_after: None,
-                expected_sequence: None,
-                epoch: None,
-                current: None,
-                sequence: None,
-                queue: None,
-            })),
+                Reason::Unrecognised,
+                status.message().to_owned(),
+            ))),
         }
     }
 

@@ -3,8 +3,11 @@
 //! | call | what it does |
 //! | --- | --- |
 //! | [`Client::send`] | stores one batch as one record |
+//! | [`Client::send_stream`] | a [`SendStream`]: batch after batch, acknowledged in order |
+//! | [`Client::producer`] | a [`Producer`]: messages of many tasks, in batches, stored once |
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
 //! | [`Client::pull_stream`], [`Puller`] | queues of a topic, in turn, as they grow |
+//! | [`Client::query_all`] | a [`QueryStream`]: messages by key, id or place, page after page |
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::update_topic`], [`Client::purge_topic`] | topics in use |
@@ -17,8 +20,8 @@
 //!
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
 //! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
-//! can help and whether it is safe. The exception is a [`Session`], which sends a batch again until its outcome is
-//! known. No task of its own but the connection's.
+//! can help and whether it is safe. The exceptions are a [`Session`] and a [`Producer`], which send a batch again until
+//! its outcome is known, and a [`Puller`]. No task of its own but the connection's, and one for each producer.
 //!
 //! The broker sends whole records; messages below the wanted offset and messages whose tag does not match are dropped
 //! here, one by one.
@@ -27,9 +30,12 @@ mod error;
 mod groups;
 mod message;
 mod offsets;
+mod producer;
 mod pull_stream;
 mod puller;
+mod query_stream;
 mod raw;
+mod send_stream;
 mod session;
 mod verify;
 
@@ -47,8 +53,14 @@ use self::message::{Place, Taken, Unpacker};
 pub use self::offsets::{
     ChangeKind, Expected, NewCommit, OffsetChange, Position, QueueProgress, Reset, ResetQueue, Run,
 };
+pub use self::producer::{
+    Accept, Failure, FlushError, OnFailure, Partition, Producer, ProducerConfig, ProducerError,
+    SendReceipt,
+};
 pub use self::pull_stream::{Part, PullStream, PullStreamOptions};
 pub use self::puller::{OnGone, Puller, PullerConfig};
+pub use self::query_stream::QueryStream;
+pub use self::send_stream::SendStream;
 pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
 use crate::format::batch::TagFilter;
@@ -67,6 +79,10 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Bytes of a frame that the broker may send: most batches lie whole in one, and need not be put together.
 const MAX_FRAME: u32 = 256 << 10;
+/// Silence after which the broker is asked whether it still lives, while a call is under way: a stream has no deadline.
+const PING_AFTER: Duration = Duration::from_secs(20);
+/// How long it may take to say so.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer: 8 MiB of batches, one whole record over it, and what surrounds them.
 const MAX_ANSWER: usize = 17 << 20;
 /// How long a connection may take to be made.
@@ -363,7 +379,9 @@ impl Client {
             .tcp_nodelay(true)
             .initial_stream_window_size(stream_window)
             .initial_connection_window_size(connection_window)
-            .max_frame_size(MAX_FRAME);
+            .max_frame_size(MAX_FRAME)
+            .http2_keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_TIMEOUT);
         let channel = endpoint.connect().await.map_err(|source| ClientError::Unreachable {
             server: server.to_owned(),
             source: Box::new(source),

@@ -97,17 +97,35 @@ impl Client {
     ///
     /// # Examples
     /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let data = format!("server.data={}", dir.path().join("data").display());
+    /// # let sets = ["server.listen=127.0.0.1:0", "server.http=127.0.0.1:0", "store.segment_size=64MiB", &data];
+    /// # let config = mainstem::config::Config::load(None, &sets.map(str::to_owned))?;
+    /// # let server = mainstem::server::spawn(config).await?;
+    /// # let server_address = server.listening().grpc.to_string();
     /// use mainstem::client::{Client, PullerConfig};
+    /// use mainstem::format::batch::{BatchBuilder, NewMeta};
     /// use mainstem::message::{QueueId, QueueOffset};
     ///
-    /// # async fn example(client: Client) -> Result<(), mainstem::client::ClientError> {
+    /// let client = Client::connect(&server_address).await?;
+    /// let mut batch = BatchBuilder::new();
+    /// batch.push(&NewMeta::default(), b"one book");
+    /// client.send("orders", Some(QueueId::new(0)), batch.finish()).await?;
+    ///
     /// let begin = [(QueueId::new(0), QueueOffset::ZERO)];
     /// let mut puller = client.puller("orders", &begin, PullerConfig::default()).await?;
-    /// loop {
+    /// let mut bodies = Vec::new();
+    /// while bodies.is_empty() {
     ///     let part = puller.next().await?;
-    ///     part.for_each(|message| println!("{}: {:?}", message.queue_offset, message.body))?;
+    ///     part.for_each(|message| bodies.push(message.body.to_vec()))?;
     /// }
+    /// assert_eq!(bodies, [b"one book"]);
+    /// # drop(puller);
+    /// # server.stop().await?;
+    /// # Ok(())
     /// # }
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
     /// ```
     pub async fn puller(
         &self,

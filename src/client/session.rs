@@ -91,7 +91,7 @@ impl Client {
         self.close_session_of(name, None).await
     }
 
-    async fn close_session_of(
+    pub(super) async fn close_session_of(
         &self,
         name: &str,
         holder: Option<(SessionId, u64)>,

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod client_stream;
 mod compressed;
 mod groups;
 mod offsets;
+mod producer;
 mod proxy;
 mod pull;
 mod pull_stream;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,6 +21,8 @@ struct Shared {
     to: Mutex<Option<SocketAddr>>,
     /// Bytes from the server that still pass before all connections break.
     left: AtomicU64,
+    /// The same of bytes to the server.
+    left_to_server: AtomicU64,
     /// Raised to break what there is.
     broken: watch::Sender<u64>,
 }
@@ -29,8 +31,12 @@ impl Proxy {
     pub(crate) async fn start(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (to, left) = (Mutex::new(Some(to)), AtomicU64::new(u64::MAX));
-        let shared = Arc::new(Shared { to, left, broken: watch::Sender::new(0) });
+        let shared = Arc::new(Shared {
+            to: Mutex::new(Some(to)),
+            left: AtomicU64::new(u64::MAX),
+            left_to_server: AtomicU64::new(u64::MAX),
+            broken: watch::Sender::new(0),
+        });
         let accepting = Arc::clone(&shared);
         let accepts = tokio::spawn(async move {
             loop {
@@ -51,6 +57,11 @@ impl Proxy {
     /// Breaks all connections once so many more bytes of the server have passed.
     pub(crate) fn cut_after(&self, bytes: u64) {
         self.shared.left.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Breaks all connections once so many more bytes have passed to the server.
+    pub(crate) fn cut_after_sent(&self, bytes: u64) {
+        self.shared.left_to_server.store(bytes, Ordering::SeqCst);
     }
 
     /// How often connections were broken.
@@ -80,44 +91,47 @@ impl Drop for Proxy {
 impl Shared {
     fn cut(&self) {
         self.left.store(u64::MAX, Ordering::SeqCst);
+        self.left_to_server.store(u64::MAX, Ordering::SeqCst);
         self.broken.send_modify(|cuts| *cuts += 1);
     }
 
-    /// How many of these bytes pass; fewer than all: then it breaks.
-    fn passes(&self, len: usize) -> usize {
-        let len = len as u64;
-        let take = |left: u64| Some(if left == u64::MAX { left } else { left.saturating_sub(len) });
-        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).unwrap();
-        left.min(len) as usize
+    /// Passes bytes on until they end, or enough have passed for a break.
+    async fn pass(
+        &self,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        left: &AtomicU64,
+    ) {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let len = match from.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(len) => len,
+            };
+            let take = |left: u64| {
+                Some(if left == u64::MAX { left } else { left.saturating_sub(len as u64) })
+            };
+            let left = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).unwrap();
+            let passes = left.min(len as u64) as usize;
+            if to.write_all(&buffer[..passes]).await.is_err() {
+                return;
+            }
+            if passes < len {
+                self.cut();
+                return;
+            }
+        }
     }
 }
 
 async fn pass(client: TcpStream, to: SocketAddr, shared: Arc<Shared>) {
     let Ok(server) = TcpStream::connect(to).await else { return };
     let mut broken = shared.broken.subscribe();
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let up = async { tokio::io::copy(&mut from_client, &mut to_server).await };
-    let down = async {
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let len = match from_server.read(&mut buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(len) => len,
-            };
-            let passes = shared.passes(len);
-            if to_client.write_all(&buffer[..passes]).await.is_err() {
-                return;
-            }
-            if passes < len {
-                shared.cut();
-                return;
-            }
-        }
-    };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
     tokio::select! {
-        _ = up => {}
-        () = down => {}
+        () = shared.pass(from_client, to_server, &shared.left_to_server) => {}
+        () = shared.pass(from_server, to_client, &shared.left) => {}
         _ = broken.changed() => {}
     }
 }

@@ -12,12 +12,11 @@ use mainstem::proto::{
     self, CreateTopicRequest, FoundMessage, PullRequest, PullResponse, QueryMessagesRequest,
     QueryMessagesResponse, SendRequest, SendResponse, TopicConfig,
 };
-use mainstem::server::{self, Listening, ServerError};
+use mainstem::server::{self, Listening, ServerError, Spawned};
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -29,8 +28,7 @@ pub(crate) struct Server {
     pub(crate) admin: AdminClient<Channel>,
     pub(crate) channel: Channel,
     pub(crate) data: TempDir,
-    stop: oneshot::Sender<()>,
-    ended: JoinHandle<Result<(), ServerError>>,
+    spawned: Spawned,
 }
 
 impl Server {
@@ -54,24 +52,18 @@ impl Server {
         ];
         sets.extend(settings.iter().map(|set| (*set).to_owned()));
         let config = Config::load(None, &sets).unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let (started, at) = oneshot::channel();
-        let shutdown = async {
-            let _ = stopped.await;
-        };
-        let ended = tokio::spawn(server::run(config, shutdown, Some(started)));
-        let Ok(at) = at.await else { panic!("did not start: {:?}", ended.await) };
+        let spawned = server::spawn(config).await.unwrap();
+        let at = spawned.listening();
         let endpoint = Channel::from_shared(format!("http://{}", at.grpc)).unwrap();
         let channel = endpoint.connect().await.unwrap();
         let broker = BrokerClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let admin = AdminClient::new(channel.clone());
-        Self { at, broker, admin, channel, data, stop, ended }
+        Self { at, broker, admin, channel, data, spawned }
     }
 
     /// Asks the server to stop, and gives what is needed to wait for the end.
     pub(crate) fn stop(self) -> (TempDir, JoinHandle<Result<(), ServerError>>) {
-        let _ = self.stop.send(());
-        (self.data, self.ended)
+        (self.data, self.spawned.stopping())
     }
 
     pub(crate) async fn create(&self, name: &str, config: TopicConfig) -> proto::Topic {

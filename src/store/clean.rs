@@ -217,11 +217,10 @@ impl CleanWorker {
         }
         // There may be more than go into one record.
         self.looked_at_messages = None;
-        let mut recorded_to = lock(&shared.deletions_end);
+        let _recording = lock(&shared.recording_deletions);
         match shared.append_one(NewRecord::own(payload)) {
             Ok(placed) => {
                 shared.deleted.add(&ranges);
-                *recorded_to = placed.end;
                 self.recorded = Some(placed.end);
                 Progress::Worked
             }

@@ -265,9 +265,9 @@ pub(crate) struct Shared {
     own_from: PhysicalOffset,
     /// Bytes whose segments were deleted, or are about to be.
     deleted: Ranges,
-    /// The end of the last record that says so. Held while it is appended: a snapshot contains either both or none, and
-    /// then replays the record. Taken before the append lock.
-    deletions_end: Mutex<PhysicalOffset>,
+    /// Held while the record that says so is appended: a snapshot contains either both or none, and then replays the
+    /// record. Taken before the append lock.
+    recording_deletions: Mutex<()>,
     /// Bytes that an operator gave up.
     lost: Ranges,
     begins: Begins,

@@ -151,18 +151,18 @@ impl Shared {
         Ok(())
     }
 
-    /// What a start needs beside the unsealed segments. Positions are copied a shard at a time beside the dispatcher:
-    /// each is of some place between here and `reach`, which is looked at last. Replay from `offset` meets some of it
-    /// again, which changes nothing.
+    /// What a start needs beside the unsealed segments. Positions are copied a shard at a time, also while a step of
+    /// the dispatcher is under way, and topics come and go beside it: all that can be in it, or was left out because of
+    /// it, was appended before `reach` is looked at, last of all. Replay from `offset` meets some of it again, which
+    /// changes nothing.
     pub(super) fn take_snapshot(&self) -> Snapshot {
         let state = self.applier.snapshot(&self.topics);
         let sealed = self.marks.sealed.get();
-        let (deleted, deletions_end) = {
-            let end = lock(&self.deletions_end);
-            (self.deleted.list().to_vec(), *end)
+        let deleted = {
+            let _recording = lock(&self.recording_deletions);
+            self.deleted.list().to_vec()
         };
         let mut queues = self.queues.positions();
-        let dispatched = self.marks.dispatched.get();
         queues.sort_unstable_by_key(|position| position.key);
         // In place, and once for each topic: there may be a million queues.
         let deleted_topics: Vec<_> = queues
@@ -175,14 +175,16 @@ impl Shared {
         if self.damage.is_empty() {
             self.queues.remove_topics(&deleted_topics);
         }
+        let lost = self.lost.list().to_vec();
+        let reach = self.marks.appended.get();
         Snapshot {
             offset: sealed,
             epoch: self.epoch,
             applied: state.applied,
-            reach: dispatched.max(state.applied).max(deletions_end),
+            reach,
             store_clock: self.store_clock.last(),
             deleted,
-            lost: self.lost.list().to_vec(),
+            lost,
             state: state.state,
             queues,
         }

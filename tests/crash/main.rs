@@ -12,6 +12,7 @@
 //! | `verify`    | what a verification says of what lies there                                              |
 //! | `rebuild`   | what is derived is thrown away and made again; the log is shown                          |
 //! | `repair`    | damaged bytes are given up, records without a topic get one again                        |
+//! | `snapshots` | snapshots beside what goes on                                                            |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
 
@@ -26,4 +27,5 @@ mod repair;
 mod rig;
 mod script;
 mod scrub;
+mod snapshots;
 mod verify;

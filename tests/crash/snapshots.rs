@@ -1,0 +1,96 @@
+//! Snapshots beside what goes on: they contain nothing that a power cut may still take, one that cannot be written keeps
+//! nothing else from its turn, and those of another log make room.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mainstem::format::DecodeError;
+use mainstem::format::state_record::{SessionBatch, Transition};
+use mainstem::message::{FlushMode, PhysicalOffset, SessionMark, Timestamp, TopicId};
+use mainstem::store::{Applier, NewRecord, Progress, StateSnapshot, Store, Topics};
+use mainstem::testing::{CrashChoice, ManualClock, SimDisk, TopicsOnly};
+
+use crate::rig::{Rig, batch, tiny};
+
+/// What happens beside a snapshot.
+type Then = Box<dyn FnOnce(&TopicsOnly) + Send>;
+
+/// Topics whose state is copied, and then something else happens before the queues are.
+#[derive(Default)]
+struct Hooked {
+    topics: TopicsOnly,
+    then: Mutex<Option<Then>>,
+}
+
+impl Applier for Hooked {
+    fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError> {
+        self.topics.restore(topics, state)
+    }
+
+    fn apply(&self, topics: &Topics, run: &[u8], end: PhysicalOffset) -> Result<(), DecodeError> {
+        self.topics.apply(topics, run, end)
+    }
+
+    fn stored(&self, mark: SessionMark, batch: &SessionBatch) {
+        self.topics.stored(mark, batch);
+    }
+
+    fn snapshot(&self, topics: &Topics) -> StateSnapshot {
+        let snapshot = self.topics.snapshot(topics);
+        let then = self.then.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(then) = then {
+            then(&self.topics);
+        }
+        snapshot
+    }
+}
+
+/// The state was copied with the topic in it, the queues without: after the power cut took the deletion back, the
+/// offsets of its queue were given again.
+#[test]
+fn a_deletion_beside_a_snapshot_that_a_power_cut_takes_back_costs_no_queue_its_end() {
+    let disk = SimDisk::new();
+    let rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    rig.create(2, 1, FlushMode::Sync);
+    rig.close();
+
+    let applier = Arc::new(Hooked::default());
+    let clock = Arc::new(ManualClock::new(Timestamp::new(1_000_000)));
+    let on = Arc::new(disk.clone());
+    let (store, mut workers) = Store::open_stepped(on, clock, tiny(), applier.clone()).unwrap();
+    workers.settle();
+    let send = |topic: u64, n: u64| {
+        let topic = store.topics().get(TopicId::new(topic)).unwrap();
+        let batch = batch(n, 1, 1_000);
+        let info = mainstem::format::batch::check(&batch).unwrap();
+        let queue = mainstem::message::QueueId::ZERO;
+        store.append_one(NewRecord::message(&topic, queue, batch, &info)).unwrap()
+    };
+    for n in 0..3 {
+        send(1, n);
+    }
+    for n in 3.. {
+        if send(2, n).offset.get() > tiny().segment_size {
+            break;
+        }
+    }
+    while workers.dispatch.step() == Progress::Worked {}
+    workers.flush.flush_all();
+    let deleting = store.clone();
+    *applier.then.lock().unwrap() = Some(Box::new(move |topics| {
+        let mut payload = Vec::new();
+        Transition::TopicDeleted { id: TopicId::new(1) }.encode_into(&mut payload);
+        let placed = deleting.append_one(NewRecord::state(payload.clone())).unwrap();
+        topics.applied(deleting.topics(), &payload, placed.end).unwrap();
+    }));
+    for _ in 0..3 {
+        workers.seal.step();
+    }
+    assert!(applier.then.lock().unwrap().is_none(), "a snapshot was taken");
+
+    let mut rig = Rig::open(&disk.crash_image(&CrashChoice::NOTHING));
+    rig.workers.settle();
+    let topic = rig.topic(1).expect("the deletion was not durable");
+    assert_eq!(rig.read_all(&topic, 0).len(), 3);
+    assert_eq!(rig.send(1, 0, &batch(9, 1, 10)).unwrap().queue_offset.get(), 3);
+}

@@ -125,7 +125,7 @@ pub trait Applier: Send + Sync + 'static {
     fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError>;
 
     /// A state record that ends at `end`, in log order, in replay only. What `restore` contained comes again and is to
-    /// be passed over.
+    /// be passed over. Last may come, with the end of the log, which id of a topic is next by the messages there are.
     ///
     /// # Errors
     /// As `restore`.

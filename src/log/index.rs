@@ -232,6 +232,11 @@ impl Indexes {
         segment.is_some_and(|segment| segment.state == FileState::Present)
     }
 
+    /// Whether every sealed segment has such a file.
+    pub(crate) fn are_whole(&self) -> bool {
+        self.files.segments().iter().all(|segment| segment.state == FileState::Present)
+    }
+
     /// The segment at `base` is deleted: its file goes, and no search crosses it any more.
     ///
     /// # Errors

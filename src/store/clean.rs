@@ -10,7 +10,8 @@
 //! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead segment
 //! goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never needs a
 //! deleted segment, with or without snapshots. One with damage in it stays until an operator gives the damage up; so
-//! does one whose files were made when the disk did not give all of it: what they do not name may be alive.
+//! does one whose files were made when the disk did not give all of it: what they do not name may be alive. While there
+//! is such damage, a topic that is not known counts as one whose creation was lost, not as deleted.
 //!
 //! The power may go after any of these writes: before the record is durable nothing was removed; after it the next
 //! start sweeps on.
@@ -250,13 +251,14 @@ impl CleanWorker {
         let now = shared.store_time();
         let sealed = shared.marks.sealed.get();
         let segments = shared.log.segments();
+        let unknown = shared.unknown_topics();
         let mut dead = Vec::new();
         let mut keepers = HashMap::new();
         for segment in segments.iter().take_while(|segment| segment.end() <= sealed) {
             let known = self.keepers.get(&segment.base()).copied();
             let keeper = match known.filter(|keeper| shared.keeps(*keeper, segment, now)) {
                 Some(keeper) => Some(keeper),
-                None => match shared.keeper(segment, now)? {
+                None => match shared.keeper(segment, now, unknown)? {
                     Kept::By(keeper) => Some(keeper),
                     Kept::Unknown => continue,
                     Kept::No => None,
@@ -344,6 +346,14 @@ impl CleanWorker {
     }
 }
 
+/// What a topic is that has messages and is not known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    Deleted,
+    /// The record that made it may be damaged.
+    MayExist,
+}
+
 /// What keeps a segment.
 enum Kept {
     By(Keeper),
@@ -373,12 +383,26 @@ impl Shared {
         !is_gone && !topic.has_purged()
     }
 
+    /// What topics are that are not known. The start may have met damage that held state; an earlier one left behind
+    /// index files that say that they lack something. What one would say that has to be made again, is not known yet.
+    fn unknown_topics(&self) -> Unknown {
+        match self.state_may_be_missing || !self.indexes.are_whole() {
+            true => Unknown::MayExist,
+            false => Unknown::Deleted,
+        }
+    }
+
     /// The topic that keeps a sealed segment for longest.
-    fn keeper(&self, segment: &Segment, now: Timestamp) -> Result<Kept, FileError> {
+    fn keeper(
+        &self,
+        segment: &Segment,
+        now: Timestamp,
+        unknown: Unknown,
+    ) -> Result<Kept, FileError> {
         let mut keeper: Option<(u64, Keeper)> = None;
         let (mut candidates, mut certain) = (Vec::new(), 0);
         let is_known = self.queues.each_topic(segment.base(), |row| {
-            if let Some(until) = self.kept_until(row, segment, now) {
+            if let Some(until) = self.kept_until(row, segment, now, unknown) {
                 candidates.push((until, Keeper { topic: row.topic, newest: row.newest }));
                 let topic = self.topics.get(row.topic);
                 certain += usize::from(!topic.is_some_and(|topic| topic.has_purged()));
@@ -400,10 +424,15 @@ impl Shared {
     }
 
     /// Until when a topic keeps the segment, by what its row says; `None` if it does not.
-    fn kept_until(&self, row: &TopicRow, segment: &Segment, now: Timestamp) -> Option<u64> {
+    fn kept_until(
+        &self,
+        row: &TopicRow,
+        segment: &Segment,
+        now: Timestamp,
+        unknown: Unknown,
+    ) -> Option<u64> {
         let Some(topic) = self.topics.get(row.topic) else {
-            // Behind damage a topic may be unknown without being deleted.
-            return self.state_may_be_missing.then_some(u64::MAX);
+            return (unknown == Unknown::MayExist).then_some(u64::MAX);
         };
         let Cuts { below, before, .. } = topic.topic_cuts(now);
         if segment.end() <= below || row.newest < before {

@@ -274,7 +274,7 @@ pub(crate) struct Shared {
     pins: Pins,
     /// Where the newest durable image begins; [`clean::NO_IMAGE`] without one.
     newest_image: AtomicU64,
-    /// Damage may have taken state records: what is unknown may exist.
+    /// Damage that this start met may have taken state records: what is unknown may exist.
     state_may_be_missing: bool,
     /// Which topics keep sealed segments, as the clean worker found it last.
     held: Mutex<Vec<HeldBy>>,

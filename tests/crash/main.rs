@@ -13,6 +13,7 @@
 //! | `rebuild`   | what is derived is thrown away and made again; the log is shown                          |
 //! | `repair`    | damaged bytes are given up, records without a topic get one again                        |
 //! | `snapshots` | snapshots beside what goes on                                                            |
+//! | `retention` | what is given back, and what must not be, while something else is wrong                  |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
 
@@ -24,6 +25,7 @@ mod oracle;
 mod power_cut;
 mod rebuild;
 mod repair;
+mod retention;
 mod rig;
 mod script;
 mod scrub;

@@ -1,0 +1,66 @@
+//! What retention gives back, and what it must not, while something else is wrong.
+
+use std::time::Duration;
+
+use mainstem::format::record::RecordKind;
+use mainstem::message::FlushMode;
+use mainstem::store::AppendError;
+
+use crate::decay::{place, written};
+use crate::rig::{Rig, batch, files, tiny};
+
+/// Sends until the log has so many segments more, and settles.
+fn fill(rig: &mut Rig, topic: u64, queue: u32, segments: u64) {
+    let begun = |rig: &Rig| rig.store.watermarks().appended.get() / tiny().segment_size;
+    let wanted = begun(rig) + segments;
+    for n in 0.. {
+        if begun(rig) >= wanted {
+            return;
+        }
+        match rig.send(topic, queue, &batch(n, 1, 1_000)) {
+            Ok(_) | Err(AppendError::NotReady) => rig.workers.settle(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn clean(rig: &mut Rig) {
+    rig.store.clean_soon();
+    rig.workers.settle();
+}
+
+/// The next start does not meet the damage any more, and took the topic for one that was deleted.
+#[test]
+fn messages_of_a_topic_that_went_with_damage_stay_through_every_later_start() {
+    let written = written();
+    let disk = written.copy();
+    let created = written.log.iter().find(|record| record.header.kind == RecordKind::State);
+    let (file, at) = place(&disk, created.unwrap().header.physical_offset);
+    disk.corrupt(&file, at + 40, 1).unwrap();
+    for file in ["consumequeue", "index", "state"].iter().flat_map(|dir| files(&disk, dir)) {
+        disk.remove(&file).unwrap();
+    }
+    let held = files(&disk, "commitlog");
+    for start in 0..3 {
+        let mut rig = Rig::open(&disk);
+        let report = rig.store.start_report();
+        assert_eq!(!report.damaged.is_empty(), start == 0, "{report}");
+        assert!(rig.topic(1).is_none());
+        if rig.topic(2).is_none() {
+            rig.create(2, 1, FlushMode::Sync);
+        }
+        fill(&mut rig, 2, 0, 10);
+        for _ in 0..5 {
+            rig.clock.advance(Duration::from_secs(61));
+            clean(&mut rig);
+        }
+        assert!(rig.store.status().newest_image.is_some(), "an image was taken");
+        assert_eq!(rig.store.status().deleted_segments, 0, "start {start}");
+        rig.close();
+    }
+    let left = files(&disk, "commitlog");
+    let data = |file: &&std::path::PathBuf| {
+        written.messages().any(|record| place(&disk, record.header.physical_offset).0 == **file)
+    };
+    assert!(held.iter().filter(data).all(|file| left.contains(file)));
+}

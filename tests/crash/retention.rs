@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use mainstem::file::Operation;
 use mainstem::format::record::RecordKind;
-use mainstem::message::FlushMode;
-use mainstem::store::AppendError;
+use mainstem::format::state_record::Transition;
+use mainstem::message::{FlushMode, TopicId};
+use mainstem::store::{AppendError, FindingKind};
+use mainstem::testing::{Fault, FaultRule, SimDisk, Times};
 
 use crate::decay::{place, written};
 use crate::rig::{Rig, batch, files, tiny};
@@ -27,6 +30,15 @@ fn fill(rig: &mut Rig, topic: u64, queue: u32, segments: u64) {
 fn clean(rig: &mut Rig) {
     rig.store.clean_soon();
     rig.workers.settle();
+}
+
+fn delete(rig: &Rig, topic: u64) {
+    rig.state(&Transition::TopicDeleted { id: TopicId::new(topic) }).unwrap();
+}
+
+fn rule(operation: Operation, part: &str, times: Times) -> FaultRule {
+    let path_contains = Some(part.to_owned());
+    FaultRule { operation, path_contains, nth: 1, times, error: Fault::Eio }
 }
 
 /// The next start does not meet the damage any more, and took the topic for one that was deleted.
@@ -63,4 +75,37 @@ fn messages_of_a_topic_that_went_with_damage_stay_through_every_later_start() {
         written.messages().any(|record| place(&disk, record.header.physical_offset).0 == **file)
     };
     assert!(held.iter().filter(data).all(|file| left.contains(file)));
+}
+
+/// A verification met a segment between its queue file and itself, and told that a file is missing that nobody can make
+/// again.
+#[test]
+fn a_segment_that_is_deleted_beside_a_verification_lacks_nothing() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    rig.create(2, 1, FlushMode::Sync);
+    fill(&mut rig, 1, 0, 4);
+    clean(&mut rig);
+    let mut verifier = rig.store.verifier();
+    verifier.step();
+    // A deletion that comes no further than the queue file.
+    disk.fail(rule(Operation::Unlink, "/index/", Times::Always));
+    let queues = files(&disk, "consumequeue");
+    delete(&rig, 1);
+    clean(&mut rig);
+    assert!(
+        files(&disk, "consumequeue").len() < queues.len() && files(&disk, "commitlog").len() > 4
+    );
+    let mut findings = Vec::new();
+    for _ in 0..10_000 {
+        let verified = verifier.step();
+        findings.extend(verified.findings);
+        if verified.is_over {
+            break;
+        }
+    }
+    findings.retain(|finding| finding.kind != FindingKind::Remark);
+    assert_eq!(findings, []);
+    disk.clear_faults();
 }

@@ -111,6 +111,19 @@ fn snapshots_of_a_damaged_log_are_kept() {
     assert!(rebuilt.segments > 0);
 }
 
+#[test]
+fn snapshots_of_a_log_whose_begin_is_gone_are_kept() {
+    let written = written();
+    let disk = written.copy();
+    disk.remove(&files(&disk, "commitlog")[0]).unwrap();
+    let before = files(&disk, "state");
+    match run(&disk, &Derived::ALL, |_| ()) {
+        Err(RebuildError::Damaged { places }) => assert_eq!(places, 1),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(files(&disk, "state"), before);
+}
+
 fn dump(disk: &SimDisk, from: u64, to: u64) -> Vec<Dumped> {
     let store = StoppedStore::open(Arc::new(disk.clone()), Path::new(DATA)).unwrap();
     let range = PhysicalOffset::new(from)..PhysicalOffset::new(to);

@@ -6,7 +6,7 @@ use mainstem::file::Operation;
 use mainstem::format::record::RecordKind;
 use mainstem::format::state_record::Transition;
 use mainstem::message::{FlushMode, TopicId};
-use mainstem::store::{AppendError, FindingKind};
+use mainstem::store::{AppendError, FindingKind, ReadOutcome};
 use mainstem::testing::{Fault, FaultRule, SimDisk, Times};
 
 use crate::decay::{place, written};
@@ -75,6 +75,38 @@ fn messages_of_a_topic_that_went_with_damage_stay_through_every_later_start() {
         written.messages().any(|record| place(&disk, record.header.physical_offset).0 == **file)
     };
     assert!(held.iter().filter(data).all(|file| left.contains(file)));
+}
+
+/// Once anything was ever deleted, what is damaged at the begin of a queue was told to have expired.
+#[test]
+fn damage_at_the_begin_of_a_queue_is_damage_also_when_segments_before_it_were_deleted() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    rig.create(2, 1, FlushMode::Sync);
+    fill(&mut rig, 1, 0, 3);
+    delete(&rig, 1);
+    clean(&mut rig);
+    assert!(rig.store.status().deleted_segments >= 2);
+    let first = rig.send(2, 0, &batch(0, 1, 1_000)).unwrap();
+    for n in 1..4 {
+        rig.send(2, 0, &batch(n, 1, 1_000)).unwrap();
+    }
+    rig.workers.settle();
+    rig.close();
+    let (file, at) = place(&disk, first.offset);
+    disk.corrupt(&file, at + 40, 1).unwrap();
+    let rig = Rig::open(&disk);
+    assert_eq!(rig.store.start_report().damaged, [first.offset..first.end]);
+    let topic = rig.topic(2).unwrap();
+    match rig.read(&topic, 0, 0, 10) {
+        ReadOutcome::Damaged { at, next, range } => {
+            let told = (at.get(), next.get(), range.min.get(), range.max.get());
+            assert_eq!(told, (0, 1, 0, 4));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rig.min(&topic, 0).unwrap(), 0);
 }
 
 /// A verification met a segment between its queue file and itself, and told that a file is missing that nobody can make

@@ -211,9 +211,12 @@ impl CleanWorker {
     fn record(&mut self, shared: &Shared, ranges: Vec<Range<PhysicalOffset>>) -> Progress {
         let mut payload = Vec::new();
         Transition::SegmentsDeleted { ranges: ranges.clone() }.encode_into(&mut payload);
+        let mut expired = Vec::new();
         for topic in shared.topics.all() {
-            if let Some(kept) = topic.keep_expired_by_bytes() {
-                kept.encode_into(&mut payload);
+            if let Some(below) = topic.keep_expired_by_bytes() {
+                let (id, before, queues) = (topic.id(), Timestamp::ZERO, Vec::new());
+                Transition::TopicExpired { id, below, before, queues }.encode_into(&mut payload);
+                expired.push((topic, below));
             }
         }
         // There may be more than go into one record.
@@ -222,6 +225,9 @@ impl CleanWorker {
         match shared.append_one(NewRecord::own(payload)) {
             Ok(placed) => {
                 shared.deleted.add(&ranges);
+                for (topic, below) in expired {
+                    topic.expired_by_bytes_is_recorded(below);
+                }
                 self.recorded = Some(placed.end);
                 Progress::Worked
             }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use mainstem::file::Operation;
 use mainstem::format::record::RecordKind;
 use mainstem::format::state_record::Transition;
-use mainstem::message::{FlushMode, TopicId};
+use mainstem::message::{
+    FlushMode, PhysicalOffset, QueueId, Retention, Timestamp, TopicId, TopicSettings, TopicType,
+};
 use mainstem::store::{AppendError, FindingKind, ReadOutcome};
-use mainstem::testing::{Fault, FaultRule, SimDisk, Times};
+use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times};
 
 use crate::decay::{place, written};
 use crate::rig::{Rig, batch, files, tiny};
@@ -75,6 +77,46 @@ fn messages_of_a_topic_that_went_with_damage_stay_through_every_later_start() {
         written.messages().any(|record| place(&disk, record.header.physical_offset).0 == **file)
     };
     assert!(held.iter().filter(data).all(|file| left.contains(file)));
+}
+
+/// The first attempt to record it failed; the next one took it for recorded.
+#[test]
+fn what_went_by_its_size_stays_gone_when_the_first_record_of_it_fails() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    let settings = TopicSettings::open(2, FlushMode::Sync, TopicType::Mixed);
+    let retention = Retention { time_ms: None, bytes: Some(27_500) };
+    let (id, settings) = (TopicId::new(1), TopicSettings { retention, ..settings });
+    rig.state(&Transition::TopicCreated { id, name: "t1".to_owned(), settings }).unwrap();
+    rig.create(2, 1, FlushMode::Sync);
+    rig.send(2, 0, &batch(0, 1, 10)).unwrap();
+    for n in 0..10 {
+        rig.send(1, 1, &batch(n, 1, 10)).unwrap();
+    }
+    fill(&mut rig, 1, 0, 6);
+    clean(&mut rig);
+    let sized = rig.topic(1).unwrap();
+    assert_eq!(rig.min(&sized, 1).unwrap(), 10, "gone by size");
+    let end = rig.store.queue_max(&sized, QueueId::ZERO);
+    let (below, before, queues) =
+        (PhysicalOffset::ZERO, Timestamp::ZERO, vec![(QueueId::ZERO, end)]);
+    rig.state(&Transition::TopicExpired { id, below, before, queues }).unwrap();
+    let deleted = rig.store.status().deleted_segments;
+    disk.fail(rule(Operation::Write, "commitlog", Times::Once));
+    let appended = rig.store.watermarks().appended;
+    rig.store.clean_soon();
+    rig.workers.clean.step();
+    assert_eq!(rig.store.watermarks().appended, appended, "the record failed");
+    disk.clear_faults();
+    for _ in 0..10 {
+        rig.workers.clean.step();
+        rig.workers.flush.flush_all();
+    }
+    assert!(rig.store.status().deleted_segments > deleted, "{:?}", rig.store.status());
+    assert_eq!(rig.min(&sized, 1).unwrap(), 10);
+    let rig = Rig::open(&disk.crash_image(&CrashChoice::EVERYTHING));
+    let sized = rig.topic(1).unwrap();
+    assert_eq!(rig.min(&sized, 1).unwrap(), 10, "after a kill");
 }
 
 /// Once anything was ever deleted, what is damaged at the begin of a queue was told to have expired.

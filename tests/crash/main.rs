@@ -14,6 +14,7 @@
 //! | `repair`    | damaged bytes are given up, records without a topic get one again                        |
 //! | `snapshots` | snapshots beside what goes on                                                            |
 //! | `retention` | what is given back, and what must not be, while something else is wrong                  |
+//! | `gaps`      | what it costs to look for the next record                                                |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
 
@@ -21,6 +22,7 @@
 
 mod decay;
 mod faults;
+mod gaps;
 mod oracle;
 mod power_cut;
 mod rebuild;

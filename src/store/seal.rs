@@ -87,13 +87,20 @@ impl SealWorker {
             self.prepared = Some(self.shared.take_snapshot().into());
             return Ok(Progress::Worked);
         }
+        let mut refused = Ok(Progress::Idle(IDLE));
         if let Some(snapshot) = &self.prepared {
-            if self.shared.marks.flushed.get() >= snapshot.reach {
-                self.shared.write_snapshot(snapshot)?;
-                self.prepared = None;
-                return Ok(Progress::Worked);
+            if self.shared.marks.flushed.get() < snapshot.reach {
+                return Ok(Progress::Idle(AWAIT_FLUSH));
             }
-            return Ok(Progress::Idle(AWAIT_FLUSH));
+            match self.shared.write_snapshot(snapshot) {
+                Ok(()) => {
+                    self.prepared = None;
+                    self.shared.remove_old_snapshots()?;
+                    return Ok(Progress::Worked);
+                }
+                // It is tried again; meanwhile what is missing has its turn.
+                Err(error) => refused = Err(error),
+            }
         }
         let missing = self.shared.missing();
         if let Some(base) = missing {
@@ -107,7 +114,7 @@ impl SealWorker {
             }
             return Ok(Progress::Worked);
         }
-        Ok(Progress::Idle(IDLE))
+        refused
     }
 
     /// Takes and writes a snapshot of all there is. For a clean stop: everything is flushed and dispatched.
@@ -117,7 +124,8 @@ impl SealWorker {
         if self.shared.marks.flushed.get() < snapshot.reach {
             return;
         }
-        if let Err(error) = self.shared.write_snapshot(&snapshot) {
+        let written = self.shared.write_snapshot(&snapshot);
+        if let Err(error) = written.and_then(|()| self.shared.remove_old_snapshots()) {
             tracing::warn!(%error, "snapshot not written; the next start replays more");
         }
     }
@@ -193,7 +201,11 @@ impl Shared {
     fn write_snapshot(&self, snapshot: &Prepared) -> Result<(), FileError> {
         let dir = self.config.dir.join(FileKind::Snapshot.directory());
         let name = FileKind::Snapshot.name(snapshot.reach);
-        write_file_atomically(&*self.disk, &dir, &name, &snapshot.bytes)?;
+        write_file_atomically(&*self.disk, &dir, &name, &snapshot.bytes)
+    }
+
+    fn remove_old_snapshots(&self) -> Result<(), FileError> {
+        let dir = self.config.dir.join(FileKind::Snapshot.directory());
         let mut kept: Vec<_> = self
             .disk
             .list(&dir)?

@@ -1,15 +1,18 @@
 //! Snapshots beside what goes on: they contain nothing that a power cut may still take, one that cannot be written keeps
 //! nothing else from its turn, and those of another log make room.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mainstem::file::Operation;
 use mainstem::format::DecodeError;
 use mainstem::format::state_record::{SessionBatch, Transition};
 use mainstem::message::{FlushMode, PhysicalOffset, SessionMark, Timestamp, TopicId};
 use mainstem::store::{Applier, NewRecord, Progress, StateSnapshot, Store, Topics};
-use mainstem::testing::{CrashChoice, ManualClock, SimDisk, TopicsOnly};
+use mainstem::testing::{CrashChoice, Fault, FaultRule, ManualClock, SimDisk, Times, TopicsOnly};
 
-use crate::rig::{Rig, batch, tiny};
+use crate::decay::written;
+use crate::rig::{Rig, batch, files, path, tiny};
 
 /// What happens beside a snapshot.
 type Then = Box<dyn FnOnce(&TopicsOnly) + Send>;
@@ -93,4 +96,66 @@ fn a_deletion_beside_a_snapshot_that_a_power_cut_takes_back_costs_no_queue_its_e
     let topic = rig.topic(1).expect("the deletion was not durable");
     assert_eq!(rig.read_all(&topic, 0).len(), 3);
     assert_eq!(rig.send(1, 0, &batch(9, 1, 10)).unwrap().queue_offset.get(), 3);
+}
+
+fn always(operation: Operation, part: &str) -> FaultRule {
+    let path_contains = Some(part.to_owned());
+    FaultRule { operation, path_contains, nth: 1, times: Times::Always, error: Fault::Eio }
+}
+
+/// A store of which a queue file is missing and a snapshot is due.
+fn with_missing_file_and_due_snapshot() -> (SimDisk, Rig) {
+    let written = written();
+    let disk = written.copy();
+    disk.remove(&files(&disk, "consumequeue")[1]).unwrap();
+    let mut rig = Rig::open(&disk);
+    assert_eq!(rig.store.start_report().rebuilding, 1);
+    let sealed = files(&disk, "index").len();
+    for n in 1_000.. {
+        while rig.workers.dispatch.step() == Progress::Worked {}
+        rig.workers.flush.flush_all();
+        rig.workers.allocate.step();
+        if rig.send(1, 0, &batch(n, 1, 1_000)).is_err() {
+            break;
+        }
+    }
+    rig.workers.seal.step();
+    assert_eq!((rig.store.status().rebuilt, files(&disk, "index").len()), (0, sealed + 1));
+    (disk, rig)
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_written_keeps_no_file_from_being_made_again() {
+    let (disk, mut rig) = with_missing_file_and_due_snapshot();
+    disk.fail(always(Operation::Create, "/state/"));
+    for _ in 0..20 {
+        rig.workers.flush.flush_all();
+        rig.workers.seal.step();
+    }
+    assert_eq!(rig.store.status().rebuilt, 1);
+    disk.clear_faults();
+    let before = files(&disk, "state");
+    rig.workers.settle();
+    assert_ne!(files(&disk, "state"), before, "it is written when it can be");
+}
+
+#[test]
+fn a_snapshot_is_written_once_also_while_old_ones_cannot_be_removed() {
+    let (disk, mut rig) = with_missing_file_and_due_snapshot();
+    disk.fail(always(Operation::Unlink, "/state/"));
+    let writes = |disk: &SimDisk| {
+        let journal = disk.journal();
+        let is_rename = |(operation, path): &&(Operation, std::path::PathBuf)| {
+            *operation == Operation::Rename && path.starts_with(Path::new("/data/state"))
+        };
+        journal.iter().filter(is_rename).count()
+    };
+    let before = writes(&disk);
+    for _ in 0..200 {
+        rig.workers.flush.flush_all();
+        rig.workers.seal.step();
+    }
+    assert!(rig.store.status().rebuilt > 0);
+    let sealed = files(&disk, "index").len() as u64;
+    assert!(sealed > 0 && writes(&disk) - before <= 3, "{}", writes(&disk) - before);
 }

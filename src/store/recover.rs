@@ -29,7 +29,9 @@ mod take;
 use std::ops::Range;
 use std::path::Path;
 
-use self::find::{found_segments, load_identity, newest_snapshot, open_segments, start_state};
+use self::find::{
+    found_segments, load_identity, newest_snapshot, open_segments, set_aside, start_state,
+};
 pub use self::report::{ReportLine, StartReport, TailCut};
 use self::take::HeldRecord;
 use super::Applier;
@@ -129,7 +131,8 @@ pub(super) fn recover(
         .map(|segment| segment.end())
         .max(checkpoint.as_ref().map(|checkpoint| checkpoint.flushed))
         .unwrap_or_default();
-    let snapshot = newest_snapshot(&**disk, config, log_end, &mut report)?;
+    let mut void = Vec::new();
+    let snapshot = newest_snapshot(&**disk, config, log_end, &mut report, &mut void)?;
 
     let queues = ConsumeQueues::new(
         Arc::clone(disk),
@@ -183,6 +186,8 @@ pub(super) fn recover(
     recovery.settle_damage();
     let (tail, ready) = recovery.settle_tail(&**disk, end)?;
     let (deleted, lost) = (recovery.deleted, recovery.lost);
+    // Only now: a start that is refused changes as little as it can.
+    set_aside(&**disk, config, &void, &mut report)?;
     for position in queues.positions() {
         newest_topic = newest_topic.max(position.key.topic);
         topics.restore_next(position.key.topic, position.key.queue, position.next);

@@ -11,8 +11,8 @@ use mainstem::message::{FlushMode, PhysicalOffset, SessionMark, Timestamp, Topic
 use mainstem::store::{Applier, NewRecord, Progress, StateSnapshot, Store, Topics};
 use mainstem::testing::{CrashChoice, Fault, FaultRule, ManualClock, SimDisk, Times, TopicsOnly};
 
-use crate::decay::written;
-use crate::rig::{Rig, batch, files, path, tiny};
+use crate::decay::{loses_nothing, send, written};
+use crate::rig::{Rig, base, batch, files, path, tiny};
 
 /// What happens beside a snapshot.
 type Then = Box<dyn FnOnce(&TopicsOnly) + Send>;
@@ -158,4 +158,38 @@ fn a_snapshot_is_written_once_also_while_old_ones_cannot_be_removed() {
     assert!(rig.store.status().rebuilt > 0);
     let sealed = files(&disk, "index").len() as u64;
     assert!(sealed > 0 && writes(&disk) - before <= 3, "{}", writes(&disk) - before);
+}
+
+/// They stood for the newest for ever: what a start wrote was removed at once, and once the log had grown beyond them
+/// they were taken for its own.
+#[test]
+fn snapshots_that_reach_beyond_the_log_make_room_for_its_own() {
+    let written = written();
+    let disk = written.copy();
+    let void = files(&disk, "state");
+    let segments = files(&disk, "commitlog");
+    let reach = void.iter().map(|file| base(file)).min().unwrap();
+    for file in segments.iter().filter(|file| base(file) + tiny().segment_size >= reach) {
+        disk.remove(file).unwrap();
+    }
+    disk.remove(&path("checkpoint")).unwrap();
+    let mut rig = Rig::open(&disk);
+    let remarks = rig.store.start_report().remarks.join("\n");
+    assert_eq!(remarks.matches("reaches beyond the log").count(), void.len(), "{remarks}");
+    assert!(files(&disk, "state").iter().all(|file| !void.contains(file)));
+    for file in &void {
+        let aside = path("quarantine").join(file.file_name().unwrap());
+        let bytes = written.disk.durable_bytes(file).unwrap();
+        assert_eq!(disk.durable_bytes(&aside).unwrap(), bytes, "kept aside");
+    }
+    rig.workers.settle();
+    send(&mut rig, 0, 1_000, 100);
+    rig.close();
+    assert!(!files(&disk, "state").is_empty());
+    let rig = Rig::open(&disk);
+    let report = rig.store.start_report();
+    assert!(!report.remarks.iter().any(|remark| remark.contains("snapshot")), "{report:?}");
+    rig.close();
+    let log = crate::oracle::walk(&disk, &"after");
+    loses_nothing(&disk, &log, "after");
 }

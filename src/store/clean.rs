@@ -173,8 +173,8 @@ impl CleanWorker {
                 false => Progress::Idle(LOOK_AT_DISK),
             });
         }
-        self.count_bytes(shared, told)?;
-        let dead = self.dead(shared)?;
+        self.count_bytes(shared, told);
+        let dead = self.dead(shared);
         (self.looked_at_messages, self.looked_to) = (Some(now), sealed);
         let safe = shared.newest_image().unwrap_or_default();
         let (free, waiting): (Vec<_>, Vec<_>) =
@@ -253,7 +253,7 @@ impl CleanWorker {
     }
 
     /// The sealed segments in which nothing is alive, and that nothing pins. Notes why the others stay.
-    fn dead(&mut self, shared: &Shared) -> Result<Vec<Arc<Segment>>, FileError> {
+    fn dead(&mut self, shared: &Shared) -> Vec<Arc<Segment>> {
         let now = shared.store_time();
         let sealed = shared.marks.sealed.get();
         let segments = shared.log.segments();
@@ -264,10 +264,14 @@ impl CleanWorker {
             let known = self.keepers.get(&segment.base()).copied();
             let keeper = match known.filter(|keeper| shared.keeps(*keeper, segment, now)) {
                 Some(keeper) => Some(keeper),
-                None => match shared.keeper(segment, now, unknown)? {
-                    Kept::By(keeper) => Some(keeper),
-                    Kept::Unknown => continue,
-                    Kept::No => None,
+                None => match shared.keeper(segment, now, unknown) {
+                    Ok(Kept::By(keeper)) => Some(keeper),
+                    Ok(Kept::Unknown) => continue,
+                    Ok(Kept::No) => None,
+                    Err(error) => {
+                        shared.look_again(&error);
+                        continue;
+                    }
                 },
             };
             match keeper {
@@ -292,7 +296,7 @@ impl CleanWorker {
         shared.warn_of_holders(&held, segments.len());
         *lock(&shared.held) = held;
         self.keepers = keepers;
-        Ok(dead)
+        dead
     }
 
     /// At a start, before anybody reads: works out again what was gone by the retention in bytes. What was sealed may
@@ -300,23 +304,22 @@ impl CleanWorker {
     pub(super) fn count_at_start(&mut self) {
         let shared = Arc::clone(&self.shared);
         let finished = shared.log.segments().last().map_or(PhysicalOffset::ZERO, |s| s.base());
-        if let Err(error) = self.count_bytes_below(&shared, finished) {
-            tracing::warn!(%error, "the retention in bytes is not worked out yet");
-        }
+        // What cannot be read yet is counted by a later look.
+        self.count_bytes_below(&shared, finished);
     }
 
-    fn count_bytes(&mut self, shared: &Shared, told: bool) -> Result<(), FileError> {
+    fn count_bytes(&mut self, shared: &Shared, told: bool) {
         let sealed = shared.marks.sealed.get();
         // A file that has to be made again first is counted by a later look.
-        if (sealed != self.counted || told) && self.count_bytes_below(shared, sealed)? {
+        if (sealed != self.counted || told) && self.count_bytes_below(shared, sealed) {
             self.counted = sealed;
         }
-        Ok(())
     }
 
     /// Works out which segments are beyond the retention in bytes of their topics: of the segments below `end`, the
-    /// newest whole ones that hold at least so many bytes stay. `false`: a file is missing, and more may go.
-    fn count_bytes_below(&self, shared: &Shared, end: PhysicalOffset) -> Result<bool, FileError> {
+    /// newest whole ones that hold at least so many bytes stay. `false`: a file is missing or cannot be read, and more
+    /// may go.
+    fn count_bytes_below(&self, shared: &Shared, end: PhysicalOffset) -> bool {
         let mut left: HashMap<TopicId, u64> = HashMap::new();
         for topic in shared.topics.all() {
             if let Some(bytes) = topic.retention_bytes() {
@@ -345,10 +348,16 @@ impl CleanWorker {
                 Some(rows) => rows.iter().for_each(|row| {
                     count(row);
                 }),
-                None => is_whole &= shared.queues.each_topic(segment.base(), count)?,
+                None => {
+                    is_whole &=
+                        shared.queues.each_topic(segment.base(), count).unwrap_or_else(|error| {
+                            shared.look_again(&error);
+                            false
+                        });
+                }
             }
         }
-        Ok(is_whole)
+        is_whole
     }
 }
 
@@ -376,6 +385,13 @@ fn wait(shared: &Shared) -> Progress {
 }
 
 impl Shared {
+    /// A queue file cannot be read: its segment stays, and is not left for a minute. What made messages gone is not
+    /// said again.
+    fn look_again(&self, error: &FileError) {
+        tracing::warn!(%error, "whether a segment can go is not known; it is looked at again");
+        self.clean_asked.store(true, Ordering::Relaxed);
+    }
+
     /// Whether sends are refused for want of space.
     fn space_is_wanted(&self) -> bool {
         self.disk_is_short.load(Ordering::Relaxed) || lock(&self.no_space).is_some()

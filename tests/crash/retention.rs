@@ -119,6 +119,35 @@ fn what_went_by_its_size_stays_gone_when_the_first_record_of_it_fails() {
     assert_eq!(rig.min(&sized, 1).unwrap(), 10, "after a kill");
 }
 
+/// An error in a look: the next one came a minute later, and as long as one file was bad nothing went.
+#[test]
+fn an_error_in_one_file_keeps_no_other_segment_and_not_for_a_minute() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    fill(&mut rig, 1, 0, 3);
+    clean(&mut rig);
+    // Nobody has opened what is sealed from here on.
+    let known = files(&disk, "consumequeue");
+    fill(&mut rig, 1, 0, 2);
+    let new: Vec<_> =
+        files(&disk, "consumequeue").into_iter().filter(|file| !known.contains(file)).collect();
+    assert_eq!(new.len(), 2);
+    let bad = new[0].to_string_lossy().into_owned();
+    disk.fail(rule(Operation::Open, &bad, Times::Always));
+    delete(&rig, 1);
+    rig.store.clean_soon();
+    for _ in 0..5 {
+        rig.clock.advance(Duration::from_secs(2));
+        rig.workers.settle();
+    }
+    assert_eq!(rig.store.status().deleted_segments, 4, "all but that of the bad file");
+    disk.clear_faults();
+    rig.clock.advance(Duration::from_secs(2));
+    rig.workers.settle();
+    assert_eq!(rig.store.status().deleted_segments, 5);
+}
+
 /// Once anything was ever deleted, what is damaged at the begin of a queue was told to have expired.
 #[test]
 fn damage_at_the_begin_of_a_queue_is_damage_also_when_segments_before_it_were_deleted() {

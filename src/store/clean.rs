@@ -494,6 +494,23 @@ impl Shared {
         self.flush_signal.wake();
     }
 
+    /// There is damage before `end`: if it may lie in the newest image, nothing is deleted before there is another.
+    pub(super) fn may_lack_image(&self, end: PhysicalOffset) {
+        let Some(begin) = self.newest_image() else { return };
+        // One that was taken meanwhile is not meant.
+        let (known, none) = (begin.get(), NO_IMAGE);
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        if end > begin && self.newest_image.compare_exchange(known, none, order.0, order.1).is_ok()
+        {
+            tracing::warn!(
+                at = known,
+                "the newest state image may be damaged; another is taken first"
+            );
+            // The checkpoint names it no more.
+            self.flush_signal.wake();
+        }
+    }
+
     /// Removes what is left of deleted segments. `true`: there was some.
     fn sweep(&self) -> Result<bool, FileError> {
         let segments = self.log.segments();

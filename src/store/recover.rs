@@ -185,6 +185,9 @@ pub(super) fn recover(
     let mut newest_topic = recovery.newest_topic;
     recovery.settle_damage();
     let (tail, ready) = recovery.settle_tail(&**disk, end)?;
+    // Where it ends is not known here.
+    let newest_image = newest_image
+        .filter(|begin| recovery.report.damaged.iter().all(|range| range.end <= *begin));
     let (deleted, lost) = (recovery.deleted, recovery.lost);
     // Only now: a start that is refused changes as little as it can.
     set_aside(&**disk, config, &void, &mut report)?;

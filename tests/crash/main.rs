@@ -12,8 +12,8 @@
 //! | `verify`    | what a verification says of what lies there                                              |
 //! | `rebuild`   | what is derived is thrown away and made again; the log is shown                          |
 //! | `repair`    | damaged bytes are given up, records without a topic get one again                        |
-//! | `snapshots` | snapshots beside what goes on                                                            |
 //! | `retention` | what is given back, and what must not be, while something else is wrong                  |
+//! | `snapshots` | snapshots beside what goes on                                                            |
 //! | `gaps`      | what it costs to look for the next record                                                |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.

@@ -1,17 +1,19 @@
 //! What retention gives back, and what it must not, while something else is wrong.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstem::file::Operation;
 use mainstem::format::record::RecordKind;
-use mainstem::format::state_record::Transition;
+use mainstem::format::state_record::{Transition, transitions};
 use mainstem::message::{
     FlushMode, PhysicalOffset, QueueId, Retention, Timestamp, TopicId, TopicSettings, TopicType,
 };
-use mainstem::store::{AppendError, FindingKind, ReadOutcome};
+use mainstem::store::{AppendError, FindingKind, Progress, ReadOutcome, StoreConfig};
 use mainstem::testing::{CrashChoice, Fault, FaultRule, SimDisk, Times};
 
 use crate::decay::{place, written};
+use crate::oracle::walk;
 use crate::rig::{Rig, batch, files, tiny};
 
 /// Sends until the log has so many segments more, and settles.
@@ -146,6 +148,62 @@ fn an_error_in_one_file_keeps_no_other_segment_and_not_for_a_minute() {
     rig.clock.advance(Duration::from_secs(2));
     rig.workers.settle();
     assert_eq!(rig.store.status().deleted_segments, 5);
+}
+
+/// A store with an image, whose parts lie in a sealed segment, and the place of the first of them.
+fn with_image() -> (SimDisk, PhysicalOffset) {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    rig.create(2, 1, FlushMode::Sync);
+    fill(&mut rig, 1, 0, 3);
+    delete(&rig, 1);
+    clean(&mut rig);
+    assert!(rig.store.status().deleted_segments > 0);
+    let begin = rig.store.status().newest_image.unwrap();
+    fill(&mut rig, 2, 0, 3);
+    assert_eq!(rig.store.status().newest_image, Some(begin));
+    rig.close();
+    let log = walk(&disk, &"with an image");
+    let part = log.iter().find(|record| {
+        let is_part = |transition| matches!(transition, Ok(Transition::ImagePart { .. }));
+        record.header.kind == RecordKind::State && transitions(&record.payload).any(is_part)
+    });
+    (disk, part.unwrap().header.physical_offset)
+}
+
+#[test]
+fn an_image_that_is_known_to_be_damaged_is_not_relied_upon() {
+    let (disk, part) = with_image();
+    let (file, at) = place(&disk, part);
+    // Nobody has read it yet.
+    let config = StoreConfig { scrub_rate: u64::MAX, ..tiny() };
+    let mut rig = Rig::try_open(Arc::new(disk.clone()), &config, 1_000_000).unwrap();
+    rig.workers.settle();
+    let begin = rig.store.status().newest_image.expect("it is sound so far");
+    disk.corrupt(&file, at + 200, 1).unwrap();
+    for _ in 0..10_000 {
+        if rig.workers.scrub.step() != Progress::Worked {
+            break;
+        }
+    }
+    assert_eq!(rig.store.status().damaged.len(), 1);
+    assert_eq!(rig.store.status().newest_image, None);
+    // With the next one what is gone goes.
+    delete(&rig, 2);
+    clean(&mut rig);
+    assert!(rig.store.status().newest_image.is_some_and(|newest| newest > begin));
+    assert!(rig.store.status().deleted_segments > 0);
+    rig.kill();
+
+    // A start finds that out too, where no snapshot stands in for it.
+    let (disk, _) = with_image();
+    disk.corrupt(&file, at + 200, 1).unwrap();
+    for file in files(&disk, "state") {
+        disk.remove(&file).unwrap();
+    }
+    let rig = Rig::open(&disk);
+    assert_eq!(rig.store.status().newest_image, None);
 }
 
 /// Once anything was ever deleted, what is damaged at the begin of a queue was told to have expired.

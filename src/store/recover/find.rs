@@ -209,7 +209,7 @@ pub(super) fn set_aside(
 }
 
 /// What the walk starts from: the newest snapshot, unless segments that it needs are gone; then the newest image. Also
-/// where the newest image begins that is known.
+/// where the newest image begins that is known, if it is not known to be unreadable.
 pub(super) fn start_state(
     log: &CommitLog,
     snapshot: Option<Snapshot>,
@@ -235,6 +235,7 @@ pub(super) fn start_state(
             let begin = image.offset;
             Ok((Some(image), Some(begin)))
         }
-        _ => Ok((snapshot, known)),
+        // What cannot be read makes nothing safe.
+        older => Ok((snapshot, older.map(|image| image.offset))),
     }
 }

@@ -7,7 +7,7 @@
 //! |  24 |         8 | offset         | replay from here; all below is contained                     |
 //! |  32 |         8 | epoch          | in which it was taken                                        |
 //! |  40 |         8 | applied        | end of the last state record in the broker's state           |
-//! |  48 |         8 | reach          | end of the last record of any kind that is contained         |
+//! |  48 |         8 | reach          | end of the log when it was taken: nothing in it lies behind  |
 //! |  56 |         8 | store clock    | the newest store time given, ms                              |
 //! |  64 |         8 | deleted count  |                                                              |
 //! |  72 |         8 | lost count     |                                                              |
@@ -89,7 +89,8 @@ pub struct Snapshot {
     pub epoch: Epoch,
     /// End of the last state record that `state` contains.
     pub applied: PhysicalOffset,
-    /// End of the last record of any kind that is contained: a log that ends before it makes the snapshot void.
+    /// The end of the log when it was taken: nothing that is contained lies behind it. A log that ends before it makes
+    /// the snapshot void.
     pub reach: PhysicalOffset,
     /// The newest store time given.
     pub store_clock: Timestamp,

@@ -293,6 +293,11 @@ impl ConsumeQueues {
         self.files.mark_missing(base, end);
     }
 
+    /// The file of the segment at `base` turned out wrong: see [`SealedFiles::found_wrong`].
+    pub(crate) fn found_wrong(&self, base: PhysicalOffset) -> bool {
+        self.files.found_wrong(base)
+    }
+
     /// The segments whose files have to be rebuilt: those marked, and those that reads found damaged or gone.
     pub(crate) fn missing(&self) -> Vec<(PhysicalOffset, PhysicalOffset)> {
         let segments = self.files.segments();

@@ -110,6 +110,11 @@ impl Indexes {
         self.files.mark_missing(base, end);
     }
 
+    /// The file of the segment at `base` turned out wrong: see [`SealedFiles::found_wrong`].
+    pub(crate) fn found_wrong(&self, base: PhysicalOffset) -> bool {
+        self.files.found_wrong(base)
+    }
+
     /// The segments whose files have to be rebuilt: those marked, and those that reads found damaged or gone.
     pub(crate) fn missing(&self) -> Vec<(PhysicalOffset, PhysicalOffset)> {
         let segments = self.files.segments();
@@ -230,6 +235,11 @@ impl Indexes {
         let index = segments.partition_point(|segment| segment.base < base);
         let segment = segments.get(index).filter(|segment| segment.base == base);
         segment.is_some_and(|segment| segment.state == FileState::Present)
+    }
+
+    /// Whether every sealed segment has such a file.
+    pub(crate) fn are_whole(&self) -> bool {
+        self.files.segments().iter().all(|segment| segment.state == FileState::Present)
     }
 
     /// The segment at `base` is deleted: its file goes, and no search crosses it any more.

@@ -170,6 +170,16 @@ impl SealedFiles {
         self.set(base, end, FileState::Missing);
     }
 
+    /// The file of the segment turned out not to be what it should: it is missing from now on. `false`: the segment was
+    /// deleted, nothing is made again.
+    pub(crate) fn found_wrong(&self, base: PhysicalOffset) -> bool {
+        let segments = self.segments();
+        let Some(segment) = segments.iter().find(|segment| segment.base == base) else {
+            return false;
+        };
+        self.lose(segment)
+    }
+
     /// Writes the file that `header` describes and puts it into place; readers find it when this returns. `fill` writes
     /// the stream.
     ///
@@ -395,10 +405,11 @@ impl SealedFiles {
         }
     }
 
-    /// Makes the file missing, unless another has taken its place meanwhile.
-    fn lose(&self, segment: &SealedSegment) {
+    /// Makes the file missing, unless another has taken its place meanwhile. `false`: the segment was deleted.
+    fn lose(&self, segment: &SealedSegment) -> bool {
         let mut list = lock(&self.segments);
         let index = list.segments.partition_point(|known| known.base < segment.base);
+        let is_listed = list.segments.get(index).is_some_and(|known| known.base == segment.base);
         if list.segments.get(index) == Some(segment)
             && let Some(known) = Arc::make_mut(&mut list.segments).get_mut(index)
         {
@@ -406,6 +417,7 @@ impl SealedFiles {
         }
         drop(list);
         lock(&self.open).files.remove(&(segment.base, segment.generation));
+        is_listed
     }
 
     #[cfg(test)]

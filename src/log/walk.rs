@@ -120,41 +120,40 @@ impl SegmentWalk {
 
     /// Looks for the next sound header, in steps of 8 bytes.
     fn gap(&mut self, reason: DecodeError) -> Result<Step, FileError> {
-        let magic = MAGIC.to_le_bytes();
         let mut zeros = true;
-        loop {
-            let left = usize::try_from(self.segment.end().since(self.at)).unwrap_or(usize::MAX);
-            let piece = left.min(PIECE);
+        while self.at < self.segment.end() {
             let at = self.at;
-            let bytes = self.bytes(at, piece)?;
+            let left = usize::try_from(self.segment.end().since(at)).unwrap_or(usize::MAX);
+            let bytes = self.bytes(at, left.min(PIECE))?;
+            let piece_end = at.plus(bytes.len() as u64);
             // Most gaps are the untouched end of the active segment. No early exit, so that it runs at memory speed.
             if bytes.iter().fold(0, |all, byte| all | byte) == 0 {
-                self.at = at.plus(piece as u64);
-                if self.at >= self.segment.end() {
-                    return Ok(Step::Gap { end: self.at, reason, zeros });
-                }
+                self.at = piece_end;
                 continue;
             }
-            // A header may straddle two pieces; it is found by its magic, which does not.
-            let candidate = bytes.chunks(STEP).position(|chunk| {
-                zeros &= chunk.iter().all(|byte| *byte == 0);
-                chunk.starts_with(&magic)
-            });
-            match candidate {
-                Some(steps) => {
-                    self.at = at.plus((steps * STEP) as u64);
-                    let fits = self.segment.end().since(self.at) >= HEADER_LEN as u64;
-                    if fits && self.header_at(self.at)?.is_ok() {
-                        return Ok(Step::Gap { end: self.at, reason, zeros: false });
-                    }
-                    self.at = self.at.plus(STEP as u64);
+            zeros = false;
+            // A body may hold a magic in each of its steps: from one to the next no byte is read again.
+            while let Some(candidate) = self.magic_before(piece_end) {
+                self.at = candidate;
+                let fits = self.segment.end().since(candidate) >= HEADER_LEN as u64;
+                if fits && self.header_at(candidate)?.is_ok() {
+                    return Ok(Step::Gap { end: candidate, reason, zeros });
                 }
-                None => self.at = at.plus(piece as u64),
+                self.at = candidate.plus(STEP as u64);
             }
-            if self.at >= self.segment.end() {
-                return Ok(Step::Gap { end: self.at, reason, zeros });
-            }
+            self.at = piece_end;
         }
+        Ok(Step::Gap { end: self.at, reason, zeros })
+    }
+
+    /// The next magic from here on in what is buffered before `end`. The header may lie beyond it.
+    fn magic_before(&self, end: PhysicalOffset) -> Option<PhysicalOffset> {
+        let magic = MAGIC.to_le_bytes();
+        let offset =
+            |at: PhysicalOffset| usize::try_from(at.get().checked_sub(self.buffer_at.get())?).ok();
+        let bytes = self.buffer.get(offset(self.at)?..offset(end)?)?;
+        let steps = bytes.chunks(STEP).position(|chunk| chunk.starts_with(&magic))?;
+        Some(self.at.plus((steps * STEP) as u64))
     }
 
     /// `len` bytes at `at`, which lie inside the segment.

@@ -10,7 +10,8 @@
 //! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead segment
 //! goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never needs a
 //! deleted segment, with or without snapshots. One with damage in it stays until an operator gives the damage up; so
-//! does one whose files were made when the disk did not give all of it: what they do not name may be alive.
+//! does one whose files were made when the disk did not give all of it: what they do not name may be alive. While there
+//! is such damage, a topic that is not known counts as one whose creation was lost, not as deleted.
 //!
 //! The power may go after any of these writes: before the record is durable nothing was removed; after it the next
 //! start sweeps on.
@@ -172,8 +173,8 @@ impl CleanWorker {
                 false => Progress::Idle(LOOK_AT_DISK),
             });
         }
-        self.count_bytes(shared, told)?;
-        let dead = self.dead(shared)?;
+        self.count_bytes(shared, told);
+        let dead = self.dead(shared);
         (self.looked_at_messages, self.looked_to) = (Some(now), sealed);
         let safe = shared.newest_image().unwrap_or_default();
         let (free, waiting): (Vec<_>, Vec<_>) =
@@ -210,18 +211,23 @@ impl CleanWorker {
     fn record(&mut self, shared: &Shared, ranges: Vec<Range<PhysicalOffset>>) -> Progress {
         let mut payload = Vec::new();
         Transition::SegmentsDeleted { ranges: ranges.clone() }.encode_into(&mut payload);
+        let mut expired = Vec::new();
         for topic in shared.topics.all() {
-            if let Some(kept) = topic.keep_expired_by_bytes() {
-                kept.encode_into(&mut payload);
+            if let Some(below) = topic.keep_expired_by_bytes() {
+                let (id, before, queues) = (topic.id(), Timestamp::ZERO, Vec::new());
+                Transition::TopicExpired { id, below, before, queues }.encode_into(&mut payload);
+                expired.push((topic, below));
             }
         }
         // There may be more than go into one record.
         self.looked_at_messages = None;
-        let mut recorded_to = lock(&shared.deletions_end);
+        let _recording = lock(&shared.recording_deletions);
         match shared.append_one(NewRecord::own(payload)) {
             Ok(placed) => {
                 shared.deleted.add(&ranges);
-                *recorded_to = placed.end;
+                for (topic, below) in expired {
+                    topic.expired_by_bytes_is_recorded(below);
+                }
                 self.recorded = Some(placed.end);
                 Progress::Worked
             }
@@ -247,20 +253,25 @@ impl CleanWorker {
     }
 
     /// The sealed segments in which nothing is alive, and that nothing pins. Notes why the others stay.
-    fn dead(&mut self, shared: &Shared) -> Result<Vec<Arc<Segment>>, FileError> {
+    fn dead(&mut self, shared: &Shared) -> Vec<Arc<Segment>> {
         let now = shared.store_time();
         let sealed = shared.marks.sealed.get();
         let segments = shared.log.segments();
+        let unknown = shared.unknown_topics();
         let mut dead = Vec::new();
         let mut keepers = HashMap::new();
         for segment in segments.iter().take_while(|segment| segment.end() <= sealed) {
             let known = self.keepers.get(&segment.base()).copied();
             let keeper = match known.filter(|keeper| shared.keeps(*keeper, segment, now)) {
                 Some(keeper) => Some(keeper),
-                None => match shared.keeper(segment, now)? {
-                    Kept::By(keeper) => Some(keeper),
-                    Kept::Unknown => continue,
-                    Kept::No => None,
+                None => match shared.keeper(segment, now, unknown) {
+                    Ok(Kept::By(keeper)) => Some(keeper),
+                    Ok(Kept::Unknown) => continue,
+                    Ok(Kept::No) => None,
+                    Err(error) => {
+                        shared.look_again(&error);
+                        continue;
+                    }
                 },
             };
             match keeper {
@@ -285,7 +296,7 @@ impl CleanWorker {
         shared.warn_of_holders(&held, segments.len());
         *lock(&shared.held) = held;
         self.keepers = keepers;
-        Ok(dead)
+        dead
     }
 
     /// At a start, before anybody reads: works out again what was gone by the retention in bytes. What was sealed may
@@ -293,23 +304,22 @@ impl CleanWorker {
     pub(super) fn count_at_start(&mut self) {
         let shared = Arc::clone(&self.shared);
         let finished = shared.log.segments().last().map_or(PhysicalOffset::ZERO, |s| s.base());
-        if let Err(error) = self.count_bytes_below(&shared, finished) {
-            tracing::warn!(%error, "the retention in bytes is not worked out yet");
-        }
+        // What cannot be read yet is counted by a later look.
+        self.count_bytes_below(&shared, finished);
     }
 
-    fn count_bytes(&mut self, shared: &Shared, told: bool) -> Result<(), FileError> {
+    fn count_bytes(&mut self, shared: &Shared, told: bool) {
         let sealed = shared.marks.sealed.get();
         // A file that has to be made again first is counted by a later look.
-        if (sealed != self.counted || told) && self.count_bytes_below(shared, sealed)? {
+        if (sealed != self.counted || told) && self.count_bytes_below(shared, sealed) {
             self.counted = sealed;
         }
-        Ok(())
     }
 
     /// Works out which segments are beyond the retention in bytes of their topics: of the segments below `end`, the
-    /// newest whole ones that hold at least so many bytes stay. `false`: a file is missing, and more may go.
-    fn count_bytes_below(&self, shared: &Shared, end: PhysicalOffset) -> Result<bool, FileError> {
+    /// newest whole ones that hold at least so many bytes stay. `false`: a file is missing or cannot be read, and more
+    /// may go.
+    fn count_bytes_below(&self, shared: &Shared, end: PhysicalOffset) -> bool {
         let mut left: HashMap<TopicId, u64> = HashMap::new();
         for topic in shared.topics.all() {
             if let Some(bytes) = topic.retention_bytes() {
@@ -338,11 +348,25 @@ impl CleanWorker {
                 Some(rows) => rows.iter().for_each(|row| {
                     count(row);
                 }),
-                None => is_whole &= shared.queues.each_topic(segment.base(), count)?,
+                None => {
+                    is_whole &=
+                        shared.queues.each_topic(segment.base(), count).unwrap_or_else(|error| {
+                            shared.look_again(&error);
+                            false
+                        });
+                }
             }
         }
-        Ok(is_whole)
+        is_whole
     }
+}
+
+/// What a topic is that has messages and is not known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    Deleted,
+    /// The record that made it may be damaged.
+    MayExist,
 }
 
 /// What keeps a segment.
@@ -361,6 +385,13 @@ fn wait(shared: &Shared) -> Progress {
 }
 
 impl Shared {
+    /// A queue file cannot be read: its segment stays, and is not left for a minute. What made messages gone is not
+    /// said again.
+    fn look_again(&self, error: &FileError) {
+        tracing::warn!(%error, "whether a segment can go is not known; it is looked at again");
+        self.clean_asked.store(true, Ordering::Relaxed);
+    }
+
     /// Whether sends are refused for want of space.
     fn space_is_wanted(&self) -> bool {
         self.disk_is_short.load(Ordering::Relaxed) || lock(&self.no_space).is_some()
@@ -374,12 +405,26 @@ impl Shared {
         !is_gone && !topic.has_purged()
     }
 
+    /// What topics are that are not known. The start may have met damage that held state; an earlier one left behind
+    /// index files that say that they lack something. What one would say that has to be made again, is not known yet.
+    fn unknown_topics(&self) -> Unknown {
+        match self.state_may_be_missing || !self.indexes.are_whole() {
+            true => Unknown::MayExist,
+            false => Unknown::Deleted,
+        }
+    }
+
     /// The topic that keeps a sealed segment for longest.
-    fn keeper(&self, segment: &Segment, now: Timestamp) -> Result<Kept, FileError> {
+    fn keeper(
+        &self,
+        segment: &Segment,
+        now: Timestamp,
+        unknown: Unknown,
+    ) -> Result<Kept, FileError> {
         let mut keeper: Option<(u64, Keeper)> = None;
         let (mut candidates, mut certain) = (Vec::new(), 0);
         let is_known = self.queues.each_topic(segment.base(), |row| {
-            if let Some(until) = self.kept_until(row, segment, now) {
+            if let Some(until) = self.kept_until(row, segment, now, unknown) {
                 candidates.push((until, Keeper { topic: row.topic, newest: row.newest }));
                 let topic = self.topics.get(row.topic);
                 certain += usize::from(!topic.is_some_and(|topic| topic.has_purged()));
@@ -401,10 +446,15 @@ impl Shared {
     }
 
     /// Until when a topic keeps the segment, by what its row says; `None` if it does not.
-    fn kept_until(&self, row: &TopicRow, segment: &Segment, now: Timestamp) -> Option<u64> {
+    fn kept_until(
+        &self,
+        row: &TopicRow,
+        segment: &Segment,
+        now: Timestamp,
+        unknown: Unknown,
+    ) -> Option<u64> {
         let Some(topic) = self.topics.get(row.topic) else {
-            // Behind damage a topic may be unknown without being deleted.
-            return self.state_may_be_missing.then_some(u64::MAX);
+            return (unknown == Unknown::MayExist).then_some(u64::MAX);
         };
         let Cuts { below, before, .. } = topic.topic_cuts(now);
         if segment.end() <= below || row.newest < before {
@@ -442,6 +492,23 @@ impl Shared {
         self.metrics.image_bytes.add(len);
         // The checkpoint names it.
         self.flush_signal.wake();
+    }
+
+    /// There is damage before `end`: if it may lie in the newest image, nothing is deleted before there is another.
+    pub(super) fn may_lack_image(&self, end: PhysicalOffset) {
+        let Some(begin) = self.newest_image() else { return };
+        // One that was taken meanwhile is not meant.
+        let (known, none) = (begin.get(), NO_IMAGE);
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        if end > begin && self.newest_image.compare_exchange(known, none, order.0, order.1).is_ok()
+        {
+            tracing::warn!(
+                at = known,
+                "the newest state image may be damaged; another is taken first"
+            );
+            // The checkpoint names it no more.
+            self.flush_signal.wake();
+        }
     }
 
     /// Removes what is left of deleted segments. `true`: there was some.

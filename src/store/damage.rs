@@ -87,6 +87,7 @@ impl Shared {
                 continue;
             }
             is_new = true;
+            self.may_lack_image(range.end);
             self.metrics.damage_found.increment();
             let (begin, end) = (range.start.get(), range.end.get());
             tracing::warn!(

@@ -11,7 +11,8 @@
 //! | all is gone | its end |
 //!
 //! If its oldest entry is not gone, and its offset is not 0, then what was before it went with a deleted segment.
-//! Without a deleted byte before it, it is damage, and the queue begins where it always began.
+//! Without a deleted byte before it, or with damage behind those, it is damage, and the queue begins where it always
+//! began.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -152,8 +153,13 @@ impl Shared {
         }
     }
 
+    /// Whether what a queue had before its oldest entry, which is at `offset`, went with deleted segments. What is
+    /// damaged between them and the entry may have held it as well.
     fn deleted_before(&self, offset: PhysicalOffset) -> bool {
-        self.deleted.list().first().is_some_and(|range| range.start < offset)
+        let deleted = self.deleted.list();
+        let before = deleted.iter().rev().find(|range| range.start < offset);
+        before
+            .is_some_and(|range| range.end >= offset || !self.damage.overlaps(&(range.end..offset)))
     }
 
     /// The first readable offset of a queue that was stored at `time` or later; its end if there is none. Blocks for

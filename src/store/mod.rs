@@ -125,7 +125,7 @@ pub trait Applier: Send + Sync + 'static {
     fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError>;
 
     /// A state record that ends at `end`, in log order, in replay only. What `restore` contained comes again and is to
-    /// be passed over.
+    /// be passed over. Last may come, with the end of the log, which id of a topic is next by the messages there are.
     ///
     /// # Errors
     /// As `restore`.
@@ -265,16 +265,16 @@ pub(crate) struct Shared {
     own_from: PhysicalOffset,
     /// Bytes whose segments were deleted, or are about to be.
     deleted: Ranges,
-    /// The end of the last record that says so. Held while it is appended: a snapshot contains either both or none, and
-    /// then replays the record. Taken before the append lock.
-    deletions_end: Mutex<PhysicalOffset>,
+    /// Held while the record that says so is appended: a snapshot contains either both or none, and then replays the
+    /// record. Taken before the append lock.
+    recording_deletions: Mutex<()>,
     /// Bytes that an operator gave up.
     lost: Ranges,
     begins: Begins,
     pins: Pins,
     /// Where the newest durable image begins; [`clean::NO_IMAGE`] without one.
     newest_image: AtomicU64,
-    /// Damage may have taken state records: what is unknown may exist.
+    /// Damage that this start met may have taken state records: what is unknown may exist.
     state_may_be_missing: bool,
     /// Which topics keep sealed segments, as the clean worker found it last.
     held: Mutex<Vec<HeldBy>>,

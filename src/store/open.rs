@@ -146,7 +146,7 @@ impl Store {
             epoch: found.epoch,
             own_from: tail,
             deleted: found.deleted,
-            deletions_end: Mutex::new(PhysicalOffset::ZERO),
+            recording_deletions: Mutex::new(()),
             lost: found.lost,
             begins: Begins::new(),
             pins: Pins::default(),

@@ -152,9 +152,10 @@ pub fn rebuild(
     Ok(rebuilt)
 }
 
-/// The configuration of an open that makes its next segment like the last one.
+/// The configuration of an open that makes its next segment like the last one, and needs no more room than that: what
+/// is kept free is for a broker that goes on.
 pub(super) fn like_the_last(dir: &Path, segment_size: Option<u64>) -> StoreConfig {
-    let mut config = StoreConfig::new(dir);
+    let mut config = StoreConfig { disk_reserve: 0, ..StoreConfig::new(dir) };
     let fits = |size: &u64| {
         let sizes = StoreConfig::MIN_SEGMENT_SIZE..=StoreConfig::MAX_SEGMENT_SIZE;
         sizes.contains(size) && size.is_multiple_of(PAGE_LEN as u64)

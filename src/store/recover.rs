@@ -29,7 +29,9 @@ mod take;
 use std::ops::Range;
 use std::path::Path;
 
-use self::find::{found_segments, load_identity, newest_snapshot, open_segments, start_state};
+use self::find::{
+    found_segments, load_identity, newest_snapshot, open_segments, set_aside, start_state,
+};
 pub use self::report::{ReportLine, StartReport, TailCut};
 use self::take::HeldRecord;
 use super::Applier;
@@ -51,11 +53,12 @@ use crate::format::names::{self, FileKind};
 use crate::format::record::HEADER_LEN;
 use crate::format::segment_header::PAGE_LEN;
 use crate::format::snapshot::Snapshot;
+use crate::format::state_record::Transition;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::ConsumeQueues;
 use crate::log::index::Indexes;
 use crate::log::walk::{SegmentWalk, Step};
-use crate::message::{Epoch, PhysicalOffset, Timestamp};
+use crate::message::{Epoch, PhysicalOffset, Timestamp, TopicId};
 use crate::sync::Arc;
 
 /// Of what a cut removes, so much is kept aside.
@@ -128,7 +131,8 @@ pub(super) fn recover(
         .map(|segment| segment.end())
         .max(checkpoint.as_ref().map(|checkpoint| checkpoint.flushed))
         .unwrap_or_default();
-    let snapshot = newest_snapshot(&**disk, config, log_end, &mut report)?;
+    let mut void = Vec::new();
+    let snapshot = newest_snapshot(&**disk, config, log_end, &mut report, &mut void)?;
 
     let queues = ConsumeQueues::new(
         Arc::clone(disk),
@@ -165,6 +169,7 @@ pub(super) fn recover(
         first_time: None,
         entry_bytes: 0,
         epoch_walked: Epoch::ZERO,
+        newest_topic: TopicId::ZERO,
         empty: Vec::new(),
         deleted: Ranges::default(),
         lost: Ranges::default(),
@@ -177,11 +182,26 @@ pub(super) fn recover(
     let end = recovery.walk(start)?;
     let (epoch, store_clock) = (recovery.epoch, recovery.store_clock);
     let (first_time, entry_bytes) = (recovery.first_time, recovery.entry_bytes);
+    let mut newest_topic = recovery.newest_topic;
     recovery.settle_damage();
     let (tail, ready) = recovery.settle_tail(&**disk, end)?;
+    // Where it ends is not known here.
+    let newest_image = newest_image
+        .filter(|begin| recovery.report.damaged.iter().all(|range| range.end <= *begin));
     let (deleted, lost) = (recovery.deleted, recovery.lost);
+    // Only now: a start that is refused changes as little as it can.
+    set_aside(&**disk, config, &void, &mut report)?;
     for position in queues.positions() {
+        newest_topic = newest_topic.max(position.key.topic);
         topics.restore_next(position.key.topic, position.key.queue, position.next);
+    }
+    if newest_topic > TopicId::ZERO && topics.get(newest_topic).is_none() {
+        // The record that made it may be damaged. Its messages are there, so its id is not given again.
+        let mut payload = Vec::new();
+        let next = TopicId::new(newest_topic.get().saturating_add(1));
+        Transition::NextTopicId { next }.encode_into(&mut payload);
+        let applied = applier.apply(topics, &payload, tail);
+        applied.map_err(|source| OpenError::State { at: tail, source })?;
     }
     Ok(Recovered {
         identity,
@@ -250,6 +270,8 @@ struct Recovery<'a> {
     entry_bytes: u64,
     /// The highest epoch of a walked record: a lower one behind it is left from an earlier life of its bytes.
     epoch_walked: Epoch,
+    /// The highest id of a topic that a walked message is of.
+    newest_topic: TopicId,
     /// Segments behind the tail that hold nothing but zeros.
     empty: Vec<PhysicalOffset>,
     deleted: Ranges,

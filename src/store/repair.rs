@@ -34,7 +34,7 @@ use crate::log::walk::{SegmentWalk, Step};
 use crate::message::{
     Epoch, FlushMode, PhysicalOffset, QueueKey, QueueOffset, TopicId, TopicSettings, TopicType,
 };
-use crate::sync::{Arc, lock};
+use crate::sync::Arc;
 
 /// So often room for the record is made: as often as for that of an epoch.
 const ATTEMPTS: u32 = 8;
@@ -514,7 +514,6 @@ impl Store {
                 _ => {}
             }
         }
-        *lock(&shared.deletions_end) = placed.end;
         Ok(())
     }
 

@@ -87,13 +87,20 @@ impl SealWorker {
             self.prepared = Some(self.shared.take_snapshot().into());
             return Ok(Progress::Worked);
         }
+        let mut refused = Ok(Progress::Idle(IDLE));
         if let Some(snapshot) = &self.prepared {
-            if self.shared.marks.flushed.get() >= snapshot.reach {
-                self.shared.write_snapshot(snapshot)?;
-                self.prepared = None;
-                return Ok(Progress::Worked);
+            if self.shared.marks.flushed.get() < snapshot.reach {
+                return Ok(Progress::Idle(AWAIT_FLUSH));
             }
-            return Ok(Progress::Idle(AWAIT_FLUSH));
+            match self.shared.write_snapshot(snapshot) {
+                Ok(()) => {
+                    self.prepared = None;
+                    self.shared.remove_old_snapshots()?;
+                    return Ok(Progress::Worked);
+                }
+                // It is tried again; meanwhile what is missing has its turn.
+                Err(error) => refused = Err(error),
+            }
         }
         let missing = self.shared.missing();
         if let Some(base) = missing {
@@ -107,7 +114,7 @@ impl SealWorker {
             }
             return Ok(Progress::Worked);
         }
-        Ok(Progress::Idle(IDLE))
+        refused
     }
 
     /// Takes and writes a snapshot of all there is. For a clean stop: everything is flushed and dispatched.
@@ -117,7 +124,8 @@ impl SealWorker {
         if self.shared.marks.flushed.get() < snapshot.reach {
             return;
         }
-        if let Err(error) = self.shared.write_snapshot(&snapshot) {
+        let written = self.shared.write_snapshot(&snapshot);
+        if let Err(error) = written.and_then(|()| self.shared.remove_old_snapshots()) {
             tracing::warn!(%error, "snapshot not written; the next start replays more");
         }
     }
@@ -151,18 +159,18 @@ impl Shared {
         Ok(())
     }
 
-    /// What a start needs beside the unsealed segments. Positions are copied a shard at a time beside the dispatcher:
-    /// each is of some place between here and `reach`, which is looked at last. Replay from `offset` meets some of it
-    /// again, which changes nothing.
+    /// What a start needs beside the unsealed segments. Positions are copied a shard at a time, also while a step of
+    /// the dispatcher is under way, and topics come and go beside it: all that can be in it, or was left out because of
+    /// it, was appended before `reach` is looked at, last of all. Replay from `offset` meets some of it again, which
+    /// changes nothing.
     pub(super) fn take_snapshot(&self) -> Snapshot {
         let state = self.applier.snapshot(&self.topics);
         let sealed = self.marks.sealed.get();
-        let (deleted, deletions_end) = {
-            let end = lock(&self.deletions_end);
-            (self.deleted.list().to_vec(), *end)
+        let deleted = {
+            let _recording = lock(&self.recording_deletions);
+            self.deleted.list().to_vec()
         };
         let mut queues = self.queues.positions();
-        let dispatched = self.marks.dispatched.get();
         queues.sort_unstable_by_key(|position| position.key);
         // In place, and once for each topic: there may be a million queues.
         let deleted_topics: Vec<_> = queues
@@ -175,14 +183,16 @@ impl Shared {
         if self.damage.is_empty() {
             self.queues.remove_topics(&deleted_topics);
         }
+        let lost = self.lost.list().to_vec();
+        let reach = self.marks.appended.get();
         Snapshot {
             offset: sealed,
             epoch: self.epoch,
             applied: state.applied,
-            reach: dispatched.max(state.applied).max(deletions_end),
+            reach,
             store_clock: self.store_clock.last(),
             deleted,
-            lost: self.lost.list().to_vec(),
+            lost,
             state: state.state,
             queues,
         }
@@ -191,7 +201,11 @@ impl Shared {
     fn write_snapshot(&self, snapshot: &Prepared) -> Result<(), FileError> {
         let dir = self.config.dir.join(FileKind::Snapshot.directory());
         let name = FileKind::Snapshot.name(snapshot.reach);
-        write_file_atomically(&*self.disk, &dir, &name, &snapshot.bytes)?;
+        write_file_atomically(&*self.disk, &dir, &name, &snapshot.bytes)
+    }
+
+    fn remove_old_snapshots(&self) -> Result<(), FileError> {
+        let dir = self.config.dir.join(FileKind::Snapshot.directory());
         let mut kept: Vec<_> = self
             .disk
             .list(&dir)?

@@ -9,7 +9,6 @@ use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 
 use super::min::STEP_MS;
-use crate::format::state_record::Transition;
 use crate::message::{
     FlushMode, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp, TopicId, TopicSettings,
 };
@@ -41,6 +40,8 @@ pub struct TopicHandle {
     before: AtomicU64,
     /// As `below`, by the retention in bytes: worked out from the files of sealed segments.
     below_by_bytes: AtomicU64,
+    /// How far of that a record says.
+    recorded_by_bytes: AtomicU64,
     /// Messages of a queue below its offset are gone.
     purged: ArcSwapOption<Purged>,
 }
@@ -126,6 +127,7 @@ impl TopicHandle {
             below: AtomicU64::new(0),
             before: AtomicU64::new(0),
             below_by_bytes: AtomicU64::new(0),
+            recorded_by_bytes: AtomicU64::new(0),
             purged: ArcSwapOption::empty(),
         }
     }
@@ -244,18 +246,23 @@ impl TopicHandle {
         self.below_by_bytes.fetch_max(below.get(), Ordering::Relaxed);
     }
 
-    /// Before segments are deleted: what makes gone for good what is gone by the retention in bytes, if it could not be
-    /// counted again. Where single queues are purged, a segment may be deleted behind a place from which on so many
-    /// bytes were counted.
-    pub(crate) fn keep_expired_by_bytes(&self) -> Option<Transition> {
-        let below = PhysicalOffset::new(self.below_by_bytes.load(Ordering::Relaxed));
-        if !self.has_purged() || below.get() <= self.below.load(Ordering::Relaxed) {
+    /// Before segments are deleted: the place below which a record has to make gone for good what is gone by the
+    /// retention in bytes, if it could not be counted again and no record says so. Where single queues are purged, a
+    /// segment may be deleted behind a place from which on so many bytes were counted.
+    pub(crate) fn keep_expired_by_bytes(&self) -> Option<PhysicalOffset> {
+        let below = self.below_by_bytes.load(Ordering::Relaxed);
+        if !self.has_purged() || below <= self.recorded_by_bytes.load(Ordering::Relaxed) {
             return None;
         }
-        let (id, before, queues) = (self.id, Timestamp::ZERO, Vec::new());
+        let below = PhysicalOffset::new(below);
         // First: a snapshot that is taken meanwhile passes over the record if it has seen a later one.
-        self.expire(below, before, &queues);
-        Some(Transition::TopicExpired { id, below, before, queues })
+        self.expire(below, Timestamp::ZERO, &[]);
+        Some(below)
+    }
+
+    /// The record of what [`TopicHandle::keep_expired_by_bytes`] gave is appended: it needs no other.
+    pub(crate) fn expired_by_bytes_is_recorded(&self, below: PhysicalOffset) {
+        self.recorded_by_bytes.fetch_max(below.get(), Ordering::Relaxed);
     }
 
     /// Marks it dead: appends to it are refused from now on, reads find nothing.

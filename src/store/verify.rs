@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | identity and its copy | each other |
 //! | header page of a segment | file name, file size, identity |
+//! | segments | 0 at the begin, the end of the one before; what was deleted is not missed |
 //! | records | their checksums and places; epochs, append sets and queue offsets with those before (`order.rs`) |
 //! | `.cq` and `.idx` of a segment | the same files made in memory from the segment; of a damaged segment their own checksums alone, since they may know more than it |
 //! | snapshots | their checksum, the end of the log, the queue offsets at its end |

@@ -10,12 +10,14 @@
 //! | `seen.rs` | everything that a broker shows, and whether a world explains it |
 //! | `model.rs` | both side by side; what must be left after a start |
 //! | `rig.rs` | a broker stepped by hand |
+//! | `ids.rs` | a story of its own: ids of topics when the record that gave one rots |
 //!
 //! Nothing runs beside the test, so a script always does the same, and a seed always draws the same scripts. One that
 //! fails is made shorter and printed. `PROPTEST_CASES` asks for so many others, `SEED` for those of one seed.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod ids;
 mod model;
 mod reads;
 mod rig;

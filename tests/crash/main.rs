@@ -12,6 +12,9 @@
 //! | `verify`    | what a verification says of what lies there                                              |
 //! | `rebuild`   | what is derived is thrown away and made again; the log is shown                          |
 //! | `repair`    | damaged bytes are given up, records without a topic get one again                        |
+//! | `retention` | what is given back, and what must not be, while something else is wrong                  |
+//! | `snapshots` | snapshots beside what goes on                                                            |
+//! | `gaps`      | what it costs to look for the next record                                                |
 //!
 //! `FAULT_MINUTES` (default 0) adds so many minutes of random scripts; `SEED` fixes their seed, which is printed.
 
@@ -19,11 +22,14 @@
 
 mod decay;
 mod faults;
+mod gaps;
 mod oracle;
 mod power_cut;
 mod rebuild;
 mod repair;
+mod retention;
 mod rig;
 mod script;
 mod scrub;
+mod snapshots;
 mod verify;

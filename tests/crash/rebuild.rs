@@ -14,7 +14,7 @@ use mainstem::testing::{CrashChoice, ManualClock, SimDisk, TopicsOnly};
 
 use crate::decay::{loses_nothing, place, written};
 use crate::oracle::{Logged, walk};
-use crate::rig::{DATA, base, files};
+use crate::rig::{DATA, Rig, base, batch, files, tiny};
 
 fn run(
     disk: &SimDisk,
@@ -108,6 +108,52 @@ fn snapshots_of_a_damaged_log_are_kept() {
     assert_eq!(files(&disk, "state"), before);
     assert_eq!(files(&disk, "index"), files(&written.disk, "index"), "nothing is removed");
     let rebuilt = run(&disk, &[Derived::Queues, Derived::Index], |_| ()).unwrap();
+    assert!(rebuilt.segments > 0);
+}
+
+#[test]
+fn snapshots_of_a_log_whose_begin_is_gone_are_kept() {
+    let written = written();
+    let disk = written.copy();
+    disk.remove(&files(&disk, "commitlog")[0]).unwrap();
+    let before = files(&disk, "state");
+    match run(&disk, &Derived::ALL, |_| ()) {
+        Err(RebuildError::Damaged { places }) => assert_eq!(places, 1),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(files(&disk, "state"), before);
+}
+
+/// The reserve is for a broker that goes on: a rebuild may be what makes room for one.
+#[test]
+fn a_rebuild_works_on_a_disk_with_less_than_the_reserve() {
+    let written = written();
+    let disk = written.copy();
+    let mut rig = Rig::open(&disk);
+    rig.workers.settle();
+    // But for a header, so that the next record needs a segment.
+    let left = |rig: &Rig| {
+        let appended = rig.store.watermarks().appended.get();
+        appended.next_multiple_of(tiny().segment_size) - appended
+    };
+    let used = |rig: &Rig, len: usize| {
+        let placed = rig.send(1, 0, &batch(1_000, 1, len)).unwrap();
+        placed.end.since(placed.offset)
+    };
+    let overhead = used(&rig, 1_000) - 1_000;
+    while left(&rig) > 3_000 {
+        used(&rig, 1_000);
+        rig.workers.settle();
+    }
+    used(&rig, (left(&rig) - overhead - HEADER_LEN as u64) as usize);
+    assert_eq!(left(&rig), HEADER_LEN as u64);
+    rig.workers.settle();
+    rig.close();
+    // No segment is ready behind it.
+    let last = files(&disk, "commitlog").pop().unwrap();
+    disk.remove(&last).unwrap();
+    disk.set_capacity(Some(8 << 20));
+    let rebuilt = run(&disk, &Derived::ALL, |_| ()).unwrap();
     assert!(rebuilt.segments > 0);
 }
 

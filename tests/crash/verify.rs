@@ -280,3 +280,24 @@ fn where_no_store_is_or_a_broker_runs_nothing_is_verified() {
     }
     assert!(matches!(open(&disk), Err(OfflineError::Identity { .. })));
 }
+
+/// Nobody compared the begin of the log with 0.
+#[test]
+fn the_begin_of_the_log_that_is_gone_is_damage() {
+    let written = written();
+    let disk = written.copy();
+    let segments = files(&disk, "commitlog");
+    for file in &segments[..2] {
+        disk.remove(file).unwrap();
+    }
+    for path in files(&disk, "state") {
+        let disk = disk.crash_image(&CrashChoice::EVERYTHING);
+        disk.remove(&path).unwrap();
+        let (findings, summary) = verify(&disk);
+        let damaged: Vec<_> =
+            findings.iter().filter(|finding| finding.kind == FindingKind::Damaged).collect();
+        assert_eq!((summary.is_sound(), damaged.len()), (false, 1), "{findings:?}");
+        let range = PhysicalOffset::ZERO..PhysicalOffset::new(base(&segments[2]));
+        assert_eq!(damaged[0].range, Some(range));
+    }
+}

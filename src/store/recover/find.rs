@@ -152,12 +152,13 @@ pub(super) fn open_segments(
     Ok(segments)
 }
 
-/// The newest sound snapshot that does not reach beyond the log.
+/// The newest sound snapshot that does not reach beyond the log. Names in `void` those above it that do.
 pub(super) fn newest_snapshot(
     disk: &dyn Disk,
     config: &StoreConfig,
     log_end: PhysicalOffset,
     report: &mut StartReport,
+    void: &mut Vec<String>,
 ) -> Result<Option<Snapshot>, OpenError> {
     let dir = config.dir.join(FileKind::Snapshot.directory());
     for entry in disk.list(&dir)?.iter().rev() {
@@ -170,17 +171,45 @@ pub(super) fn newest_snapshot(
         };
         match decoded {
             Ok(snapshot) if snapshot.reach <= log_end => return Ok(Some(snapshot)),
-            Ok(_) => report
-                .remarks
-                .push(format!("snapshot {} reaches beyond the log: ignored", entry.name)),
+            Ok(_) => {
+                void.push(entry.name.clone());
+                report
+                    .remarks
+                    .push(format!("snapshot {} reaches beyond the log: set aside", entry.name));
+            }
             Err(error) => report.remarks.push(format!("snapshot {}: {error}: ignored", entry.name)),
         }
     }
     Ok(None)
 }
 
+/// Moves snapshots that reach beyond the log to `quarantine/`. The log grows, and one day they would be taken for its
+/// own; until then they would stand for the newest.
+pub(super) fn set_aside(
+    disk: &dyn Disk,
+    config: &StoreConfig,
+    void: &[String],
+    report: &mut StartReport,
+) -> Result<(), OpenError> {
+    let dir = config.dir.join(FileKind::Snapshot.directory());
+    for name in void {
+        let aside = config.dir.join(names::QUARANTINE_DIR);
+        let kept = read_file(disk, &dir.join(name), MAX_SNAPSHOT)
+            .and_then(|bytes| write_file_atomically(disk, &aside, name, &bytes));
+        // Nothing of this log is in it: that keeps no store from starting.
+        if let Err(error) = kept {
+            report.remarks.push(format!("snapshot {name} was not kept: {error}"));
+        }
+        disk.unlink(&dir.join(name))?;
+    }
+    if !void.is_empty() {
+        disk.sync_dir(&dir)?;
+    }
+    Ok(())
+}
+
 /// What the walk starts from: the newest snapshot, unless segments that it needs are gone; then the newest image. Also
-/// where the newest image begins that is known.
+/// where the newest image begins that is known, if it is not known to be unreadable.
 pub(super) fn start_state(
     log: &CommitLog,
     snapshot: Option<Snapshot>,
@@ -206,6 +235,7 @@ pub(super) fn start_state(
             let begin = image.offset;
             Ok((Some(image), Some(begin)))
         }
-        _ => Ok((snapshot, known)),
+        // What cannot be read makes nothing safe.
+        older => Ok((snapshot, older.map(|image| image.offset))),
     }
 }

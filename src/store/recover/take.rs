@@ -84,6 +84,7 @@ impl Recovery<'_> {
                 if let Some((mark, batch)) = session {
                     self.applier.stored(*mark, batch);
                 }
+                self.newest_topic = self.newest_topic.max(key.topic);
                 if at < self.unsealed_from {
                     let base = self.log.segment_at(at).map_or(at, |segment| segment.base());
                     self.queues.observe(*key, base, entry);

@@ -87,13 +87,13 @@ impl Verifier {
             Err(error) => (error.to_string(), 0),
         };
         if let Some((_, shared)) = &self.running {
-            // A segment that was deleted meanwhile took its files with it.
-            if shared.log.segment_at(base).is_none() {
+            let is_listed = match kind {
+                FileKind::ConsumeQueue => shared.queues.found_wrong(base),
+                _ => shared.indexes.found_wrong(base),
+            };
+            // A segment that is deleted meanwhile is taken off the list before its files go.
+            if !is_listed {
                 return bytes;
-            }
-            match kind {
-                FileKind::ConsumeQueue => shared.queues.mark_missing(base, end),
-                _ => shared.indexes.mark_missing(base, end),
             }
             shared.seal_signal.wake();
         }

@@ -110,7 +110,7 @@ impl Verifier {
         let Some(range) = finding.range.clone() else { return };
         if let Some((_, shared)) = &self.running {
             // What was deleted since the verification began is not damaged.
-            if shared.log.segment_at(range.start).is_none() && range.start < shared.log.min() {
+            if shared.deleted.covers(&range) {
                 return;
             }
             shared.found_damage(range.clone());

@@ -9,12 +9,12 @@ use mainstem::client::{
     Accept, Client, OnFailure, Partition, Producer, ProducerConfig, ProducerError, Pull, Reason,
     Stored, TopicSettings,
 };
-use mainstem::format::batch::{NewMeta, TagFilter};
+use mainstem::format::batch::{Codec, NewMeta, TagFilter};
 use mainstem::message::{Access, FlushMode, QueueId, QueueOffset};
 use tokio::task::JoinSet;
 
 use crate::proxy::Proxy;
-use crate::support::{Server, soon};
+use crate::support::{Server, from, soon};
 
 /// Long enough for every restart of a test, short enough for its clock.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -320,23 +320,30 @@ async fn a_close_sends_what_lingers_and_so_does_the_drop_of_the_last_clone() {
     let server = Server::start().await;
     let client = connect(server.at.grpc).await;
     topic(&client, "t", 1, FlushMode::Sync).await;
-    let config =
-        || ProducerConfig { linger: Duration::from_secs(3_600), ..ProducerConfig::default() };
+    let config = || ProducerConfig {
+        linger: Duration::from_secs(3_600),
+        compression: Codec::Lz4,
+        ..ProducerConfig::default()
+    };
     let producer = client.producer(config()).await.unwrap();
     let clone = producer.clone();
     for n in 0..10 {
-        send(&producer, "t", &n.to_string()).await.unwrap();
+        send(&producer, "t", &format!("{n:01000}")).await.unwrap();
     }
     soon(producer.close()).await.unwrap();
     assert_eq!(bodies(&client, "t").await.len(), 10);
+    // Compressed: the ten bodies are much alike.
+    let stored = server.pull(from("t", 0, 0)).await.unwrap().records.remove(0).batch;
+    let stored = mainstem::format::batch::Batch::parse(&stored).unwrap();
+    assert_eq!((stored.codec(), stored.message_count()), (Codec::Lz4.number(), 10));
     let refused = send(&clone, "t", "x").await.unwrap_err();
     assert_eq!(refused.to_string(), "the producer is closed");
 
     let producer = client.producer(config()).await.unwrap();
-    let accepted = send(&producer, "t", "10").await.unwrap();
+    let accepted = send(&producer, "t", &format!("{:01000}", 10)).await.unwrap();
     drop(producer);
     soon(accepted.stored()).await.unwrap();
-    let expected: Vec<_> = (0..11).map(|n| n.to_string()).collect();
+    let expected: Vec<_> = (0..11).map(|n| format!("{n:01000}")).collect();
     assert_eq!(bodies(&client, "t").await, expected);
 }
 
@@ -364,12 +371,13 @@ async fn what_has_no_answer_in_time_fails_as_unsettled_and_the_next_messages_are
     proxy.cut_after(1);
     let unsettled = send(&producer, "t", "b").await.unwrap();
     until(|| proxy.cuts() == 1).await;
-    let expired = send(&producer, "t", "c").await.unwrap();
     let error = soon(unsettled.stored()).await.unwrap_err();
     assert_eq!(
         (error.stored(), error.to_string().as_str()),
         (Stored::Unknown, "it may or may not be stored")
     );
+    // By now it knows that there is no stream.
+    let expired = send(&producer, "t", "c").await.unwrap();
     let error = soon(expired.stored()).await.unwrap_err();
     assert_eq!((error.stored(), error.to_string().as_str()), (Stored::No, "not sent within 2s"));
     proxy.lead_to(server.at.grpc);

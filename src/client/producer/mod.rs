@@ -31,13 +31,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SetOnce, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use self::accepted::{Accepted, Limits, Place, cost};
 use self::sender::Sender;
 use super::send_stream::SendStream;
 use super::{CALL_TIMEOUT, Client, ClientError, PATIENCE, Receipt, Retry, Stored, within};
-use crate::format::batch::{BatchBuilder, BatchError, NewMeta, check, group_hash, limits};
+use crate::format::batch::{
+    BatchBuilder, BatchError, Codec, Compressor, NewMeta, check, group_hash, limits,
+};
 use crate::message::{MessageId, QueueId, QueueOffset, Timestamp};
 use crate::proto;
 
@@ -56,6 +58,9 @@ pub struct ProducerConfig {
     pub in_flight: usize,
     /// Bytes of messages that are accepted and have no outcome, 1 MiB to 4 GiB; who sends more waits. Default 32 MiB.
     pub memory: usize,
+    /// How the bodies of a batch are compressed where that makes them smaller, by the producer's task. Default
+    /// [`Codec::None`]: what it saves in network and disk it costs in time.
+    pub compression: Codec,
     /// The pause before the first repetition where the broker names none; it doubles up to 2 s. 1 ms to a
     /// day, default 100 ms.
     pub back_off: Duration,
@@ -78,6 +83,7 @@ impl Default for ProducerConfig {
             linger: Duration::from_millis(5),
             in_flight: SendStream::IN_FLIGHT,
             memory: 32 << 20,
+            compression: Codec::None,
             back_off: Duration::from_millis(100),
             patience: PATIENCE,
             partition: Partition::default(),
@@ -130,8 +136,8 @@ pub struct Failure<'a> {
 /// Why messages are not known to be stored. The error of a batch is shared by its messages.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ProducerError {
-    /// A number of the configuration is out of its range. There is no producer.
-    #[error("the option `{option}` of a producer is out of its range")]
+    /// A number of the configuration is out of its range, or its codec is not built in. There is no producer.
+    #[error("the option `{option}` of a producer is out of its range or not built in")]
     BadConfig {
         /// Which one.
         option: &'static str,
@@ -299,6 +305,8 @@ struct Shared {
     client: Client,
     partition: Partition,
     memory: u32,
+    back_off: Duration,
+    patience: Duration,
     /// Guards what was accepted; never held over an await, nor over anything but memory.
     accepted: Mutex<Accepted>,
     /// Queues of topics that messages were sent to by key; at most [`TOPICS`]. Short lock.
@@ -313,6 +321,8 @@ struct Shared {
 
 /// What a configuration may say of a time.
 const MOST_TIME: Duration = Duration::from_secs(24 * 3_600);
+/// The longest pause before a repetition, where the broker names none.
+const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// Topics whose number of queues is remembered.
 const TOPICS: usize = 1 << 16;
 
@@ -323,6 +333,9 @@ impl Client {
     /// `BadConfig`; `NotStored` as of [`Client::open_session`].
     pub async fn producer(&self, config: ProducerConfig) -> Result<Producer, ProducerError> {
         let memory = check_config(&config)?;
+        let Ok(compressor) = Compressor::new(config.compression) else {
+            return Err(ProducerError::BadConfig { option: "compression" });
+        };
         let name = match &config.session {
             Some(name) => name.clone(),
             None => own_name()?,
@@ -338,13 +351,15 @@ impl Client {
             client: self.clone(),
             partition: config.partition,
             memory,
+            back_off: config.back_off,
+            patience: config.patience,
             accepted: Mutex::new(Accepted::new(limits)),
             queues: Mutex::default(),
             room: Semaphore::new(config.memory),
             news: Notify::new(),
             settled,
         });
-        let sender = Sender::new(Arc::clone(&shared), config, &session, settle);
+        let sender = Sender::new(Arc::clone(&shared), config, compressor, &session, settle);
         tokio::spawn(sender.run());
         let handle = Arc::new(Handle(Arc::clone(&shared)));
         Ok(Producer { shared, handle })
@@ -385,6 +400,11 @@ fn own_name() -> Result<String, ProducerError> {
     Ok(format!("producer-{:032x}", u128::from_le_bytes(random)))
 }
 
+/// The pause after this one.
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(LAST_PAUSE.max(pause))
+}
+
 fn not_stored(error: ClientError) -> ProducerError {
     ProducerError::NotStored(Arc::new(error))
 }
@@ -395,7 +415,7 @@ impl Producer {
     ///
     /// # Errors
     /// The message was not accepted: `BadMessage`, `Closed`, and what ended the producer. By key also `NotStored`, when
-    /// the topic's queues cannot be asked for.
+    /// the topic is not there, or the broker cannot be asked about it within [`ProducerConfig::patience`].
     pub async fn send(
         &self,
         topic: &str,
@@ -475,18 +495,33 @@ impl Shared {
         if let Some(queues) = known().get(topic) {
             return Ok(*queues);
         }
-        let request =
-            proto::DescribeTopicRequest { name: topic.to_owned(), first_queue: 0, limit: 1 };
-        let answer = self.client.admin.clone().describe_topic(within(request, CALL_TIMEOUT)).await;
-        let described =
-            self.client.answer(answer).and_then(|answer| self.client.topic(answer.topic));
-        let queues = described.map_err(not_stored)?.queues;
+        let due = Instant::now() + self.patience;
+        let mut pause = self.back_off;
+        let queues = loop {
+            match self.ask_queues_of(topic).await {
+                Ok(queues) => break queues,
+                // It may be asked as often as one likes.
+                Err(error) if error.retry() != Retry::Never && Instant::now() + pause < due => {
+                    sleep(pause).await;
+                    pause = longer(pause);
+                }
+                Err(error) => return Err(not_stored(error)),
+            }
+        };
         let mut known = known();
         if known.len() >= TOPICS {
             known.clear();
         }
         known.insert(topic.into(), queues);
         Ok(queues)
+    }
+
+    async fn ask_queues_of(&self, topic: &str) -> Result<u32, ClientError> {
+        let request =
+            proto::DescribeTopicRequest { name: topic.to_owned(), first_queue: 0, limit: 1 };
+        let answer = self.client.admin.clone().describe_topic(within(request, CALL_TIMEOUT)).await;
+        let answer = self.client.answer(answer)?;
+        Ok(self.client.topic(answer.topic)?.queues)
     }
 
     /// The topic has other queues than it had.

@@ -23,13 +23,10 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::Code;
 
 use super::accepted::Batch;
-use super::{Failure, Outcome, ProducerConfig, ProducerError, Shared};
+use super::{Failure, Outcome, ProducerConfig, ProducerError, Shared, longer};
 use crate::client::{ClientError, Reason, Receipt, Refusal, Retry, SendStream, Session, Stored};
-use crate::format::batch::BatchBuilder;
+use crate::format::batch::Compressor;
 use crate::message::{QueueId, SessionId, SessionMark};
-
-/// The longest pause before a repetition, where the broker names none.
-const LAST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A batch that the task has taken.
 struct Underway {
@@ -64,6 +61,7 @@ pub(super) struct Sender {
     stream: Option<SendStream>,
     /// So many of them are on the stream.
     sent: usize,
+    compressor: Compressor,
     /// Kept for its room.
     receipts: Vec<Receipt>,
     pause: Duration,
@@ -77,6 +75,7 @@ impl Sender {
     pub(super) fn new(
         shared: Arc<Shared>,
         config: ProducerConfig,
+        compressor: Compressor,
         session: &Session,
         settle: watch::Sender<u64>,
     ) -> Self {
@@ -91,6 +90,7 @@ impl Sender {
             underway: VecDeque::with_capacity(config.in_flight),
             stream: None,
             sent: 0,
+            compressor,
             receipts: Vec::new(),
             pause: config.back_off,
             timer: Box::pin(sleep_until(Instant::now())),
@@ -137,7 +137,7 @@ impl Sender {
             let Some(taken) = self.shared.accepted().take(Instant::now()) else { return };
             let Batch { topic, queue, messages, outcome, permits, since, .. } = taken;
             let count = messages.message_count();
-            let batch = self.finish(messages);
+            let batch = messages.finish_compressed(&mut self.compressor);
             self.underway.push_back(Underway {
                 topic,
                 queue,
@@ -149,10 +149,6 @@ impl Sender {
                 is_uncertain: false,
             });
         }
-    }
-
-    fn finish(&mut self, messages: BatchBuilder) -> Bytes {
-        messages.finish()
     }
 
     /// Gives up the batches whose time is over; whether there were any.
@@ -353,8 +349,7 @@ impl Sender {
         }
         let named = error.refusal().and_then(|refusal| refusal.retry_after);
         let pause = named.unwrap_or(self.pause);
-        self.pause =
-            (self.pause * 2).clamp(self.config.back_off, LAST_PAUSE.max(self.config.back_off));
+        self.pause = longer(self.pause);
         let until = Instant::now() + pause;
         sleep_until(self.underway.front().map_or(until, |front| front.due.min(until))).await;
     }

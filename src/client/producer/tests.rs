@@ -173,7 +173,8 @@ fn options_have_ranges() {
         bad(|c| c.back_off = Duration::ZERO),
     ];
     let options = ["batch_bytes", "batch_messages", "in_flight", "memory", "back_off"];
-    let said = options.map(|o| format!("the option `{o}` of a producer is out of its range"));
+    let said = options
+        .map(|o| format!("the option `{o}` of a producer is out of its range or not built in"));
     assert_eq!(seen, said);
     assert!(check_config(&ProducerConfig { linger: day, ..ProducerConfig::default() }).is_err());
     assert!(check_config(&ProducerConfig { patience: day, ..ProducerConfig::default() }).is_err());

@@ -123,9 +123,12 @@ impl Broker {
                 limit: u64::try_from(MAX_WAIT.as_millis()).unwrap_or(u64::MAX),
             });
         }
+        let filter = Arc::new(TagFilter::parse(request.tags)?);
+        let topic = self.known(request.topic)?;
+        check_queue(&topic, request.queue)?;
         let reader = Reader {
-            filter: Arc::new(TagFilter::parse(request.tags)?),
-            topic: self.known(request.topic)?,
+            filter,
+            topic,
             group: match request.group {
                 Some(name) => Some(self.group(name, request.deadline).await?),
                 None => None,
@@ -133,7 +136,6 @@ impl Broker {
             max_messages: request.max_messages,
             max_bytes: request.max_bytes,
         };
-        check_queue(&reader.topic, request.queue)?;
         let until = before(request.deadline);
         if let Some(epoch) = request.epoch {
             let place = (request.queue, request.offset);

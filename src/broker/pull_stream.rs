@@ -121,9 +121,15 @@ impl Broker {
             );
         }
         let until = Instant::now() + PATIENCE;
+        let filter = Arc::new(TagFilter::parse(request.tags).map_err(BrokerError::from)?);
+        let topic = self.known(request.topic)?;
+        for &PullStart { queue, .. } in request.queues {
+            check_queue(&topic, queue)
+                .map_err(|error| PullStreamError { queue: Some(queue), error })?;
+        }
         let reader = Reader {
-            filter: Arc::new(TagFilter::parse(request.tags).map_err(BrokerError::from)?),
-            topic: self.known(request.topic)?,
+            filter,
+            topic,
             group: match request.group {
                 Some(name) => Some(self.group(name, until).await?),
                 None => None,
@@ -131,16 +137,13 @@ impl Broker {
             max_messages: MAX_MESSAGES,
             max_bytes: request.max_bytes,
         };
-        for &PullStart { queue, offset } in request.queues {
-            let checked = async {
-                check_queue(&reader.topic, queue)?;
-                if let Some(epoch) = request.epoch {
-                    let place = (queue, offset);
-                    self.check_not_truncated(&reader.topic, place, epoch, until, until).await?;
-                }
-                Ok(())
-            };
-            checked.await.map_err(|error| PullStreamError { queue: Some(queue), error })?;
+        if let Some(epoch) = request.epoch {
+            for &PullStart { queue, offset } in request.queues {
+                let place = (queue, offset);
+                self.check_not_truncated(&reader.topic, place, epoch, until, until)
+                    .await
+                    .map_err(|error| PullStreamError { queue: Some(queue), error })?;
+            }
         }
         let waiting = Arc::clone(&self.waiters).try_acquire_many_owned(count);
         let waiting = waiting.map_err(|_| BrokerError::Overloaded { what: "parked pulls" })?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame};
 use mainstem::client::Client;
 use mainstem::format::batch::{BatchBuilder, NewMeta};
@@ -56,7 +56,10 @@ async fn begin(
 ) -> Result<http::Response<Body>, tonic::transport::Error> {
     let zeros = Bytes::from(vec![0; 64 << 10]);
     let mut pieces = vec![zeros; brought.div_ceil(64 << 10)];
-    pieces.push([&[0][..], &len.to_be_bytes()].concat().into());
+    let mut prefix = BytesMut::new();
+    prefix.put_u8(0);
+    prefix.put_u32(len);
+    pieces.push(prefix.freeze());
     let body = Unfinished { pieces, taken: Arc::default() };
     let mut request = http::Request::new(Body::new(body));
     *request.method_mut() = http::Method::POST;

@@ -36,6 +36,7 @@ async fn next(stream: &mut Streaming<PullStreamResponse>) -> Result<PullStreamRe
 async fn end(stream: &mut Streaming<PullStreamResponse>) -> (Code, proto::Error) {
     loop {
         if let Err(status) = next(stream).await {
+            assert!(!status.details().is_empty(), "{status:?}");
             return (status.code(), detail(&status));
         }
     }
@@ -251,7 +252,16 @@ async fn a_stop_ends_streams_that_wait_and_those_that_are_not_read() {
     let (_data, ended) = server.stop();
     let (code, why) = end(&mut waits).await;
     assert_eq!((code, why.reason.as_str()), (Code::Unavailable, "DRAINING"));
-    let (code, why) = end(&mut is_not_read).await;
-    assert_eq!((code, why.reason.as_str()), (Code::Unavailable, "DRAINING"));
+    // It takes its answers while the connection is being closed: what of them it gets is the network's affair.
+    let why = loop {
+        if let Err(status) = next(&mut is_not_read).await {
+            break status;
+        }
+    };
+    if why.details().is_empty() {
+        assert_eq!(why.code(), Code::Unknown, "the connection broke: {why:?}");
+    } else {
+        assert_eq!((why.code(), detail(&why).reason.as_str()), (Code::Unavailable, "DRAINING"));
+    }
     soon(ended).await.unwrap().unwrap();
 }

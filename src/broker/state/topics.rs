@@ -316,12 +316,14 @@ impl TopicTable {
 
         let (id, handle) = (entry.id(), &entry.handle);
         let mut transitions = Vec::new();
-        if grows(old.retention, new.retention) {
+        let retention = wider(old.retention, new.retention);
+        if retention != old.retention {
             // What is gone stays gone. From the clock's reading on nobody may see more go by the old retention, or that
-            // would come back: so the new one holds before the record is appended.
+            // would come back: so what is kept longer holds before the record is appended. What is kept shorter holds
+            // only once it is: if it is not, nothing may have gone by it.
             let (below, before) = store.expired_now(handle);
             handle.expire(below, before, &[]);
-            let settings = TopicSettings { retention: new.retention, ..old };
+            let settings = TopicSettings { retention, ..old };
             handle.configure(&settings, PhysicalOffset::ZERO);
             transitions.push(Transition::TopicExpired { id, below, before, queues: Vec::new() });
         }
@@ -529,10 +531,10 @@ impl Unit {
     }
 }
 
-/// Whether anything is kept longer by `new` than by `old`.
-fn grows(old: Retention, new: Retention) -> bool {
-    let wide = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
-    wide(new.time_ms) > wide(old.time_ms) || wide(new.bytes) > wide(old.bytes)
+/// What keeps all that one of them keeps.
+fn wider(one: Retention, other: Retention) -> Retention {
+    let longer = |one: Option<u64>, other: Option<u64>| Some(one?.max(other?));
+    Retention { time_ms: longer(one.time_ms, other.time_ms), bytes: longer(one.bytes, other.bytes) }
 }
 
 #[cfg(test)]
@@ -679,18 +681,21 @@ mod tests {
         assert_eq!(expired, (PhysicalOffset::ZERO, Timestamp::ZERO, Vec::new()));
     }
 
+    /// What an update makes shorter used to hold before its record was appended: where that failed, messages could have
+    /// gone by a retention that was never in force.
     #[test]
-    fn only_what_keeps_more_grows() {
+    fn before_an_update_is_recorded_each_limit_is_the_wider_one() {
         let keep = |time_ms, bytes| Retention { time_ms, bytes };
-        for (old, new, wanted) in [
-            (keep(None, None), keep(Some(5), Some(5)), false),
-            (keep(Some(5), Some(5)), keep(Some(5), Some(5)), false),
-            (keep(Some(5), Some(5)), keep(Some(4), Some(6)), true),
-            (keep(Some(5), Some(5)), keep(None, Some(4)), true),
-            (keep(Some(5), None), keep(Some(6), Some(4)), true),
-            (keep(Some(5), None), keep(Some(4), None), false),
+        for (old, new, wider_one) in [
+            (keep(None, None), keep(Some(5), Some(5)), keep(None, None)),
+            (keep(Some(5), Some(5)), keep(Some(5), Some(5)), keep(Some(5), Some(5))),
+            (keep(Some(5), Some(5)), keep(Some(4), Some(6)), keep(Some(5), Some(6))),
+            (keep(Some(5), Some(5)), keep(None, Some(4)), keep(None, Some(5))),
+            (keep(Some(5), None), keep(Some(6), Some(4)), keep(Some(6), None)),
+            (keep(Some(5), None), keep(Some(4), None), keep(Some(5), None)),
         ] {
-            assert_eq!(grows(old, new), wanted, "{old:?} {new:?}");
+            assert_eq!(wider(old, new), wider_one, "{old:?} {new:?}");
+            assert_eq!(wider(new, old), wider_one, "{old:?} {new:?}");
         }
     }
 

@@ -22,7 +22,8 @@
 //! | 7 | [`server`] | one server from its start to its end: wire, serve, drain in order | `config`, floors 0–6 without `client` |
 //! | 7 | [`offline`] | what is done to a store on which no broker runs: verify, dump, rebuild | `broker`, `store`, `file::disk`, floor 0 |
 //! | 7 | [`telemetry`] | what the process logs to stderr | – |
-//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], `store` works on a stopped one, every other command asks a [`client`] | `client`, `server`, `offline`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, `format::record`, floor 0 |
+//! | 7 | `child` | a process of this executable that serves, and its directory | – |
+//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], `store` works on a stopped one, every other command asks a [`client`] | `client`, `server`, `offline`, `child`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, `format::record`, floor 0 |
 //!
 //! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc` and `client` alone name;
 //! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand,
@@ -35,6 +36,7 @@
 compile_error!("Mainstem runs on Linux only");
 
 pub mod broker;
+pub(crate) mod child;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -22,9 +22,12 @@
 //! | 7 | [`server`] | one server from its start to its end: wire, serve, drain in order | `config`, floors 0–6 without `client` |
 //! | 7 | [`offline`] | what is done to a store on which no broker runs: verify, dump, rebuild | `broker`, `store`, `file::disk`, floor 0 |
 //! | 7 | [`telemetry`] | what the process logs to stderr | – |
-//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], `store` works on a stopped one, every other command asks a [`client`] | `client`, `server`, `offline`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, `format::record`, floor 0 |
+//! | 7 | `child` | a process of this executable that serves, and its directory | – |
+//! | 7 | `bench` | measures a broker beside a server that does nothing | `child`, `client`, `grpc::listen`, `wire`, [`proto`], `format::batch`, floor 0 |
+//! | 7 | [`cli`] | the command line: `serve` runs a [`server`], `store` works on a stopped one, every other command asks a [`client`] | `client`, `server`, `offline`, `child`, `bench`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, `format::record`, floor 0 |
 //!
-//! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc` and `client` alone name;
+//! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc`, `client` and the control
+//! of `bench` alone name;
 //! `testing` (feature `testing`, on in tests) opens private rooms to tests: the simulated disk, a clock moved by hand,
 //! a store stepped by hand.
 //!
@@ -34,7 +37,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("Mainstem runs on Linux only");
 
+pub(crate) mod bench;
 pub mod broker;
+pub(crate) mod child;
 pub mod cli;
 pub mod client;
 pub mod clock;
@@ -56,7 +61,7 @@ pub mod testing;
 pub mod telemetry;
 pub(crate) mod wire;
 
-/// The generated types of `proto/`; only `grpc` and `client` name them.
+/// The generated types of `proto/`; only `grpc`, `client` and the control of `bench` name them.
 #[expect(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 #[allow(rustdoc::invalid_html_tags, reason = "generated")]
 pub mod proto {

@@ -7,12 +7,14 @@
 //! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs`, `session.rs` | a client of a broker |
 //! | `store.rs`, `store/` | a store: verify, dump, rebuild; of a stopped broker but for one |
 //! | `group.rs`, `offset.rs` | the same, for consumer groups |
+//! | `bench.rs` | how fast a broker is, beside a server that does nothing |
 //! | `demo/` | a broker, its producers and its readers, killed and checked |
 //! | `output.rs`, `message.rs`, `time.rs` | what goes to stdout, and in which form |
 //! | `error.rs` | what goes to stderr when it fails, and the exit codes |
 //!
 //! Data goes to stdout, everything else to stderr.
 
+mod bench;
 mod demo;
 mod error;
 mod group;
@@ -34,7 +36,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use self::output::{Format, Output};
 use crate::client::{Client, ClientError, Retry};
@@ -89,6 +92,9 @@ pub(crate) struct Connection {
         help_heading = COMMON
     )]
     server: String,
+    /// Whether the command line itself names it.
+    #[arg(skip)]
+    is_named: bool,
 }
 
 impl Connection {
@@ -129,11 +135,18 @@ enum Command {
     Store(store::StoreCommand),
     /// See it work: start a broker, send, read, query, kill it, check that nothing is lost
     Demo(demo::DemoArgs),
+    /// Measure how fast it is
+    Bench(bench::BenchArgs),
 }
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let mut cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    cli.connection.is_named = matches.value_source("server") == Some(ValueSource::CommandLine);
     match run(cli) {
         Ok(()) => error::Exit::Done.into(),
         Err(error) => error::report(&error).into(),
@@ -176,7 +189,21 @@ async fn client_command(
         Command::Session(command) => session::run(command, connection, output).await,
         Command::Store(command) => store::run(command, connection, output).await,
         Command::Demo(args) => demo::run(args, output).await,
+        Command::Bench(args) => bench::run(args, connection, output).await,
     }
+}
+
+/// Ctrl-C, or whoever wants this process to end.
+async fn interrupted() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result?,
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
 }
 
 /// An error and its causes in one line.
@@ -216,8 +243,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -249,6 +249,11 @@ impl Progress {
         progress
     }
 
+    /// What is done now.
+    pub(crate) fn says(&self, what: &str) {
+        self.bar.set_message(what.to_owned());
+    }
+
     /// Counts `done` more.
     pub(crate) fn add(&self, done: u64) {
         self.bar.inc(done);

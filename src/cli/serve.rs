@@ -8,12 +8,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::chain;
 use super::error::{Exit, Failure};
 use super::output::Output;
+use crate::child::Addresses;
 use crate::config::Config;
 use crate::file::FileError;
 use crate::server::{self, Listening, ServerError};
@@ -55,15 +55,6 @@ Examples:
 
 SIGTERM and Ctrl-C stop it in order. RUST_LOG sets what it logs to standard error.
 There is no authentication: anyone who reaches the address can send, read and delete.";
-
-/// Where a running broker listens.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Addresses {
-    /// For clients.
-    pub(crate) grpc: String,
-    /// For health and metrics.
-    pub(crate) http: String,
-}
 
 /// Runs the command.
 pub(crate) fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {

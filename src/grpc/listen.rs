@@ -40,7 +40,7 @@ use crate::sync::{Mutex, lock};
 /// Bytes that a stream may have under way to us.
 const STREAM_WINDOW: u32 = 8 << 20;
 /// Bytes that a connection may have under way to us.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+pub(crate) const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Bytes that all connections together may have under way to us: what is received and not taken yet, as by a stream
 /// whose client does not read its answers.
 const ALL_WINDOWS: u64 = 1 << 30;
@@ -239,7 +239,8 @@ async fn stopped(drain: &mut Drain) {
     let _ = drain.wait_for(|stop| *stop).await;
 }
 
-fn settings(window: u32) -> http2::Builder<TokioExecutor> {
+/// How HTTP/2 is spoken: also by whoever is compared with this server.
+pub(crate) fn settings(window: u32) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())

@@ -13,6 +13,7 @@
 //! | `disk.rs` | a full disk, one below its reserve, a failing sync |
 //! | `abuse.rs` | clients that take and give nothing back: what they cost, and whether others are served |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
+//! | `bench.rs` | a bench of servers of its own |
 //! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
 //! | `verify.rs` | a store that is verified, running and stopped |
 //! | `support.rs` | a process and its home |
@@ -21,6 +22,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod abuse;
+mod bench;
 mod disk;
 mod gone;
 mod history;

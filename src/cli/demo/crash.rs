@@ -17,10 +17,10 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::broker::Broker;
 use super::material::Stamp;
 use super::report::{Measured, Report};
-use super::{SENDERS, read_queue};
+use super::{SENDERS, read_queue, start};
+use crate::child::Server;
 use crate::cli::output::Progress;
 use crate::client::{Client, Stored};
 use crate::format::batch::{BatchBuilder, NewMeta};
@@ -68,7 +68,7 @@ struct Verdict {
 pub(super) async fn run(
     directory: &Path,
     keep: bool,
-    broker: &mut Option<Broker>,
+    broker: &mut Option<Server>,
     client: &Client,
     report: &mut Report,
 ) -> anyhow::Result<()> {
@@ -87,7 +87,7 @@ pub(super) async fn run(
     first.kill();
     drop(first);
     *broker = Some(
-        Broker::start(directory, Some(&addresses), keep)
+        start(directory, Some(&addresses), keep)
             .await
             .context("the broker does not come back on its directory")?,
     );

@@ -15,7 +15,6 @@
 //! The broker and the directory go on every way out, also on Ctrl-C: both are owned by guards of [`run`]. With
 //! `--keep` they are left, after everything else is done.
 
-mod broker;
 mod crash;
 mod material;
 mod report;
@@ -29,12 +28,12 @@ use bytes::Bytes;
 use clap::Args;
 use tokio::task::JoinSet;
 
-use self::broker::Broker;
 use self::material::{Package, Stamp};
 use self::report::{Left, Measured, Report};
 use super::error::{Exit, Failure};
 use super::output::{Output, Progress};
-use super::patiently;
+use super::{interrupted, patiently};
+use crate::child::{self, Addresses, ChildError, Directory, Life, Server};
 use crate::client::{Client, Message, Order, Pull, Query, Receipt, Selector, TopicSettings};
 use crate::format::batch::{BatchBuilder, NewMeta, TagFilter};
 use crate::message::{QueueId, QueueOffset};
@@ -62,7 +61,7 @@ pub(crate) struct DemoArgs {
 /// Runs the command.
 pub(crate) async fn run(args: DemoArgs, output: &mut Output) -> anyhow::Result<()> {
     // Dropped in reverse order: first the broker, then its directory.
-    let mut directory = Directory::create()?;
+    let mut directory = Directory::create("demo")?;
     let mut report = Report::default();
     let mut broker = None;
     tokio::select! {
@@ -90,22 +89,29 @@ pub(crate) async fn run(args: DemoArgs, output: &mut Output) -> anyhow::Result<(
     }
 }
 
-/// Ctrl-C, or whoever wants this process to end.
-async fn interrupted() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result?,
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    Ok(())
+/// Starts a broker on the data in `directory` and waits until it is ready; without `addresses` on free ports.
+async fn start(
+    directory: &Path,
+    addresses: Option<&Addresses>,
+    keep: bool,
+) -> Result<Server, ChildError> {
+    let free = Addresses::free();
+    let wanted = addresses.unwrap_or(&free);
+    let data = directory.join("data").display().to_string();
+    // It says what room it needs, and gives it back.
+    let mut command = vec!["serve", "--data", &data, "--set", "store.disk_reserve=0"];
+    command.extend(["--listen", &wanted.grpc, "--http", &wanted.http, "--print-addresses"]);
+    let life = if keep { Life::Kept } else { Life::Owned };
+    Server::start(&command, &log_path(directory), life).await
+}
+
+fn log_path(directory: &Path) -> PathBuf {
+    directory.join("broker.log")
 }
 
 /// Adds the broker's last words to an error: they are gone with the directory.
 fn explain(error: anyhow::Error, directory: &Path) -> anyhow::Error {
-    match broker::last_words(directory) {
+    match child::last_words(&log_path(directory)) {
         Some(words) => error.context(format!("the broker said: {words}")),
         None => error,
     }
@@ -115,12 +121,12 @@ fn explain(error: anyhow::Error, directory: &Path) -> anyhow::Error {
 async fn play(
     directory: &Path,
     keep: bool,
-    broker: &mut Option<Broker>,
+    broker: &mut Option<Server>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let packages = material::packages()?;
     let started = Instant::now();
-    let running = broker.insert(Broker::start(directory, None, keep).await?);
+    let running = broker.insert(start(directory, None, keep).await?);
     let addresses = running.addresses().clone();
     report.step("start", "a broker on free ports", Measured::once(started.elapsed()));
     let client = Client::connect(&addresses.grpc).await?;
@@ -413,43 +419,4 @@ async fn find_key(
         anyhow::bail!("the answer for the key {key} is incomplete ({reason})");
     }
     Ok(found.messages)
-}
-
-/// The demo's directory: removed on every way out unless it is kept.
-struct Directory {
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Directory {
-    fn create() -> anyhow::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        let mut random = [0_u8; 4];
-        getrandom::fill(&mut random).context("no random numbers")?;
-        let name = format!("mainstem-demo-{:08x}", u32::from_le_bytes(random));
-        let path = std::env::temp_dir().join(name);
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("cannot make {}; set TMPDIR", path.display()))?;
-        Ok(Self { path, kept: false })
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn keep(&mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
-        {
-            super::output::say(format_args!("cannot remove {}: {error}", self.path.display()));
-        }
-    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::broker::Broker;
+use crate::child::Server;
 use crate::cli::output::table;
 
 /// The whole story.
@@ -52,7 +52,7 @@ pub(super) struct Left {
 
 impl Left {
     /// How to reach it.
-    pub(super) fn new(broker: &Broker, directory: &Path) -> Self {
+    pub(super) fn new(broker: &Server, directory: &Path) -> Self {
         Self {
             server: broker.addresses().grpc.clone(),
             http: broker.addresses().http.clone(),

@@ -1,0 +1,129 @@
+//! `mainstem bench` against a broker and a control of its own: figures come out, and nothing stays behind.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::{Child, Command};
+
+use crate::support::{BINARY, Home, Process, soon, until};
+
+/// A bench with its temporary directory in `home`.
+fn spawn(home: &Path, args: &[&str]) -> Child {
+    let mut command = Command::new(BINARY);
+    command.arg("bench").args(args).args(["-o", "json"]).env("TMPDIR", home);
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// What a short run says, after a check that nothing of it is left.
+async fn run(what: &[&str]) -> Value {
+    let home = tempfile::tempdir().unwrap();
+    let short = ["--duration", "1s", "--rounds", "1", "--warm-up", "0s", "--payload", "100"];
+    let child = spawn(home.path(), &[what, &short].concat());
+    let output = soon("a bench", child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(said, "", "nobody watches");
+    assert_nothing_left(home.path()).await;
+    let run: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(run["subject"]["acks"].as_u64().unwrap() > 0, "{run}");
+    assert!(run["subject"]["messages_per_second"].as_f64().unwrap() > 0.0, "{run}");
+    assert!(run["ratio"].as_f64().unwrap() > 0.0, "{run}");
+    assert!(run["control"]["latency_us"]["p50"].is_u64(), "{run}");
+    assert!(run["subject"]["cpu_ns_per_message"].is_f64(), "{run}");
+    let series = run["subject"]["series"].as_array().unwrap();
+    assert!(series.len() >= 20, "ten points for each of two turns at least: {}", series.len());
+    run
+}
+
+/// No file, and no process that works on one.
+async fn assert_nothing_left(home: &Path) {
+    let left: Vec<_> = std::fs::read_dir(home).unwrap().map(|entry| entry.unwrap()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let home = home.to_str().unwrap();
+    until("the end of all processes", async || processes(home).is_empty().then_some(())).await;
+}
+
+/// The processes that were started with `home` as their temporary directory.
+fn processes(home: &str) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap();
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // Another user's, or gone.
+        let Ok(environ) = std::fs::read(entry.path().join("environ")) else { continue };
+        let tmpdir = format!("TMPDIR={home}");
+        if environ.split(|byte| *byte == 0).any(|variable| variable == tmpdir.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_bench_of_sends_brings_figures_and_leaves_nothing() {
+    let run = run(&["send"]).await;
+    assert_eq!(run["ratio_of"], "rate");
+    assert_eq!(run["config"]["batch"], 100);
+}
+
+#[tokio::test]
+async fn a_bench_of_pulls_brings_figures_and_leaves_nothing() {
+    let run = run(&["pull", "--queues", "3", "--fill", "4MiB"]).await;
+    assert_eq!(run["config"]["what"], "pull");
+}
+
+#[tokio::test]
+async fn a_bench_of_queries_brings_figures_and_leaves_nothing() {
+    let run = run(&["query", "--fill", "1MiB", "--topics", "2"]).await;
+    assert_eq!(run["config"]["keys"], 1);
+}
+
+#[tokio::test]
+async fn a_bench_from_end_to_end_at_a_fixed_rate_brings_latencies_and_leaves_nothing() {
+    let run = run(&["e2e", "--rate", "2000", "--queues", "2"]).await;
+    assert_eq!(run["ratio_of"], "median_latency");
+    assert_eq!(run["config"]["rate"]["fixed"], 2000.0);
+}
+
+#[tokio::test]
+async fn a_bench_that_is_interrupted_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let mut child = spawn(home.path(), &["--duration", "60s"]);
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    // The bench, its broker and its control.
+    let all = async || (processes(home.path().to_str().unwrap()).len() == 3).then_some(());
+    until("all processes", all).await;
+    kill_process(pid, Signal::INT).unwrap();
+    let mut said = String::new();
+    soon("its words", child.stderr.take().unwrap().read_to_string(&mut said)).await.unwrap();
+    assert_eq!(said, "error: interrupted; what the run started is gone\n");
+    assert_eq!(soon("its end", child.wait()).await.unwrap().code(), Some(1));
+    assert_nothing_left(home.path()).await;
+}
+
+#[tokio::test]
+async fn a_bench_of_another_broker_takes_its_topics_away_again() {
+    let home = Home::new();
+    let broker = Process::start(&home, &[]).await;
+    let temporary = tempfile::tempdir().unwrap();
+    let args = ["--server", &broker.grpc, "--duration", "200ms", "--rounds", "1", "--no-control"];
+    let args = [&["send", "--topics", "40", "--payload", "100", "--warm-up", "0s"][..], &args];
+    let output = spawn(temporary.path(), &args.concat()).wait_with_output();
+    let output = soon("a bench", output).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let run: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(run["subject"]["messages"].as_u64().unwrap() > 0);
+    assert_eq!(
+        (&run["ratio"], &run["subject"]["cpu_ns_per_message"]),
+        (&Value::Null, &Value::Null)
+    );
+    let client = broker.client().await;
+    assert_eq!(soon("a list", client.topics("")).await.unwrap().0, []);
+    broker.stop().await;
+}

@@ -3,15 +3,16 @@
 //! | step | waits for | then |
 //! | --- | --- | --- |
 //! | look | a second; for messages a minute, a word, or a seal while space is short | what is free, what is dead |
-//! | image | the dispatcher, then the flush | the state stands in the log behind its begin |
+//! | image | the dispatcher, room, then the flush | the state stands in the log behind its begin |
 //! | record | the flush | `segments deleted` is durable: a hole there is not damage |
 //! | sweep | – | `.cq`, `.idx`, then the segment; directories synced |
 //!
 //! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead segment
 //! goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never needs a
-//! deleted segment, with or without snapshots. One with damage in it stays until an operator gives the damage up; so
-//! does one whose files were made when the disk did not give all of it: what they do not name may be alive. While there
-//! is such damage, a topic that is not known counts as one whose creation was lost, not as deleted.
+//! deleted segment, with or without snapshots. While an image waits for room, what the one before it lets go still
+//! goes: that makes the room. One with damage in it stays until an operator gives the damage up; so does one whose files
+//! were made when the disk did not give all of it: what they do not name may be alive. While there is such damage, a
+//! topic that is not known counts as one whose creation was lost, not as deleted.
 //!
 //! The power may go after any of these writes: before the record is durable nothing was removed; after it the next
 //! start sweeps on.
@@ -114,7 +115,11 @@ impl CleanWorker {
                     self.looked_at_messages = None;
                     Progress::Worked
                 }
-                Err(AppendError::NotReady) => wait(&shared),
+                // It waits for room, and what lies before the image before it may make some.
+                Err(AppendError::NotReady) => match self.try_clean(&shared) {
+                    Progress::Idle(_) if !shared.space_is_wanted() => wait(&shared),
+                    progress => progress,
+                },
                 Err(error) => {
                     tracing::warn!(%error, "the state image was given up; it is taken again");
                     self.image = None;
@@ -122,13 +127,14 @@ impl CleanWorker {
                 }
             };
         }
-        match self.clean(&shared) {
-            Ok(progress) => progress,
-            Err(error) => {
-                tracing::warn!(%error, "deleting segments failed; it is tried again");
-                Progress::Idle(LOOK_AT_DISK)
-            }
-        }
+        self.try_clean(&shared)
+    }
+
+    fn try_clean(&mut self, shared: &Shared) -> Progress {
+        self.clean(shared).unwrap_or_else(|error| {
+            tracing::warn!(%error, "deleting segments failed; it is tried again");
+            Progress::Idle(LOOK_AT_DISK)
+        })
     }
 
     fn look_at_disk(&mut self, shared: &Shared) {
@@ -241,6 +247,9 @@ impl CleanWorker {
 
     /// Whether an image is due: for replay without snapshots, or so that `waiting` bytes of dead segments can go.
     fn image_is_due(&self, shared: &Shared, waiting: u64) -> bool {
+        if self.image.is_some() {
+            return false;
+        }
         let begin = shared.newest_image().unwrap_or_default();
         let sealed = shared.marks.sealed.get();
         let segments = shared.log.segments();

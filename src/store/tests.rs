@@ -729,3 +729,58 @@ fn while_space_is_short_what_is_dead_goes_as_soon_as_its_segment_is_sealed() {
     rig.settle();
     assert_eq!(rig.store.status().deleted_segments, 1, "{:?}", rig.store.status());
 }
+
+/// While an image waited for room nothing was looked at, so what would have made the room stayed for good.
+#[test]
+fn while_an_image_waits_for_room_what_lies_before_the_last_one_goes() {
+    let mut rig = Rig::open(SimDisk::new());
+    let [first, second, third] = [1, 2, 3].map(|id| rig.topic(id, 1, FlushMode::Async));
+    for id in 100..300 {
+        rig.topic(id, 1, FlushMode::Async);
+    }
+    let expire = |rig: &mut Rig, topic: &TopicHandle| {
+        let (id, below) = (topic.id(), rig.store.watermarks().appended);
+        let (before, queues) = (Timestamp::ZERO, Vec::new());
+        rig.transition(&Transition::TopicExpired { id, below, before, queues });
+        rig.clean();
+    };
+    rig.fill(&first, 0, 3);
+    rig.fill(&second, 0, 2);
+    // An image is taken for what is dead.
+    rig.disk.set_capacity(Some(8 << 20));
+    rig.clock.advance(Duration::from_secs(2));
+    expire(&mut rig, &second);
+    let status = rig.store.status();
+    let (newest, deleted) = (status.newest_image.unwrap(), status.deleted_segments);
+    assert!(deleted >= 1 && newest.get() > 4 * config().segment_size, "{status:?}");
+    rig.disk.set_capacity(None);
+    rig.clock.advance(Duration::from_secs(2));
+    rig.settle();
+    rig.fill(&third, 0, 2);
+
+    // The next segment is the last one, and commits leave little of it.
+    rig.disk.set_capacity(Some(1 << 20));
+    rig.clock.advance(Duration::from_secs(2));
+    rig.settle();
+    let (last, len) = (rig.store.status().segments + 1, config().segment_size);
+    let room = |rig: &Rig| len - rig.store.watermarks().appended.get() % len;
+    while rig.store.status().segments < last || room(&rig) > len / 64 + 1_500 {
+        rig.store.append_one(NewRecord::state(vec![0; 800])).unwrap();
+        rig.settle();
+    }
+    let images = rig.store.status().images;
+    expire(&mut rig, &third);
+    assert_eq!(rig.store.status().images, images, "there is no room for it");
+    assert_eq!(rig.store.status().deleted_segments, deleted);
+    // These lie before the image that there is.
+    first.expire(newest, Timestamp::ZERO, &[]);
+    rig.clean();
+    assert!(rig.store.status().deleted_segments >= deleted + 2, "{:?}", rig.store.status());
+    // And with room the other one is taken.
+    rig.disk.set_capacity(None);
+    rig.clock.advance(Duration::from_secs(2));
+    rig.settle();
+    assert!(rig.store.status().images > images, "{:?}", rig.store.status());
+    rig.clean();
+    assert!(rig.store.status().deleted_segments >= deleted + 4, "{:?}", rig.store.status());
+}

@@ -120,6 +120,11 @@ impl CleanWorker {
                     Progress::Idle(_) if !shared.space_is_wanted() => wait(&shared),
                     progress => progress,
                 },
+                Err(error @ AppendError::TooLarge { .. }) => {
+                    tracing::error!(%error, "the state is too large for an image: segments that wait for one stay");
+                    self.image = None;
+                    Progress::Idle(LOOK_AT_MESSAGES)
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the state image was given up; it is taken again");
                     self.image = None;

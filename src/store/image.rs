@@ -83,7 +83,9 @@ impl ImageWriter {
                 return Ok(Wrote::Waits);
             }
             let snapshot = Snapshot { offset: self.begin, ..shared.take_snapshot() };
-            self.bytes = Some(snapshot.encode());
+            let bytes = snapshot.encode();
+            check_len(bytes.len() as u64)?;
+            self.bytes = Some(bytes);
             return Ok(Wrote::Some);
         };
         let part_len = part_len(shared);
@@ -111,6 +113,14 @@ impl ImageWriter {
             self.end = Some(placed.end);
         }
         Ok(Wrote::Some)
+    }
+}
+
+/// Refuses what no start would read: nothing may be deleted on the strength of it.
+pub(super) fn check_len(len: u64) -> Result<(), AppendError> {
+    match len > MAX_IMAGE {
+        true => Err(AppendError::TooLarge { len, max: MAX_IMAGE }),
+        false => Ok(()),
     }
 }
 

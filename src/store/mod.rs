@@ -98,6 +98,8 @@ pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteRe
 use self::read::Bounds;
 pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
 pub use self::rebuild::{Derived, RebuildError, RebuildStep, Rebuilt, rebuild};
+#[cfg(test)]
+pub(crate) use self::recover::MAX_SNAPSHOT;
 pub use self::recover::{ReportLine, StartReport, TailCut};
 pub use self::repair::{
     Adopted, Adoption, Lose, RepairError, RepairMode, RepairOrder, RepairStep, Repaired, repair,

@@ -67,8 +67,8 @@ const QUARANTINE_BYTES: usize = 16 << 20;
 const CLEAR_PIECE: usize = 1 << 20;
 /// Behind the end that a clean stop left, so many bytes are looked at: more than an epoch record.
 const CLEAN_LOOK: u64 = 64 << 10;
-/// A snapshot or a small derived file is never read beyond this.
-pub(super) const MAX_SNAPSHOT: u64 = 1 << 30;
+/// No snapshot and no state image is written or read beyond this: above what the limits of the broker's state come to.
+pub(crate) const MAX_SNAPSHOT: u64 = 4 << 30;
 
 /// What recovery hands to the store.
 pub(super) struct Recovered {

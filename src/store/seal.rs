@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::dispatch::derive;
+use super::image;
 use super::signal::Progress;
 use crate::file::FileError;
 use crate::file::disk::write_file_atomically;
@@ -199,6 +200,11 @@ impl Shared {
     }
 
     fn write_snapshot(&self, snapshot: &Prepared) -> Result<(), FileError> {
+        if let Err(error) = image::check_len(snapshot.bytes.len() as u64) {
+            // The ones before it stay: a start reads them, and replays more.
+            tracing::error!(%error, "the state is too large for a snapshot");
+            return Ok(());
+        }
         let dir = self.config.dir.join(FileKind::Snapshot.directory());
         let name = FileKind::Snapshot.name(snapshot.reach);
         write_file_atomically(&*self.disk, &dir, &name, &snapshot.bytes)

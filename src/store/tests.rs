@@ -730,6 +730,13 @@ fn while_space_is_short_what_is_dead_goes_as_soon_as_its_segment_is_sealed() {
     assert_eq!(rig.store.status().deleted_segments, 1, "{:?}", rig.store.status());
 }
 
+#[test]
+fn no_image_is_written_that_no_start_would_read() {
+    assert!(image::check_len(MAX_SNAPSHOT).is_ok());
+    let refused = image::check_len(MAX_SNAPSHOT + 1);
+    assert!(matches!(refused, Err(AppendError::TooLarge { max: MAX_SNAPSHOT, .. })));
+}
+
 /// While an image waited for room nothing was looked at, so what would have made the room stayed for good.
 #[test]
 fn while_an_image_waits_for_room_what_lies_before_the_last_one_goes() {

@@ -34,6 +34,7 @@ pub(super) use self::known::Known;
 use self::order::Order;
 use super::Shared;
 use super::offline::{SegmentFile, StoppedStore};
+use super::recover::MAX_SNAPSHOT;
 use crate::file::disk::Disk;
 use crate::file::segment::Segment;
 use crate::format::DecodeError;
@@ -49,8 +50,6 @@ use crate::sync::Arc;
 
 /// Bytes of the log that a step reads; more if a record or a gap is longer.
 const PIECE: u64 = 1 << 20;
-/// A snapshot is not read beyond this, as at a start.
-const MAX_SNAPSHOT: u64 = 1 << 30;
 /// Messages of one gap that are told one by one.
 const MAX_LOST: usize = 1_000;
 

@@ -25,6 +25,8 @@
 //! note, its record has no byte for it, and it does not touch `history`.
 
 mod history;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

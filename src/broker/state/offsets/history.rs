@@ -36,7 +36,7 @@ const MAX_OF_QUEUE: usize = 100;
 pub(crate) const KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// The most changes in all: two resets of the widest topic.
-const MAX_CHANGES: usize = 1 << 17;
+pub(super) const MAX_CHANGES: usize = 1 << 17;
 
 /// How a group came to go on elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

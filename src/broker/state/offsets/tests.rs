@@ -1,0 +1,96 @@
+//! What is left of offsets when something around them fails; and how much all state comes to at its limits.
+
+use super::history::MAX_CHANGES;
+use super::*;
+use crate::broker::state::groups::GroupTable;
+use crate::broker::state::sessions::MAX_SESSIONS;
+use crate::broker::state::topics::TopicTable;
+use crate::format::state_record::{SESSION_WINDOW, SessionBatch};
+use crate::message::{Epoch, FlushMode, GroupSettings, SessionId, TopicSettings, TopicType};
+use crate::store::MAX_SNAPSHOT;
+
+const KEY: (GroupId, TopicId) = (GroupId::new(1), TopicId::new(1));
+
+fn len(transition: &Transition) -> u64 {
+    let mut out = Vec::new();
+    transition.encode_into(&mut out);
+    out.len() as u64
+}
+
+fn topic_created(id: u64, name: String) -> Transition {
+    let settings = TopicSettings::open(3, FlushMode::Async, TopicType::Mixed);
+    Transition::TopicCreated { id: TopicId::new(id), name, settings }
+}
+
+fn group_created(id: u64, name: String, settings: GroupSettings) -> Transition {
+    Transition::GroupCreated { id: GroupId::new(id), name, settings }
+}
+
+fn committed(group: u64, topic: u64, queues: u32, note: Option<Arc<OffsetNote>>) -> Transition {
+    let offsets = (0..queues).map(|queue| (QueueId::new(queue), QueueOffset::new(7))).collect();
+    let (group, topic) = (GroupId::new(group), TopicId::new(topic));
+    Transition::OffsetsCommitted { group, topic, bound: 3, offsets, note }
+}
+
+/// A snapshot or an image above the bound would be written and then not read.
+#[test]
+fn state_at_all_of_its_limits_fits_into_a_snapshot() {
+    let as_of = len(&Transition::AsOf { applied: PhysicalOffset::ZERO });
+    let expired = |queues: u64| {
+        let queues = (0..queues).map(|_| (QueueId::ZERO, QueueOffset::ZERO)).collect();
+        let (below, before) = (PhysicalOffset::ZERO, Timestamp::ZERO);
+        len(&Transition::TopicExpired { id: TopicId::ZERO, below, before, queues })
+    };
+    let topic = len(&topic_created(1, "t".repeat(255))) + expired(0);
+    let topics = TopicTable::MAX_TOPICS as u64 * topic
+        + TopicTable::MAX_QUEUES * (expired(1_001) - expired(1)).div_ceil(1_000);
+
+    let retry_delays_ms = vec![12 * 60 * 60 * 1_000; 64];
+    let settings = GroupSettings { retry_delays_ms, ..GroupSettings::default() };
+    let group = len(&group_created(1, "g".repeat(120), settings));
+    let groups = GroupTable::MAX_GROUPS as u64 * group;
+
+    // Each of them of a group and a topic of its own.
+    let offsets = Offsets::MAX_ROWS * (as_of + len(&committed(1, 1, 1, None)));
+    let note = By {
+        cause: OffsetCause::Reset,
+        caller: Caller { address: Some("[::1]:65535".parse().unwrap()), name: &"b".repeat(128) },
+    }
+    .note(Timestamp::ZERO);
+    let moves = vec![OffsetMove {
+        queue: QueueId::ZERO,
+        old: Some(QueueOffset::ZERO),
+        new: QueueOffset::ZERO,
+    }];
+    let (group, topic, position) = (KEY.0, KEY.1, PhysicalOffset::ZERO);
+    let history = len(&Transition::OffsetHistory { group, topic, position, note, moves });
+    let history = MAX_CHANGES as u64 * history;
+
+    let batch = SessionBatch {
+        topic: TopicId::ZERO,
+        queue: QueueId::ZERO,
+        messages: 1,
+        queue_offset: QueueOffset::ZERO,
+        offset: PhysicalOffset::ZERO,
+        end: PhysicalOffset::ZERO,
+        epoch: Epoch::ZERO,
+        store_time: Timestamp::ZERO,
+    };
+    let session = Transition::SessionKept {
+        id: SessionId::new(1),
+        name: "s".repeat(255),
+        epoch: 1,
+        at: Timestamp::ZERO,
+        last_sequence: 1,
+        batches: vec![batch; SESSION_WINDOW],
+    };
+    let sessions = MAX_SESSIONS as u64 * (as_of + len(&session));
+
+    // Where each queue stands, and each topic in front of its queues: see `format::snapshot`.
+    let positions = TopicTable::MAX_QUEUES * 20 + TopicTable::MAX_TOPICS as u64 * 12;
+    // The log's own: head, deleted ranges, bases of segments.
+    let store = 16 << 20;
+    let all = topics + groups + offsets + history + sessions + positions + store;
+    assert!(all < MAX_SNAPSHOT, "{all}");
+    assert!(offsets > 1 << 30, "more than what once was the bound: {offsets}");
+}

@@ -296,11 +296,22 @@ impl GroupTable {
     }
 
     /// The one place where the unit changes: right after the append of the record in normal running, and in replay.
-    /// `end` is that of the record.
-    fn transition(&self, unit: &mut Unit, transition: Transition, end: PhysicalOffset) {
+    /// `end` is that of the record. Returns the group that a creation put an end to: its name is given again, so its
+    /// deletion is a record that cannot be read.
+    fn transition(
+        &self,
+        unit: &mut Unit,
+        transition: Transition,
+        end: PhysicalOffset,
+    ) -> Option<GroupId> {
         unit.applied = unit.applied.max(end);
+        let mut replaced = None;
         match transition {
             Transition::GroupCreated { id, name, settings } => {
+                replaced = unit.names.get(name.as_str()).map(|old| old.id).filter(|old| *old != id);
+                if let Some(old) = replaced {
+                    self.remove(unit, old);
+                }
                 unit.next = unit.next.max(GroupId::new(id.get() + 1));
                 let name: Arc<str> = name.into();
                 let entry = Arc::new(GroupEntry {
@@ -315,33 +326,38 @@ impl GroupTable {
                 unit.names.insert(name, entry);
             }
             Transition::GroupUpdated { id, settings } => {
-                let Some(entry) = self.by_id.get(&id) else { return };
+                let entry = self.by_id.get(&id)?;
                 let enabled = settings.enabled;
                 *lock(&entry.settings) = self.shared(settings);
                 if !enabled {
                     entry.changed.notify_waiters();
                 }
             }
-            Transition::GroupDeleted { id } => {
-                let Some((_, entry)) = self.by_id.remove(&id) else { return };
-                self.by_name.remove(&entry.name);
-                unit.names.remove(&entry.name);
-                entry.dead.store(true, Ordering::Release);
-                entry.changed.notify_waiters();
-            }
+            Transition::GroupDeleted { id } => self.remove(unit, id),
             Transition::NextGroupId { next } => unit.next = unit.next.max(next),
             // Of other units.
             _ => {}
         }
+        replaced
+    }
+
+    /// Takes a group out for good.
+    fn remove(&self, unit: &mut Unit, id: GroupId) {
+        let Some((_, entry)) = self.by_id.remove(&id) else { return };
+        self.by_name.remove(&entry.name);
+        unit.names.remove(&entry.name);
+        entry.dead.store(true, Ordering::Release);
+        entry.changed.notify_waiters();
     }
 
     /// Applies a transition of a record that ends at `end`, in replay. What a snapshot contained already changes
-    /// nothing: the whole table is as of one position.
-    pub(super) fn replay(&self, transition: Transition, end: PhysicalOffset) {
+    /// nothing: the whole table is as of one position. Returns the group that a creation put an end to.
+    pub(super) fn replay(&self, transition: Transition, end: PhysicalOffset) -> Option<GroupId> {
         let mut unit = lock(&self.unit);
-        if end > unit.restored {
-            self.transition(&mut unit, transition, end);
+        if end <= unit.restored {
+            return None;
         }
+        self.transition(&mut unit, transition, end)
     }
 
     /// Applies a transition of a snapshot that is as of `applied`.

@@ -59,7 +59,11 @@ impl State {
             Transition::GroupCreated { .. }
             | Transition::GroupUpdated { .. }
             | Transition::NextGroupId { .. } => match from {
-                Source::Log => self.groups.replay(transition, at),
+                Source::Log => {
+                    if let Some(replaced) = self.groups.replay(transition, at) {
+                        self.offsets.forget_group(replaced);
+                    }
+                }
                 Source::Snapshot => self.groups.restore(transition, at),
             },
             Transition::GroupDeleted { id } => {
@@ -84,7 +88,11 @@ impl State {
             | Transition::TopicUpdated { .. }
             | Transition::TopicExpired { .. }
             | Transition::NextTopicId { .. } => match from {
-                Source::Log => self.topics.replay(topics, transition, at),
+                Source::Log => {
+                    if let Some(replaced) = self.topics.replay(topics, transition, at) {
+                        self.offsets.forget_topic(replaced);
+                    }
+                }
                 Source::Snapshot => self.topics.restore(topics, transition, at),
             },
             transition if sessions::concerns(&transition) => match from {

@@ -399,17 +399,24 @@ impl TopicTable {
     }
 
     /// The one place where the unit changes: right after the append of the record in normal running, and in replay.
-    /// `end` is that of the record.
+    /// `end` is that of the record. Returns the topic that a creation put an end to: its name is given again, so its
+    /// deletion is a record that cannot be read.
     fn transition(
         &self,
         unit: &mut Unit,
         topics: &Topics,
         transition: Transition,
         end: PhysicalOffset,
-    ) {
+    ) -> Option<TopicId> {
         unit.applied = unit.applied.max(end);
+        let mut replaced = None;
         match transition {
             Transition::TopicCreated { id, name, settings } => {
+                replaced =
+                    unit.names.get(name.as_str()).map(|old| old.id()).filter(|old| *old != id);
+                if let Some(old) = replaced {
+                    self.remove(unit, topics, old);
+                }
                 unit.next = unit.next.max(TopicId::new(id.get() + 1));
                 let entry = Arc::new(TopicEntry {
                     name: name.into(),
@@ -421,7 +428,7 @@ impl TopicTable {
                 self.put(unit, entry);
             }
             Transition::TopicUpdated { id, settings } => {
-                let Some(old) = self.by_id(id) else { return };
+                let old = self.by_id(id)?;
                 old.handle.configure(&settings, end);
                 unit.queues -= u64::from(old.settings.queues);
                 unit.queues += u64::from(settings.queues);
@@ -434,20 +441,24 @@ impl TopicTable {
                 self.put(unit, Arc::new(entry));
             }
             Transition::TopicExpired { id, below, before, queues } => {
-                let Some(entry) = self.by_id(id) else { return };
+                let entry = self.by_id(id)?;
                 entry.handle.expire(below, before, &queues);
             }
-            Transition::TopicDeleted { id } => {
-                let Some((_, entry)) = self.by_id.remove(&id) else { return };
-                self.by_name.remove(&entry.name);
-                unit.names.remove(&entry.name);
-                unit.queues -= u64::from(entry.settings.queues);
-                topics.remove(id);
-            }
+            Transition::TopicDeleted { id } => self.remove(unit, topics, id),
             Transition::NextTopicId { next } => unit.next = unit.next.max(next),
             // Of other units.
             _ => {}
         }
+        replaced
+    }
+
+    /// Takes a topic out for good.
+    fn remove(&self, unit: &mut Unit, topics: &Topics, id: TopicId) {
+        let Some((_, entry)) = self.by_id.remove(&id) else { return };
+        self.by_name.remove(&entry.name);
+        unit.names.remove(&entry.name);
+        unit.queues -= u64::from(entry.settings.queues);
+        topics.remove(id);
     }
 
     /// Puts an entry in, in place of an earlier one of its incarnation.
@@ -458,14 +469,20 @@ impl TopicTable {
     }
 
     /// Applies a transition of a record that ends at `end`, in replay. What a snapshot contained already changes
-    /// nothing: the whole table is as of one position.
-    pub(super) fn replay(&self, topics: &Topics, transition: Transition, end: PhysicalOffset) {
+    /// nothing: the whole table is as of one position. Returns the topic that a creation put an end to.
+    pub(super) fn replay(
+        &self,
+        topics: &Topics,
+        transition: Transition,
+        end: PhysicalOffset,
+    ) -> Option<TopicId> {
         let mut unit = lock(&self.unit);
         // A counter that stands there already is no change: the table stays as of its last one.
         let is_known = matches!(transition, Transition::NextTopicId { next } if next <= unit.next);
-        if end > unit.restored && !is_known {
-            self.transition(&mut unit, topics, transition, end);
+        if end <= unit.restored || is_known {
+            return None;
         }
+        self.transition(&mut unit, topics, transition, end)
     }
 
     /// Applies a transition of a snapshot that is as of `applied`.

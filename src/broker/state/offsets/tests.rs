@@ -2,12 +2,13 @@
 
 use super::history::MAX_CHANGES;
 use super::*;
+use crate::broker::state::State;
 use crate::broker::state::groups::GroupTable;
 use crate::broker::state::sessions::MAX_SESSIONS;
 use crate::broker::state::topics::TopicTable;
 use crate::format::state_record::{SESSION_WINDOW, SessionBatch};
 use crate::message::{Epoch, FlushMode, GroupSettings, SessionId, TopicSettings, TopicType};
-use crate::store::MAX_SNAPSHOT;
+use crate::store::{Applier as _, MAX_SNAPSHOT, Topics};
 
 const KEY: (GroupId, TopicId) = (GroupId::new(1), TopicId::new(1));
 
@@ -30,6 +31,49 @@ fn committed(group: u64, topic: u64, queues: u32, note: Option<Arc<OffsetNote>>)
     let offsets = (0..queues).map(|queue| (QueueId::new(queue), QueueOffset::new(7))).collect();
     let (group, topic) = (GroupId::new(group), TopicId::new(topic));
     Transition::OffsetsCommitted { group, topic, bound: 3, offsets, note }
+}
+
+/// The records one after the other, each of one transition.
+fn replayed(records: &[Transition]) -> (State, Topics) {
+    let (state, topics) = (State::new(0), Topics::default());
+    for (record, end) in records.iter().zip(1..) {
+        let mut payload = Vec::new();
+        record.encode_into(&mut payload);
+        state.apply(&topics, &payload, PhysicalOffset::new(end * 100)).unwrap();
+    }
+    (state, topics)
+}
+
+/// The record of the deletion cannot be read, so replay meets a second topic or group of the same name.
+#[test]
+fn a_name_that_is_made_again_ends_what_had_it_before() {
+    let name = || "n".to_owned();
+    let (state, topics) = replayed(&[
+        topic_created(1, name()),
+        group_created(1, name(), GroupSettings::default()),
+        committed(1, 1, 2, None),
+        topic_created(2, name()),
+    ]);
+    assert_eq!((state.topics.counts(), state.offsets.count()), ((1, 3), 0));
+    assert!(topics.get(TopicId::new(1)).is_none() && topics.get(TopicId::new(2)).is_some());
+    assert!(state.topics.by_id(TopicId::new(1)).is_none());
+
+    let (state, topics) = replayed(&[
+        topic_created(1, name()),
+        group_created(1, name(), GroupSettings::default()),
+        committed(1, 1, 2, None),
+        group_created(2, name(), GroupSettings::default()),
+        committed(1, 1, 1, None),
+        committed(2, 1, 3, None),
+    ]);
+    assert_eq!((state.groups.count(), state.offsets.count()), (1, 3));
+    assert!(!state.groups.has_id(GroupId::new(1)) && state.groups.has_id(GroupId::new(2)));
+    // So the snapshot is that of a log without the damage.
+    let (restored, known) = (State::new(0), Topics::default());
+    let snapshot = state.snapshot(&topics).state;
+    restored.restore(&known, &snapshot).unwrap();
+    assert_eq!(restored.snapshot(&known).state, snapshot);
+    assert_eq!((restored.groups.count(), restored.offsets.count()), (1, 3));
 }
 
 /// A snapshot or an image above the bound would be written and then not read.

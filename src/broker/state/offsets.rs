@@ -320,9 +320,11 @@ impl Offsets {
         let mut locked: Vec<_> = topics.iter().zip(units.iter().map(|unit| lock(unit))).collect();
         let outcome = self.commit_locked(store, group, &mut locked, by);
         drop(locked);
+        // Before the look at who holds them: of commits that fail together the last one takes the units out.
+        drop(units);
         if !matches!(outcome, Ok(Commit::Done { .. })) {
-            for (commit, unit) in topics.iter().zip(&units) {
-                self.discard_empty((group.id(), commit.topic.id()), unit);
+            for commit in topics {
+                self.discard_empty((group.id(), commit.topic.id()));
             }
         }
         outcome
@@ -524,11 +526,11 @@ impl Offsets {
     }
 
     /// Takes a unit out again into which nothing was ever committed: a commit made it and came to nothing.
-    fn discard_empty(&self, key: (GroupId, TopicId), known: &Arc<Mutex<Unit>>) {
+    fn discard_empty(&self, key: (GroupId, TopicId)) {
         let mut index = lock(&self.index);
         self.units.remove_if(&key, |_, unit| {
-            // The map and the caller hold it and nobody else, so nobody is about to commit to it.
-            Arc::ptr_eq(unit, known) && Arc::strong_count(unit) == 2 && lock(unit).bound == 0
+            // The map holds it and nobody else, so nobody is about to commit to it.
+            Arc::strong_count(unit) == 1 && lock(unit).bound == 0
         });
         // Also if it was forgotten meanwhile.
         if !self.units.contains_key(&key) {

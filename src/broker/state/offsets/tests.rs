@@ -44,6 +44,24 @@ fn replayed(records: &[Transition]) -> (State, Topics) {
     (state, topics)
 }
 
+/// Each of them saw that the other holds the unit, and left it to the other.
+#[test]
+fn of_commits_that_fail_together_the_last_takes_their_unit_out() {
+    let offsets = Offsets::default();
+    let (first, second) = (offsets.unit(KEY.0, KEY.1), offsets.unit(KEY.0, KEY.1));
+    drop(first);
+    offsets.discard_empty(KEY);
+    assert_eq!(offsets.topics_of(KEY.0, TopicId::ZERO, 9), (vec![KEY.1], false), "it is in use");
+    drop(second);
+    offsets.discard_empty(KEY);
+    assert_eq!(offsets.topics_of(KEY.0, TopicId::ZERO, 9), (Vec::new(), false));
+    assert_eq!(offsets.memory_bytes(), 0);
+    // Nothing is taken out into which something was committed.
+    offsets.replay(KEY, 1, vec![(QueueId::ZERO, QueueOffset::new(5))], None, PhysicalOffset::ZERO);
+    offsets.discard_empty(KEY);
+    assert_eq!(offsets.committed(KEY.0, KEY.1).get(QueueId::ZERO), Some(QueueOffset::new(5)));
+}
+
 /// The record of the deletion cannot be read, so replay meets a second topic or group of the same name.
 #[test]
 fn a_name_that_is_made_again_ends_what_had_it_before() {

@@ -163,10 +163,9 @@ impl Broker {
         deadline: Instant,
     ) -> Result<GroupDescription, BrokerError> {
         within("queues in an answer", limit, MAX_PAGE)?;
-        let applied = self.state.groups.applied();
-        let entry = self.state.groups.get(name);
-        self.settled(applied, deadline).await?;
-        let entry = entry.ok_or_else(|| unknown(name))?;
+        let entry = self.group(name, deadline).await?;
+        // Looked at behind the table: what the group is was told by a record before it.
+        self.settled(self.state.groups.applied(), deadline).await?;
         // A topic has a queue at least.
         let (ids, mut more) = self.state.offsets.topics_of(entry.id(), after, limit as usize);
         let (mut topics, mut queues) = (Vec::new(), 0);

@@ -358,7 +358,20 @@ impl Broker {
         }
     }
 
-    /// The topic of a name that is to be read.
+    /// The topic of a name. That there is none may be told once the deletion is durable.
+    ///
+    /// # Errors
+    /// There is none.
+    async fn topic(&self, name: &str, deadline: Instant) -> Result<Arc<TopicEntry>, BrokerError> {
+        let known = self.known(name);
+        if matches!(known, Err(BrokerError::UnknownTopic)) {
+            // Looked at behind the table: what took the name out is in it.
+            self.settled(self.state.topics.applied(), deadline).await?;
+        }
+        known
+    }
+
+    /// The topic of a name that is to be read, for who tells what it finds later.
     fn known(&self, name: &str) -> Result<Arc<TopicEntry>, BrokerError> {
         if let Some(topic) = self.state.topics.get(name) {
             return Ok(topic);

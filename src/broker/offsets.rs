@@ -211,11 +211,16 @@ impl Broker {
         deadline: Instant,
     ) -> Result<QueueProgress, BrokerError> {
         let group = self.group(group, deadline).await?;
-        let topic = self.known(topic)?;
+        let topic = self.topic(topic, deadline).await?;
         check_queue(&topic, queue)?;
         let (committed, applied) = self.state.offsets.committed_of(group.id(), topic.id(), queue);
         self.acknowledged(&topic, applied, deadline).await?;
-        let next = committed.ok_or(BrokerError::OffsetNotFound { queue })?;
+        let Some(next) = committed else {
+            // That the group or the topic was made again is told by it too.
+            let applied = self.state.groups.applied().max(self.state.topics.applied());
+            self.settled(applied, deadline).await?;
+            return Err(BrokerError::OffsetNotFound { queue });
+        };
         self.caught_up(&topic, deadline).await;
         let range = self.bounds(&topic, queue, deadline).await?;
         self.still_there(&topic)?;
@@ -236,7 +241,7 @@ impl Broker {
     ) -> Result<Vec<QueueProgress>, BrokerError> {
         within("queues in an answer", limit, MAX_PAGE)?;
         let group = self.group(group, deadline).await?;
-        let topic = self.known(topic)?;
+        let topic = self.topic(topic, deadline).await?;
         self.progress_in(&group, &topic, first_queue, limit, deadline).await
     }
 
@@ -287,7 +292,7 @@ impl Broker {
             let fault = RequestFault::OffsetPosition { field: "at" };
             return Err(BrokerError::BadRequest { fault });
         }
-        let topic = self.known(topic)?;
+        let topic = self.topic(topic, deadline).await?;
         check_queue(&topic, first_queue)?;
         self.caught_up(&topic, deadline).await;
         let first = first_queue.get();
@@ -315,7 +320,7 @@ impl Broker {
         check_caller(request.caller)?;
         loop {
             let group = self.group(request.group, deadline).await?;
-            let topic = self.known(request.topic)?;
+            let topic = self.topic(request.topic, deadline).await?;
             let mut queues = self.planned(&group, &topic, &request, deadline).await?;
             if request.run == Run::Dry {
                 return Ok(queues);
@@ -349,7 +354,7 @@ impl Broker {
         let HistoryRequest { group, topic, queue, after, limit } = request;
         within("changes in an answer", limit, MAX_PAGE)?;
         let group = self.group(group, deadline).await?;
-        let topic = self.known(topic)?;
+        let topic = self.topic(topic, deadline).await?;
         check_queue(&topic, queue.unwrap_or_default())?;
         let since = Timestamp::new(self.store.now().get().saturating_sub(KEPT_MS));
         let asked = Asked { queue, after, limit: limit as usize };
@@ -452,7 +457,7 @@ impl Broker {
         }
         let mut commits = Vec::new();
         for (name, mut offsets) in by_topic {
-            let topic = self.known(name)?;
+            let topic = self.topic(name, deadline).await?;
             offsets.sort_unstable_by_key(|new| new.queue);
             let twice = offsets.windows(2).find_map(|pair| match pair {
                 [a, b] if a.queue == b.queue => Some(a.queue),

@@ -191,7 +191,7 @@ impl Broker {
         if begin > end {
             return Err(BrokerError::BadRequest { fault: RequestFault::TimeRange });
         }
-        let topic = self.known(topic)?;
+        let topic = self.topic(topic, request.deadline).await?;
         self.check_readable(&topic)?;
         let identity = QueryIdentity {
             topic: topic.id(),
@@ -317,7 +317,7 @@ impl Broker {
         offset: QueueOffset,
         deadline: Instant,
     ) -> Result<Page, BrokerError> {
-        let topic = self.known(topic)?;
+        let topic = self.topic(topic, deadline).await?;
         self.check_readable(&topic)?;
         let queues = topic.settings().queues;
         if queue.get() >= queues {

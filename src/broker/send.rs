@@ -267,6 +267,7 @@ impl Broker {
             return Ok(topic);
         }
         if !self.config.auto_create_topics {
+            self.settled(self.state.topics.applied(), request.deadline).await?;
             return Err(BrokerError::UnknownTopic);
         }
         let settings = self.topic_defaults();

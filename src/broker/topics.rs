@@ -140,7 +140,7 @@ impl Broker {
         // The changes alone: what stays was allowed when it was made.
         let legal = TopicSettings::open(1, FlushMode::Sync, TopicType::Mixed);
         check_settings(&changes.on(legal))?;
-        self.known(name)?;
+        self.topic(name, deadline).await?;
         if self.is_draining() {
             return Err(BrokerError::Draining);
         }
@@ -180,7 +180,7 @@ impl Broker {
         what: Purge,
         deadline: Instant,
     ) -> Result<Option<u64>, BrokerError> {
-        let topic = self.known(name)?;
+        let topic = self.topic(name, deadline).await?;
         if self.is_draining() {
             return Err(BrokerError::Draining);
         }
@@ -279,10 +279,9 @@ impl Broker {
         deadline: Instant,
     ) -> Result<TopicDescription, BrokerError> {
         within("queues in an answer", limit, MAX_PAGE)?;
-        let applied = self.state.topics.applied();
-        let topic = self.known(name);
-        self.settled(applied, deadline).await?;
-        let topic = topic?;
+        let topic = self.topic(name, deadline).await?;
+        // Looked at behind the table: what the topic is was told by a record before it.
+        self.settled(self.state.topics.applied(), deadline).await?;
         // Ranges that lag a little are still true, so a deadline that ends the wait is no error.
         let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;
         let end = topic.settings().queues.min(first_queue.saturating_add(limit));

@@ -169,6 +169,11 @@ impl Model {
         if self.is_sync() { wait } else { Wait::Nothing }
     }
 
+    /// What answers a request that names no topic: told once the deletion is durable.
+    fn unknown_topic(&self) -> Plan {
+        Plan::new(Vec::new(), Err(BrokerError::UnknownTopic), self.settled(Wait::Topics))
+    }
+
     // ---- topics
 
     fn create_topic(&mut self, name: &'static str, wish: &TopicWish) {
@@ -230,7 +235,7 @@ impl Model {
 
     fn planned_update(&self, name: &'static str, changes: &TopicChanges, force: bool) -> Plan {
         let Some(topic) = self.world.topics.get(name) else {
-            return Plan::refused(BrokerError::UnknownTopic);
+            return self.unknown_topic();
         };
         let (old, new) = (topic.settings, changes.on(topic.settings));
         if new.queues < old.queues {
@@ -285,7 +290,7 @@ impl Model {
             },
         };
         let plan = match what {
-            _ if queues == 0 => Plan::refused(BrokerError::UnknownTopic),
+            _ if queues == 0 => self.unknown_topic(),
             Purge::Topic => {
                 let taken = (0..queues).map(range).map(|(min, max)| max - min).sum();
                 let effect = Effect::Purged { name, queue: None };
@@ -450,7 +455,7 @@ impl Model {
         let known = self.world.topics.get(name);
         let settings = match known {
             Some(topic) => topic.settings,
-            None if !self.setup.auto_create => return Plan::refused(BrokerError::UnknownTopic),
+            None if !self.setup.auto_create => return self.unknown_topic(),
             None => made,
         };
         if let Some(refusal) = refusal(&settings, queue, is_grouped) {
@@ -717,8 +722,10 @@ impl Model {
         }
         for (name, offsets) in &mut by_topic {
             offsets.sort_by_key(|offset| offset.queue);
-            if let Some(refusal) = self.refused_offsets(name, offsets) {
-                return Plan::refused(refusal);
+            match self.refused_offsets(name, offsets) {
+                None => {}
+                Some(BrokerError::UnknownTopic) => return self.unknown_topic(),
+                Some(refusal) => return Plan::refused(refusal),
             }
         }
         let mut by_id: Vec<_> = by_topic.into_iter().collect();
@@ -843,7 +850,7 @@ impl Model {
             return Plan::new(Vec::new(), Err(unknown_group(group)), self.settled(Wait::Groups));
         };
         let Some(topic) = world.topics.get(name) else {
-            return Plan::refused(BrokerError::UnknownTopic);
+            return self.unknown_topic();
         };
         let queues = topic.settings.queues;
         let asked = match queue {

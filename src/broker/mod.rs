@@ -380,8 +380,16 @@ impl Broker {
         Err(BrokerError::UnknownTopic)
     }
 
-    /// Waits until the log has room again, at most until the deadline.
+    /// Waits until the log has room again for a record of state, at most until the deadline.
     async fn space(&self, deadline: Instant) -> Result<(), BrokerError> {
+        match timeout_at(before(deadline), self.store.space_for_state()).await {
+            Ok(room) => Ok(room?),
+            Err(_) => Err(BrokerError::NoSpace),
+        }
+    }
+
+    /// The same for messages, which are refused below the reserve of the disk.
+    async fn space_for_messages(&self, deadline: Instant) -> Result<(), BrokerError> {
         match timeout_at(before(deadline), self.store.space()).await {
             Ok(room) => Ok(room?),
             Err(_) => Err(BrokerError::NoSpace),

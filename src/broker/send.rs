@@ -214,7 +214,7 @@ impl Broker {
                 Ok(Appended::Not(verdict)) => {
                     return self.not_appended(verdict, request.deadline).await;
                 }
-                Err(AppendError::NotReady) => self.space(request.deadline).await?,
+                Err(AppendError::NotReady) => self.space_for_messages(request.deadline).await?,
                 // Out of the table for good: whoever sends to the name now means the next topic of that name. Still in
                 // the table: the deletion failed, and the topic lives on.
                 Err(AppendError::Deleted) => {

@@ -67,7 +67,7 @@ pub struct NewRecord {
 
 /// What a record may use of the last segment there is, when no other can be made behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
+pub(super) enum Class {
     /// Epochs and deletions of segments: all of it.
     Own,
     /// State, so that acknowledgements, ends and deletions go on: all but a 64th.

@@ -56,7 +56,7 @@ use std::ops::Range;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use self::append::Tail;
+use self::append::{Class, Tail};
 use self::cold::ReadPool;
 use self::damage::Damage;
 use self::dispatch::Dispatcher;
@@ -399,8 +399,8 @@ impl Shared {
         }
     }
 
-    /// Why appends cannot go on now, if they cannot.
-    fn space_is_short(&self) -> Option<Result<(), SpaceError>> {
+    /// Why appends of a class cannot go on now, if they cannot.
+    fn space_is_short(&self, class: Class) -> Option<Result<(), SpaceError>> {
         if self.is_poisoned() {
             return Some(Err(SpaceError::Poisoned));
         }
@@ -410,7 +410,7 @@ impl Shared {
         if self.is_lagging() {
             return Some(Ok(()));
         }
-        if self.disk_is_short.load(Ordering::Relaxed) {
+        if class == Class::Messages && self.disk_is_short.load(Ordering::Relaxed) {
             return Some(Err(SpaceError::Full));
         }
         if self.ready.load().is_none() {
@@ -441,7 +441,8 @@ impl Store {
     /// only after the flushed position passes its end.
     ///
     /// # Errors
-    /// Nothing was stored, except in `Unknown`. `NotReady`: no space yet, await [`Store::space`].
+    /// Nothing was stored, except in `Unknown`. `NotReady`: no space yet, await [`Store::space`], for a record of state
+    /// [`Store::space_for_state`].
     pub fn append_one(&self, record: NewRecord) -> Result<Placed, AppendError> {
         self.shared.append_one(record)
     }
@@ -454,22 +455,42 @@ impl Store {
         self.shared.append_many(records)
     }
 
-    /// Resolves when an append that got `NotReady` may be tried again.
+    /// Resolves when an append of messages that got `NotReady` may be tried again.
+    ///
+    /// # Errors
+    /// Why there will be no space: no segment can be made now, less than the reserve is free, or the store stopped.
+    pub fn space(&self) -> impl Future<Output = Result<(), SpaceError>> + Send + use<> {
+        self.space_for(Class::Messages)
+    }
+
+    /// The same for a record of state, which goes on below the reserve of the disk.
     ///
     /// # Errors
     /// Why there will be no space: no segment can be made now, or the store stopped.
-    pub fn space(&self) -> impl Future<Output = Result<(), SpaceError>> + Send + use<> {
+    pub fn space_for_state(&self) -> impl Future<Output = Result<(), SpaceError>> + Send + use<> {
+        self.space_for(Class::State)
+    }
+
+    fn space_for(
+        &self,
+        class: Class,
+    ) -> impl Future<Output = Result<(), SpaceError>> + Send + use<> {
         let shared = Arc::clone(&self.shared);
         async move {
+            let mut has_waited = false;
             loop {
                 let notified = shared.space.notified();
                 tokio::pin!(notified);
                 // Registered before the look: what is released in between is not missed.
                 notified.as_mut().enable();
-                match shared.space_is_short() {
+                match shared.space_is_short(class) {
                     None => return Ok(()),
+                    // What the append waited for may be over, and the rest of the last segment enough for it.
+                    Some(Err(SpaceError::Full | SpaceError::Refused)) if has_waited => {
+                        return Ok(());
+                    }
                     Some(Err(error)) => return Err(error),
-                    Some(Ok(())) => {}
+                    Some(Ok(())) => has_waited = true,
                 }
                 shared.allocate_signal.wake();
                 shared.seal_signal.wake();

@@ -3,14 +3,14 @@
 //! | rule | is kept |
 //! | --- | --- |
 //! | a commit of several offsets is one record: all of it or nothing | in `state/offsets.rs` |
-//! | a committed offset is the next to consume, from the first that is there up to the end | before the commit, here |
+//! | a committed offset is the next to consume, at most the end; below the first that is there it is behind, not wrong | before the commit, here |
 //! | a lower one than before is accepted, and counted | here |
 //! | an OK, and an answer that tells an offset, wait for the flush mode of its topic; of several, for the strictest | here |
 //! | nothing committed is told as that, never as 0 | by types |
 //! | who moved a group, and from where, can be asked for | in `state/offsets/history.rs` |
 //!
-//! What a queue holds is looked at before the unit is locked: its end only grows, and that its begin moves on is as if
-//! it had done so right after the commit.
+//! The end of a queue is looked at before the unit is locked: it only grows. Its begin is not looked at: retention may
+//! overtake a reader at any time, and what he has read he may commit. Only a reset is told that there is nothing.
 
 use std::collections::BTreeMap;
 
@@ -64,9 +64,10 @@ pub struct QueueProgress {
 }
 
 impl QueueProgress {
-    /// Messages from the committed offset to the end of the queue; without a committed one, from its begin.
+    /// Messages that are there from the committed offset to the end of the queue; without a committed one, from its
+    /// begin.
     pub fn lag(&self) -> u64 {
-        let from = self.committed.unwrap_or(self.range.min);
+        let from = self.committed.unwrap_or_default().max(self.range.min);
         self.range.max.get().saturating_sub(from.get())
     }
 }
@@ -144,6 +145,23 @@ pub struct ResetQueue {
     pub from: QueueOffset,
     /// Where it goes on.
     pub new: QueueOffset,
+}
+
+impl ResetQueue {
+    /// Messages that the group gets again.
+    pub fn again(&self) -> u64 {
+        self.first().saturating_sub(self.new.get())
+    }
+
+    /// Messages that are there and that the group does not get.
+    pub fn skipped(&self) -> u64 {
+        self.new.get().saturating_sub(self.first())
+    }
+
+    /// What the group would have got next.
+    fn first(&self) -> u64 {
+        self.from.max(self.range.min).get()
+    }
 }
 
 /// Which changes of a group's offsets of a topic are asked for.
@@ -388,7 +406,9 @@ impl Broker {
         for now in self.progress_in(group, topic, first, count, deadline).await? {
             let QueueProgress { queue, range, committed, next } = now;
             let new = self.offset_of(topic, queue, range, request.to, deadline).await?;
-            self.check_in_range(topic, queue, new, range)?;
+            if !(range.min..=range.max).contains(&new) {
+                return Err(self.commit_out_of_range(topic, queue, new, range));
+            }
             rows.push(ResetQueue { queue, range, old: committed, from: next, new });
         }
         Ok(rows)
@@ -445,7 +465,7 @@ impl Broker {
         }
     }
 
-    /// The offsets by topic, each of them within what its queue holds.
+    /// The offsets by topic, none of them behind the end of its queue.
     async fn checked(
         &self,
         offsets: &[CommitOffset<'_>],
@@ -469,14 +489,18 @@ impl Broker {
             let mut has_caught_up = false;
             for new in &offsets {
                 check_queue(&topic, new.queue)?;
-                let mut range = self.bounds(&topic, new.queue, deadline).await?;
-                if !(range.min..=range.max).contains(&new.offset) && !has_caught_up {
+                if new.offset <= self.store.queue_max(topic.handle(), new.queue) {
+                    continue;
+                }
+                if !has_caught_up {
                     // What was acknowledged before this request came counts, dispatched or not; a refusal tells it too.
                     self.caught_up(&topic, deadline).await;
                     has_caught_up = true;
-                    range = self.bounds(&topic, new.queue, deadline).await?;
                 }
-                self.check_in_range(&topic, new.queue, new.offset, range)?;
+                let range = self.bounds(&topic, new.queue, deadline).await?;
+                if new.offset > range.max {
+                    return Err(self.commit_out_of_range(&topic, new.queue, new.offset, range));
+                }
             }
             commits.push(TopicCommit { topic, offsets });
         }
@@ -484,19 +508,19 @@ impl Broker {
         Ok(commits)
     }
 
-    fn check_in_range(
+    /// The refusal of an offset, or of a topic that was deleted meanwhile.
+    fn commit_out_of_range(
         &self,
         topic: &TopicEntry,
         queue: QueueId,
         offset: QueueOffset,
         range: QueueRange,
-    ) -> Result<(), BrokerError> {
-        if (range.min..=range.max).contains(&offset) {
-            return Ok(());
+    ) -> BrokerError {
+        if let Err(gone) = self.still_there(topic) {
+            return gone;
         }
-        self.still_there(topic)?;
         let (topic, epoch) = (topic.name().into(), self.store.epoch());
-        Err(BrokerError::CommitOutOfRange { topic, queue, offset, range, epoch })
+        BrokerError::CommitOutOfRange { topic, queue, offset, range, epoch }
     }
 
     /// A position of a queue that holds `range`, as an offset.

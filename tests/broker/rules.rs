@@ -781,21 +781,15 @@ impl Model {
             if queue.get() >= queues {
                 return Some(BrokerError::BadQueue { queue, queues });
             }
-            self.out_of_range(name, queue, offset.offset)
+            let (_, max) = self.range(name, queue.get());
+            (offset.offset.get() > max).then(|| self.out_of_range(name, queue, offset.offset))
         })
     }
 
-    fn out_of_range(
-        &self,
-        name: &'static str,
-        queue: QueueId,
-        offset: QueueOffset,
-    ) -> Option<BrokerError> {
+    fn out_of_range(&self, name: &'static str, queue: QueueId, offset: QueueOffset) -> BrokerError {
         let range = queue_range(self.range(name, queue.get()));
-        let is_within = range.min <= offset && offset <= range.max;
         let (topic, epoch) = (name.into(), Epoch::new(self.epoch));
-        let error = BrokerError::CommitOutOfRange { topic, queue, offset, range, epoch };
-        (!is_within).then_some(error)
+        BrokerError::CommitOutOfRange { topic, queue, offset, range, epoch }
     }
 
     fn reset(
@@ -871,8 +865,8 @@ impl Model {
                 Position::Offset(offset) => offset.get(),
             };
             let (id, to) = (QueueId::new(queue), QueueOffset::new(new));
-            if let Some(refusal) = self.out_of_range(name, id, to) {
-                return Plan::refused(refusal);
+            if !(range.0..=range.1).contains(&new) {
+                return Plan::refused(self.out_of_range(name, id, to));
             }
             let committed = known.committed.get(name);
             let old = committed.and_then(|committed| committed.get(queue));

@@ -86,7 +86,6 @@ pub(super) async fn reset(
         run: if request.dry_run { Run::Dry } else { Run::Real },
     };
     let queues = broker.reset_offsets(reset, deadline).await?;
-    let from_to = |row: &ResetQueue| (row.from.get(), row.new.get());
     let queue = |row: &ResetQueue| proto::ResetQueue {
         queue: row.queue.get(),
         range: Some(range(row.range)),
@@ -94,10 +93,9 @@ pub(super) async fn reset(
         from: row.from.get(),
         new: row.new.get(),
     };
-    let moved = || queues.iter().map(from_to);
     Ok(Response::new(ResetOffsetsResponse {
-        again: moved().map(|(from, to)| from.saturating_sub(to)).sum(),
-        skipped: moved().map(|(from, to)| to.saturating_sub(from)).sum(),
+        again: queues.iter().map(ResetQueue::again).sum(),
+        skipped: queues.iter().map(ResetQueue::skipped).sum(),
         queues: queues.iter().map(queue).collect(),
     }))
 }

@@ -149,6 +149,7 @@ impl Call {
                         queue: QueueId::new(queue),
                         offset: QueueOffset::new(offset),
                         expected: Expected::Any,
+                        known_queues: None,
                     })
                     .collect();
                 broker
@@ -211,6 +212,7 @@ fn measure_memory(bench: &mut Bench) {
                     queue: QueueId::new(queue),
                     offset: QueueOffset::ZERO,
                     expected: Expected::Any,
+                    known_queues: None,
                 })
                 .collect();
             let name = name(group);

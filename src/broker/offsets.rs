@@ -48,6 +48,10 @@ pub struct CommitOffset<'a> {
     pub offset: QueueOffset,
     /// What must be committed now.
     pub expected: Expected,
+    /// How many queues the topic had when the caller looked where the group begins: those that it got since begin at 0,
+    /// if this is the group's first commit to it. Of several offsets of a topic the lowest counts. `None`: those that
+    /// it has at the commit.
+    pub known_queues: Option<u32>,
 }
 
 /// How far a group is in a queue.
@@ -339,6 +343,8 @@ impl Broker {
         loop {
             let group = self.group(request.group, deadline).await?;
             let topic = self.topic(request.topic, deadline).await?;
+            // Before the look: a queue that comes behind it begins at 0 for the group.
+            let known_queues = topic.handle().queues();
             let mut queues = self.planned(&group, &topic, &request, deadline).await?;
             if request.run == Run::Dry {
                 return Ok(queues);
@@ -348,7 +354,7 @@ impl Broker {
                 offset: row.new,
                 expected: Expected::Any,
             });
-            let commit = TopicCommit { topic, offsets: offsets.collect() };
+            let commit = TopicCommit { topic, known_queues, offsets: offsets.collect() };
             let by = By { cause: OffsetCause::Reset, caller: request.caller };
             if let Some(old) = self.try_commit(&group, &[commit], by, deadline).await? {
                 for (row, old) in queues.iter_mut().zip(old) {
@@ -471,12 +477,14 @@ impl Broker {
         offsets: &[CommitOffset<'_>],
         deadline: Instant,
     ) -> Result<Vec<TopicCommit>, BrokerError> {
-        let mut by_topic = BTreeMap::<_, Vec<NewOffset>>::new();
-        for &CommitOffset { topic, queue, offset, expected } in offsets {
-            by_topic.entry(topic).or_default().push(NewOffset { queue, offset, expected });
+        let mut by_topic = BTreeMap::<_, (u32, Vec<NewOffset>)>::new();
+        for &CommitOffset { topic, queue, offset, expected, known_queues } in offsets {
+            let (known, of_topic) = by_topic.entry(topic).or_insert((u32::MAX, Vec::new()));
+            *known = (*known).min(known_queues.unwrap_or(u32::MAX));
+            of_topic.push(NewOffset { queue, offset, expected });
         }
         let mut commits = Vec::new();
-        for (name, mut offsets) in by_topic {
+        for (name, (known, mut offsets)) in by_topic {
             let topic = self.topic(name, deadline).await?;
             offsets.sort_unstable_by_key(|new| new.queue);
             let twice = offsets.windows(2).find_map(|pair| match pair {
@@ -502,7 +510,9 @@ impl Broker {
                     return Err(self.commit_out_of_range(&topic, new.queue, new.offset, range));
                 }
             }
-            commits.push(TopicCommit { topic, offsets });
+            // A topic has a queue at least, and nobody knows more than there are.
+            let known_queues = known.clamp(1, topic.handle().queues().max(1));
+            commits.push(TopicCommit { topic, known_queues, offsets });
         }
         commits.sort_unstable_by_key(|commit| commit.topic.id());
         Ok(commits)

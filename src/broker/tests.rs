@@ -712,6 +712,7 @@ async fn what_was_read_can_be_committed_when_it_is_gone_and_counts_as_nothing() 
         queue: QueueId::ZERO,
         offset: QueueOffset::new(offset),
         expected: Expected::Any,
+        known_queues: None,
     };
     broker.commit_offsets("g", &[commit(1)], Caller::default(), soon()).await.unwrap();
     let topic = broker.state.topics.get("t").unwrap();
@@ -747,6 +748,41 @@ async fn what_was_read_can_be_committed_when_it_is_gone_and_counts_as_nothing() 
     assert_eq!((moved[0].again(), moved[0].skipped()), (2, 0));
     let moved = broker.reset_offsets(reset(Position::Time(Timestamp::ZERO)), soon()).await;
     assert_eq!(moved.unwrap()[0].new, range.min);
+    broker.close().unwrap();
+}
+
+/// A group that begins at the end: what a queue got that came between the look and the first commit was passed over.
+#[tokio::test]
+async fn a_queue_that_came_after_the_look_begins_at_its_first_message() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    let initial_position = crate::message::InitialPosition::Latest;
+    let latest = crate::message::GroupSettings { initial_position, ..Default::default() };
+    let wide = TopicSettings { queues: 3, ..broker.topic_defaults() };
+    fn of(topic: &str, queue: u32, known_queues: Option<u32>) -> CommitOffset<'_> {
+        let (queue, offset, expected) = (QueueId::new(queue), QueueOffset::ZERO, Expected::Any);
+        CommitOffset { topic, queue, offset, expected, known_queues }
+    }
+    let cases = [
+        (vec![(0, None)], [Some(0), None, None]),
+        (vec![(0, Some(1))], [Some(0), Some(0), Some(0)]),
+        (vec![(0, Some(2)), (1, None)], [Some(0), Some(0), Some(0)]),
+        (vec![(0, Some(2)), (1, Some(1))], [Some(0), Some(0), Some(0)]),
+        (vec![(0, Some(9))], [Some(0), None, None]),
+        (vec![(0, Some(0))], [Some(0), Some(0), Some(0)]),
+        (vec![(0, Some(2))], [Some(0), None, Some(0)]),
+    ];
+    for (number, (commits, wanted)) in cases.into_iter().enumerate() {
+        let (topic, group) = (format!("t{number}"), format!("g{number}"));
+        broker.create_topic(&topic, wide, soon()).await.unwrap();
+        broker.create_group(&group, &latest, soon()).await.unwrap();
+        let name = topic.as_str();
+        let commits: Vec<_> =
+            commits.into_iter().map(|(queue, known)| of(name, queue, known)).collect();
+        broker.commit_offsets(&group, &commits, Caller::default(), soon()).await.unwrap();
+        let now = broker.progress(&group, &topic, 0, 9, soon()).await.unwrap();
+        let now: Vec<_> = now.iter().map(|queue| queue.committed.map(QueueOffset::get)).collect();
+        assert_eq!(now, wanted, "{commits:?}");
+    }
     broker.close().unwrap();
 }
 

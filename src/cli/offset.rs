@@ -176,6 +176,7 @@ pub(crate) async fn run(
                 offset: QueueOffset::new(offset),
                 expected: expected
                     .map_or(Expected::Any, |offset| Expected::Offset(QueueOffset::new(offset))),
+                known_queues: None,
             };
             let commit = [commit];
             let by = by.name();

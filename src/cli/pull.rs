@@ -170,6 +170,8 @@ impl From<&QueueProgress> for Queue {
 async fn begin(client: &Client, group: &str, topic: &str) -> anyhow::Result<Vec<QueueProgress>> {
     loop {
         let mut progress = patiently(|| client.progress(group, topic)).await?;
+        // What comes later the group has all of.
+        let known_queues = u32::try_from(progress.len()).ok();
         let new = progress.iter().filter(|queue| queue.committed.is_none());
         let commits: Vec<_> = new
             .map(|queue| NewCommit {
@@ -177,6 +179,7 @@ async fn begin(client: &Client, group: &str, topic: &str) -> anyhow::Result<Vec<
                 queue: queue.queue,
                 offset: queue.next,
                 expected: Expected::Nothing,
+                known_queues,
             })
             .collect();
         let mut is_begun = true;
@@ -307,7 +310,13 @@ impl Reader<'_> {
         }
         many.flush()?;
         let expected = committed.map_or(Expected::Nothing, Expected::Offset);
-        let commit = [NewCommit { topic: &self.args.topic, queue, offset: next, expected }];
+        let commit = [NewCommit {
+            topic: &self.args.topic,
+            queue,
+            offset: next,
+            expected,
+            known_queues: None,
+        }];
         patiently(|| self.client.commit(group, &commit)).await?;
         *committed = Some(next);
         Ok(())

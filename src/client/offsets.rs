@@ -33,6 +33,9 @@ pub struct NewCommit<'a> {
     pub offset: QueueOffset,
     /// What must be committed now.
     pub expected: Expected,
+    /// How many queues the topic had when the caller looked where the group begins; at the group's first commit to the
+    /// topic those that came since begin at 0. `None`: those that it has at the commit.
+    pub known_queues: Option<u32>,
 }
 
 /// How far a group is in a queue.
@@ -156,6 +159,7 @@ impl Client {
             topic: new.topic.to_owned(),
             queue: new.queue.get(),
             offset: new.offset.get(),
+            known_queues: new.known_queues,
             condition: match new.expected {
                 Expected::Any => None,
                 Expected::Nothing => Some(Condition::ExpectNone(true)),

@@ -709,7 +709,7 @@ impl Model {
             Wanted::Else(share) => Expected::Offset(QueueOffset::new(place(share, range))),
         };
         let offset = QueueOffset::new(place(row.to, range));
-        CommitOffset { topic, queue: QueueId::new(queue), offset, expected }
+        CommitOffset { topic, queue: QueueId::new(queue), offset, expected, known_queues: None }
     }
 
     fn planned_commit(&mut self, group: &'static str, offsets: &[CommitOffset<'static>]) -> Plan {

@@ -47,6 +47,7 @@ async fn commit(server: &Server, group: &str, offsets: &[(&str, u32, u64)]) -> R
         queue,
         offset,
         condition: None,
+        known_queues: None,
     };
     let offsets = offsets.iter().map(offset).collect();
     let request = CommitOffsetsRequest { group: group.to_owned(), offsets, by: String::new() };

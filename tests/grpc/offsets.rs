@@ -33,7 +33,7 @@ async fn create_group(server: &Server, name: &str, initial: Option<At>) {
 }
 
 fn at(queue: u32, offset: u64) -> CommitOffset {
-    CommitOffset { topic: "t".to_owned(), queue, offset, condition: None }
+    CommitOffset { topic: "t".to_owned(), queue, offset, condition: None, known_queues: None }
 }
 
 async fn commit(server: &Server, offsets: &[CommitOffset]) -> Result<(), Status> {

@@ -160,7 +160,13 @@ async fn below_the_reserve_all_but_sends_goes_on_and_a_purge_makes_room_for_send
         assert_stored(&client, stored).await;
         for offset in 1..=100 {
             let (queue, offset) = (QueueId::new(0), QueueOffset::new(offset));
-            let commit = NewCommit { topic: TOPIC, queue, offset, expected: Expected::Any };
+            let commit = NewCommit {
+                topic: TOPIC,
+                queue,
+                offset,
+                expected: Expected::Any,
+                known_queues: None,
+            };
             client.commit("readers", &[commit]).await.unwrap();
         }
         client.delete_topic("dropped").await.unwrap();

@@ -92,7 +92,7 @@ async fn consume(
         let offset = receipt.first_queue_offset.plus(1);
         let expected = seen.acknowledged.map_or(Expected::Nothing, Expected::Offset);
         seen.attempted = Some(offset);
-        let commit = [NewCommit { topic, queue, offset, expected }];
+        let commit = [NewCommit { topic, queue, offset, expected, known_queues: None }];
         if client.commit(GROUP, &commit).await.is_err() {
             return seen;
         }

@@ -107,6 +107,7 @@ impl Rig {
             queue: QueueId::new(queue),
             offset: QueueOffset::ZERO,
             expected: Expected::Any,
+            known_queues: None,
         };
         let offsets: Vec<_> = queues.map(offset).collect();
         for offsets in offsets.chunks(COMMIT) {

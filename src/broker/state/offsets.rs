@@ -12,7 +12,7 @@
 //!
 //! A queue that its topic got after the group's first commit to the topic begins at 0, not where the group began: what
 //! was sent to it before the group looked must not be passed over. So a unit keeps its *bound*: how many queues there
-//! were then.
+//! were when that commit's caller looked, as far as he says so.
 //!
 //! Deletion: a group or a topic is marked dead, then its record is appended, then its units are forgotten. A commit
 //! looks at the mark under the unit's mutex. If it saw none, its record may lie behind the deletion; then what it
@@ -83,6 +83,8 @@ pub(crate) struct NewOffset {
 #[derive(Debug)]
 pub(crate) struct TopicCommit {
     pub(crate) topic: Arc<TopicEntry>,
+    /// Queues that the topic had when it was looked where the group begins; at least 1.
+    pub(crate) known_queues: u32,
     pub(crate) offsets: Vec<NewOffset>,
 }
 
@@ -192,7 +194,7 @@ struct Unit {
     rows: Box<[Row]>,
     /// The end of the last record that changed the unit.
     applied: PhysicalOffset,
-    /// Queues that the topic had at the first commit; 0 before it.
+    /// Queues that the topic had for the first commit; 0 before it.
     bound: u32,
     /// Out of the table for good: its group or its topic is gone.
     forgotten: bool,
@@ -373,7 +375,7 @@ impl Offsets {
                 group: group.id(),
                 topic: commit.topic.id(),
                 bound: match unit.bound {
-                    0 => commit.topic.handle().queues(),
+                    0 => commit.known_queues,
                     known => known,
                 },
                 offsets: commit.offsets.iter().map(|new| (new.queue, new.offset)).collect(),

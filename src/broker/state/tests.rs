@@ -140,7 +140,7 @@ impl Rig {
             };
             match commits.last_mut() {
                 Some(last) if last.topic.id() == topic.id() => last.offsets.push(new),
-                _ => commits.push(TopicCommit { topic, offsets: vec![new] }),
+                _ => commits.push(TopicCommit { topic, known_queues: QUEUES, offsets: vec![new] }),
             }
         }
         commits.sort_unstable_by_key(|commit| commit.topic.id());
@@ -695,7 +695,7 @@ mod lasting {
                             expected: Expected::Any,
                         })
                         .collect();
-                    TopicCommit { topic, offsets }
+                    TopicCommit { known_queues: topic.settings().queues, topic, offsets }
                 })
                 .collect();
             commits.sort_unstable_by_key(|commit| commit.topic.id());

@@ -155,6 +155,7 @@ fn offset_of(offset: &proto::CommitOffset) -> broker::CommitOffset<'_> {
         topic: &offset.topic,
         queue: QueueId::new(offset.queue),
         offset: QueueOffset::new(offset.offset),
+        known_queues: offset.known_queues,
         expected: match offset.condition {
             Some(Condition::Expected(offset)) => Expected::Offset(QueueOffset::new(offset)),
             Some(Condition::ExpectNone(true)) => Expected::Nothing,

@@ -18,14 +18,22 @@ pub enum BrokerError {
     /// The name cannot be a topic's.
     #[error(transparent)]
     BadName(#[from] NameFault),
-    /// There is no such topic, or no more.
-    #[error("there is no such topic")]
+    /// There is no topic of this name.
+    #[error("there is no topic {name}")]
+    NoTopic {
+        /// The name that was asked for.
+        name: Box<str>,
+    },
+    /// The topic was deleted while the request was under way.
+    #[error("the topic is deleted")]
     UnknownTopic,
     /// A topic of this name has another configuration.
     #[error("the topic exists with another configuration")]
     TopicExists,
     /// So many topics, topics made by sends, or queues in all, and no more.
-    #[error("no more than {limit} topics or queues can be made this way")]
+    #[error(
+        "no more than {limit} topics or queues can be made this way: delete topics that are not used"
+    )]
     TopicLimit {
         /// How many there may be.
         limit: u64,
@@ -43,8 +51,10 @@ pub enum BrokerError {
     #[error(transparent)]
     BadBatch(#[from] BatchError),
     /// The topic has fewer queues.
-    #[error("queue {queue} does not exist, the topic has {queues}")]
+    #[error("queue {queue} does not exist, topic {topic} has {queues}")]
     BadQueue {
+        /// The topic's name.
+        topic: Box<str>,
         /// The one that was named.
         queue: QueueId,
         /// How many the topic has, counted from 0.
@@ -112,6 +122,9 @@ pub enum BrokerError {
         /// Of what.
         what: &'static str,
     },
+    /// The time of the call was over before the disk had given what its queues hold.
+    #[error("the queues could not be looked at in time")]
+    Slow,
     /// The log has no room for the record.
     #[error("the log has no room")]
     NoSpace,
@@ -179,7 +192,9 @@ pub enum BrokerError {
     #[error("the consumer group exists with other settings")]
     GroupExists,
     /// So many consumer groups, and no more.
-    #[error("there are {limit} consumer groups already, and no more can be made")]
+    #[error(
+        "there are {limit} consumer groups already, and no more can be made: delete groups that are not used"
+    )]
     GroupLimit {
         /// How many there may be.
         limit: u64,
@@ -517,7 +532,7 @@ impl BrokerError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::BadName(_) => Reason::BadName,
-            Self::UnknownTopic => Reason::UnknownTopic,
+            Self::NoTopic { .. } | Self::UnknownTopic => Reason::UnknownTopic,
             Self::TopicExists => Reason::TopicExists,
             Self::TopicLimit { .. } => Reason::TopicLimit,
             Self::BadBatch(fault) => batch_reason(fault),
@@ -532,7 +547,7 @@ impl BrokerError {
             Self::MessageNotFound => Reason::MessageNotFound,
             Self::OffsetOutOfRange { .. } => Reason::OffsetOutOfRange,
             Self::Truncated { .. } => Reason::Truncated,
-            Self::Overloaded { .. } => Reason::Overloaded,
+            Self::Overloaded { .. } | Self::Slow => Reason::Overloaded,
             Self::NoSpace | Self::Full(_) => Reason::NoSpace,
             Self::Damaged { .. } | Self::DamagedRecord { .. } => Reason::Damaged,
             Self::NotDecompressed { .. } => Reason::NotDecompressed,

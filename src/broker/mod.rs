@@ -364,7 +364,7 @@ impl Broker {
     /// There is none.
     async fn topic(&self, name: &str, deadline: Instant) -> Result<Arc<TopicEntry>, BrokerError> {
         let known = self.known(name);
-        if matches!(known, Err(BrokerError::UnknownTopic)) {
+        if matches!(known, Err(BrokerError::NoTopic { .. })) {
             // Looked at behind the table: what took the name out is in it.
             self.settled(self.state.topics.applied(), deadline).await?;
         }
@@ -377,7 +377,7 @@ impl Broker {
             return Ok(topic);
         }
         names::check_known(name)?;
-        Err(BrokerError::UnknownTopic)
+        Err(BrokerError::NoTopic { name: name.into() })
     }
 
     /// Waits until the log has room again for a record of state, at most until the deadline.

@@ -548,7 +548,8 @@ impl Broker {
             Position::Offset(offset) => Ok(offset),
             Position::Time(time) => {
                 let found = self.store.offset_at(topic.handle(), queue, time);
-                let found = timeout_at(before(deadline), found).await.map_err(|_| too_slow())??;
+                let found =
+                    timeout_at(before(deadline), found).await.map_err(|_| BrokerError::Slow)??;
                 // The queue went on since the range was looked at; the answer is about that moment.
                 Ok(found.clamp(range.min, range.max))
             }
@@ -563,7 +564,7 @@ impl Broker {
         deadline: Instant,
     ) -> Result<QueueRange, BrokerError> {
         let bounds = self.store.queue_bounds(topic.handle(), queue);
-        Ok(timeout_at(before(deadline), bounds).await.map_err(|_| too_slow())??)
+        Ok(timeout_at(before(deadline), bounds).await.map_err(|_| BrokerError::Slow)??)
     }
 
     /// Waits until all that was acknowledged for a topic can be seen. What lags a little is still true, so a deadline
@@ -575,7 +576,7 @@ impl Broker {
     /// Refuses a topic that was deleted meanwhile; waits for the end of a deletion that is half done.
     pub(super) fn still_there(&self, topic: &TopicEntry) -> Result<(), BrokerError> {
         if topic.handle().is_dead() && !self.state.topics.has(topic) {
-            return Err(BrokerError::UnknownTopic);
+            return Err(BrokerError::NoTopic { name: topic.name().into() });
         }
         Ok(())
     }
@@ -585,7 +586,7 @@ impl Broker {
 pub(super) fn check_queue(topic: &TopicEntry, queue: QueueId) -> Result<(), BrokerError> {
     let queues = topic.handle().queues();
     if queue.get() >= queues {
-        return Err(BrokerError::BadQueue { queue, queues });
+        return Err(BrokerError::BadQueue { topic: topic.name().into(), queue, queues });
     }
     Ok(())
 }
@@ -599,9 +600,4 @@ fn check_caller(caller: Caller<'_>) -> Result<(), BrokerError> {
         }
         None => Ok(()),
     }
-}
-
-/// The time of the call is over before the queues were looked at.
-fn too_slow() -> BrokerError {
-    BrokerError::Overloaded { what: "looks at queues" }
 }

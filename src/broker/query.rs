@@ -321,7 +321,7 @@ impl Broker {
         self.check_readable(&topic)?;
         let queues = topic.settings().queues;
         if queue.get() >= queues {
-            return Err(BrokerError::BadQueue { queue, queues });
+            return Err(BrokerError::BadQueue { topic: topic.name().into(), queue, queues });
         }
         let permit = self.reply_permit(MAX_PAGE_BYTES, deadline).await?;
         let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;

@@ -268,7 +268,7 @@ impl Broker {
         }
         if !self.config.auto_create_topics {
             self.settled(self.state.topics.applied(), request.deadline).await?;
-            return Err(BrokerError::UnknownTopic);
+            return Err(BrokerError::NoTopic { name: request.topic.into() });
         }
         let settings = self.topic_defaults();
         check_fit(settings, request, info)?;
@@ -317,9 +317,11 @@ fn check_fit(
         Some(_) if info.has_message_group => {
             Err(BrokerError::BadRequest { fault: RequestFault::QueueAndGroup })
         }
-        Some(queue) if queue.get() >= settings.queues => {
-            Err(BrokerError::BadQueue { queue, queues: settings.queues })
-        }
+        Some(queue) if queue.get() >= settings.queues => Err(BrokerError::BadQueue {
+            topic: request.topic.into(),
+            queue,
+            queues: settings.queues,
+        }),
         _ => Ok(()),
     }
 }

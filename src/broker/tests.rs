@@ -607,7 +607,7 @@ async fn a_purge_is_recorded_and_refused_beyond_the_end() {
         other => panic!("{other:?}"),
     }
     let refused = purge(queue(2, None)).await.unwrap_err();
-    assert_eq!(refused.to_string(), "queue 2 does not exist, the topic has 2");
+    assert_eq!(refused.to_string(), "queue 2 does not exist, topic t has 2");
     let refused = broker.purge_topic("u", Purge::Topic, soon()).await.unwrap_err();
     assert_eq!(refused.reason(), Reason::UnknownTopic);
     let before = broker.store.watermarks().appended;

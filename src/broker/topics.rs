@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{BrokerError, RequestFault};
+use super::offsets::check_queue;
 use super::state::topics::{Creation, Deletion, Origin, Purged, TopicChanges, TopicEntry, Update};
 use super::{Broker, before, names};
 use crate::message::{FlushMode, Force, QueueId, QueueOffset, TopicSettings, TopicType};
@@ -158,7 +159,7 @@ impl Broker {
         self.durable(applied, deadline).await?;
         match updated {
             Update::Done(topic) => Ok(topic),
-            Update::Unknown => Err(BrokerError::UnknownTopic),
+            Update::Unknown => Err(BrokerError::NoTopic { name: name.into() }),
             Update::Fewer(queues) => {
                 let fault = RequestFault::FewerQueues { queues };
                 Err(BrokerError::BadRequest { fault })
@@ -189,10 +190,7 @@ impl Broker {
         let (purged, queues) = match what {
             Purge::Topic => (Purged::Topic, 0..topic.handle().queues()),
             Purge::Queue { queue, up_to } => {
-                let queues = topic.handle().queues();
-                if queue.get() >= queues {
-                    return Err(BrokerError::BadQueue { queue, queues });
-                }
+                check_queue(&topic, queue)?;
                 let range = self.store.queue_bounds(topic.handle(), queue).await?;
                 let offset = up_to.unwrap_or(range.max);
                 if offset > range.max {
@@ -210,7 +208,7 @@ impl Broker {
         let applied = loop {
             match self.state.topics.purge(&self.store, topic.id(), purged) {
                 Ok(Some(applied)) => break applied,
-                Ok(None) => return Err(BrokerError::UnknownTopic),
+                Ok(None) => return Err(BrokerError::NoTopic { name: name.into() }),
                 Err(AppendError::NotReady) => self.space(deadline).await?,
                 Err(error) => return Err(error.into()),
             }
@@ -246,7 +244,7 @@ impl Broker {
         self.settled(applied, deadline).await?;
         match deleted {
             Deletion::Done(_) => Ok(()),
-            Deletion::Unknown => Err(BrokerError::UnknownTopic),
+            Deletion::Unknown => Err(BrokerError::NoTopic { name: name.into() }),
         }
     }
 

@@ -206,7 +206,7 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
             "the broker's disk does not give it now; its log says why, try again in a moment"
         }
         Reason::FlushTimeout | Reason::Poisoned => {
-            "it may or may not be stored; look with `mainstem query` before sending it again"
+            "it may or may not be stored; look first, with `mainstem query` or the `show` of what you changed"
         }
         Reason::TooLarge => {
             let untold = |limit: &u64| !refusal.message.contains(&limit.to_string());

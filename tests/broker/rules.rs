@@ -170,8 +170,9 @@ impl Model {
     }
 
     /// What answers a request that names no topic: told once the deletion is durable.
-    fn unknown_topic(&self) -> Plan {
-        Plan::new(Vec::new(), Err(BrokerError::UnknownTopic), self.settled(Wait::Topics))
+    fn unknown_topic(&self, name: &str) -> Plan {
+        let error = BrokerError::NoTopic { name: name.into() };
+        Plan::new(Vec::new(), Err(error), self.settled(Wait::Topics))
     }
 
     // ---- topics
@@ -235,7 +236,7 @@ impl Model {
 
     fn planned_update(&self, name: &'static str, changes: &TopicChanges, force: bool) -> Plan {
         let Some(topic) = self.world.topics.get(name) else {
-            return self.unknown_topic();
+            return self.unknown_topic(name);
         };
         let (old, new) = (topic.settings, changes.on(topic.settings));
         if new.queues < old.queues {
@@ -260,7 +261,7 @@ impl Model {
         let wait = self.settled(Wait::Topics);
         let plan = match self.world.topics.contains_key(name) {
             true => Plan::new(vec![Effect::TopicDeleted { name }], Ok(Answer::Done), wait),
-            false => Plan::new(Vec::new(), Err(BrokerError::UnknownTopic), wait),
+            false => Plan::new(Vec::new(), Err(BrokerError::NoTopic { name: name.into() }), wait),
         };
         self.execute(
             plan,
@@ -290,14 +291,14 @@ impl Model {
             },
         };
         let plan = match what {
-            _ if queues == 0 => self.unknown_topic(),
+            _ if queues == 0 => self.unknown_topic(name),
             Purge::Topic => {
                 let taken = (0..queues).map(range).map(|(min, max)| max - min).sum();
                 let effect = Effect::Purged { name, queue: None };
                 Plan::new(vec![effect], Ok(Answer::Purged(Some(taken))), Wait::Topics)
             }
             Purge::Queue { queue, .. } if queue.get() >= queues => {
-                Plan::refused(BrokerError::BadQueue { queue, queues })
+                Plan::refused(BrokerError::BadQueue { topic: name.into(), queue, queues })
             }
             Purge::Queue { queue, up_to } => {
                 let (min, max) = range(queue.get());
@@ -455,10 +456,10 @@ impl Model {
         let known = self.world.topics.get(name);
         let settings = match known {
             Some(topic) => topic.settings,
-            None if !self.setup.auto_create => return self.unknown_topic(),
+            None if !self.setup.auto_create => return self.unknown_topic(name),
             None => made,
         };
-        if let Some(refusal) = refusal(&settings, queue, is_grouped) {
+        if let Some(refusal) = refusal(name, &settings, queue, is_grouped) {
             return Plan::refused(refusal);
         }
         if is_too_large {
@@ -724,7 +725,7 @@ impl Model {
             offsets.sort_by_key(|offset| offset.queue);
             match self.refused_offsets(name, offsets) {
                 None => {}
-                Some(BrokerError::UnknownTopic) => return self.unknown_topic(),
+                Some(BrokerError::NoTopic { .. }) => return self.unknown_topic(name),
                 Some(refusal) => return Plan::refused(refusal),
             }
         }
@@ -769,7 +770,7 @@ impl Model {
         offsets: &[CommitOffset<'_>],
     ) -> Option<BrokerError> {
         let Some(topic) = self.world.topics.get(name) else {
-            return Some(BrokerError::UnknownTopic);
+            return Some(BrokerError::NoTopic { name: name.into() });
         };
         if let Some(twice) = offsets.windows(2).find(|pair| pair[0].queue == pair[1].queue) {
             let fault = RequestFault::QueueTwice { queue: twice[0].queue };
@@ -779,7 +780,7 @@ impl Model {
         offsets.iter().find_map(|offset| {
             let queue = offset.queue;
             if queue.get() >= queues {
-                return Some(BrokerError::BadQueue { queue, queues });
+                return Some(BrokerError::BadQueue { topic: name.into(), queue, queues });
             }
             let (_, max) = self.range(name, queue.get());
             (offset.offset.get() > max).then(|| self.out_of_range(name, queue, offset.offset))
@@ -844,7 +845,7 @@ impl Model {
             return Plan::new(Vec::new(), Err(unknown_group(group)), self.settled(Wait::Groups));
         };
         let Some(topic) = world.topics.get(name) else {
-            return self.unknown_topic();
+            return self.unknown_topic(name);
         };
         let queues = topic.settings.queues;
         let asked = match queue {
@@ -853,7 +854,7 @@ impl Model {
         };
         if asked.start >= queues {
             let queue = QueueId::new(asked.start);
-            return Plan::refused(BrokerError::BadQueue { queue, queues });
+            return Plan::refused(BrokerError::BadQueue { topic: name.into(), queue, queues });
         }
         let (mut answer, mut rows, mut changes) = (Vec::new(), Vec::new(), false);
         for queue in asked {
@@ -894,7 +895,12 @@ impl Model {
 }
 
 /// Why a topic of these settings does not take a batch.
-fn refusal(settings: &TopicSettings, queue: Option<u32>, is_grouped: bool) -> Option<BrokerError> {
+fn refusal(
+    name: &str,
+    settings: &TopicSettings,
+    queue: Option<u32>,
+    is_grouped: bool,
+) -> Option<BrokerError> {
     if !settings.access.write {
         return Some(BrokerError::Forbidden { what: "send" });
     }
@@ -907,7 +913,7 @@ fn refusal(settings: &TopicSettings, queue: Option<u32>, is_grouped: bool) -> Op
         return Some(BrokerError::TypeConflict { fault });
     }
     let (queue, queues) = (QueueId::new(queue?), settings.queues);
-    (queue.get() >= queues).then_some(BrokerError::BadQueue { queue, queues })
+    (queue.get() >= queues).then(|| BrokerError::BadQueue { topic: name.into(), queue, queues })
 }
 
 fn unknown_group(name: &str) -> BrokerError {

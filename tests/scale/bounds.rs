@@ -69,7 +69,7 @@ impl Rig {
     fn has_topic(&self, name: &str) -> bool {
         match self.runtime.block_on(self.broker.describe_topic(name, 0, 1, soon())) {
             Ok(_) => true,
-            Err(BrokerError::UnknownTopic) => false,
+            Err(BrokerError::NoTopic { .. }) => false,
             Err(error) => panic!("{name}: {error}"),
         }
     }

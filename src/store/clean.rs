@@ -7,12 +7,12 @@
 //! | record | the flush | `segments deleted` is durable: a hole there is not damage |
 //! | sweep | – | `.cq`, `.idx`, then the segment; directories synced |
 //!
-//! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead segment
-//! goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never needs a
-//! deleted segment, with or without snapshots. While an image waits for room, what the one before it lets go still
-//! goes: that makes the room. One with damage in it stays until an operator gives the damage up; so does one whose files
-//! were made when the disk did not give all of it: what they do not name may be alive. While there is such damage, a
-//! topic that is not known counts as one whose creation was lost, not as deleted.
+//! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead
+//! segment goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never
+//! needs a deleted segment, with or without snapshots. While an image waits for room, what the one before it lets go
+//! still goes: that makes the room. One with damage in it stays until an operator gives the damage up; so does one
+//! whose files were made when the disk did not give all of it: what they do not name may be alive. While there is such
+//! damage, a topic that is not known counts as one whose creation was lost, not as deleted.
 //!
 //! The power may go after any of these writes: before the record is durable nothing was removed; after it the next
 //! start sweeps on.

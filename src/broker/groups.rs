@@ -208,11 +208,24 @@ impl Broker {
         Err(unknown(name))
     }
 
+    /// Refuses a group whose consumers get no messages. That it was deleted is told once that is durable.
+    pub(super) async fn admits(
+        &self,
+        group: &GroupEntry,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let Err(refusal) = self.admitted(group) else { return Ok(()) };
+        if matches!(refusal, BrokerError::UnknownGroup { .. }) {
+            self.settled(self.state.groups.applied(), deadline).await?;
+        }
+        Err(refusal)
+    }
+
     /// Whether the consumers of a group get messages; waits for the end of a deletion that is half done.
     ///
     /// # Errors
     /// It is deleted or disabled.
-    pub(super) fn admits(&self, group: &GroupEntry) -> Result<(), BrokerError> {
+    pub(super) fn admitted(&self, group: &GroupEntry) -> Result<(), BrokerError> {
         if group.is_dead() && !self.state.groups.has(group) {
             return Err(BrokerError::UnknownGroup { name: group.name().into() });
         }

@@ -16,7 +16,7 @@ use crate::store::Arrival;
 /// Why a parked pull was woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
-    /// There may be something to read.
+    /// There may be something to read, or to refuse.
     Look,
     /// Nothing came in time, or the broker stops: answer with what there is.
     Over,
@@ -26,7 +26,7 @@ impl Broker {
     /// Parks until `queue` can be read beyond `from`, at most until `until`.
     ///
     /// # Errors
-    /// The topic was deleted, the group deleted or disabled, or too many are parked already.
+    /// Too many are parked already.
     pub(super) async fn park(
         &self,
         topic: &TopicEntry,
@@ -46,31 +46,29 @@ impl Broker {
         let arrival = self.store.arrival(topic.handle(), queue, from);
         let woken = timeout_at(until, async {
             tokio::select! {
-                arrival = arrival => Ok(Some(arrival)),
-                _ = draining.changed() => Ok(None),
-                refusal = self.refusal_of(group) => Err(refusal),
+                arrival = arrival => match arrival {
+                    // A deletion is told by who looks, once it is durable.
+                    Arrival::Readable | Arrival::Gone => Woken::Look,
+                    Arrival::Closed => Woken::Over,
+                },
+                _ = draining.changed() => Woken::Over,
+                () = self.refuses(group) => Woken::Look,
             }
         })
         .await;
-        match woken {
-            Ok(Err(refusal)) => Err(refusal),
-            Ok(Ok(Some(Arrival::Readable))) => Ok(Woken::Look),
-            Ok(Ok(Some(Arrival::Gone))) if self.state.topics.has(topic) => Ok(Woken::Look),
-            Ok(Ok(Some(Arrival::Gone))) => Err(BrokerError::UnknownTopic),
-            Ok(Ok(Some(Arrival::Closed) | None)) | Err(_) => Ok(Woken::Over),
-        }
+        Ok(woken.unwrap_or(Woken::Over))
     }
 
     /// Resolves when the group gets no messages any more; never without a group.
-    pub(super) async fn refusal_of(&self, group: Option<&GroupEntry>) -> BrokerError {
+    pub(super) async fn refuses(&self, group: Option<&GroupEntry>) {
         let Some(group) = group else { return std::future::pending().await };
         loop {
             let changed = group.changed().notified();
             tokio::pin!(changed);
             // Registered before the look: a change in between is not missed.
             changed.as_mut().enable();
-            if let Err(refusal) = self.admits(group) {
-                return refusal;
+            if self.admitted(group).is_err() {
+                return;
             }
             changed.await;
         }

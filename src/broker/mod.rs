@@ -358,25 +358,17 @@ impl Broker {
         }
     }
 
-    /// The topic of a name. That there is none may be told once the deletion is durable.
+    /// The topic of a name. That there is none is told once the deletion is durable.
     ///
     /// # Errors
     /// There is none.
     async fn topic(&self, name: &str, deadline: Instant) -> Result<Arc<TopicEntry>, BrokerError> {
-        let known = self.known(name);
-        if matches!(known, Err(BrokerError::NoTopic { .. })) {
-            // Looked at behind the table: what took the name out is in it.
-            self.settled(self.state.topics.applied(), deadline).await?;
-        }
-        known
-    }
-
-    /// The topic of a name that is to be read, for who tells what it finds later.
-    fn known(&self, name: &str) -> Result<Arc<TopicEntry>, BrokerError> {
         if let Some(topic) = self.state.topics.get(name) {
             return Ok(topic);
         }
         names::check_known(name)?;
+        // Looked at behind the table: what took the name out is in it.
+        self.settled(self.state.topics.applied(), deadline).await?;
         Err(BrokerError::NoTopic { name: name.into() })
     }
 

@@ -245,7 +245,7 @@ impl Broker {
         };
         self.caught_up(&topic, deadline).await;
         let range = self.bounds(&topic, queue, deadline).await?;
-        self.still_there(&topic)?;
+        self.still_there(&topic, deadline).await?;
         Ok(QueueProgress { queue, range, committed, next })
     }
 
@@ -292,7 +292,7 @@ impl Broker {
             };
             queues.push(QueueProgress { queue, range, committed, next });
         }
-        self.still_there(topic)?;
+        self.still_there(topic, deadline).await?;
         Ok(queues)
     }
 
@@ -325,7 +325,7 @@ impl Broker {
             let offset = self.offset_of(&topic, queue, range, position, deadline).await?;
             queues.push(QueuePosition { queue, range, offset });
         }
-        self.still_there(&topic)?;
+        self.still_there(&topic, deadline).await?;
         Ok(queues)
     }
 
@@ -386,7 +386,7 @@ impl Broker {
         if let Some(newest) = changes.first() {
             self.acknowledged(&topic, newest.position, deadline).await?;
         }
-        self.still_there(&topic)?;
+        self.still_there(&topic, deadline).await?;
         Ok(HistoryPage { changes, more })
     }
 
@@ -413,7 +413,7 @@ impl Broker {
             let QueueProgress { queue, range, committed, next } = now;
             let new = self.offset_of(topic, queue, range, request.to, deadline).await?;
             if !(range.min..=range.max).contains(&new) {
-                return Err(self.commit_out_of_range(topic, queue, new, range));
+                return Err(self.commit_out_of_range(topic, queue, new, range, deadline).await);
             }
             rows.push(ResetQueue { queue, range, old: committed, from: next, new });
         }
@@ -463,9 +463,12 @@ impl Broker {
             Commit::Limit => Err(BrokerError::OffsetLimit { limit: Offsets::MAX_ROWS }),
             Commit::Deleted => {
                 if !self.state.groups.has(group) {
+                    self.settled(self.state.groups.applied(), deadline).await?;
                     return Err(BrokerError::UnknownGroup { name: group.name().into() });
                 }
-                commits.iter().try_for_each(|commit| self.still_there(&commit.topic))?;
+                for commit in commits {
+                    self.still_there(&commit.topic, deadline).await?;
+                }
                 Ok(None)
             }
         }
@@ -507,7 +510,10 @@ impl Broker {
                 }
                 let range = self.bounds(&topic, new.queue, deadline).await?;
                 if new.offset > range.max {
-                    return Err(self.commit_out_of_range(&topic, new.queue, new.offset, range));
+                    let (queue, offset) = (new.queue, new.offset);
+                    return Err(self
+                        .commit_out_of_range(&topic, queue, offset, range, deadline)
+                        .await);
                 }
             }
             // A topic has a queue at least, and nobody knows more than there are.
@@ -519,14 +525,15 @@ impl Broker {
     }
 
     /// The refusal of an offset, or of a topic that was deleted meanwhile.
-    fn commit_out_of_range(
+    async fn commit_out_of_range(
         &self,
         topic: &TopicEntry,
         queue: QueueId,
         offset: QueueOffset,
         range: QueueRange,
+        deadline: Instant,
     ) -> BrokerError {
-        if let Err(gone) = self.still_there(topic) {
+        if let Err(gone) = self.still_there(topic, deadline).await {
             return gone;
         }
         let (topic, epoch) = (topic.name().into(), self.store.epoch());
@@ -573,9 +580,15 @@ impl Broker {
         let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;
     }
 
-    /// Refuses a topic that was deleted meanwhile; waits for the end of a deletion that is half done.
-    pub(super) fn still_there(&self, topic: &TopicEntry) -> Result<(), BrokerError> {
+    /// Refuses a topic that was deleted meanwhile, once that is durable; waits for the end of a deletion that is half
+    /// done.
+    pub(super) async fn still_there(
+        &self,
+        topic: &TopicEntry,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
         if topic.handle().is_dead() && !self.state.topics.has(topic) {
+            self.settled(self.state.topics.applied(), deadline).await?;
             return Err(BrokerError::NoTopic { name: topic.name().into() });
         }
         Ok(())

@@ -124,7 +124,7 @@ impl Broker {
             });
         }
         let filter = Arc::new(TagFilter::parse(request.tags)?);
-        let topic = self.known(request.topic)?;
+        let topic = self.topic(request.topic, request.deadline).await?;
         check_queue(&topic, request.queue)?;
         let reader = Reader {
             filter,
@@ -168,7 +168,7 @@ impl Broker {
             match diverged {
                 Ok(None) => return Ok(()),
                 Ok(Some(Diverged { at, range })) => {
-                    self.still_there(topic)?;
+                    self.still_there(topic, until).await?;
                     return Err(BrokerError::Truncated { offset, at, range, epoch: current });
                 }
                 Err(ReadError::Rebuilding) => self.wait_for_rebuild(rebuilt).await?,
@@ -230,7 +230,9 @@ impl Broker {
         // be.
         let mut answer_len = u64::from(max_bytes);
         loop {
-            reader.group.as_deref().map_or(Ok(()), |group| self.admits(group))?;
+            if let Some(group) = &reader.group {
+                self.admits(group, deadline).await?;
+            }
             let permit = self
                 .replies
                 .take(answer_len, deadline)
@@ -247,9 +249,7 @@ impl Broker {
                     filter: Arc::clone(&reader.filter),
                 })
                 .await?;
-            if topic.handle().is_dead() && !self.state.topics.has(topic) {
-                return Err(BrokerError::UnknownTopic);
-            }
+            self.still_there(topic, deadline).await?;
             // After the read, and again after each wait: a change meanwhile is in force.
             self.check_readable(topic)?;
             return match outcome {

@@ -122,7 +122,7 @@ impl Broker {
         }
         let until = Instant::now() + PATIENCE;
         let filter = Arc::new(TagFilter::parse(request.tags).map_err(BrokerError::from)?);
-        let topic = self.known(request.topic)?;
+        let topic = self.topic(request.topic, until).await?;
         for &PullStart { queue, .. } in request.queues {
             check_queue(&topic, queue)
                 .map_err(|error| PullStreamError { queue: Some(queue), error })?;
@@ -234,7 +234,10 @@ impl PullStream {
         tokio::select! {
             arrived = arrived => arrived,
             () = broker.drained() => Err(BrokerError::Draining),
-            refusal = broker.refusal_of(group.as_deref()) => Err(refusal),
+            () = broker.refuses(group.as_deref()) => match group {
+                Some(group) => broker.admits(&group, Instant::now() + PATIENCE).await,
+                None => Ok(()),
+            },
         }
     }
 
@@ -246,9 +249,8 @@ impl PullStream {
             let Poll::Ready(why) = arrival.as_mut().poll(cx) else { continue };
             place.arrival = None;
             let why = match why {
-                Arrival::Readable => Ok(()),
-                Arrival::Gone if self.broker.state.topics.has(&self.reader.topic) => Ok(()),
-                Arrival::Gone => Err(BrokerError::UnknownTopic),
+                // A deletion is told by who looks, once it is durable.
+                Arrival::Readable | Arrival::Gone => Ok(()),
                 Arrival::Closed => Err(BrokerError::Draining),
             };
             ended = Some(ended.unwrap_or(Ok(())).and(why));

@@ -275,9 +275,7 @@ impl Broker {
                 break;
             }
         }
-        if topic.handle().is_dead() && !self.state.topics.has(&topic) {
-            return Err(BrokerError::UnknownTopic);
-        }
+        self.still_there(&topic, request.deadline).await?;
         let Gathering { messages, incomplete, last, .. } = gathering;
         Ok(Page {
             messages,

@@ -10,6 +10,7 @@
 //! | `seen.rs` | everything that a broker shows, and whether a world explains it |
 //! | `model.rs` | both side by side; what must be left after a start |
 //! | `rig.rs` | a broker stepped by hand |
+//! | `gone.rs` | a story of its own: a deletion and those who read meanwhile |
 //! | `ids.rs` | a story of its own: ids of topics when the record that gave one rots |
 //!
 //! Nothing runs beside the test, so a script always does the same, and a seed always draws the same scripts. One that
@@ -17,6 +18,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod gone;
 mod ids;
 mod model;
 mod reads;

@@ -88,6 +88,13 @@ impl Model {
         if let Some(refused) = self.refused_pull(&wish, known.as_ref()) {
             let found = pulled.map(|_| ()).unwrap_err();
             assert_eq!(found.reason(), refused, "{found}");
+            let told = match refused {
+                Reason::UnknownTopic => self.world.topics_applied,
+                Reason::UnknownGroup => self.world.groups_applied,
+                _ => 0,
+            };
+            let flushed = self.rig().flushed();
+            assert!(!self.is_sync() || flushed >= told, "{found} is told before it is durable");
             return;
         }
         let topic = known.unwrap();

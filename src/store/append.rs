@@ -14,7 +14,7 @@ use std::io::IoSlice;
 use bytes::Bytes;
 
 use super::Shared;
-use super::error::AppendError;
+use super::error::{AppendError, SpaceError};
 use super::topics::TopicHandle;
 use crate::file::FileError;
 use crate::file::segment::Segment;
@@ -66,11 +66,20 @@ pub struct NewRecord {
 }
 
 /// What a record may use of the last segment there is, when no other can be made behind it.
+///
+/// A full disk must be able to end by what users delete: what makes room always finds room. Deletions need an image
+/// behind what they delete, so one is taken as soon as a segment is the last one (`clean.rs`), and until it stands
+/// there the state of users gets no more than messages do. From then on a deletion needs nothing but its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     /// Epochs and deletions of segments: all of it.
     Own,
-    /// State, so that acknowledgements, ends and deletions go on: all but a 64th.
+    /// What users do to make room: all but a 64th.
+    Relief,
+    /// Images: all but a 32nd.
+    Image,
+    /// State, so that acknowledgements and ends go on: as much, once an image stands in the segment or has no room
+    /// there; before, all but an eighth.
     State,
     /// Messages: all but an eighth.
     Messages,
@@ -80,7 +89,8 @@ impl Class {
     fn kept_free(self, segment_len: u64) -> u64 {
         match self {
             Self::Own => 0,
-            Self::State => segment_len / 64,
+            Self::Relief => segment_len / 64,
+            Self::Image | Self::State => segment_len / 32,
             Self::Messages => segment_len / 8,
         }
     }
@@ -143,7 +153,17 @@ impl NewRecord {
         Self::internal(RecordKind::State, transitions, Class::State)
     }
 
-    /// The same, of what makes room on a full disk.
+    /// The same, of what makes room on a full disk: it finds some where other state does not any more.
+    pub fn relief(transitions: Vec<u8>) -> Self {
+        Self::internal(RecordKind::State, transitions, Class::Relief)
+    }
+
+    /// A record of a state image.
+    pub(super) fn image(transitions: Vec<u8>) -> Self {
+        Self::internal(RecordKind::State, transitions, Class::Image)
+    }
+
+    /// A record of a deletion of segments.
     pub(super) fn own(transitions: Vec<u8>) -> Self {
         Self::internal(RecordKind::State, transitions, Class::Own)
     }
@@ -419,9 +439,56 @@ impl Shared {
         let empty = tail.end == tail.segment.base().plus(PAGE_LEN as u64);
         let (end, limit) = (tail.end.get() + need.len, tail.segment.end().get());
         // Until there is a next segment, this one may be the last for long.
-        let has_room = end + need.class.kept_free(tail.segment.len()) <= limit
+        let has_room = end + self.kept_free(&tail.segment, need.class) <= limit
             || end <= limit && self.ready.load().is_some();
-        has_room && (empty || !(memory_full || too_old))
+        // Entries are of messages alone.
+        let is_over = need.class == Class::Messages && (memory_full || too_old);
+        has_room && (empty || !is_over)
+    }
+
+    /// What a class leaves of the last segment.
+    fn kept_free(&self, last: &Segment, class: Class) -> u64 {
+        let for_image = self.room_for_image.load(Ordering::Relaxed);
+        match class {
+            Class::Own | Class::Relief | Class::Image => class.kept_free(last.len()),
+            Class::State if self.reserve_is_open(last) => class.kept_free(last.len()) + for_image,
+            Class::State | Class::Messages => Class::Messages.kept_free(last.len()) + for_image,
+        }
+    }
+
+    /// Whether the state of users may go into the reserve of the last segment.
+    pub(super) fn reserve_is_open(&self, last: &Segment) -> bool {
+        self.newest_image().is_some_and(|begin| begin >= last.base())
+            || self.no_image_fits.load(Ordering::Relaxed) == last.base().get()
+    }
+
+    /// Keeps so many bytes free for an image under way. `false`: they are not there, and no other segment is.
+    pub(super) fn keep_for_image(&self, len: u64) -> bool {
+        let tail = lock(&self.tail);
+        let segment = &tail.segment;
+        let need = len + Class::Image.kept_free(segment.len());
+        let left = segment.end().since(tail.end);
+        let fits = need <= left
+            || self.ready.load().as_ref().is_some_and(|next| {
+                // While space is short there may be none behind the next either.
+                !self.space_is_wanted() || need <= left + next.len() - PAGE_LEN as u64
+            });
+        self.room_for_image.store(if fits { len } else { 0 }, Ordering::Relaxed);
+        if !fits && self.is_full() {
+            self.no_image_fits(segment);
+        }
+        fits
+    }
+
+    /// Opens the reserve of the last segment to state: nothing is gained by one that is too small.
+    pub(super) fn no_image_fits(&self, last: &Segment) {
+        self.no_image_fits.store(last.base().get(), Ordering::Relaxed);
+        self.space.notify_waiters();
+    }
+
+    /// Whether there is no room for a segment behind the last.
+    pub(super) fn is_full(&self) -> bool {
+        *lock(&self.no_space) == Some(SpaceError::Full)
     }
 
     /// Ends the current segment and goes on in the next.

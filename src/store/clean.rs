@@ -10,9 +10,12 @@
 //! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead
 //! segment goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never
 //! needs a deleted segment, with or without snapshots. While an image waits for room, what the one before it lets go
-//! still goes: that makes the room. One with damage in it stays until an operator gives the damage up; so does one
-//! whose files were made when the disk did not give all of it: what they do not name may be alive. While there is such
-//! damage, a topic that is not known counts as one whose creation was lost, not as deleted.
+//! still goes: that makes the room. A segment with damage in it stays until an operator gives the damage up; so does
+//! one whose files were made when the disk did not give all of it: what they do not name may be alive. While there is
+//! such damage, a topic that is not known counts as one whose creation was lost, not as deleted.
+//!
+//! On a full disk an image is taken in the last segment as soon as no other can be made, while there is room for it:
+//! all that can be deleted then lies before it, whatever dies later (see `Class` in `append.rs`).
 //!
 //! The power may go after any of these writes: before the record is durable nothing was removed; after it the next
 //! start sweeps on.
@@ -121,12 +124,16 @@ impl CleanWorker {
                     progress => progress,
                 },
                 Err(error @ AppendError::TooLarge { .. }) => {
+                    if let Some(last) = shared.log.segments().last() {
+                        shared.no_image_fits(last);
+                    }
                     tracing::error!(%error, "the state is too large for an image: segments that wait for one stay");
                     self.image = None;
                     Progress::Idle(LOOK_AT_MESSAGES)
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the state image was given up; it is taken again");
+                    shared.room_for_image.store(0, Ordering::Relaxed);
                     self.image = None;
                     Progress::Idle(LOOK_AT_DISK)
                 }
@@ -250,7 +257,8 @@ impl CleanWorker {
         }
     }
 
-    /// Whether an image is due: for replay without snapshots, or so that `waiting` bytes of dead segments can go.
+    /// Whether an image is due: for replay without snapshots, so that `waiting` bytes of dead segments can go, or while
+    /// there is room for it.
     fn image_is_due(&self, shared: &Shared, waiting: u64) -> bool {
         if self.image.is_some() {
             return false;
@@ -263,7 +271,7 @@ impl CleanWorker {
         let written = lock(&shared.tail).written().saturating_sub(self.written);
         let is_due = since >= IMAGE_SEGMENTS && written >= worth;
         let is_worth = waiting > worth;
-        is_due || waiting > 0 && (is_worth || shared.space_is_wanted())
+        is_due || waiting > 0 && (is_worth || shared.space_is_wanted()) || shared.lacks_image()
     }
 
     /// The sealed segments in which nothing is alive, and that nothing pins. Notes why the others stay.
@@ -407,7 +415,7 @@ impl Shared {
     }
 
     /// Whether sends are refused for want of space.
-    fn space_is_wanted(&self) -> bool {
+    pub(super) fn space_is_wanted(&self) -> bool {
         self.disk_is_short.load(Ordering::Relaxed) || lock(&self.no_space).is_some()
     }
 
@@ -490,6 +498,11 @@ impl Shared {
         Ok(is_known && is_purged)
     }
 
+    /// Whether there is no segment behind the last, and no image in it that could stand for all before it.
+    pub(super) fn lacks_image(&self) -> bool {
+        self.is_full() && self.log.segments().last().is_some_and(|last| !self.reserve_is_open(last))
+    }
+
     fn has_damage(&self, segment: &Segment) -> bool {
         self.damage.overlaps(&(segment.base()..segment.end()))
     }
@@ -506,6 +519,8 @@ impl Shared {
         self.metrics.image_bytes.add(len);
         // The checkpoint names it.
         self.flush_signal.wake();
+        // State may have waited for it.
+        self.space.notify_waiters();
     }
 
     /// There is damage before `end`: if it may lie in the newest image, nothing is deleted before there is another.

@@ -28,7 +28,7 @@ pub struct StoreConfig {
     /// What this process appended within the last so many bytes is read in place, the rest from the disk.
     pub hot_bytes: u64,
     /// Below so many free bytes on the file system, sends are refused, and no segment is made ahead; state records go
-    /// on in the last eighth of the last segment. 0: never.
+    /// on in the last segment, in parts of it that are kept for them. 0: never.
     pub disk_reserve: u64,
     /// Threads that read from the disk.
     pub read_threads: usize,

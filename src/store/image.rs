@@ -6,25 +6,30 @@
 //! | parts | image part, up to [`PARTS`] a record | once the dispatcher has passed the begin |
 //! | end | image ended, in the record of the last parts | |
 //!
+//! While it is written, the last segment there is keeps what is left of it free. One that finds no room in it waits for
+//! another, and nothing more of it is written.
+//!
 //! An image counts once its end is flushed. Recovery takes one only if its end is proved durable by the checkpoint or
 //! by the claim of a later record: behind a torn tail there may be the bytes of a whole image that are not part of the
 //! log.
 
-use super::append::NewRecord;
+use super::append::{NewRecord, Placed};
 use super::{AppendError, Shared};
 use crate::file::FileError;
 use crate::format::checkpoint::Checkpoint;
-use crate::format::record::RecordKind;
+use crate::format::record::{HEADER_LEN, RecordKind};
 use crate::format::segment_header::PAGE_LEN;
 use crate::format::snapshot::Snapshot;
 use crate::format::state_record::{IMAGE_PART_LEN, Transition, transitions};
 use crate::log::commit_log::CommitLog;
 use crate::log::walk::{SegmentWalk, Step};
 use crate::message::{Epoch, PhysicalOffset};
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering};
 
 /// Parts in one record, so that a small segment takes some and a large image is not many records.
 const PARTS: usize = 16;
+/// What a part takes beside its bytes, at most: what says which it is, and padding.
+const PART_OVERHEAD: usize = 64;
 /// No image is larger; nor is a snapshot.
 const MAX_IMAGE: u64 = super::recover::MAX_SNAPSHOT;
 
@@ -55,8 +60,8 @@ pub(super) enum Wrote {
 impl ImageWriter {
     /// Appends the begin.
     pub(super) fn begin(shared: &Shared) -> Result<Self, AppendError> {
-        let placed = shared.append_one(NewRecord::state(run(&[Transition::ImageBegun])))?;
-        let room = shared.config.max_append_set() as usize / 2 / (IMAGE_PART_LEN + 64);
+        let placed = append(shared, &[Transition::ImageBegun], len_of_parts(0, 1))?;
+        let room = shared.config.max_append_set() as usize / 2 / (IMAGE_PART_LEN + PART_OVERHEAD);
         Ok(Self {
             begin: placed.offset,
             begin_end: placed.end,
@@ -107,13 +112,30 @@ impl ImageWriter {
             let (begin, len) = (self.begin, bytes.len() as u64);
             transitions.push(Transition::ImageEnded { begin, parts: count, len });
         }
-        let placed = shared.append_one(NewRecord::state(run(&transitions)))?;
+        let left = bytes.len().saturating_sub(self.written as usize * part_len);
+        let parts = count.saturating_sub(self.written);
+        let placed = append(shared, &transitions, len_of_parts(left, parts))?;
         self.written = written;
         if written >= count {
+            shared.room_for_image.store(0, Ordering::Relaxed);
             self.end = Some(placed.end);
         }
         Ok(Wrote::Some)
     }
+}
+
+/// Appends a record of an image, if there is room for all of the `left` bytes that the image still takes.
+fn append(shared: &Shared, transitions: &[Transition], left: u64) -> Result<Placed, AppendError> {
+    if !shared.keep_for_image(left) {
+        return Err(AppendError::NotReady);
+    }
+    shared.append_one(NewRecord::image(run(transitions)))
+}
+
+/// Bytes of the log that the parts of an image take, and its end, at most.
+fn len_of_parts(len: usize, parts: u32) -> u64 {
+    let around = (HEADER_LEN + PART_OVERHEAD) as u64;
+    len as u64 + (u64::from(parts) + 1) * around
 }
 
 /// Refuses what no start would read: nothing may be deleted on the strength of it.

@@ -276,6 +276,10 @@ pub(crate) struct Shared {
     pins: Pins,
     /// Where the newest durable image begins; [`clean::NO_IMAGE`] without one.
     newest_image: AtomicU64,
+    /// What the image under way still takes of the log. Changed under the append lock, or by its end.
+    room_for_image: AtomicU64,
+    /// Begin of the last segment in which an image found no room; [`clean::NO_IMAGE`] without one.
+    no_image_fits: AtomicU64,
     /// Damage that this start met may have taken state records: what is unknown may exist.
     state_may_be_missing: bool,
     /// Which topics keep sealed segments, as the clean worker found it last.
@@ -413,6 +417,10 @@ impl Shared {
         if class == Class::Messages && self.disk_is_short.load(Ordering::Relaxed) {
             return Some(Err(SpaceError::Full));
         }
+        if class == Class::State && self.lacks_image() {
+            // The image that it waits for is under way.
+            return Some(Ok(()));
+        }
         if self.ready.load().is_none() {
             return Some(lock(&self.no_space).map_or(Ok(()), Err));
         }
@@ -496,6 +504,7 @@ impl Store {
                 shared.seal_signal.wake();
                 shared.flush_signal.wake();
                 shared.dispatch_signal.wake();
+                shared.clean_signal.wake();
                 notified.await;
             }
         }

@@ -151,6 +151,8 @@ impl Store {
             begins: Begins::new(),
             pins: Pins::default(),
             newest_image: AtomicU64::new(found.newest_image.map_or(NO_IMAGE, PhysicalOffset::get)),
+            room_for_image: AtomicU64::new(0),
+            no_image_fits: AtomicU64::new(NO_IMAGE),
             state_may_be_missing: report.damage_may_hold_state,
             held: Mutex::default(),
             warned_of: Mutex::new(None),

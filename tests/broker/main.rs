@@ -10,6 +10,7 @@
 //! | `seen.rs` | everything that a broker shows, and whether a world explains it |
 //! | `model.rs` | both side by side; what must be left after a start |
 //! | `rig.rs` | a broker stepped by hand |
+//! | `full.rs` | a story of its own: a full disk, and commits until they are refused |
 //! | `gone.rs` | a story of its own: a deletion and those who read meanwhile |
 //! | `ids.rs` | a story of its own: ids of topics when the record that gave one rots |
 //!
@@ -18,6 +19,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod full;
 mod gone;
 mod ids;
 mod model;

@@ -120,7 +120,20 @@ fn append(store: &Store, transitions: &[Transition]) -> Result<PhysicalOffset, A
     for transition in transitions {
         transition.encode_into(&mut payload);
     }
-    store.append_one(NewRecord::state(payload)).map(|placed| placed.end)
+    // What users do to make room goes on when other state finds none.
+    let makes_room = |transition: &Transition| {
+        matches!(
+            transition,
+            Transition::TopicExpired { .. }
+                | Transition::TopicDeleted { .. }
+                | Transition::TopicUpdated { .. }
+        )
+    };
+    let record = match transitions.iter().any(makes_room) {
+        true => NewRecord::relief(payload),
+        false => NewRecord::state(payload),
+    };
+    store.append_one(record).map(|placed| placed.end)
 }
 
 impl Applier for State {

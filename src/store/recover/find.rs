@@ -15,7 +15,7 @@ use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
 use crate::format::snapshot::Snapshot;
 use crate::log::commit_log::CommitLog;
 use crate::message::PhysicalOffset;
-use crate::store::{OpenError, StoreConfig, image};
+use crate::store::{MAX_UNSEALED, OpenError, StoreConfig, image};
 use crate::sync::Arc;
 
 /// A segment file by its name.
@@ -225,8 +225,12 @@ pub(super) fn start_state(
         expected = segment.end();
         follows
     });
-    // Without a snapshot an image also spares the walk over all that came before it.
-    if is_whole && (snapshot.is_some() || known.is_none()) {
+    // Without a snapshot an image also spares the walk over all that came before it, if that is much. Less may not be
+    // sealed yet, and on a full disk only the walk finds what is in it.
+    let is_much = known.is_some_and(|begin| {
+        segments.iter().filter(|segment| segment.end() <= begin).count() > MAX_UNSEALED
+    });
+    if is_whole && (snapshot.is_some() || !is_much) {
         return Ok((snapshot, known));
     }
     match image::newest(log, checkpoint)? {

@@ -12,6 +12,7 @@
 //! | `rig.rs` | a broker stepped by hand |
 //! | `full.rs` | a story of its own: a full disk, and commits until they are refused |
 //! | `gone.rs` | a story of its own: a deletion and those who read meanwhile |
+//! | `grown.rs` | a story of its own: offsets are reset while a topic gets queues |
 //! | `ids.rs` | a story of its own: ids of topics when the record that gave one rots |
 //!
 //! Nothing runs beside the test, so a script always does the same, and a seed always draws the same scripts. One that
@@ -21,6 +22,7 @@
 
 mod full;
 mod gone;
+mod grown;
 mod ids;
 mod model;
 mod reads;

@@ -8,22 +8,29 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use mainstem::broker::{Broker, BrokerConfig, BrokerError, PullRequest, SendRequest, TopicChanges};
+use mainstem::file::Operation;
 use mainstem::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
 use mainstem::format::state_record::Transition;
 use mainstem::message::{
-    FlushMode, QueueId, QueueOffset, Timestamp, TopicId, TopicSettings, TopicType,
+    FlushMode, Force, Keep, QueueId, QueueOffset, Retention, Timestamp, TopicId, TopicSettings,
+    TopicType,
 };
 use mainstem::store::{
     AppendError, Arrival, NewRecord, Placed, ReadOutcome, ReadRequest, Store, StoreConfig,
     TopicHandle, Workers,
 };
-use mainstem::testing::{Alarm, CrashChoice, ManualClock, SimDisk, TopicsOnly, now};
+use mainstem::testing::{
+    Alarm, CrashChoice, Fault, FaultRule, ManualClock, SimDisk, Times, TopicsOnly, now,
+};
 use shuttle::future::block_on;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread::{self, JoinHandle};
+use tokio::time::Instant;
 
 /// Explores so many random schedules.
 fn explore(schedules: usize, test: impl Fn() + Send + Sync + 'static) {
@@ -339,4 +346,156 @@ fn a_snapshot_beside_a_step_of_the_dispatcher_contains_nothing_that_a_power_cut_
         let placed = again.append_one(record(&topic, sent, 100)).unwrap();
         assert_eq!(placed.queue_offset.get(), sent as u64, "behind what was durable");
     });
+}
+
+/// A broker with a message that is 30 s old in a topic with this retention.
+struct Aged {
+    broker: Arc<Broker>,
+    clock: Arc<ManualClock>,
+    disk: SimDisk,
+    workers: Workers,
+}
+
+fn late() -> Instant {
+    Instant::now() + Duration::from_secs(24 * 3_600)
+}
+
+fn aged(retention: Retention) -> Aged {
+    let (disk, clock) = (SimDisk::new(), Arc::new(ManualClock::new(Timestamp::new(1_000_000))));
+    // Nobody waits for a flush.
+    let flush = FlushMode::Async;
+    let store = StoreConfig { segment_size: 16 << 10, flush, ..StoreConfig::new("/data") };
+    let (broker, mut workers) = Broker::open_stepped(
+        Arc::new(disk.clone()),
+        clock.clone(),
+        store,
+        BrokerConfig { retention, ..BrokerConfig::default() },
+    )
+    .unwrap();
+    let (queue, session, deadline) = (Some(QueueId::ZERO), None, late());
+    let settings =
+        TopicSettings { retention, ..TopicSettings::open(1, FlushMode::Async, TopicType::Mixed) };
+    now(broker.create_topic("t", settings, late())).unwrap().unwrap();
+    let request = SendRequest { topic: "t", queue, batch: batch(1, 1_000), session, deadline };
+    now(broker.send(request)).unwrap().unwrap();
+    workers.settle();
+    clock.advance(Duration::from_secs(30));
+    Aged { broker, clock, disk, workers }
+}
+
+/// Whether the message can be read.
+fn is_there(broker: &Broker) -> bool {
+    let request = PullRequest {
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        max_messages: 1,
+        max_bytes: 1 << 20,
+        wait: Duration::ZERO,
+        tags: "",
+        epoch: None,
+        group: None,
+        deadline: late(),
+    };
+    match now(broker.pull(request)).unwrap() {
+        Ok(pulled) => pulled.records.len() == 1,
+        Err(BrokerError::OffsetOutOfRange { .. }) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+const KEPT_A_MINUTE: Retention = Retention { time_ms: Some(60_000), bytes: Some(1 << 20) };
+
+/// A limit that is made shorter used to hold before its record was appended; where that failed, whoever looked in
+/// between saw messages gone that are there, and a segment could be deleted.
+#[test]
+fn an_update_that_fails_hides_no_message_at_any_moment() {
+    let _runtime = runtime();
+    let _entered = _runtime.enter();
+    let shorter =
+        TopicChanges { retention_time: Some(Keep::UpTo(10_000)), ..TopicChanges::default() };
+    // One limit grows and the other shrinks.
+    let mixed = TopicChanges { retention_bytes: Some(Keep::All), ..shorter };
+    for changes in [shorter, mixed] {
+        explore(2_000, move || {
+            let Aged { broker, disk, workers, .. } = aged(KEPT_A_MINUTE);
+            let Workers { mut clean, .. } = workers;
+            disk.fail(write_fault());
+            let update = {
+                let broker = Arc::clone(&broker);
+                thread::spawn(move || {
+                    block_on(broker.update_topic("t", &changes, Force::No, late())).map(drop)
+                })
+            };
+            let reader = {
+                let broker = Arc::clone(&broker);
+                thread::spawn(move || (0..6).all(|_| is_there(&broker)))
+            };
+            for _ in 0..3 {
+                clean.step();
+            }
+            assert!(reader.join().unwrap(), "the message was gone for a moment");
+            let failed = update.join().unwrap().unwrap_err();
+            assert!(matches!(failed, BrokerError::Write(_)), "{failed}");
+            assert!(is_there(&broker));
+        });
+    }
+}
+
+/// Its message passes the old limit while the longer one is on its way: what anybody saw go never comes back, whether
+/// the update fails or not.
+#[test]
+fn what_went_beside_an_update_to_a_longer_retention_stays_gone() {
+    let _runtime = runtime();
+    let _entered = _runtime.enter();
+    let longer =
+        TopicChanges { retention_time: Some(Keep::UpTo(90_000)), ..TopicChanges::default() };
+    for fails in [false, true] {
+        explore(2_000, move || {
+            let Aged { broker, clock, disk, .. } = aged(KEPT_A_MINUTE);
+            if fails {
+                disk.fail(write_fault());
+            }
+            let update = {
+                let broker = Arc::clone(&broker);
+                thread::spawn(move || {
+                    now(broker.update_topic("t", &longer, Force::No, late()))
+                        .map(|done| done.map(drop))
+                })
+            };
+            let reader = {
+                let broker = Arc::clone(&broker);
+                thread::spawn(move || (0..6).map(|_| is_there(&broker)).collect::<Vec<_>>())
+            };
+            clock.advance(Duration::from_secs(31));
+            let updated = update.join().unwrap();
+            let mut seen = reader.join().unwrap();
+            seen.push(is_there(&broker));
+            assert!(seen.is_sorted_by(|one, other| one >= other), "{seen:?}");
+            match updated {
+                // It waits for the flush, and is in force.
+                None => assert!(!fails),
+                Some(done) => {
+                    assert!(fails && matches!(done, Err(BrokerError::Write(_))), "{done:?}");
+                    assert_eq!(seen.last(), Some(&false), "the old limit holds");
+                }
+            }
+        });
+    }
+}
+
+/// Nobody drives it: no timer ever fires.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+/// The next write of the log fails.
+fn write_fault() -> FaultRule {
+    FaultRule {
+        operation: Operation::Write,
+        path_contains: Some("commitlog".to_owned()),
+        nth: 1,
+        times: Times::Once,
+        error: Fault::Enospc,
+    }
 }

@@ -1,7 +1,7 @@
 //! The doors of the house, held over the source as it stands.
 //!
 //! A test is one rule; its failure names file and line and says what to do. Comments, texts and tests are looked at
-//! only where a rule says so: code in `mod tests` and `tests.rs` may open any door.
+//! only where a rule says so: code in `mod tests`, in `tests.rs` and below `tests/` may open any door.
 //!
 //! The tables below are the house. Who adds a room, a door or a crate, adds it here and says why in the commit.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
@@ -253,9 +253,14 @@ impl Source {
         path.split('/').filter(|part| !["mod", "lib", "main"].contains(part)).collect()
     }
 
+    /// Whether it is a file of tests.
+    fn is_tests(&self) -> bool {
+        self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
+    }
+
     /// Whether it is compiled into tests only.
     fn is_for_tests(&self) -> bool {
-        self.path.ends_with("/tests.rs") || self.room() == "testing" || self.path.contains("/sim/")
+        self.is_tests() || self.room() == "testing" || self.path.contains("/sim/")
     }
 
     fn at(&self, position: usize) -> String {
@@ -447,7 +452,7 @@ fn is_let_in(path: &str, doors: &[&str]) -> bool {
 #[test]
 fn a_room_names_only_the_rooms_it_may_know() {
     let mut breaches = Vec::new();
-    for source in sources().iter().filter(|source| !source.path.ends_with("/tests.rs")) {
+    for source in sources().iter().filter(|source| !source.is_tests()) {
         let room = room(source.room());
         for (at, path) in source.paths("crate") {
             let own = path.split("::").next() == Some(room.name);
@@ -462,7 +467,7 @@ fn a_room_names_only_the_rooms_it_may_know() {
 #[test]
 fn no_room_is_left_through_super() {
     let mut breaches = Vec::new();
-    for source in sources().iter().filter(|source| !source.path.ends_with("/tests.rs")) {
+    for source in sources().iter().filter(|source| !source.is_tests()) {
         let depth = source.module().len();
         for (at, path) in source.paths("super") {
             let ups = 1 + path.split("::").take_while(|part| *part == "super").count();
@@ -511,7 +516,7 @@ fn a_room_names_only_the_outside_crates_it_may() {
     assert!(crates.len() > 30, "{crates:?}");
     let mut breaches = Vec::new();
     for source in sources() {
-        if source.is_for_tests() && source.path.ends_with("/tests.rs") {
+        if source.is_tests() {
             continue;
         }
         let room = room(source.room());

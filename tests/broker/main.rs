@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `script.rs` | steps, and how they are drawn |
 //! | `world.rs` | the reference: what the changes in a log come to |
-//! | `rules.rs` | what a request that changes something must come to |
+//! | `rules.rs`, `rules/` | what a request that changes something must come to |
 //! | `reads.rs` | pulls and queries, and what they must show |
 //! | `seen.rs` | everything that a broker shows, and whether a world explains it |
 //! | `model.rs` | both side by side; what must be left after a start |

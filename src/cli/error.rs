@@ -198,7 +198,9 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
         Reason::Conflict => {
             "another reader of the group or a reset moved it; `mainstem offset show` shows where it is"
         }
-        Reason::NoSpace => "free some space in the broker's file system; it goes on by itself",
+        Reason::NoSpace => {
+            "free some space in the broker's file system, or purge or delete topics; it goes on by itself"
+        }
         Reason::Overloaded => "try again in a moment",
         Reason::Draining => "the broker is going down; try again when it is back",
         Reason::Rebuilding => "the broker rebuilds its queue or index files; try again in a moment",

@@ -114,10 +114,10 @@ struct SettingArgs {
     #[arg(long, value_name = "ACCESS")]
     access: Option<AccessArg>,
     /// How long it keeps messages, like 12h or 3d, or forever
-    #[arg(long, value_name = "TIME", value_parser = retention_time)]
+    #[arg(long, value_name = "TIME", value_parser = retention_time, allow_hyphen_values = true)]
     retention: Option<Keep>,
     /// How many bytes of the newest messages it keeps at least, like 10GiB, or unlimited
-    #[arg(long, value_name = "SIZE", value_parser = retention_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = retention_bytes, allow_hyphen_values = true)]
     retention_bytes: Option<Keep>,
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::{Data, explain};
@@ -17,11 +17,12 @@ use crate::offline::{
 
 /// What to repair.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").args(["lose", "adopt"]).required(true).multiple(true)))]
 pub(crate) struct RepairArgs {
     #[command(flatten)]
     data: Data,
     /// Give up these damaged bytes of the log, or `all` that are damaged; may be repeated
-    #[arg(long, value_name = "BEGIN..END|all", required_unless_present = "adopt")]
+    #[arg(long, value_name = "BEGIN..END|all")]
     lose: Vec<LoseArg>,
     /// Make a topic of this name for records of this topic id that have none; may be repeated
     #[arg(long, value_name = "ID=NAME")]

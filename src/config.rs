@@ -1,6 +1,6 @@
 //! The configuration file: addresses, and the options of the store and of the broker.
 //!
-//! TOML with three tables. Unknown keys and values out of range stop the start; nothing is repaired silently. A value
+//! TOML with four tables. Unknown keys and values out of range stop the start; nothing is repaired silently. A value
 //! on the command line (`--set table.key=value`) wins over the file, the file over the default. `deploy/mainstem.toml`
 //! shows every key with its default.
 
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::broker::{BrokerConfig, RETENTION_BYTES, RETENTION_MS};
 use crate::message::{FlushMode, Retention};
@@ -22,6 +22,8 @@ use crate::store::StoreConfig;
 pub struct Config {
     /// Where it listens and where its data is.
     pub server: ServerSection,
+    /// How gRPC connections are secured.
+    pub tls: TlsSection,
     /// How messages are stored.
     pub store: StoreSection,
     /// How clients are treated.
@@ -43,6 +45,26 @@ pub struct ServerSection {
     /// How long running requests may take to finish when the server stops.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+}
+
+/// The table `[tls]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSection {
+    /// A file with the certificate in PEM, followed by those between it and a root. `None`, in the file an empty text:
+    /// one that the broker makes for itself and keeps in the data directory.
+    #[serde(deserialize_with = "path_or_none")]
+    pub certificate: Option<PathBuf>,
+    /// A file with its private key in PEM. There if `certificate` is.
+    #[serde(deserialize_with = "path_or_none")]
+    pub key: Option<PathBuf>,
+    /// Whether connections without TLS are served too.
+    pub plain: bool,
+}
+
+fn path_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(from)?;
+    Ok(Some(path).filter(|path| !path.as_os_str().is_empty()))
 }
 
 /// The table `[store]`.
@@ -185,6 +207,12 @@ impl Default for ServerSection {
     }
 }
 
+impl Default for TlsSection {
+    fn default() -> Self {
+        Self { certificate: None, key: None, plain: true }
+    }
+}
+
 impl Default for StoreSection {
     fn default() -> Self {
         let store = StoreConfig::new(PathBuf::new());
@@ -261,6 +289,14 @@ pub enum ConfigError {
         /// Why. No source: its text has lines about a place that is no text of the user's.
         reason: Box<toml::de::Error>,
     },
+    /// One of two values that go together.
+    #[error("{given} is set and {missing} is not: they go together")]
+    Pair {
+        /// The one that is there.
+        given: &'static str,
+        /// The other one.
+        missing: &'static str,
+    },
     /// A value is outside its range.
     #[error("{key} = {value} is outside {range}")]
     Range {
@@ -316,6 +352,17 @@ impl Config {
         let millis = Duration::from_millis;
         within_count("server.max_connections", server.max_connections, 1, 65_536)?;
         within_time("server.drain_timeout", server.drain_timeout, millis(0), seconds(300))?;
+
+        let (certificate, key) = ("tls.certificate", "tls.key");
+        match (&self.tls.certificate, &self.tls.key) {
+            (Some(_), None) => {
+                return Err(ConfigError::Pair { given: certificate, missing: key });
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError::Pair { given: key, missing: certificate });
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
 
         let (mib, gib) = (ByteSize::mib, ByteSize::gib);
         within("store.segment_size", store.segment_size, mib(64), gib(1))?;
@@ -472,7 +519,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 21, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 24, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]
@@ -526,6 +573,20 @@ mod tests {
             let found = message(load("", &[bad]));
             assert!(found.starts_with(&format!("--set {bad}: write it as")), "{found}");
         }
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_go_together_and_empty_texts_are_none() {
+        let tls = |sets: &[&str]| load("", sets).map(|config| config.tls);
+        let pair = tls(&["tls.certificate=/c.pem", "tls.key=k.pem", "tls.plain=false"]).unwrap();
+        let path = |path: &str| Some(PathBuf::from(path));
+        let (certificate, key) = (path("/c.pem"), path("k.pem"));
+        assert_eq!(pair, TlsSection { certificate, key, plain: false });
+        assert_eq!(tls(&["tls.certificate=", "tls.key=\"\""]).unwrap(), TlsSection::default());
+        let found = message(load("", &["tls.certificate=/c.pem"]));
+        assert!(found.starts_with("tls.certificate is set and tls.key is not"), "{found}");
+        let found = message(load("", &["tls.key=/k.pem"]));
+        assert!(found.starts_with("tls.key is set and tls.certificate is not"), "{found}");
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! After a failed sync the store cannot be trusted: nothing is drained and nothing marked clean, [`run`] returns
 //! [`ServerError::Poisoned`], and the process has to end.
 
+mod certificate;
 mod supervisor;
 
 use std::io;
@@ -24,15 +25,19 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use self::certificate::Certificate;
+pub use self::certificate::CertificateError;
 use self::supervisor::Supervisor;
-use crate::broker::{Broker, Connected};
+use crate::broker::{Broker, Certified, Connected};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::file::disk::RealDisk;
 use crate::grpc::listen::{self, Connections};
+use crate::grpc::opening::Security;
+pub use crate::grpc::tls::PairError;
 use crate::grpc::{self, Health, ServiceError};
 use crate::http;
 use crate::store::{CloseError, OpenError, ReportLine};
@@ -69,6 +74,9 @@ pub enum ServerError {
         #[source]
         source: io::Error,
     },
+    /// There is no certificate for TLS. Nothing was served; the store was closed.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The services could not be put together. Nothing was served.
     #[error(transparent)]
     Services(#[from] ServiceError),
@@ -103,7 +111,8 @@ pub async fn run(
         }
     };
     let Listening { grpc, http } = running.listening;
-    tracing::info!(%grpc, %http, data = %config.server.data.display(), "serving");
+    let security = if config.tls.plain { "TLS and plain" } else { "TLS alone" };
+    tracing::info!(%grpc, security, %http, data = %config.server.data.display(), "serving");
     if let Some(started) = started {
         // Nobody is obliged to listen.
         let _ = started.send(running.listening);
@@ -253,10 +262,14 @@ struct Running {
     stop_http: watch::Sender<bool>,
     grpc: JoinHandle<()>,
     http: JoinHandle<()>,
+    /// Ends with this.
+    _certificate: JoinSet<()>,
 }
 
 impl Running {
     async fn start(config: &Config, broker: Arc<Broker>) -> Result<Self, ServerError> {
+        let certified = Arc::new(Certified::default());
+        let certificate = Certificate::open(config, Arc::clone(&certified)).await?;
         let (grpc_listener, grpc) = bind("server.listen", config.server.listen).await?;
         let (http_listener, http) = bind("server.http", config.server.http).await?;
         let is_open_to_others = warn_of_others(grpc, http);
@@ -267,16 +280,19 @@ impl Running {
         let told = http::Told {
             broker,
             connected,
+            certified,
             has_failed: Arc::clone(&has_failed),
             is_open_to_others,
         };
-        let limits = listen::Limits {
+        let security = Security { tls: certificate.served(), plain: config.tls.plain };
+        let terms = listen::Terms {
+            security,
             max_connections: config.server.max_connections as usize,
             drain_timeout: config.server.drain_timeout,
         };
         let (stop_grpc, grpc_stopped) = watch::channel(false);
         let (stop_http, http_stopped) = watch::channel(false);
-        let serve = listen::serve(grpc_listener, services, connections, limits, grpc_stopped);
+        let serve = listen::serve(grpc_listener, services, connections, terms, grpc_stopped);
         Ok(Self {
             listening: Listening { grpc, http },
             health,
@@ -285,6 +301,7 @@ impl Running {
             stop_http,
             grpc: tokio::spawn(serve),
             http: tokio::spawn(http::serve(http_listener, told, http_stopped)),
+            _certificate: certificate.follow(),
         })
     }
 

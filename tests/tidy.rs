@@ -68,7 +68,10 @@ const ROOMS: &[Room] = &[
             "hyper",
             "hyper_util",
             "prost",
+            // A digest of the certificate, for people to compare.
+            "ring",
             "tokio",
+            "tokio_rustls",
             // The stream of an answer that comes in parts.
             "tokio_stream",
             "tonic",
@@ -76,6 +79,8 @@ const ROOMS: &[Room] = &[
             "tonic_reflection",
             "tower",
             "tracing",
+            // Whom a certificate names, and until when.
+            "x509_cert",
         ],
     },
     Room {
@@ -97,8 +102,19 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "server",
-        knows: &["broker", "clock", "config", "file::disk", "grpc", "http", "store"],
-        crates: &["tokio", "tracing"],
+        // Of `file` and `format` what it takes to keep a certificate in the data directory.
+        knows: &[
+            "broker",
+            "clock",
+            "config",
+            "file::FileError",
+            "file::disk",
+            "format::names",
+            "grpc",
+            "http",
+            "store",
+        ],
+        crates: &["rcgen", "tokio", "tracing"],
     },
     Room { name: "offline", knows: &["broker", "clock", "file::disk", "store"], crates: &[] },
     Room { name: "telemetry", knows: &[], crates: &["tracing", "tracing_subscriber"] },
@@ -186,6 +202,10 @@ const FENCES: &[(&str, &[&str])] = &[
     ("rustix", &["bench/pace.rs", "file/"]),
     ("getrandom", &["child.rs", "file/disk.rs", "client/producer/"]),
     ("lz4_flex", &["format/batch/codec.rs"]),
+    ("rcgen", &["server/certificate.rs"]),
+    ("ring", &["grpc/tls.rs"]),
+    ("tokio_rustls", &["grpc/opening.rs", "grpc/tls.rs"]),
+    ("x509_cert", &["grpc/tls.rs"]),
     ("prometheus_client", &["http/metrics.rs"]),
     ("shuttle", &["sync.rs"]),
     ("tonic", &["bench/no_op.rs", "grpc/", "client/", "cli/error.rs", "lib.rs"]),

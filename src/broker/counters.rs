@@ -1,7 +1,7 @@
 //! What the broker counts about itself. Every number only grows, except the gauges at the end; reading them is not a
 //! consistent cut.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::error::Reason;
 
@@ -26,6 +26,38 @@ impl Counter {
 pub struct Connected {
     count: AtomicUsize,
     windows: AtomicU64,
+    closed: [Counter; Unserved::ALL.len()],
+}
+
+/// Why a connection was closed before it was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// There were too many, in all or of its address.
+    Limit,
+    /// It had not said in time what it speaks, or went away before.
+    Silent,
+    /// It speaks something else than HTTP/2.
+    Foreign,
+    /// It and the server did not come to terms about TLS.
+    Tls,
+    /// It came without TLS, and the configuration forbids that.
+    Plain,
+}
+
+impl Unserved {
+    /// All reasons.
+    pub const ALL: [Self; 5] = [Self::Limit, Self::Silent, Self::Foreign, Self::Tls, Self::Plain];
+
+    /// The name of the reason in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Silent => "silent",
+            Self::Foreign => "foreign",
+            Self::Tls => "tls",
+            Self::Plain => "plain",
+        }
+    }
 }
 
 impl Connected {
@@ -43,6 +75,48 @@ impl Connected {
     /// Bytes that they may have under way to the broker, received and not taken.
     pub fn windows(&self) -> u64 {
         self.windows.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection that was closed before it was served.
+    pub(crate) fn unserved(&self, why: Unserved) {
+        if let Some(counter) = self.closed.get(why as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// Connections closed before they were served, by reason, in the order of [`Unserved::ALL`].
+    pub fn closed(&self) -> impl Iterator<Item = (Unserved, u64)> + '_ {
+        Unserved::ALL.into_iter().zip(self.closed.iter().map(Counter::get))
+    }
+}
+
+/// What there is to tell of the certificate that new connections get, as its keeper knows. Relaxed, as above.
+#[derive(Debug, Default)]
+pub struct Certified {
+    expires: AtomicU64,
+    is_stale: AtomicBool,
+}
+
+impl Certified {
+    /// Notes a certificate that is served from now on, and when it expires, in seconds since 1970.
+    pub(crate) fn serves(&self, expires: u64) {
+        self.expires.store(expires, Ordering::Relaxed);
+        self.is_stale.store(false, Ordering::Relaxed);
+    }
+
+    /// Notes that the files hold something else, which cannot be served.
+    pub(crate) fn stays_behind(&self) {
+        self.is_stale.store(true, Ordering::Relaxed);
+    }
+
+    /// When it expires, in seconds since 1970.
+    pub fn expires(&self) -> u64 {
+        self.expires.load(Ordering::Relaxed)
+    }
+
+    /// Whether the files hold something else by now, which was refused.
+    pub fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
     }
 }
 

@@ -55,7 +55,7 @@ pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifyS
 pub use crate::message::TopicSettings;
 pub use budget::Permit;
 pub use config::BrokerConfig;
-pub use counters::Connected;
+pub use counters::{Certified, Connected, Unserved};
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
 pub use groups::{GroupDescription, GroupPage, GroupTopic};
 pub use names::{GroupNameFault, NameFault};

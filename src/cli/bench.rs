@@ -323,6 +323,13 @@ pub(crate) async fn run(
         Some(BenchCommand::E2e(args)) => (args.config(), &args.load),
         Some(BenchCommand::NoOpServer(args)) => return no_op(args, output).await,
     };
+    if connection.is_named && connection.ca.is_some() {
+        return Err(Failure::usage("bench does not take --ca or MAINSTEM_CA")
+            .cure(
+                "measure without TLS, or by https:// a broker whose certificate the machine trusts",
+            )
+            .into());
+    }
     let server = connection.is_named.then(|| connection.server.clone());
     measure(Config { server, ..config }, load, output).await
 }

@@ -117,6 +117,10 @@ fn explain_client(error: &ClientError) -> (Exit, String, Option<String>) {
             let cure = "give one like --server 127.0.0.1:8081";
             (Exit::Usage, error.to_string(), Some(cure.to_owned()))
         }
+        ClientError::NoCertificate => {
+            let cure = "name a file with one with --ca";
+            (Exit::Usage, error.to_string(), Some(cure.to_owned()))
+        }
         ClientError::BadTags { source } => (Exit::Usage, format!("{error}: {source}"), None),
         ClientError::Unreachable { source, .. } => {
             let cause = root_cause(source.as_ref());
@@ -124,7 +128,11 @@ fn explain_client(error: &ClientError) -> (Exit, String, Option<String>) {
                 true => error.to_string(),
                 false => format!("{error} ({cause})"),
             };
-            (Exit::NoBroker, what, Some(NO_BROKER.to_owned()))
+            let cure = match cause.starts_with("invalid peer certificate") {
+                true => NOT_TRUSTED,
+                false => NO_BROKER,
+            };
+            (Exit::NoBroker, what, Some(cure.to_owned()))
         }
         ClientError::NoAnswer { source, .. } => {
             let cause =
@@ -147,6 +155,9 @@ fn explain_client(error: &ClientError) -> (Exit, String, Option<String>) {
         }
     }
 }
+
+const NOT_TRUSTED: &str = "name the certificate to trust with --ca; one that a broker made for itself is in its \
+    data directory, tls/certificate.pem";
 
 const NO_BROKER: &str =
     "start one with `mainstem serve --data ./data`, or name another with --server";

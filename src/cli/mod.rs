@@ -32,6 +32,7 @@ mod store;
 mod time;
 mod topic;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ use anyhow::Context as _;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use self::error::Failure;
 use self::output::{Format, Output};
 use crate::client::{Client, ClientError, Retry};
 
@@ -81,7 +83,7 @@ struct Cli {
 /// The broker to talk to.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Connection {
-    /// The broker to talk to
+    /// The broker to talk to; over TLS with https:// in front
     #[arg(
         long,
         global = true,
@@ -92,6 +94,16 @@ pub(crate) struct Connection {
         help_heading = COMMON
     )]
     server: String,
+    /// Talk TLS, and trust the certificates in this file alone
+    #[arg(
+        long,
+        global = true,
+        env = "MAINSTEM_CA",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = COMMON
+    )]
+    ca: Option<PathBuf>,
     /// Whether the command line itself names it.
     #[arg(skip)]
     is_named: bool,
@@ -99,8 +111,12 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Connects.
-    pub(crate) async fn open(&self) -> Result<Client, ClientError> {
-        Client::connect(&self.server).await
+    pub(crate) async fn open(&self) -> anyhow::Result<Client> {
+        let Some(ca) = &self.ca else { return Ok(Client::connect(&self.server).await?) };
+        let authorities = tokio::fs::read(ca).await.map_err(|error| {
+            Failure::usage(format!("the certificates in {} cannot be read ({error})", ca.display()))
+        })?;
+        Ok(Client::connect_trusting(&self.server, &authorities).await?)
     }
 }
 

@@ -16,7 +16,7 @@ use super::output::Output;
 use crate::child::Addresses;
 use crate::config::Config;
 use crate::file::FileError;
-use crate::server::{self, Listening, ServerError};
+use crate::server::{self, CertificateError, Listening, ServerError};
 use crate::store::{CloseError, OpenError};
 use crate::telemetry;
 
@@ -69,6 +69,7 @@ pub(crate) fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {
     if let Some(http) = args.http {
         config.server.http = http;
     }
+    let has_certificate = config.tls.certificate.is_some();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("serve")
@@ -80,7 +81,7 @@ pub(crate) fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {
         let serving = server::run(config, shutdown, Some(started));
         let telling = tell(args.print_addresses.then_some(output), listening);
         let (outcome, ()) = tokio::join!(serving, telling);
-        outcome.map_err(explain)
+        outcome.map_err(|error| explain(error, has_certificate))
     });
     // A read of standard input may never end; nothing that matters is left to wait for.
     runtime.shutdown_background();
@@ -92,7 +93,8 @@ fn usage(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error
     Failure::usage(format!("{:#}", anyhow::Error::new(error)).trim_end()).into()
 }
 
-fn explain(error: ServerError) -> anyhow::Error {
+/// `has_certificate`: the configuration names one.
+fn explain(error: ServerError, has_certificate: bool) -> anyhow::Error {
     let failure = match &error {
         ServerError::Poisoned
         | ServerError::Open(OpenError::Sync(_))
@@ -110,6 +112,20 @@ fn explain(error: ServerError) -> anyhow::Error {
         }
         ServerError::Open(OpenError::File(_)) => Failure::new(Exit::Failed, chain(&error))
             .cure("serve needs a directory that it can read and write; name another with --data"),
+        ServerError::Certificate(CertificateError::Read(_) | CertificateError::Pair { .. }) => {
+            let (exit, cure) = match has_certificate {
+                true => (
+                    Exit::Usage,
+                    "look at tls.certificate and tls.key; without them the broker makes a pair for itself",
+                ),
+                false => (
+                    Exit::Failed,
+                    "remove tls/ in the data directory; the next start makes a new pair, \
+                     which clients have to be given",
+                ),
+            };
+            Failure::new(exit, chain(&error)).cure(cure)
+        }
         _ => return error.into(),
     };
     failure.into()

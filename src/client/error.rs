@@ -2,7 +2,7 @@
 //!
 //! | variant | state left behind | another try |
 //! | --- | --- | --- |
-//! | `BadAddress` | nothing was sent | no |
+//! | `BadAddress`, `NoCertificate` | nothing was sent | no |
 //! | `Unreachable` | nothing was sent | when a broker is there |
 //! | `Refused` | as [`Refusal::stored`] says | as [`Refusal::retry`] says |
 //! | `NoAnswer` | unknown: a send may be stored | of reads; a send may then be there twice |
@@ -29,12 +29,15 @@ const DETAIL_TYPE: &str = "mainstem.v1.Error";
 /// Why a call brought nothing. The table of the file says what state each variant leaves behind.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The text does not name a host and a port.
-    #[error("`{server}` is not an address of the form HOST:PORT")]
+    /// The text does not name a host and a port, or a scheme that fits.
+    #[error("`{server}` is not an address of the form HOST:PORT or https://HOST:PORT")]
     BadAddress {
         /// What was given.
         server: String,
     },
+    /// In what is to be trusted there is no certificate in PEM.
+    #[error("there is no certificate in PEM to trust")]
+    NoCertificate,
     /// No connection could be made.
     #[error("no broker at {server}")]
     Unreachable {
@@ -400,7 +403,10 @@ impl ClientError {
     /// Whether a send that ended so may be stored.
     pub fn stored(&self) -> Stored {
         match self {
-            Self::BadAddress { .. } | Self::BadTags { .. } | Self::Unreachable { .. } => Stored::No,
+            Self::BadAddress { .. }
+            | Self::NoCertificate
+            | Self::BadTags { .. }
+            | Self::Unreachable { .. } => Stored::No,
             Self::Refused(refusal) => refusal.stored,
             Self::NoAnswer { source, .. } if never_connected(source) => Stored::No,
             Self::NoAnswer { .. } | Self::BadAnswer { .. } | Self::Unsettled { .. } => {
@@ -412,7 +418,10 @@ impl ClientError {
     /// Whether the same call can succeed later.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::BadAddress { .. } | Self::BadTags { .. } | Self::BadAnswer { .. } => Retry::Never,
+            Self::BadAddress { .. }
+            | Self::NoCertificate
+            | Self::BadTags { .. }
+            | Self::BadAnswer { .. } => Retry::Never,
             // The same call would send the batch anew.
             Self::Unsettled { .. } => Retry::Never,
             Self::Unreachable { .. } => Retry::After(Refusal::RETRY_AFTER),

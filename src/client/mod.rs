@@ -18,6 +18,9 @@
 //! | [`Client::open_session`], [`Client::sessions`], [`Client::describe_session`], [`Client::close_session`] | producer sessions |
 //! | [`Client::verify_store`] | whether the broker's store is sound |
 //!
+//! [`Client::connect`] takes `HOST:PORT`, and `https://HOST:PORT` for TLS; [`Client::connect_trusting`] is for brokers
+//! whose certificate nobody vouches for, such as one that a broker made for itself.
+//!
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
 //! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
 //! can help and whether it is safe. The exceptions are a [`Session`] and a [`Producer`], which send a batch again until
@@ -44,7 +47,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tonic::Request;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
@@ -90,13 +93,26 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take, beside the time a pull was asked to wait.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How a certificate in PEM begins.
+const PEM_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 /// A connection to one broker. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     server: Arc<str>,
+    trust: Trust,
     channel: Channel,
     broker: BrokerClient<Channel>,
     admin: AdminClient<Channel>,
+}
+
+/// Whose word for it that the broker is the broker is taken.
+#[derive(Clone, Debug)]
+enum Trust {
+    /// The address says it: nobody's without TLS, and with it that of those whom this machine trusts.
+    Default,
+    /// That of these certificates alone, in PEM: with TLS.
+    Only(Arc<[u8]>),
 }
 
 /// Where a batch was stored.
@@ -355,25 +371,52 @@ pub struct HeldBy {
 }
 
 impl Client {
-    /// Connects to the broker at `server`, `HOST:PORT`.
+    /// Connects to the broker at `server`: `HOST:PORT`, or `https://HOST:PORT` for TLS with the certificates that this
+    /// machine trusts.
     ///
     /// # Errors
     /// `BadAddress` or `Unreachable`.
     pub async fn connect(server: &str) -> Result<Self, ClientError> {
-        Self::connect_with(server, STREAM_WINDOW, CONNECTION_WINDOW).await
+        Self::connect_with(server, Trust::Default, STREAM_WINDOW, CONNECTION_WINDOW).await
+    }
+
+    /// Connects over TLS to the broker at `server`, `HOST:PORT` or `https://HOST:PORT`, and trusts the certificates in
+    /// `authorities` alone, in PEM: those of authorities, or the broker's own.
+    ///
+    /// # Errors
+    /// `BadAddress`, also for `http://`; `NoCertificate`; `Unreachable`.
+    pub async fn connect_trusting(server: &str, authorities: &[u8]) -> Result<Self, ClientError> {
+        if !authorities.windows(PEM_CERTIFICATE.len()).any(|part| part == PEM_CERTIFICATE) {
+            return Err(ClientError::NoCertificate);
+        }
+        let trust = Trust::Only(authorities.into());
+        Self::connect_with(server, trust, STREAM_WINDOW, CONNECTION_WINDOW).await
     }
 
     /// The same with other bounds for the bytes that may be under way to this side, on a stream and in all.
     async fn connect_with(
         server: &str,
+        trust: Trust,
         stream_window: u32,
         connection_window: u32,
     ) -> Result<Self, ClientError> {
         let bad = || ClientError::BadAddress { server: server.to_owned() };
-        if !has_port(server) {
+        let unreachable = |source| ClientError::Unreachable {
+            server: server.to_owned(),
+            source: Box::new(source),
+        };
+        let (host, is_secure) = match (server.split_once("://"), &trust) {
+            (None, Trust::Default) => (server, false),
+            (Some(("http", host)), Trust::Default) => (host, false),
+            (None, Trust::Only(_)) => (server, true),
+            (Some(("https", host)), _) => (host, true),
+            (Some(_), _) => return Err(bad()),
+        };
+        if !has_port(host) {
             return Err(bad());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{server}"))
+        let scheme = if is_secure { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{host}"))
             .map_err(|_| bad())?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -382,12 +425,18 @@ impl Client {
             .max_frame_size(MAX_FRAME)
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|source| ClientError::Unreachable {
-            server: server.to_owned(),
-            source: Box::new(source),
-        })?;
+        if is_secure {
+            let tls = ClientTlsConfig::new().timeout(CONNECT_TIMEOUT);
+            let tls = match &trust {
+                Trust::Default => tls.with_native_roots(),
+                Trust::Only(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
+            };
+            endpoint = endpoint.tls_config(tls).map_err(unreachable)?;
+        }
+        let channel = endpoint.connect().await.map_err(unreachable)?;
         Ok(Self {
             server: server.into(),
+            trust,
             channel: channel.clone(),
             broker: BrokerClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER)

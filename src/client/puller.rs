@@ -137,7 +137,7 @@ impl Client {
         let filter = filter.map_err(|source| ClientError::BadTags { source })?;
         let window = config.prefetch_bytes.clamp(LEAST_PREFETCH, MOST_PREFETCH);
         Ok(Puller {
-            client: Self::connect_with(&self.server, window, window).await?,
+            client: Self::connect_with(&self.server, self.trust.clone(), window, window).await?,
             topic: topic.to_owned(),
             filter,
             config,

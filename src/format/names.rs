@@ -9,6 +9,7 @@
 //! | `quarantine/<offset>-<epoch>.torn` | a torn tail, copied aside before the start of that epoch cut it | yes     |
 //! | `checkpoint`                     | what is known to be durable                                      | yes     |
 //! | `identity`, `identity.copy`      | who the store is, and its secrets                                | no      |
+//! | `tls/certificate.pem`, `tls/key.pem` | the pair that the broker made for itself                    | no      |
 //! | `lock`                           | held while a process owns the directory                          | yes     |
 //! | `<name>.tmp`                     | a file on its way; left over by a crash, may be removed          | yes     |
 //!
@@ -24,6 +25,12 @@ pub const CHECKPOINT: &str = "checkpoint";
 pub const IDENTITY: &str = "identity";
 /// Its equal twin.
 pub const IDENTITY_COPY: &str = "identity.copy";
+/// The pair that a broker made for itself.
+pub const TLS_DIR: &str = "tls";
+/// Its certificate's file.
+pub const TLS_CERTIFICATE: &str = "certificate.pem";
+/// Its key's file.
+pub const TLS_KEY: &str = "key.pem";
 /// The lock's file.
 pub const LOCK: &str = "lock";
 

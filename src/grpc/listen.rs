@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | connections in all | from the configuration | the new one is closed |
 //! | connections of one address | [`MAX_PER_ADDRESS`] | the new one is closed |
-//! | time until the HTTP/2 preface is there | [`PREFACE_TIMEOUT`] | closed |
+//! | time until the HTTP/2 preface is there, under TLS if it is | [`super::opening`]'s | closed |
 //! | streams of a connection | [`MAX_STREAMS`] | the client waits |
 //! | bytes that a stream, a connection may have under way | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] | the client waits |
 //! | the same of all connections | [`ALL_WINDOWS`], and [`LEAST_WINDOW`] for each | a new connection gets less |
@@ -16,17 +16,14 @@
 //! tell their clients to go away and finish what they have begun, and what has not ended in time is dropped.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,7 +31,8 @@ use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 
 use super::Guarded;
-use crate::broker::Connected;
+use super::opening::{self, Security};
+use crate::broker::{Connected, Unserved};
 use crate::sync::{Mutex, lock};
 
 /// Bytes that a stream may have under way to us.
@@ -58,22 +56,19 @@ const SEND_BUFFER: usize = 1 << 20;
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// How long it may take to say so.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a connection may take to say that it speaks HTTP/2.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of one address.
 const MAX_PER_ADDRESS: usize = 1_024;
 /// A pause after a failed accept, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
 /// Tells a listener to stop; cloned receivers see it at once.
 pub(crate) type Drain = watch::Receiver<bool>;
 
 /// How the port is served.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    /// With TLS, without, or both.
+    pub(crate) security: Security,
     /// Connections in all.
     pub(crate) max_connections: usize,
     /// How long connections may take to finish what they have begun.
@@ -155,7 +150,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     service: Guarded<Routes>,
     connections: Arc<Connections>,
-    limits: Limits,
+    terms: Terms,
     mut drain: Drain,
 ) {
     let mut tasks = JoinSet::new();
@@ -174,20 +169,19 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let Some(place) = connections.admit(peer.ip(), limits.max_connections) else {
+        let Some(place) = connections.admit(peer.ip(), terms.max_connections) else {
+            connections.told.unserved(Unserved::Limit);
             tracing::warn!(%peer, "too many connections, closed");
             continue;
         };
-        let window = place.window;
-        let connection = connection(stream, peer, window, service.clone(), drain.clone());
+        let (service, security, drain) = (service.clone(), terms.security.clone(), drain.clone());
         tasks.spawn(async move {
-            let _place = place;
-            connection.await;
+            connection(stream, peer, &place, service, security, drain).await;
         });
     }
     drop(listener);
     let finish = async { while tasks.join_next().await.is_some() {} };
-    if timeout(limits.drain_timeout, finish).await.is_err() {
+    if timeout(terms.drain_timeout, finish).await.is_err() {
         tracing::warn!(
             connections = connections.told.count(),
             "connections did not finish in time"
@@ -198,25 +192,30 @@ pub(crate) async fn serve(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    window: u32,
+    place: &Place,
     service: Guarded<Routes>,
+    security: Security,
     mut drain: Drain,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "TCP_NODELAY refused");
     }
-    let prefaced = tokio::select! {
-        prefaced = timeout(PREFACE_TIMEOUT, Prefaced::read(stream)) => prefaced,
+    let opened = tokio::select! {
+        opened = opening::open(stream, peer, &security) => opened,
         () = stopped(&mut drain) => return,
     };
-    let Ok(Ok(stream)) = prefaced else {
-        tracing::debug!(%peer, "no HTTP/2 preface, closed");
-        return;
+    let stream = match opened {
+        Ok(stream) => stream,
+        Err(why) => {
+            place.connections.told.unserved(why);
+            tracing::debug!(%peer, reason = why.as_str(), "closed before it was served");
+            return;
+        }
     };
     let broker = Arc::clone(service.broker());
     let (service, outgoing) = service.of_connection(peer);
-    let served =
-        settings(window).serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let served = settings(place.window)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
@@ -254,75 +253,6 @@ pub(crate) fn settings(window: u32) -> http2::Builder<TokioExecutor> {
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT);
     builder
-}
-
-/// A connection whose preface was read and is read again by whoever takes it over.
-struct Prefaced {
-    stream: TcpStream,
-    /// Bytes of the preface that were given out again.
-    given: usize,
-}
-
-impl Prefaced {
-    async fn read(mut stream: TcpStream) -> io::Result<Self> {
-        let mut found = [0; PREFACE.len()];
-        let mut len = 0;
-        while let Some(rest @ [_, ..]) = found.get_mut(len..) {
-            let read = stream.read(rest).await?;
-            len += read;
-            // A client that speaks something else is not kept until the deadline.
-            if read == 0 || found.get(..len) != PREFACE.get(..len) {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-        }
-        Ok(Self { stream, given: 0 })
-    }
-}
-
-impl AsyncRead for Prefaced {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(rest @ [_, ..]) = PREFACE.get(self.given..) {
-            let len = rest.len().min(buffer.remaining());
-            buffer.put_slice(rest.get(..len).unwrap_or_default());
-            self.given += len;
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Prefaced {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! | file | holds |
 //! | --- | --- |
 //! | [`listen`] | the port: accept loop, HTTP/2 settings, caps, drain |
+//! | `opening.rs` | how a connection begins: TLS or not, and the preface of HTTP/2 |
+//! | [`tls`] | a certificate and its key, from PEM to what the port needs |
 //! | `serve.rs` | what surrounds every call: panics, and the bytes of an answer |
 //! | `raw.rs` | streams without a codec in between |
 //! | [`native`] | `mainstem.v1`, one file per family of calls |
@@ -11,8 +13,10 @@
 
 pub(crate) mod listen;
 pub(crate) mod native;
+pub(crate) mod opening;
 mod raw;
 mod serve;
+pub(crate) mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -34,7 +34,7 @@ struct Numbers(Told);
 impl Collector for Numbers {
     /// One line per number; long because there are many.
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Told { broker, connected, has_failed, is_open_to_others } = &self.0;
+        let Told { broker, connected, certified, has_failed, is_open_to_others } = &self.0;
         let in_work = broker.in_work();
         let (status, counters) = (broker.status(), broker.counters());
         let at = status.watermarks;
@@ -92,6 +92,18 @@ impl Collector for Numbers {
             ("waiters", "Parked pulls", None, count(broker.waiting())),
             ("connections", "Connections over gRPC", None, count(connected.count())),
             ("windows", "What they may have under way to here", bytes, connected.windows()),
+            (
+                "certificate_expiry",
+                "When the certificate of the gRPC port expires, since 1970",
+                Some(&Unit::Seconds),
+                certified.expires(),
+            ),
+            (
+                "certificate_stale",
+                "1 while its files hold a pair that is refused",
+                None,
+                certified.is_stale().into(),
+            ),
             ("arriving", "Of requests that are arriving", bytes, in_work.arriving),
             ("storing", "Of batches that have arrived", bytes, in_work.sends),
             ("replying", "Of answers on their way", bytes, in_work.replies),
@@ -147,6 +159,14 @@ impl Collector for Numbers {
             let name = if topic.is_empty() { &unknown } else { topic };
             let label = [("topic", name.as_str())];
             ConstGauge::new(by.segments).encode(held.encode_family(&label)?)?;
+        }
+
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let help = "Connections over gRPC closed before they were served";
+        let mut closed = to.encode_descriptor("connections_closed", help, None, kind)?;
+        for (why, value) in connected.closed() {
+            let label = [("reason", why.as_str())];
+            ConstCounter::new(value).encode(closed.encode_family(&label)?)?;
         }
 
         let kind = ConstCounter::new(0_u64).metric_type();

@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::broker::{Broker, Connected};
+use crate::broker::{Broker, Certified, Connected};
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 128;
@@ -51,6 +51,8 @@ pub(crate) struct Told {
     pub(crate) broker: Arc<Broker>,
     /// Who is connected over gRPC.
     pub(crate) connected: Arc<Connected>,
+    /// The certificate of the gRPC port.
+    pub(crate) certified: Arc<Certified>,
     /// A sync failed; the process is about to end. Relaxed: nothing is ordered by it.
     pub(crate) has_failed: Arc<AtomicBool>,
     /// Whether others than this machine reach an address, gRPC or HTTP: they need no password.

@@ -244,10 +244,11 @@ fn health_ends_with_zero_if_the_broker_serves_and_with_one_if_what_answers_is_no
     assert_eq!(health(&broker.http, "table"), expected);
     let line = format!("{{\"http\":\"{}\",\"says\":[\"ready\"]}}\n", broker.http);
     assert_eq!(health(&broker.http, "jsonl"), (line, String::new(), Some(0)));
-    // The gRPC port speaks HTTP/2 alone, and closes on all else.
+    // The gRPC port speaks HTTP/2 alone, and says so.
     let (stdout, stderr, code) = health(&broker.grpc, "table");
     assert_eq!((stdout.as_str(), code), ("", Some(1)), "{stderr}");
-    let expected = format!("error: {} does not speak HTTP: ", broker.grpc);
+    let expected =
+        format!("error: {} is not ready: This port speaks gRPC over HTTP/2.", broker.grpc);
     assert!(stderr.starts_with(&expected), "{stderr}");
 }
 

@@ -17,5 +17,6 @@ mod send_stream;
 mod server;
 mod sessions;
 mod support;
+mod tls;
 mod topics;
 mod verify;

@@ -113,23 +113,13 @@ async fn a_port_open_to_others_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_speak_http2_is_disconnected() {
-    let server = Server::start().await;
-    let mut stream = TcpStream::connect(server.at.grpc).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let mut answer = Vec::new();
-    // Closed with unread bytes may reach us as a reset.
-    let _ = soon(stream.read_to_end(&mut answer)).await;
-    assert_eq!(answer, b"");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn connections_above_the_cap_are_closed() {
     let server = Server::with(&["server.max_connections=1"]).await;
     let mut second = TcpStream::connect(server.at.grpc).await.unwrap();
     let mut answer = Vec::new();
     let _ = soon(second.read_to_end(&mut answer)).await;
     assert_eq!(answer, b"");
+    server.until_metric("mainstem_connections_closed_total{reason=\"limit\"}", 1).await;
     server.send(to("t", None, batch(&["x"]))).await.unwrap();
 }
 

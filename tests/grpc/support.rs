@@ -52,10 +52,13 @@ impl Server {
         ];
         sets.extend(settings.iter().map(|set| (*set).to_owned()));
         let config = Config::load(None, &sets).unwrap();
+        let is_plain = config.tls.plain;
         let spawned = server::spawn(config).await.unwrap();
         let at = spawned.listening();
         let endpoint = Channel::from_shared(format!("http://{}", at.grpc)).unwrap();
-        let channel = endpoint.connect().await.unwrap();
+        // Who is not served without TLS does not try to.
+        let channel =
+            if is_plain { endpoint.connect().await.unwrap() } else { endpoint.connect_lazy() };
         let broker = BrokerClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let admin = AdminClient::new(channel.clone());
         Self { at, broker, admin, channel, data, spawned }

@@ -191,7 +191,7 @@ async fn a_wrong_setting_is_named_with_what_is_right() {
         (
             "storage.flush=sync",
             "--set storage.flush=sync is wrong: unknown field `storage`, expected one of \
-             `server`, `store`, `broker`",
+             `server`, `tls`, `store`, `broker`",
         ),
         ("store.segment_size=1MiB", "store.segment_size = 1.0 MiB is outside 64.0 MiB to 1.0 GiB"),
         (
@@ -258,4 +258,63 @@ async fn each_address_that_others_reach_is_warned_of() {
         let found = [grpc, http].map(|what| said.contains(&format!("{warned} {what}")));
         assert_eq!(found, expected, "{setting}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_none_is_named_with_its_cause_and_a_cure() {
+    let home = Home::new();
+    let data = home.data();
+    let data = data.to_str().unwrap();
+    let (certificate, key) = (home.path().join("c.pem"), home.path().join("k.pem"));
+    let certificate_set = format!("tls.certificate={}", certificate.display());
+    let key_set = format!("tls.key={}", key.display());
+
+    let args = ["--data", data, "--set", &certificate_set];
+    refused(&args, USAGE, "tls.certificate is set and tls.key is not: they go together").await;
+
+    let args = ["--data", data, "--set", &certificate_set, "--set", &key_set];
+    let cure =
+        "look at tls.certificate and tls.key; without them the broker makes a pair for itself";
+    let error = format!("no certificate for TLS: {} does not exist: {cure}", certificate.display());
+    refused(&args, USAGE, &error).await;
+
+    std::fs::write(&certificate, "nothing").unwrap();
+    std::fs::write(&key, "nothing").unwrap();
+    let error = format!(
+        "no certificate for TLS in {} with {}: there is no certificate in PEM in its file: {cure}",
+        certificate.display(),
+        key.display()
+    );
+    refused(&args, USAGE, &error).await;
+
+    // The store was closed clean each time, and the broker's own pair is made where none is named.
+    let process = Process::start(&home, &[]).await;
+    process.stop().await;
+    let own = home.data().join("tls");
+    std::fs::write(own.join("key.pem"), "nothing").unwrap();
+    let (code, said) = refused_start(&["--data", data]).await;
+    let last = said.lines().last().unwrap();
+    assert_eq!(code, FAILED, "{said}");
+    let cause = format!(
+        "error: no certificate for TLS in {0}/certificate.pem with {0}/key.pem: the key is not a private key in PEM",
+        own.display()
+    );
+    assert!(last.starts_with(&cause), "{said}");
+    let cure = "remove tls/ in the data directory; the next start makes a new pair, which clients have to be given";
+    assert!(last.ends_with(cure), "{said}");
+    std::fs::remove_dir_all(&own).unwrap();
+    let process = Process::start(&home, &[]).await;
+    assert_eq!(said_certificates(&process), 2, "{}", process.said());
+    process.stop().await;
+}
+
+/// How often the brokers of a home have said which certificate they serve, by its digest.
+fn said_certificates(process: &Process) -> usize {
+    let said = process.said();
+    let digest = |line: &&str| {
+        let digest = line.split_once("sha256=").unwrap().1;
+        digest.chars().take_while(char::is_ascii_hexdigit).count() == 64
+    };
+    let lines = said.lines().filter(|line| line.contains(" INFO certificate file="));
+    lines.filter(digest).count()
 }

@@ -178,8 +178,9 @@ impl Accepted {
 
     /// The next batch to be sent, if there is one at this time.
     pub(super) fn take(&mut self, now: Instant) -> Option<Batch> {
-        if self.closed.is_empty()
-            && let Some((number, batch)) = self.open.first_key_value()
+        // Also while others are closed: a place that is seldom sent to would else wait for as long as they come. Only
+        // one each time: those behind it gather more until it is their turn.
+        if let Some((number, batch)) = self.open.first_key_value()
             && (self.end.is_some() || batch.since + self.limits.linger <= now)
         {
             self.close_one(*number, now);

@@ -52,6 +52,31 @@ fn a_batch_lingers_from_its_first_message_on() {
 }
 
 #[test]
+fn a_batch_that_has_lingered_is_taken_in_its_turn_though_full_ones_keep_coming() {
+    let now = Instant::now();
+    let mut accepted = accepted(1 << 20, 2);
+    let fill = |accepted: &mut Accepted| {
+        add(accepted, "busy", Place::Any, 10, now);
+        add(accepted, "busy", Place::Any, 10, now);
+    };
+    fill(&mut accepted);
+    fill(&mut accepted);
+    add(&mut accepted, "seldom", Place::Any, 10, now);
+    add(&mut accepted, "seldom", Place::Queue(1), 10, now);
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        // As many come as are taken.
+        fill(&mut accepted);
+        let batch = accepted.take(now + LINGER).unwrap();
+        seen.push((batch.topic.to_string(), batch.queue.map(|queue| queue.get())));
+    }
+    let some = |topic: &str, queue| (topic.to_owned(), queue);
+    let busy = some("busy", None);
+    let (first, second) = (some("seldom", None), some("seldom", Some(1)));
+    assert_eq!(seen, [busy.clone(), busy.clone(), busy.clone(), first, busy, second]);
+}
+
+#[test]
 fn a_batch_with_as_many_messages_as_it_may_have_does_not_linger() {
     let now = Instant::now();
     let mut accepted = accepted(1 << 20, 3);

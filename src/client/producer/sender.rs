@@ -234,13 +234,19 @@ impl Sender {
                     self.give_up_uncertain();
                 }
                 (self.mark, self.last_mark) = (Some(mark), mark);
+                let next = opened.next_sequence();
                 // None of the batches under way is stored: they take the numbers that come next. Else some are, under
                 // the numbers that they have.
-                self.first = self.first.min(opened.next_sequence());
+                self.first = if self.has_uncertain() { self.first.min(next) } else { next };
                 mark
             }
         };
         client.send_stream(Some(SessionMark { session, epoch, sequence: self.first })).await
+    }
+
+    /// Whether batches under way may be stored. They are the first.
+    fn has_uncertain(&self) -> bool {
+        self.underway.front().is_some_and(|front| front.is_uncertain)
     }
 
     /// A session that another producer has opened since is not taken back.
@@ -333,6 +339,10 @@ impl Sender {
         match error.reason() {
             Some(Reason::Fenced) => return self.die(error),
             Some(Reason::SequenceGap) => self.mark = None,
+            // The numbers of this session are not where they were thought to be: nothing of these batches is stored.
+            Some(Reason::SequenceReused | Reason::SequenceTooOld) if !self.has_uncertain() => {
+                self.mark = None;
+            }
             Some(Reason::UnknownSession) => {
                 self.mark = None;
                 self.give_up_uncertain();
@@ -373,9 +383,9 @@ impl Sender {
         self.fail(&batch.topic, batch.messages, batch.permits, &batch.outcome, error);
     }
 
-    /// The batches that may be stored fail. They are the first.
+    /// The batches that may be stored fail.
     fn give_up_uncertain(&mut self) {
-        while self.underway.front().is_some_and(|front| front.is_uncertain) {
+        while self.has_uncertain() {
             self.give_up(ProducerError::Closed);
         }
     }

@@ -75,8 +75,13 @@ use crate::proto::query_messages_request as wire_query;
 
 /// Bytes that may be under way on one stream: several of the largest answers.
 const STREAM_WINDOW: u32 = 8 << 20;
-/// Bytes that may be under way on the connection.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How many times a stream's window the connection's is. A stream that nobody reads leaves room for the answers of seven
+/// others; and HTTP/2 (h2) ends a connection on which frames below 256 bytes lie unread, as those of a queue of single
+/// small messages, once what they lack of 256 bytes comes to half of the connection's window: with eight times, frames of
+/// 52 bytes fill the stream's window first.
+const WINDOWS: u32 = 8;
+/// The largest window of HTTP/2.
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of a frame that the broker may send: most batches lie whole in one, and need not be put together.
 const MAX_FRAME: u32 = 256 << 10;
 /// Silence after which the broker is asked whether it still lives, while a call is under way: a stream has no deadline.
@@ -360,15 +365,11 @@ impl Client {
     /// # Errors
     /// `BadAddress` or `Unreachable`.
     pub async fn connect(server: &str) -> Result<Self, ClientError> {
-        Self::connect_with(server, STREAM_WINDOW, CONNECTION_WINDOW).await
+        Self::connect_with(server, STREAM_WINDOW).await
     }
 
-    /// The same with other bounds for the bytes that may be under way to this side, on a stream and in all.
-    async fn connect_with(
-        server: &str,
-        stream_window: u32,
-        connection_window: u32,
-    ) -> Result<Self, ClientError> {
+    /// The same with another bound for the bytes that may be under way to this side on a stream.
+    async fn connect_with(server: &str, stream_window: u32) -> Result<Self, ClientError> {
         let bad = || ClientError::BadAddress { server: server.to_owned() };
         if !has_port(server) {
             return Err(bad());
@@ -378,7 +379,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .initial_stream_window_size(stream_window)
-            .initial_connection_window_size(connection_window)
+            .initial_connection_window_size(stream_window.saturating_mul(WINDOWS).min(MAX_WINDOW))
             .max_frame_size(MAX_FRAME)
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT);

@@ -1,7 +1,7 @@
 //! A stream of pulls: queues of a topic in turn, as they grow.
 //!
-//! The broker sends ahead of the reader as far as the flow control window of the connection lets it: that is the
-//! prefetch, and its bound. Bodies are slices of the frames that they came in.
+//! The broker sends ahead of the reader as far as the flow control window of the stream lets it: that is the prefetch, and
+//! its bound. Bodies are slices of the frames that they came in.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -68,7 +68,11 @@ pub struct Part {
 }
 
 impl Client {
-    /// Begins to read queues of a topic, without end.
+    /// Begins to read queues of a topic, without end. Up to 8 MiB come ahead of the reader.
+    ///
+    /// The stream shares the connection of this client: eight streams that have something and that nobody reads fill it,
+    /// and then no answer to any other call of the client and its clones arrives. Who keeps many streams waiting gives
+    /// them a client of their own, or takes a [`super::Puller`], which has one.
     ///
     /// # Errors
     /// No connection. Refusals come with the first part.

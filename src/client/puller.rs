@@ -7,8 +7,8 @@
 //! | messages it read were lost by a power cut (`Truncated`), or are damaged | fails, and stays where it is: [`Puller::seek`] |
 //! | any other refusal | fails, and stays where it is |
 //!
-//! It has a connection of its own, whose flow control window is the prefetch: so much comes ahead of the reader, and
-//! no more. No task of its own but the connection's.
+//! It has a connection of its own, and its stream's flow control window is the prefetch: so much comes ahead of the
+//! reader, and no more. No task of its own but the connection's.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -137,7 +137,7 @@ impl Client {
         let filter = filter.map_err(|source| ClientError::BadTags { source })?;
         let window = config.prefetch_bytes.clamp(LEAST_PREFETCH, MOST_PREFETCH);
         Ok(Puller {
-            client: Self::connect_with(&self.server, window, window).await?,
+            client: Self::connect_with(&self.server, window).await?,
             topic: topic.to_owned(),
             filter,
             config,

@@ -25,6 +25,8 @@ struct Shared {
     left_to_server: AtomicU64,
     /// What the client hears before its connection breaks at a byte of the server.
     last_words: Mutex<&'static [u8]>,
+    /// Connections that lead anywhere, ever.
+    connections: AtomicU64,
     /// Raised to break what there is.
     broken: watch::Sender<u64>,
 }
@@ -38,6 +40,7 @@ impl Proxy {
             left: AtomicU64::new(u64::MAX),
             left_to_server: AtomicU64::new(u64::MAX),
             last_words: Mutex::new(&[]),
+            connections: AtomicU64::new(0),
             broken: watch::Sender::new(0),
         });
         let accepting = Arc::clone(&shared);
@@ -46,6 +49,7 @@ impl Proxy {
                 let (stream, _) = listener.accept().await.unwrap();
                 let to = *accepting.to.lock().unwrap();
                 if let Some(to) = to {
+                    accepting.connections.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(pass(stream, to, Arc::clone(&accepting)));
                 }
             }
@@ -77,6 +81,11 @@ impl Proxy {
     /// How often connections were broken.
     pub(crate) fn cuts(&self) -> u64 {
         *self.shared.broken.borrow()
+    }
+
+    /// How many connections were ever made.
+    pub(crate) fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// Breaks all connections, and takes no new ones.

@@ -53,7 +53,8 @@ pub struct PullerConfig {
     pub prefetch_bytes: u32,
     /// Bytes of one part, but at least one whole record: up to 8 MiB. By default 1 MiB.
     pub max_bytes: u32,
-    /// How long it tries again before it fails, counted from the last part. By default 60 s: a restart of the broker.
+    /// How long it tries again before it fails, counted from the end of the last stream that brought something or stood
+    /// for longer than 2 s. By default 60 s: a restart of the broker.
     pub patience: Duration,
     /// What it does where messages are gone. By default it fails.
     pub on_gone: OnGone,
@@ -86,6 +87,8 @@ pub struct Puller {
     stream: Option<PullStream>,
     /// Since when nothing came that was asked for.
     failing_since: Option<Instant>,
+    /// When the stream was begun.
+    begun: Instant,
     pause: Duration,
 }
 
@@ -145,6 +148,7 @@ impl Client {
             epoch: None,
             stream: None,
             failing_since: None,
+            begun: Instant::now(),
             pause: FIRST_PAUSE,
         })
     }
@@ -161,14 +165,16 @@ impl Puller {
         loop {
             match self.try_next().await {
                 Ok(part) => {
-                    self.failing_since = None;
-                    self.pause = FIRST_PAUSE;
+                    self.fares_well();
                     self.places.insert(part.queue, part.next_offset);
                     self.epoch = Some(part.epoch);
                     return Ok(part);
                 }
                 Err(error) => {
-                    self.stream = None;
+                    // One that stood was well, though there was nothing to bring: what ends it begins a new trouble.
+                    if self.stream.take().is_some() && self.begun.elapsed() > LAST_PAUSE {
+                        self.fares_well();
+                    }
                     self.recover(error).await?;
                 }
             }
@@ -189,10 +195,18 @@ impl Puller {
                     group: self.config.group.as_deref(),
                     epoch: self.epoch,
                 };
-                none.insert(self.client.pull_stream(&options).await?)
+                let stream = self.client.pull_stream(&options).await?;
+                self.begun = Instant::now();
+                none.insert(stream)
             }
         };
         stream.next().await
+    }
+
+    /// Whatever fails from now on is something new.
+    fn fares_well(&mut self) {
+        self.failing_since = None;
+        self.pause = FIRST_PAUSE;
     }
 
     /// Makes the next attempt worth while, or gives the error back.
@@ -215,8 +229,7 @@ impl Puller {
                 Ok(())
             }
             _ => {
-                self.failing_since = None;
-                self.pause = FIRST_PAUSE;
+                self.fares_well();
                 Err(error)
             }
         }

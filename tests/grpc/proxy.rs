@@ -66,6 +66,11 @@ impl Proxy {
         self.shared.left.store(bytes, Ordering::SeqCst);
     }
 
+    /// Breaks all connections.
+    pub(crate) fn cut(&self) {
+        self.shared.cut();
+    }
+
     /// Swallows what the server says next, and ends the connection that it said it on as HTTP/2 ends one of a peer that
     /// it takes for an attacker: GOAWAY with ENHANCE_YOUR_CALM.
     pub(crate) fn calm_down(&self) {

@@ -156,6 +156,25 @@ async fn an_unreachable_broker_is_told_when_patience_ends_and_the_place_is_kept(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_reader_has_all_of_its_patience_for_each_trouble() {
+    let server = started().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = Client::connect(&proxy.address().to_string()).await.unwrap();
+    let patience = Duration::from_millis(2_100);
+    let config = PullerConfig { patience, ..PullerConfig::default() };
+    let mut puller = client.puller("t", &all(), config).await.unwrap();
+    let waiting = tokio::spawn(async move { next(&mut puller).await });
+    // Each stream stands for longer than the patience, and brings nothing.
+    for _ in 0..2 {
+        tokio::time::sleep(patience + Duration::from_millis(500)).await;
+        proxy.cut();
+    }
+    send(&server, 0).await;
+    let part = waiting.await.unwrap().unwrap();
+    assert_eq!(part.next_offset.get(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_messages_are_gone_a_puller_does_as_it_was_told() {
     let server = started().await;
     let client = client(&server).await;

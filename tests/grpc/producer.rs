@@ -316,6 +316,29 @@ async fn who_sends_more_than_the_memory_holds_waits_until_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_memory_full_of_what_lingers_is_sent_for_whoever_waits_for_it() {
+    let server = Server::start().await;
+    let client = connect(server.at.grpc).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let config = ProducerConfig {
+        memory: 1 << 20,
+        linger: Duration::from_secs(3_600),
+        ..ProducerConfig::default()
+    };
+    let producer = client.producer(config).await.unwrap();
+    // No group has as much as a batch, and all together have more than the memory.
+    for n in 0..40 {
+        let group = n.to_string();
+        let meta = NewMeta { message_group: Some(&group), ..NewMeta::default() };
+        let body = format!("{n:060000}");
+        soon(producer.send("t", &meta, body.as_bytes())).await.unwrap();
+    }
+    soon(producer.close()).await.unwrap();
+    let expected: Vec<_> = (0..40).map(|n| format!("{n:060000}")).collect();
+    assert!(bodies(&client, "t").await == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_close_sends_what_lingers_and_so_does_the_drop_of_the_last_clone() {
     let server = Server::start().await;
     let client = connect(server.at.grpc).await;

@@ -52,7 +52,8 @@ pub struct ProducerConfig {
     /// Messages of a batch, at most 10 000: one that has as many is closed. Default 1 000.
     pub batch_messages: usize,
     /// How long an open batch waits for more messages, at most a day. Default 5 ms: fuller batches for a wait that few
-    /// notice. With 0 a message waits only while all of `in_flight` are under way.
+    /// notice. With 0 a message waits only while all of `in_flight` are under way. While somebody waits for memory no
+    /// batch waits for messages.
     pub linger: Duration,
     /// Batches without an answer, 1 to 64. Default 64: as many as a session remembers.
     pub in_flight: usize,
@@ -434,8 +435,15 @@ impl Producer {
         let cost = cost(topic, meta, body);
         // A message that is larger than all of the memory takes all of it.
         let permits = u32::try_from(cost).unwrap_or(u32::MAX).min(shared.memory);
-        let Ok(room) = shared.room.acquire_many(permits).await else {
-            return Err(shared.accepted().why_ended());
+        let room = match shared.room.try_acquire_many(permits) {
+            Ok(room) => room,
+            Err(_) => {
+                let _waiting = Waiting::begin(shared);
+                let Ok(room) = shared.room.acquire_many(permits).await else {
+                    return Err(shared.accepted().why_ended());
+                };
+                room
+            }
         };
         let now = Instant::now();
         let (batch, index, is_news) =
@@ -475,6 +483,24 @@ impl Producer {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+}
+
+/// A sender that waits for memory, until it is dropped.
+struct Waiting<'a>(&'a Shared);
+
+impl<'a> Waiting<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.accepted().begin_waiting();
+        // All of the memory may be in batches that linger.
+        shared.news.notify_one();
+        Self(shared)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.accepted().end_waiting();
     }
 }
 

@@ -77,6 +77,22 @@ fn a_batch_that_has_lingered_is_taken_in_its_turn_though_full_ones_keep_coming()
 }
 
 #[test]
+fn nothing_lingers_while_somebody_waits_for_memory_and_nothing_else_is_to_be_sent() {
+    let now = Instant::now();
+    let mut accepted = accepted(1 << 20, 2);
+    for place in [Place::Queue(1), Place::Queue(2), Place::Queue(3), Place::Queue(2)] {
+        add(&mut accepted, "t", place, 10, now);
+    }
+    accepted.begin_waiting();
+    let first = accepted.take(now).map(|batch| batch.queue.map(|queue| queue.get()));
+    assert_eq!(first, Some(Some(2)), "the full one");
+    assert_eq!(taken(&mut accepted, now), [some("t", Some(1), 1), some("t", Some(3), 1)]);
+    accepted.end_waiting();
+    add(&mut accepted, "t", Place::Any, 10, now);
+    assert_eq!(taken(&mut accepted, now), []);
+}
+
+#[test]
 fn a_batch_with_as_many_messages_as_it_may_have_does_not_linger() {
     let now = Instant::now();
     let mut accepted = accepted(1 << 20, 3);

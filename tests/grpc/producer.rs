@@ -246,6 +246,37 @@ async fn a_refused_batch_fails_its_messages_alone_and_what_was_behind_it_is_sent
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_panics_is_not_called_again_and_the_producer_goes_on() {
+    let server = Server::start().await;
+    let client = connect(server.at.grpc).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let on_failure = OnFailure::new(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        panic!("as a listener may");
+    });
+    let config = ProducerConfig {
+        batch_messages: 1,
+        on_failure: Some(on_failure),
+        ..ProducerConfig::default()
+    };
+    let producer = client.producer(config).await.unwrap();
+    let mut refused = Vec::new();
+    for _ in 0..3 {
+        refused.push(send(&producer, "no name", "x").await.unwrap());
+    }
+    for refused in refused {
+        let error = soon(refused.stored()).await.unwrap_err();
+        assert_eq!(reason(&error), Some(Reason::BadName));
+    }
+    soon(send(&producer, "t", "a").await.unwrap().stored()).await.unwrap();
+    assert_eq!(soon(producer.close()).await.unwrap_err().messages, 3);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(bodies(&client, "t").await, ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_producer_whose_name_is_taken_by_another_fails_for_good() {
     let server = Server::start().await;
     let client = connect(server.at.grpc).await;

@@ -106,7 +106,8 @@ pub enum Partition {
     ByKey,
 }
 
-/// Called with every batch that failed, by the producer's task: it should be short, and must not block.
+/// Called with every batch that failed, by the producer's task: it should be short, and must not block. One that panics is
+/// not called again; the producer goes on.
 #[derive(Clone)]
 pub struct OnFailure(Arc<dyn Fn(&Failure<'_>) + Send + Sync>);
 

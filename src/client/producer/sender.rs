@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -391,7 +392,7 @@ impl Sender {
     }
 
     fn fail(
-        &self,
+        &mut self,
         topic: &str,
         messages: usize,
         permits: usize,
@@ -400,7 +401,11 @@ impl Sender {
     ) {
         self.shared.accepted().failed(messages, &error);
         if let Some(listener) = &self.config.on_failure {
-            (listener.0)(&Failure { topic, messages, error: &error });
+            let failure = Failure { topic, messages, error: &error };
+            // A listener that panics hears of nothing more: the outcomes of all others do not hang on it.
+            if catch_unwind(AssertUnwindSafe(|| (listener.0)(&failure))).is_err() {
+                self.config.on_failure = None;
+            }
         }
         let _ = outcome.set(Err(error));
         self.shared.room.add_permits(permits);

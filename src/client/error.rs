@@ -305,7 +305,7 @@ impl fmt::Display for Refusal {
 
 impl Refusal {
     /// How long to wait where the broker names no time.
-    const RETRY_AFTER: Duration = Duration::from_millis(100);
+    pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
     /// One that stored nothing, and says no more than its reason.
     pub(super) fn new(code: Code, reason: Reason, message: String) -> Self {

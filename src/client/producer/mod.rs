@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep};
 use self::accepted::{Accepted, Limits, Place, cost};
 use self::sender::Sender;
 use super::send_stream::SendStream;
-use super::{CALL_TIMEOUT, Client, ClientError, PATIENCE, Receipt, Retry, Stored, within};
+use super::{CALL_TIMEOUT, Client, ClientError, PATIENCE, Receipt, Refusal, Retry, Stored, within};
 use crate::format::batch::{
     BatchBuilder, BatchError, Codec, Compressor, NewMeta, check, group_hash, limits,
 };
@@ -188,7 +188,11 @@ impl ProducerError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::BadConfig { .. } | Self::BadMessage(_) | Self::Closed => Retry::Never,
-            Self::NotStored(error) => error.retry(),
+            Self::NotStored(error) => match error.retry() {
+                // What was asked has no answer, and nothing was sent.
+                Retry::Unsafe => Retry::After(Refusal::RETRY_AFTER),
+                retry => retry,
+            },
             Self::Expired { .. } => Retry::After(Duration::ZERO),
             Self::Unsettled { .. } => Retry::Unsafe,
         }

@@ -1,11 +1,13 @@
 //! When batches are closed, on a clock that the tests set.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::accepted::{Accepted, Batch, Limits, Place, cost};
 use super::{FlushError, Outcome, ProducerConfig, ProducerError, check_config, check_message};
+use crate::client::{ClientError, Retry, Stored};
 use crate::format::batch::{BatchError, NewMeta};
 
 const LINGER: Duration = Duration::from_millis(5);
@@ -156,6 +158,17 @@ fn failures_are_told_once_with_the_first_reason() {
     let Some(FlushError { messages, first }) = accepted.take_failures() else { panic!("none") };
     assert_eq!((messages, first.to_string().as_str()), (7, "the producer is closed"));
     assert!(accepted.take_failures().is_none());
+}
+
+#[test]
+fn what_was_not_sent_for_want_of_an_answer_can_be_sent_again_safely() {
+    let status = Box::new(tonic::Status::unavailable("broken pipe"));
+    let error = ClientError::NoAnswer { server: "here:1".to_owned(), source: status };
+    let error = ProducerError::NotStored(Arc::new(error));
+    let after = Retry::After(Duration::from_millis(100));
+    assert_eq!((error.stored(), error.retry()), (Stored::No, after));
+    let error = ProducerError::Unsettled { source: None };
+    assert_eq!((error.stored(), error.retry()), (Stored::Unknown, Retry::Unsafe));
 }
 
 #[test]

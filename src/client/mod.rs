@@ -95,6 +95,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take, beside the time a pull was asked to wait.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The longest a broker lets a pull wait.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
 /// A connection to one broker. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -444,7 +447,8 @@ impl Client {
             group: pull.group.unwrap_or_default().to_owned(),
             epoch: pull.epoch.map_or(0, Epoch::get),
         };
-        let answer = self.broker.clone().pull(within(request, CALL_TIMEOUT + pull.wait)).await;
+        let deadline = CALL_TIMEOUT + pull.wait.min(MAX_WAIT);
+        let answer = self.broker.clone().pull(within(request, deadline)).await;
         let answer = self.answer(answer)?;
         let mut next_offset = QueueOffset::new(answer.next_offset);
         let mut unpacker = Unpacker::new(pull.offset, pull.filter);

@@ -135,7 +135,9 @@ impl Part {
     /// one at a time is decompressed: at most 16 MiB.
     ///
     /// # Errors
-    /// A batch cannot be read; those before it were visited.
+    /// A batch cannot be read; those before it were visited, those behind it were not. Who goes on with the next part
+    /// passes over them: [`Part::batches`] has them, or a [`super::Puller`] goes back with `seek`, to behind the batch
+    /// that [`AnswerError::Decompression`] names.
     pub fn for_each(&self, mut visit: impl FnMut(MessageRef<'_>)) -> Result<(), ClientError> {
         let mut unpacker = Unpacker::unbounded(self.wanted, &self.filter);
         for record in &self.records {

@@ -6,6 +6,7 @@
 //! | a queue begins behind where it is: messages went by retention or purge | as [`OnGone`] says |
 //! | messages it read were lost by a power cut (`Truncated`), or are damaged | fails, and stays where it is: [`Puller::seek`] |
 //! | any other refusal | fails, and stays where it is |
+//! | the topic is deleted and made again while it has no connection | goes on at its offset in the new topic: what lies before it there is passed over, and an offset beyond the end fails |
 //!
 //! It has a connection of its own, and its stream's flow control window is the prefetch: so much comes ahead of the
 //! reader, and no more. No task of its own but the connection's.

@@ -57,7 +57,9 @@ pub struct ProducerConfig {
     pub linger: Duration,
     /// Batches without an answer, 1 to 64. Default 64: as many as a session remembers.
     pub in_flight: usize,
-    /// Bytes of messages that are accepted and have no outcome, 1 MiB to 4 GiB; who sends more waits. Default 32 MiB.
+    /// Bytes of messages that are accepted and have no outcome, 1 MiB to 4 GiB; who sends more waits. Default 32 MiB. What
+    /// an open batch takes beside its messages, up to 1 KB, is not counted: with a tiny message for each of very many
+    /// groups it is ten times as much.
     pub memory: usize,
     /// How the bodies of a batch are compressed where that makes them smaller, by the producer's task. Default
     /// [`Codec::None`]: what it saves in network and disk it costs in time.
@@ -65,12 +67,15 @@ pub struct ProducerConfig {
     /// The pause before the first repetition where the broker names none; it doubles up to 2 s. 1 ms to a
     /// day, default 100 ms.
     pub back_off: Duration,
-    /// From when a batch is closed until its messages fail for want of an answer, repetitions included, at
-    /// most a day. Default 30 s.
+    /// From when a batch is closed until its messages fail for want of an answer, repetitions included; 1 ms to a day.
+    /// Default 30 s.
     pub patience: Duration,
     /// Which queue takes a message without a message group. Default [`Partition::RoundRobin`].
     pub partition: Partition,
-    /// The name of the producer session. Default none: the producer takes one of its own.
+    /// The name of the producer session. Default none: the producer takes one of its own, and gives it back when it is
+    /// closed or its last clone is dropped. Where it cannot, as in a process that ends without [`Producer::close`], the
+    /// broker keeps the session for 7 days, and it has room for 16 384: a program that is started again and again closes
+    /// its producer, or names the session.
     pub session: Option<String>,
     /// Who hears of batches that failed. Default nobody.
     pub on_failure: Option<OnFailure>,
@@ -158,14 +163,14 @@ pub enum ProducerError {
     Expired {
         /// [`ProducerConfig::patience`].
         patience: Duration,
-        /// What the last attempt to send anything ended with.
+        /// What the last attempt to send anything ended with, if nothing was stored since.
         #[source]
         source: Option<Arc<ClientError>>,
     },
     /// It was sent, and what became of it is not known.
     #[error("it may or may not be stored")]
     Unsettled {
-        /// What its last attempt ended with.
+        /// What its last attempt ended with, if nothing was stored since.
         #[source]
         source: Option<Arc<ClientError>>,
     },
@@ -383,13 +388,13 @@ fn check_config(config: &ProducerConfig) -> Result<u32, ProducerError> {
     if !(1..=SendStream::IN_FLIGHT).contains(&config.in_flight) {
         return bad("in_flight");
     }
-    if !(Duration::from_millis(1)..=MOST_TIME).contains(&config.back_off) {
-        return bad("back_off");
-    }
-    for (option, time) in [("linger", config.linger), ("patience", config.patience)] {
-        if time > MOST_TIME {
+    for (option, time) in [("back_off", config.back_off), ("patience", config.patience)] {
+        if !(Duration::from_millis(1)..=MOST_TIME).contains(&time) {
             return bad(option);
         }
+    }
+    if config.linger > MOST_TIME {
+        return bad("linger");
     }
     match u32::try_from(config.memory) {
         Ok(memory) if memory >= 1 << 20 => Ok(memory),

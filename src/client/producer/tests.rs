@@ -225,8 +225,9 @@ fn options_have_ranges() {
         bad(|c| c.in_flight = 65),
         bad(|c| c.memory = 1_000),
         bad(|c| c.back_off = Duration::ZERO),
+        bad(|c| c.patience = Duration::ZERO),
     ];
-    let options = ["batch_bytes", "batch_messages", "in_flight", "memory", "back_off"];
+    let options = ["batch_bytes", "batch_messages", "in_flight", "memory", "back_off", "patience"];
     let said = options
         .map(|o| format!("the option `{o}` of a producer is out of its range or not built in"));
     assert_eq!(seen, said);

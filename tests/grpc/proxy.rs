@@ -88,6 +88,12 @@ impl Proxy {
         *self.shared.broken.borrow()
     }
 
+    /// Swallows what the server says next, breaks all connections, and takes no new ones.
+    pub(crate) fn swallow(&self) {
+        *self.shared.to.lock().unwrap() = None;
+        self.cut_after(0);
+    }
+
     /// How many connections were ever made.
     pub(crate) fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)

@@ -67,6 +67,7 @@ pub(super) struct Sender {
     receipts: Vec<Receipt>,
     pause: Duration,
     timer: Pin<Box<Sleep>>,
+    /// Since the last receipt.
     last_error: Option<Arc<ClientError>>,
     /// Batches that have an outcome.
     settle: watch::Sender<u64>,
@@ -262,7 +263,13 @@ impl Sender {
                 let refusal = Refusal::new(Code::FailedPrecondition, Reason::Fenced, message);
                 Err(ClientError::Refused(Box::new(refusal)))
             }
-            Ok(_) => Ok(()),
+            Ok(found) => {
+                // An opening that had no answer, or somebody else's: what is stored may not be what was sent here.
+                if found.epoch > epoch && found.last_sequence >= self.first {
+                    self.give_up_uncertain();
+                }
+                Ok(())
+            }
             // It was closed: it begins anew.
             Err(error) if error.reason() == Some(Reason::UnknownSession) => Ok(()),
             Err(error) => Err(error),
@@ -313,6 +320,7 @@ impl Sender {
             return;
         }
         self.pause = self.config.back_off;
+        self.last_error = None;
         let mut permits = 0;
         let mut batches = 0;
         for receipt in self.receipts.drain(..) {
@@ -338,10 +346,15 @@ impl Sender {
         let error = self.keep(error);
         let sequence = error.refusal().and_then(|refusal| refusal.sequence);
         match error.reason() {
-            Some(Reason::Fenced) => return self.die(error),
+            Some(Reason::Fenced) if self.config.session.is_some() => return self.die(error),
+            // Nobody else has the name: an opening of its own that came late.
+            Some(Reason::Fenced) => self.mark = None,
             Some(Reason::SequenceGap) => self.mark = None,
             // The numbers of this session are not where they were thought to be: nothing of these batches is stored.
-            Some(Reason::SequenceReused | Reason::SequenceTooOld) if !self.has_uncertain() => {
+            // BAD_REQUEST: its epoch is above the broker's, which came back as it was before the session was opened.
+            Some(Reason::SequenceReused | Reason::SequenceTooOld | Reason::BadRequest)
+                if !self.has_uncertain() =>
+            {
                 self.mark = None;
             }
             Some(Reason::UnknownSession) => {

@@ -75,10 +75,10 @@ use crate::proto::query_messages_request as wire_query;
 
 /// Bytes that may be under way on one stream: several of the largest answers.
 const STREAM_WINDOW: u32 = 8 << 20;
-/// How many times a stream's window the connection's is. A stream that nobody reads leaves room for the answers of seven
-/// others; and HTTP/2 (h2) ends a connection on which frames below 256 bytes lie unread, as those of a queue of single
-/// small messages, once what they lack of 256 bytes comes to half of the connection's window: with eight times, frames of
-/// 52 bytes fill the stream's window first.
+/// How many times a stream's window the connection's is. A stream that nobody reads leaves room for the answers of
+/// seven others. And HTTP/2 (h2) ends a connection on which frames below 256 bytes lie unread, as those of a queue of
+/// single small messages, once what they lack of 256 bytes comes to half of the connection's window: with eight times,
+/// frames of 52 bytes fill the stream's window first.
 const WINDOWS: u32 = 8;
 /// The largest window of HTTP/2.
 const MAX_WINDOW: u32 = (1 << 31) - 1;

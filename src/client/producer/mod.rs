@@ -57,9 +57,9 @@ pub struct ProducerConfig {
     pub linger: Duration,
     /// Batches without an answer, 1 to 64. Default 64: as many as a session remembers.
     pub in_flight: usize,
-    /// Bytes of messages that are accepted and have no outcome, 1 MiB to 4 GiB; who sends more waits. Default 32 MiB. What
-    /// an open batch takes beside its messages, up to 1 KB, is not counted: with a tiny message for each of very many
-    /// groups it is ten times as much.
+    /// Bytes of messages that are accepted and have no outcome, 1 MiB to 4 GiB; who sends more waits. Default 32 MiB.
+    /// What an open batch takes beside its messages, up to 1 KB, is not counted: with a tiny message for each of very
+    /// many groups it is ten times as much.
     pub memory: usize,
     /// How the bodies of a batch are compressed where that makes them smaller, by the producer's task. Default
     /// [`Codec::None`]: what it saves in network and disk it costs in time.
@@ -74,8 +74,8 @@ pub struct ProducerConfig {
     pub partition: Partition,
     /// The name of the producer session. Default none: the producer takes one of its own, and gives it back when it is
     /// closed or its last clone is dropped. Where it cannot, as in a process that ends without [`Producer::close`], the
-    /// broker keeps the session for 7 days, and it has room for 16 384: a program that is started again and again closes
-    /// its producer, or names the session.
+    /// broker keeps the session for 7 days, and it has room for 16 384: a program that is started again and again
+    /// closes its producer, or names the session.
     pub session: Option<String>,
     /// Who hears of batches that failed. Default nobody.
     pub on_failure: Option<OnFailure>,
@@ -111,8 +111,8 @@ pub enum Partition {
     ByKey,
 }
 
-/// Called with every batch that failed, by the producer's task: it should be short, and must not block. One that panics is
-/// not called again; the producer goes on.
+/// Called with every batch that failed, by the producer's task: it should be short, and must not block. One that panics
+/// is not called again; the producer goes on.
 #[derive(Clone)]
 pub struct OnFailure(Arc<dyn Fn(&Failure<'_>) + Send + Sync>);
 

@@ -175,6 +175,7 @@ pub enum Reason {
     Draining,
     Rebuilding,
     ReadRefused,
+    Storage,
     UnknownSession,
     Fenced,
     SequenceGap,
@@ -222,6 +223,7 @@ impl Reason {
             "DRAINING" => Self::Draining,
             "REBUILDING" => Self::Rebuilding,
             "READ_REFUSED" => Self::ReadRefused,
+            "STORAGE" => Self::Storage,
             "UNKNOWN_SESSION" => Self::UnknownSession,
             "FENCED" => Self::Fenced,
             "SEQUENCE_GAP" => Self::SequenceGap,
@@ -308,7 +310,7 @@ impl fmt::Display for Refusal {
 
 impl Refusal {
     /// How long to wait where the broker names no time.
-    const RETRY_AFTER: Duration = Duration::from_millis(100);
+    pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
     /// One that stored nothing, and says no more than its reason.
     pub(super) fn new(code: Code, reason: Reason, message: String) -> Self {
@@ -370,20 +372,14 @@ impl ClientError {
             }));
         }
         match status.code() {
-            // The transport's own words, also when it never reached anybody: without an answer nothing is known.
-            Code::Unavailable
-            | Code::Cancelled
-            | Code::DeadlineExceeded
-            | Code::Unknown
-            | Code::Internal
-            | Code::Aborted => {
-                Self::NoAnswer { server: server.to_owned(), source: Box::new(status) }
+            // What a server says before it has looked at a call, and no transport makes of a broken connection.
+            Code::Unimplemented | Code::InvalidArgument | Code::NotFound | Code::OutOfRange => {
+                let message = status.message().to_owned();
+                Self::Refused(Box::new(Refusal::new(status.code(), Reason::Unrecognised, message)))
             }
-            code => Self::Refused(Box::new(Refusal::new(
-                code,
-                Reason::Unrecognised,
-                status.message().to_owned(),
-            ))),
+            // The transport's own words, also when it never reached anybody: without an answer nothing is known. HTTP/2
+            // ends connections with codes that become RESOURCE_EXHAUSTED and PERMISSION_DENIED, in the middle of calls.
+            _ => Self::NoAnswer { server: server.to_owned(), source: Box::new(status) },
         }
     }
 
@@ -564,6 +560,16 @@ mod tests {
         let too_large = ClientError::from_status("here:1", Status::out_of_range("too large"));
         assert_eq!(too_large.stored(), Stored::No);
         assert_eq!(too_large.reason(), Some(Reason::Unrecognised));
+    }
+
+    #[test]
+    fn a_connection_that_http_2_ends_for_any_reason_leaves_a_send_unknown() {
+        // ENHANCE_YOUR_CALM and INADEQUATE_SECURITY.
+        for code in [Code::ResourceExhausted, Code::PermissionDenied] {
+            let error = ClientError::from_status("here:1", Status::new(code, "h2 protocol error"));
+            assert!(matches!(error, ClientError::NoAnswer { .. }), "{error:?}");
+            assert_eq!((error.stored(), error.retry()), (Stored::Unknown, Retry::Unsafe));
+        }
     }
 
     #[test]

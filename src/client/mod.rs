@@ -78,8 +78,13 @@ use crate::proto::query_messages_request as wire_query;
 
 /// Bytes that may be under way on one stream: several of the largest answers.
 const STREAM_WINDOW: u32 = 8 << 20;
-/// Bytes that may be under way on the connection.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How many times a stream's window the connection's is. A stream that nobody reads leaves room for the answers of
+/// seven others. And HTTP/2 (h2) ends a connection on which frames below 256 bytes lie unread, as those of a queue of
+/// single small messages, once what they lack of 256 bytes comes to half of the connection's window: with eight times,
+/// frames of 52 bytes fill the stream's window first.
+const WINDOWS: u32 = 8;
+/// The largest window of HTTP/2.
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of a frame that the broker may send: most batches lie whole in one, and need not be put together.
 const MAX_FRAME: u32 = 256 << 10;
 /// Silence after which the broker is asked whether it still lives, while a call is under way: a stream has no deadline.
@@ -95,6 +100,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How a certificate in PEM begins.
 const PEM_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+/// The longest a broker lets a pull wait.
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A connection to one broker. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
@@ -377,7 +384,7 @@ impl Client {
     /// # Errors
     /// `BadAddress` or `Unreachable`.
     pub async fn connect(server: &str) -> Result<Self, ClientError> {
-        Self::connect_with(server, Trust::Default, STREAM_WINDOW, CONNECTION_WINDOW).await
+        Self::connect_with(server, Trust::Default, STREAM_WINDOW).await
     }
 
     /// Connects over TLS to the broker at `server`, `HOST:PORT` or `https://HOST:PORT`, and trusts the certificates in
@@ -390,15 +397,14 @@ impl Client {
             return Err(ClientError::NoCertificate);
         }
         let trust = Trust::Only(authorities.into());
-        Self::connect_with(server, trust, STREAM_WINDOW, CONNECTION_WINDOW).await
+        Self::connect_with(server, trust, STREAM_WINDOW).await
     }
 
-    /// The same with other bounds for the bytes that may be under way to this side, on a stream and in all.
+    /// The same with another bound for the bytes that may be under way to this side on a stream.
     async fn connect_with(
         server: &str,
         trust: Trust,
         stream_window: u32,
-        connection_window: u32,
     ) -> Result<Self, ClientError> {
         let bad = || ClientError::BadAddress { server: server.to_owned() };
         let unreachable = |source| ClientError::Unreachable {
@@ -421,7 +427,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .initial_stream_window_size(stream_window)
-            .initial_connection_window_size(connection_window)
+            .initial_connection_window_size(stream_window.saturating_mul(WINDOWS).min(MAX_WINDOW))
             .max_frame_size(MAX_FRAME)
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT);
@@ -492,7 +498,8 @@ impl Client {
             group: pull.group.unwrap_or_default().to_owned(),
             epoch: pull.epoch.map_or(0, Epoch::get),
         };
-        let answer = self.broker.clone().pull(within(request, CALL_TIMEOUT + pull.wait)).await;
+        let deadline = CALL_TIMEOUT + pull.wait.min(MAX_WAIT);
+        let answer = self.broker.clone().pull(within(request, deadline)).await;
         let answer = self.answer(answer)?;
         let mut next_offset = QueueOffset::new(answer.next_offset);
         let mut unpacker = Unpacker::new(pull.offset, pull.filter);

@@ -1,7 +1,7 @@
 //! A stream of pulls: queues of a topic in turn, as they grow.
 //!
-//! The broker sends ahead of the reader as far as the flow control window of the connection lets it: that is the
-//! prefetch, and its bound. Bodies are slices of the frames that they came in.
+//! The broker sends ahead of the reader as far as the flow control window of the stream lets it: that is the prefetch,
+//! and its bound. Bodies are slices of the frames that they came in.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,6 +38,47 @@ pub struct PullStreamOptions<'a> {
 }
 
 /// A stream that was begun. Dropping it ends it at the broker too.
+///
+/// ```
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let data = format!("server.data={}", dir.path().join("data").display());
+/// # let sets = ["server.listen=127.0.0.1:0", "server.http=127.0.0.1:0", "store.segment_size=64MiB", &data];
+/// # let config = mainstem::config::Config::load(None, &sets.map(str::to_owned))?;
+/// # let server = mainstem::server::spawn(config).await?;
+/// # let server_address = server.listening().grpc.to_string();
+/// use mainstem::client::{Client, PullStreamOptions};
+/// use mainstem::format::batch::{BatchBuilder, NewMeta, TagFilter};
+/// use mainstem::message::{QueueId, QueueOffset};
+///
+/// let client = Client::connect(&server_address).await?;
+/// let mut batch = BatchBuilder::new();
+/// batch.push(&NewMeta::default(), b"one book");
+/// batch.push(&NewMeta::default(), b"two pens");
+/// client.send("orders", Some(QueueId::ZERO), batch.finish()).await?;
+///
+/// let options = PullStreamOptions {
+///     topic: "orders",
+///     queues: &[(QueueId::ZERO, QueueOffset::ZERO)],
+///     max_bytes: None,
+///     tags: "*",
+///     filter: &TagFilter::All,
+///     group: None,
+///     epoch: None,
+/// };
+/// let mut stream = client.pull_stream(&options).await?;
+/// let part = stream.next().await?;
+/// let mut bodies = Vec::new();
+/// part.for_each(|message| bodies.push(message.body.to_vec()))?;
+/// assert_eq!(bodies, [b"one book", b"two pens"]);
+/// // Where a stream that begins anew has to go on.
+/// assert_eq!(part.next_offset, QueueOffset::new(2));
+/// # drop(stream);
+/// # server.stop().await?;
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct PullStream {
     client: Client,
@@ -68,7 +109,11 @@ pub struct Part {
 }
 
 impl Client {
-    /// Begins to read queues of a topic, without end.
+    /// Begins to read queues of a topic, without end. Up to 8 MiB come ahead of the reader.
+    ///
+    /// The stream shares the connection of this client: eight streams that have something and that nobody reads fill
+    /// it, and then no answer to any other call of the client and its clones arrives. Who keeps many streams waiting
+    /// gives them a client of their own, or takes a [`super::Puller`], which has one.
     ///
     /// # Errors
     /// No connection. Refusals come with the first part.
@@ -131,7 +176,9 @@ impl Part {
     /// one at a time is decompressed: at most 16 MiB.
     ///
     /// # Errors
-    /// A batch cannot be read; those before it were visited.
+    /// A batch cannot be read; those before it were visited, those behind it were not. Who goes on with the next part
+    /// passes over them: [`Part::batches`] has them, or a [`super::Puller`] goes back with `seek`, to behind the batch
+    /// that [`AnswerError::Decompression`] names.
     pub fn for_each(&self, mut visit: impl FnMut(MessageRef<'_>)) -> Result<(), ClientError> {
         let mut unpacker = Unpacker::unbounded(self.wanted, &self.filter);
         for record in &self.records {

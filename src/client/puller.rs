@@ -6,9 +6,10 @@
 //! | a queue begins behind where it is: messages went by retention or purge | as [`OnGone`] says |
 //! | messages it read were lost by a power cut (`Truncated`), or are damaged | fails, and stays where it is: [`Puller::seek`] |
 //! | any other refusal | fails, and stays where it is |
+//! | the topic is deleted and made again while it has no connection | goes on at its offset in the new topic: what lies before it there is passed over, and an offset beyond the end fails |
 //!
-//! It has a connection of its own, whose flow control window is the prefetch: so much comes ahead of the reader, and
-//! no more. No task of its own but the connection's.
+//! It has a connection of its own, and its stream's flow control window is the prefetch: so much comes ahead of the
+//! reader, and no more. No task of its own but the connection's.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,7 +54,8 @@ pub struct PullerConfig {
     pub prefetch_bytes: u32,
     /// Bytes of one part, but at least one whole record: up to 8 MiB. By default 1 MiB.
     pub max_bytes: u32,
-    /// How long it tries again before it fails, counted from the last part. By default 60 s: a restart of the broker.
+    /// How long it tries again before it fails, counted from the end of the last stream that brought something or stood
+    /// for longer than 2 s. By default 60 s: a restart of the broker.
     pub patience: Duration,
     /// What it does where messages are gone. By default it fails.
     pub on_gone: OnGone,
@@ -86,6 +88,8 @@ pub struct Puller {
     stream: Option<PullStream>,
     /// Since when nothing came that was asked for.
     failing_since: Option<Instant>,
+    /// When the stream was begun.
+    begun: Instant,
     pause: Duration,
 }
 
@@ -137,7 +141,7 @@ impl Client {
         let filter = filter.map_err(|source| ClientError::BadTags { source })?;
         let window = config.prefetch_bytes.clamp(LEAST_PREFETCH, MOST_PREFETCH);
         Ok(Puller {
-            client: Self::connect_with(&self.server, self.trust.clone(), window, window).await?,
+            client: Self::connect_with(&self.server, self.trust.clone(), window).await?,
             topic: topic.to_owned(),
             filter,
             config,
@@ -145,6 +149,7 @@ impl Client {
             epoch: None,
             stream: None,
             failing_since: None,
+            begun: Instant::now(),
             pause: FIRST_PAUSE,
         })
     }
@@ -161,14 +166,16 @@ impl Puller {
         loop {
             match self.try_next().await {
                 Ok(part) => {
-                    self.failing_since = None;
-                    self.pause = FIRST_PAUSE;
+                    self.fares_well();
                     self.places.insert(part.queue, part.next_offset);
                     self.epoch = Some(part.epoch);
                     return Ok(part);
                 }
                 Err(error) => {
-                    self.stream = None;
+                    // One that stood was well, though there was nothing to bring: what ends it begins a new trouble.
+                    if self.stream.take().is_some() && self.begun.elapsed() > LAST_PAUSE {
+                        self.fares_well();
+                    }
                     self.recover(error).await?;
                 }
             }
@@ -189,10 +196,18 @@ impl Puller {
                     group: self.config.group.as_deref(),
                     epoch: self.epoch,
                 };
-                none.insert(self.client.pull_stream(&options).await?)
+                let stream = self.client.pull_stream(&options).await?;
+                self.begun = Instant::now();
+                none.insert(stream)
             }
         };
         stream.next().await
+    }
+
+    /// Whatever fails from now on is something new.
+    fn fares_well(&mut self) {
+        self.failing_since = None;
+        self.pause = FIRST_PAUSE;
     }
 
     /// Makes the next attempt worth while, or gives the error back.
@@ -215,8 +230,7 @@ impl Puller {
                 Ok(())
             }
             _ => {
-                self.failing_since = None;
-                self.pause = FIRST_PAUSE;
+                self.fares_well();
                 Err(error)
             }
         }

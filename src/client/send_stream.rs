@@ -36,6 +36,36 @@ const PATH: &str = "/mainstem.v1.Broker/SendStream";
 /// A stream of batches to one broker. Dropped, it ends at once, and what is not acknowledged may be stored or not.
 ///
 /// All futures may be dropped: nothing is lost or handed over twice.
+///
+/// ```
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let data = format!("server.data={}", dir.path().join("data").display());
+/// # let sets = ["server.listen=127.0.0.1:0", "server.http=127.0.0.1:0", "store.segment_size=64MiB", &data];
+/// # let config = mainstem::config::Config::load(None, &sets.map(str::to_owned))?;
+/// # let server = mainstem::server::spawn(config).await?;
+/// # let server_address = server.listening().grpc.to_string();
+/// use mainstem::client::Client;
+/// use mainstem::format::batch::{BatchBuilder, NewMeta};
+/// use mainstem::message::QueueId;
+///
+/// let client = Client::connect(&server_address).await?;
+/// let mut stream = client.send_stream(None).await?;
+/// let mut receipts = Vec::new();
+/// for n in 0..100 {
+///     let mut batch = BatchBuilder::new();
+///     batch.push(&NewMeta::default(), format!("pen {n}").as_bytes());
+///     // Waits for acknowledgements only while 64 batches have none.
+///     stream.send("orders", Some(QueueId::ZERO), batch.finish(), &mut receipts).await?;
+/// }
+/// stream.finish(&mut receipts).await?;
+/// let offsets: Vec<_> = receipts.iter().map(|receipt| receipt.first_queue_offset.get()).collect();
+/// assert_eq!(offsets, (0..100).collect::<Vec<_>>());
+/// # server.stop().await?;
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+/// ```
 pub struct SendStream {
     client: Client,
     outgoing: Arc<Mutex<Outgoing>>,

@@ -1,16 +1,18 @@
 //! The producer of the client: what was accepted is stored once, in order, whatever becomes of its connections.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mainstem::client::{
     Accept, Client, OnFailure, Partition, Producer, ProducerConfig, ProducerError, Pull, Reason,
-    Stored, TopicSettings,
+    Retry, Stored, TopicSettings,
 };
 use mainstem::format::batch::{Codec, NewMeta, TagFilter};
 use mainstem::message::{Access, FlushMode, QueueId, QueueOffset};
+use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::proxy::Proxy;
@@ -246,6 +248,37 @@ async fn a_refused_batch_fails_its_messages_alone_and_what_was_behind_it_is_sent
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_panics_is_not_called_again_and_the_producer_goes_on() {
+    let server = Server::start().await;
+    let client = connect(server.at.grpc).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let on_failure = OnFailure::new(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        panic!("as a listener may");
+    });
+    let config = ProducerConfig {
+        batch_messages: 1,
+        on_failure: Some(on_failure),
+        ..ProducerConfig::default()
+    };
+    let producer = client.producer(config).await.unwrap();
+    let mut refused = Vec::new();
+    for _ in 0..3 {
+        refused.push(send(&producer, "no name", "x").await.unwrap());
+    }
+    for refused in refused {
+        let error = soon(refused.stored()).await.unwrap_err();
+        assert_eq!(reason(&error), Some(Reason::BadName));
+    }
+    soon(send(&producer, "t", "a").await.unwrap().stored()).await.unwrap();
+    assert_eq!(soon(producer.close()).await.unwrap_err().messages, 3);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(bodies(&client, "t").await, ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_producer_whose_name_is_taken_by_another_fails_for_good() {
     let server = Server::start().await;
     let client = connect(server.at.grpc).await;
@@ -313,6 +346,29 @@ async fn who_sends_more_than_the_memory_holds_waits_until_there_is_room() {
     let direct = connect(server.at.grpc).await;
     let expected: Vec<_> = (0..40).map(|n| format!("{n:060000}")).collect();
     assert!(bodies(&direct, "t").await == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_full_of_what_lingers_is_sent_for_whoever_waits_for_it() {
+    let server = Server::start().await;
+    let client = connect(server.at.grpc).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let config = ProducerConfig {
+        memory: 1 << 20,
+        linger: Duration::from_secs(3_600),
+        ..ProducerConfig::default()
+    };
+    let producer = client.producer(config).await.unwrap();
+    // No group has as much as a batch, and all together have more than the memory.
+    for n in 0..40 {
+        let group = n.to_string();
+        let meta = NewMeta { message_group: Some(&group), ..NewMeta::default() };
+        let body = format!("{n:060000}");
+        soon(producer.send("t", &meta, body.as_bytes())).await.unwrap();
+    }
+    soon(producer.close()).await.unwrap();
+    let expected: Vec<_> = (0..40).map(|n| format!("{n:060000}")).collect();
+    assert!(bodies(&client, "t").await == expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,4 +460,172 @@ async fn a_keyed_message_needs_its_topic_and_a_grouped_one_goes_where_the_broker
         assert_eq!(soon(accepted.stored()).await.unwrap().queue, QueueId::new(queue), "{group}");
     }
     soon(producer.close()).await.unwrap();
+}
+
+/// Leads to a server on these data from now on.
+async fn begin_on(proxy: &Proxy, data: TempDir) -> (Server, Client) {
+    let server = Server::on(data, &[]).await;
+    proxy.lead_to(server.at.grpc);
+    let direct = connect(server.at.grpc).await;
+    (server, direct)
+}
+
+/// Stops a server, and takes a copy of its data.
+async fn stop_and_copy(proxy: &Proxy, server: Server) -> (TempDir, TempDir) {
+    proxy.refuse();
+    let (data, stopped) = server.stop();
+    soon(stopped).await.unwrap().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    copy_all(data.path(), copy.path());
+    (data, copy)
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_all(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), &to).unwrap();
+        }
+    }
+}
+
+fn patient(session: Option<&str>) -> ProducerConfig {
+    ProducerConfig {
+        linger: Duration::ZERO,
+        back_off: Duration::from_millis(1),
+        patience: MINUTE,
+        session: session.map(str::to_owned),
+        ..ProducerConfig::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_goes_on_where_the_broker_is_when_acknowledged_batches_were_lost() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = connect(proxy.address()).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let producers = [
+        client.producer(patient(None)).await.unwrap(),
+        client.producer(patient(Some("p"))).await.unwrap(),
+    ];
+    let store = async |body: &str| {
+        for producer in &producers {
+            soon(send(producer, "t", body).await.unwrap().stored()).await.unwrap();
+        }
+    };
+    store("a").await;
+    let (data, as_it_was) = stop_and_copy(&proxy, server).await;
+    let (server, _) = begin_on(&proxy, data).await;
+    // As a power cut would, the broker forgets these, and their numbers.
+    store("lost").await;
+    store("lost too").await;
+    let _lost = stop_and_copy(&proxy, server).await;
+    let (_server, direct) = begin_on(&proxy, as_it_was).await;
+    store("b").await;
+    store("c").await;
+    assert_eq!(bodies(&direct, "t").await, ["a", "a", "b", "b", "c", "c"]);
+    for producer in producers {
+        soon(producer.close()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_goes_on_when_the_broker_has_lost_the_opening_of_its_session() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = connect(proxy.address()).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let first = client.producer(patient(Some("p"))).await.unwrap();
+    soon(send(&first, "t", "a").await.unwrap().stored()).await.unwrap();
+    soon(first.close()).await.unwrap();
+    let (data, as_it_was) = stop_and_copy(&proxy, server).await;
+    let (server, _) = begin_on(&proxy, data).await;
+    let second = client.producer(patient(Some("p"))).await.unwrap();
+    let _lost = stop_and_copy(&proxy, server).await;
+    let (_server, direct) = begin_on(&proxy, as_it_was).await;
+    // Its epoch is above the broker's.
+    for body in ["b", "c"] {
+        soon(send(&second, "t", body).await.unwrap().stored()).await.unwrap();
+    }
+    soon(second.close()).await.unwrap();
+    assert_eq!(bodies(&direct, "t").await, ["a", "b", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_whose_session_was_closed_begins_a_new_one_and_does_not_repeat_what_may_be_stored()
+ {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = connect(proxy.address()).await;
+    let direct = connect(server.at.grpc).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let producer = client.producer(patient(Some("p"))).await.unwrap();
+    soon(send(&producer, "t", "a").await.unwrap().stored()).await.unwrap();
+    direct.close_session("p").await.unwrap();
+    soon(send(&producer, "t", "b").await.unwrap().stored()).await.unwrap();
+
+    // Stored, but the producer does not hear of it before its session is forgotten.
+    proxy.swallow();
+    let unsettled = send(&producer, "t", "c").await.unwrap();
+    until(|| proxy.cuts() == 1).await;
+    let last = async || direct.describe_session("p").await.unwrap().last_sequence;
+    soon(async { while last().await < 2 {} }).await;
+    direct.close_session("p").await.unwrap();
+    proxy.lead_to(server.at.grpc);
+    let error = soon(unsettled.stored()).await.unwrap_err();
+    assert_eq!((error.stored(), error.retry()), (Stored::Unknown, Retry::Unsafe));
+    soon(send(&producer, "t", "d").await.unwrap().stored()).await.unwrap();
+    assert_eq!(soon(producer.close()).await.unwrap_err().messages, 1);
+    assert_eq!(bodies(&direct, "t").await, ["a", "b", "c", "d"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_without_a_name_takes_its_session_back_from_an_opening_of_its_own_that_came_late()
+ {
+    let server = Server::start().await;
+    let client = connect(server.at.grpc).await;
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let producer = client.producer(patient(None)).await.unwrap();
+    soon(send(&producer, "t", "a").await.unwrap().stored()).await.unwrap();
+    let (sessions, _) = client.sessions("").await.unwrap();
+    let late = client.open_session(&sessions[0].name).await.unwrap();
+    assert_eq!((late.epoch(), late.next_sequence()), (2, 2));
+    soon(send(&producer, "t", "b").await.unwrap().stored()).await.unwrap();
+    soon(producer.close()).await.unwrap();
+    assert_eq!(bodies(&client, "t").await, ["a", "b"]);
+    assert_eq!(client.sessions("").await.unwrap().0, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_key_a_topic_that_was_made_again_with_fewer_queues_is_asked_for_its_queues_again() {
+    let server = Server::start().await;
+    let client = connect(server.at.grpc).await;
+    topic(&client, "t", 16, FlushMode::Async).await;
+    let config = ProducerConfig { partition: Partition::ByKey, ..patient(None) };
+    let producer = client.producer(config).await.unwrap();
+    let send = async |key: &str| {
+        let meta = NewMeta { keys: vec![key], ..NewMeta::default() };
+        let accepted = producer.send("t", &meta, key.as_bytes()).await.unwrap();
+        soon(accepted.stored()).await
+    };
+    let keys = ["a", "b", "c", "d", "e", "f"].map(str::to_owned);
+    let mut elsewhere = None;
+    for key in &keys {
+        if send(key).await.unwrap().queue != QueueId::ZERO {
+            elsewhere = Some(key);
+        }
+    }
+    let elsewhere = elsewhere.unwrap();
+    client.delete_topic("t").await.unwrap();
+    topic(&client, "t", 1, FlushMode::Async).await;
+    let error = send(elsewhere).await.unwrap_err();
+    assert_eq!((reason(&error), error.stored()), (Some(Reason::BadQueue), Stored::No));
+    assert_eq!(send(elsewhere).await.unwrap().queue, QueueId::ZERO);
+    assert_eq!(soon(producer.close()).await.unwrap_err().messages, 1);
+    assert_eq!(bodies(&client, "t").await, [elsewhere.as_str()]);
 }

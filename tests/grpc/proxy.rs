@@ -23,6 +23,10 @@ struct Shared {
     left: AtomicU64,
     /// The same of bytes to the server.
     left_to_server: AtomicU64,
+    /// What the client hears before its connection breaks at a byte of the server.
+    last_words: Mutex<&'static [u8]>,
+    /// Connections that lead anywhere, ever.
+    connections: AtomicU64,
     /// Raised to break what there is.
     broken: watch::Sender<u64>,
 }
@@ -35,6 +39,8 @@ impl Proxy {
             to: Mutex::new(Some(to)),
             left: AtomicU64::new(u64::MAX),
             left_to_server: AtomicU64::new(u64::MAX),
+            last_words: Mutex::new(&[]),
+            connections: AtomicU64::new(0),
             broken: watch::Sender::new(0),
         });
         let accepting = Arc::clone(&shared);
@@ -43,6 +49,7 @@ impl Proxy {
                 let (stream, _) = listener.accept().await.unwrap();
                 let to = *accepting.to.lock().unwrap();
                 if let Some(to) = to {
+                    accepting.connections.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(pass(stream, to, Arc::clone(&accepting)));
                 }
             }
@@ -59,6 +66,18 @@ impl Proxy {
         self.shared.left.store(bytes, Ordering::SeqCst);
     }
 
+    /// Breaks all connections.
+    pub(crate) fn cut(&self) {
+        self.shared.cut();
+    }
+
+    /// Swallows what the server says next, and ends the connection that it said it on as HTTP/2 ends one of a peer that
+    /// it takes for an attacker: GOAWAY with ENHANCE_YOUR_CALM.
+    pub(crate) fn calm_down(&self) {
+        *self.shared.last_words.lock().unwrap() = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
+        self.cut_after(0);
+    }
+
     /// Breaks all connections once so many more bytes have passed to the server.
     pub(crate) fn cut_after_sent(&self, bytes: u64) {
         self.shared.left_to_server.store(bytes, Ordering::SeqCst);
@@ -67,6 +86,17 @@ impl Proxy {
     /// How often connections were broken.
     pub(crate) fn cuts(&self) -> u64 {
         *self.shared.broken.borrow()
+    }
+
+    /// Swallows what the server says next, breaks all connections, and takes no new ones.
+    pub(crate) fn swallow(&self) {
+        *self.shared.to.lock().unwrap() = None;
+        self.cut_after(0);
+    }
+
+    /// How many connections were ever made.
+    pub(crate) fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// Breaks all connections, and takes no new ones.
@@ -101,6 +131,7 @@ impl Shared {
         mut from: impl AsyncRead + Unpin,
         mut to: impl AsyncWrite + Unpin,
         left: &AtomicU64,
+        last_words: &Mutex<&'static [u8]>,
     ) {
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -117,6 +148,8 @@ impl Shared {
                 return;
             }
             if passes < len {
+                let last_words = std::mem::take(&mut *last_words.lock().unwrap());
+                let _ = to.write_all(last_words).await;
                 self.cut();
                 return;
             }
@@ -129,9 +162,10 @@ async fn pass(client: TcpStream, to: SocketAddr, shared: Arc<Shared>) {
     let mut broken = shared.broken.subscribe();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let no_words = Mutex::default();
     tokio::select! {
-        () = shared.pass(from_client, to_server, &shared.left_to_server) => {}
-        () = shared.pass(from_server, to_client, &shared.left) => {}
+        () = shared.pass(from_client, to_server, &shared.left_to_server, &no_words) => {}
+        () = shared.pass(from_server, to_client, &shared.left, &shared.last_words) => {}
         _ = broken.changed() => {}
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mainstem::client::{Client, ClientError, OnGone, Part, Puller, PullerConfig, Purge, Reason};
 use mainstem::format::batch::NewMeta;
 use mainstem::message::{QueueId, QueueOffset};
-use mainstem::proto::TopicConfig;
+use mainstem::proto::{FlushMode, TopicConfig};
 
 use crate::proxy::Proxy;
 use crate::support::{Server, batch, batch_with, soon, to};
@@ -156,6 +156,25 @@ async fn an_unreachable_broker_is_told_when_patience_ends_and_the_place_is_kept(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_reader_has_all_of_its_patience_for_each_trouble() {
+    let server = started().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = Client::connect(&proxy.address().to_string()).await.unwrap();
+    let patience = Duration::from_millis(2_100);
+    let config = PullerConfig { patience, ..PullerConfig::default() };
+    let mut puller = client.puller("t", &all(), config).await.unwrap();
+    let waiting = tokio::spawn(async move { next(&mut puller).await });
+    // Each stream stands for longer than the patience, and brings nothing.
+    for _ in 0..2 {
+        tokio::time::sleep(patience + Duration::from_millis(500)).await;
+        proxy.cut();
+    }
+    send(&server, 0).await;
+    let part = waiting.await.unwrap().unwrap();
+    assert_eq!(part.next_offset.get(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_messages_are_gone_a_puller_does_as_it_was_told() {
     let server = started().await;
     let client = client(&server).await;
@@ -206,4 +225,34 @@ async fn other_tags_and_what_was_not_asked_for_are_dropped_also_within_a_batch()
     let config = PullerConfig { tags: "||".to_owned(), ..PullerConfig::default() };
     let error = client.puller("t", &begin, config).await.unwrap_err();
     assert!(matches!(error, ClientError::BadTags { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_slower_than_the_senders_of_single_small_messages_keeps_its_connection() {
+    const MESSAGES: u64 = 1_000;
+    let server = Server::start().await;
+    let flush = FlushMode::Async.into();
+    server.create("t", TopicConfig { queues: 1, flush, ..TopicConfig::default() }).await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = Client::connect(&proxy.address().to_string()).await.unwrap();
+    let begin = [(QueueId::ZERO, QueueOffset::ZERO)];
+    // The least there is, so that it is soon full.
+    let config = PullerConfig { prefetch_bytes: 64 << 10, ..PullerConfig::default() };
+    let mut puller = client.puller("t", &begin, config).await.unwrap();
+    let body = "x".repeat(50);
+    let mut seen = Vec::new();
+    for n in 0..MESSAGES {
+        server.send(to("t", Some(0), batch(&[body.as_str()]))).await.unwrap();
+        if n == 0 {
+            // From now on the stream stands at the end of the queue, and each message is a frame of its own.
+            let part = next(&mut puller).await.unwrap();
+            part.for_each(|message| seen.push(message.queue_offset.get())).unwrap();
+        }
+    }
+    while (seen.len() as u64) < MESSAGES {
+        let part = next(&mut puller).await.unwrap();
+        part.for_each(|message| seen.push(message.queue_offset.get())).unwrap();
+    }
+    assert!(seen.into_iter().eq(0..MESSAGES));
+    assert_eq!(proxy.connections(), 2, "the client's and the puller's");
 }

@@ -2,13 +2,15 @@
 
 use bytes::Bytes;
 use mainstem::client::{Client, ClientError, Reason};
+use mainstem::message::QueueId;
 use mainstem::proto::{
     self, CloseSessionRequest, DescribeSessionRequest, FlushMode, ListSessionsRequest,
     OpenSessionRequest, OpenSessionResponse, SendRequest, SendResponse, SessionMark, TopicConfig,
 };
 use tonic::{Code, Status};
 
-use crate::support::{Server, batch, detail, refusal, refused, to};
+use crate::proxy::Proxy;
+use crate::support::{Server, batch, detail, refusal, refused, soon, to};
 
 async fn open(server: &Server, name: &str) -> Result<OpenSessionResponse, Status> {
     let request = OpenSessionRequest { name: name.to_owned() };
@@ -322,4 +324,23 @@ async fn a_send_that_was_given_up_on_is_settled_before_the_next_one() {
     assert_eq!(messages(&server, "t").await, session.next_sequence() - 1);
     let shown = client.describe_session("p").await.unwrap();
     assert_eq!(shown.last_sequence, session.next_sequence() - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_whose_connection_http_2_ended_is_sent_again_under_its_number() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = Client::connect(&proxy.address().to_string()).await.unwrap();
+    let mut session = client.open_session("p").await.unwrap();
+    let mut offsets = Vec::new();
+    for body in ["a", "b", "c"] {
+        if body == "b" {
+            // It is stored, or not; the client hears RESOURCE_EXHAUSTED.
+            proxy.calm_down();
+        }
+        let receipt = soon(session.send("t", Some(QueueId::ZERO), batch(&[body]))).await.unwrap();
+        offsets.push(receipt.first_queue_offset.get());
+    }
+    assert_eq!((offsets, session.next_sequence(), proxy.cuts()), (vec![0, 1, 2], 4, 1));
+    assert_eq!(messages(&server, "t").await, 3);
 }

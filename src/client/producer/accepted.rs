@@ -62,6 +62,8 @@ pub(super) struct Accepted {
     opened_count: u64,
     /// Batches that were ever closed.
     closed_count: u64,
+    /// Senders that wait for memory.
+    waiting: usize,
     /// Nothing more is accepted.
     end: Option<ProducerError>,
     /// Messages that failed since the last flush.
@@ -95,6 +97,7 @@ impl Accepted {
             closed: VecDeque::new(),
             opened_count: 0,
             closed_count: 0,
+            waiting: 0,
             end: None,
             failures: None,
         }
@@ -178,9 +181,12 @@ impl Accepted {
 
     /// The next batch to be sent, if there is one at this time.
     pub(super) fn take(&mut self, now: Instant) -> Option<Batch> {
-        if self.closed.is_empty()
-            && let Some((number, batch)) = self.open.first_key_value()
-            && (self.end.is_some() || batch.since + self.limits.linger <= now)
+        // Also while others are closed: a place that is seldom sent to would else wait for as long as they come. Only
+        // one each time: those behind it gather more until it is their turn.
+        // Nor does one linger whose memory is waited for, once there is nothing else to send.
+        let is_short = self.waiting > 0 && self.closed.is_empty();
+        if let Some((number, batch)) = self.open.first_key_value()
+            && (is_short || self.end.is_some() || batch.since + self.limits.linger <= now)
         {
             self.close_one(*number, now);
         }
@@ -200,6 +206,16 @@ impl Accepted {
             self.close_one(*number, now);
         }
         self.closed_count
+    }
+
+    /// One more waits for memory.
+    pub(super) fn begin_waiting(&mut self) {
+        self.waiting += 1;
+    }
+
+    /// One of those has it, or waits no more.
+    pub(super) fn end_waiting(&mut self) {
+        self.waiting = self.waiting.saturating_sub(1);
     }
 
     /// Accepts nothing more; the first reason counts.

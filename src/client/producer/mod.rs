@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep};
 use self::accepted::{Accepted, Limits, Place, cost};
 use self::sender::Sender;
 use super::send_stream::SendStream;
-use super::{CALL_TIMEOUT, Client, ClientError, PATIENCE, Receipt, Retry, Stored, within};
+use super::{CALL_TIMEOUT, Client, ClientError, PATIENCE, Receipt, Refusal, Retry, Stored, within};
 use crate::format::batch::{
     BatchBuilder, BatchError, Codec, Compressor, NewMeta, check, group_hash, limits,
 };
@@ -52,11 +52,14 @@ pub struct ProducerConfig {
     /// Messages of a batch, at most 10 000: one that has as many is closed. Default 1 000.
     pub batch_messages: usize,
     /// How long an open batch waits for more messages, at most a day. Default 5 ms: fuller batches for a wait that few
-    /// notice. With 0 a message waits only while all of `in_flight` are under way.
+    /// notice. With 0 a message waits only while all of `in_flight` are under way. While somebody waits for memory no
+    /// batch waits for messages.
     pub linger: Duration,
     /// Batches without an answer, 1 to 64. Default 64: as many as a session remembers.
     pub in_flight: usize,
     /// Bytes of messages that are accepted and have no outcome, 1 MiB to 4 GiB; who sends more waits. Default 32 MiB.
+    /// What an open batch takes beside its messages, up to 1 KB, is not counted: with a tiny message for each of very
+    /// many groups it is ten times as much.
     pub memory: usize,
     /// How the bodies of a batch are compressed where that makes them smaller, by the producer's task. Default
     /// [`Codec::None`]: what it saves in network and disk it costs in time.
@@ -64,12 +67,15 @@ pub struct ProducerConfig {
     /// The pause before the first repetition where the broker names none; it doubles up to 2 s. 1 ms to a
     /// day, default 100 ms.
     pub back_off: Duration,
-    /// From when a batch is closed until its messages fail for want of an answer, repetitions included, at
-    /// most a day. Default 30 s.
+    /// From when a batch is closed until its messages fail for want of an answer, repetitions included; 1 ms to a day.
+    /// Default 30 s.
     pub patience: Duration,
     /// Which queue takes a message without a message group. Default [`Partition::RoundRobin`].
     pub partition: Partition,
-    /// The name of the producer session. Default none: the producer takes one of its own.
+    /// The name of the producer session. Default none: the producer takes one of its own, and gives it back when it is
+    /// closed or its last clone is dropped. Where it cannot, as in a process that ends without [`Producer::close`], the
+    /// broker keeps the session for 7 days, and it has room for 16 384: a program that is started again and again
+    /// closes its producer, or names the session.
     pub session: Option<String>,
     /// Who hears of batches that failed. Default nobody.
     pub on_failure: Option<OnFailure>,
@@ -105,7 +111,8 @@ pub enum Partition {
     ByKey,
 }
 
-/// Called with every batch that failed, by the producer's task: it should be short, and must not block.
+/// Called with every batch that failed, by the producer's task: it should be short, and must not block. One that panics
+/// is not called again; the producer goes on.
 #[derive(Clone)]
 pub struct OnFailure(Arc<dyn Fn(&Failure<'_>) + Send + Sync>);
 
@@ -156,14 +163,14 @@ pub enum ProducerError {
     Expired {
         /// [`ProducerConfig::patience`].
         patience: Duration,
-        /// What the last attempt to send anything ended with.
+        /// What the last attempt to send anything ended with, if nothing was stored since.
         #[source]
         source: Option<Arc<ClientError>>,
     },
     /// It was sent, and what became of it is not known.
     #[error("it may or may not be stored")]
     Unsettled {
-        /// What its last attempt ended with.
+        /// What its last attempt ended with, if nothing was stored since.
         #[source]
         source: Option<Arc<ClientError>>,
     },
@@ -186,7 +193,11 @@ impl ProducerError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::BadConfig { .. } | Self::BadMessage(_) | Self::Closed => Retry::Never,
-            Self::NotStored(error) => error.retry(),
+            Self::NotStored(error) => match error.retry() {
+                // What was asked has no answer, and nothing was sent.
+                Retry::Unsafe => Retry::After(Refusal::RETRY_AFTER),
+                retry => retry,
+            },
             Self::Expired { .. } => Retry::After(Duration::ZERO),
             Self::Unsettled { .. } => Retry::Unsafe,
         }
@@ -377,13 +388,13 @@ fn check_config(config: &ProducerConfig) -> Result<u32, ProducerError> {
     if !(1..=SendStream::IN_FLIGHT).contains(&config.in_flight) {
         return bad("in_flight");
     }
-    if !(Duration::from_millis(1)..=MOST_TIME).contains(&config.back_off) {
-        return bad("back_off");
-    }
-    for (option, time) in [("linger", config.linger), ("patience", config.patience)] {
-        if time > MOST_TIME {
+    for (option, time) in [("back_off", config.back_off), ("patience", config.patience)] {
+        if !(Duration::from_millis(1)..=MOST_TIME).contains(&time) {
             return bad(option);
         }
+    }
+    if config.linger > MOST_TIME {
+        return bad("linger");
     }
     match u32::try_from(config.memory) {
         Ok(memory) if memory >= 1 << 20 => Ok(memory),
@@ -434,8 +445,15 @@ impl Producer {
         let cost = cost(topic, meta, body);
         // A message that is larger than all of the memory takes all of it.
         let permits = u32::try_from(cost).unwrap_or(u32::MAX).min(shared.memory);
-        let Ok(room) = shared.room.acquire_many(permits).await else {
-            return Err(shared.accepted().why_ended());
+        let room = match shared.room.try_acquire_many(permits) {
+            Ok(room) => room,
+            Err(_) => {
+                let _waiting = Waiting::begin(shared);
+                let Ok(room) = shared.room.acquire_many(permits).await else {
+                    return Err(shared.accepted().why_ended());
+                };
+                room
+            }
         };
         let now = Instant::now();
         let (batch, index, is_news) =
@@ -475,6 +493,24 @@ impl Producer {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+}
+
+/// A sender that waits for memory, until it is dropped.
+struct Waiting<'a>(&'a Shared);
+
+impl<'a> Waiting<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.accepted().begin_waiting();
+        // All of the memory may be in batches that linger.
+        shared.news.notify_one();
+        Self(shared)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.accepted().end_waiting();
     }
 }
 

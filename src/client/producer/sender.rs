@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +67,7 @@ pub(super) struct Sender {
     receipts: Vec<Receipt>,
     pause: Duration,
     timer: Pin<Box<Sleep>>,
+    /// Since the last receipt.
     last_error: Option<Arc<ClientError>>,
     /// Batches that have an outcome.
     settle: watch::Sender<u64>,
@@ -234,13 +236,19 @@ impl Sender {
                     self.give_up_uncertain();
                 }
                 (self.mark, self.last_mark) = (Some(mark), mark);
+                let next = opened.next_sequence();
                 // None of the batches under way is stored: they take the numbers that come next. Else some are, under
                 // the numbers that they have.
-                self.first = self.first.min(opened.next_sequence());
+                self.first = if self.has_uncertain() { self.first.min(next) } else { next };
                 mark
             }
         };
         client.send_stream(Some(SessionMark { session, epoch, sequence: self.first })).await
+    }
+
+    /// Whether batches under way may be stored. They are the first.
+    fn has_uncertain(&self) -> bool {
+        self.underway.front().is_some_and(|front| front.is_uncertain)
     }
 
     /// A session that another producer has opened since is not taken back.
@@ -255,7 +263,13 @@ impl Sender {
                 let refusal = Refusal::new(Code::FailedPrecondition, Reason::Fenced, message);
                 Err(ClientError::Refused(Box::new(refusal)))
             }
-            Ok(_) => Ok(()),
+            Ok(found) => {
+                // An opening that had no answer, or somebody else's: what is stored may not be what was sent here.
+                if found.epoch > epoch && found.last_sequence >= self.first {
+                    self.give_up_uncertain();
+                }
+                Ok(())
+            }
             // It was closed: it begins anew.
             Err(error) if error.reason() == Some(Reason::UnknownSession) => Ok(()),
             Err(error) => Err(error),
@@ -306,6 +320,7 @@ impl Sender {
             return;
         }
         self.pause = self.config.back_off;
+        self.last_error = None;
         let mut permits = 0;
         let mut batches = 0;
         for receipt in self.receipts.drain(..) {
@@ -331,8 +346,17 @@ impl Sender {
         let error = self.keep(error);
         let sequence = error.refusal().and_then(|refusal| refusal.sequence);
         match error.reason() {
-            Some(Reason::Fenced) => return self.die(error),
+            Some(Reason::Fenced) if self.config.session.is_some() => return self.die(error),
+            // Nobody else has the name: an opening of its own that came late.
+            Some(Reason::Fenced) => self.mark = None,
             Some(Reason::SequenceGap) => self.mark = None,
+            // The numbers of this session are not where they were thought to be: nothing of these batches is stored.
+            // BAD_REQUEST: its epoch is above the broker's, which came back as it was before the session was opened.
+            Some(Reason::SequenceReused | Reason::SequenceTooOld | Reason::BadRequest)
+                if !self.has_uncertain() =>
+            {
+                self.mark = None;
+            }
             Some(Reason::UnknownSession) => {
                 self.mark = None;
                 self.give_up_uncertain();
@@ -373,15 +397,15 @@ impl Sender {
         self.fail(&batch.topic, batch.messages, batch.permits, &batch.outcome, error);
     }
 
-    /// The batches that may be stored fail. They are the first.
+    /// The batches that may be stored fail.
     fn give_up_uncertain(&mut self) {
-        while self.underway.front().is_some_and(|front| front.is_uncertain) {
+        while self.has_uncertain() {
             self.give_up(ProducerError::Closed);
         }
     }
 
     fn fail(
-        &self,
+        &mut self,
         topic: &str,
         messages: usize,
         permits: usize,
@@ -390,7 +414,11 @@ impl Sender {
     ) {
         self.shared.accepted().failed(messages, &error);
         if let Some(listener) = &self.config.on_failure {
-            (listener.0)(&Failure { topic, messages, error: &error });
+            let failure = Failure { topic, messages, error: &error };
+            // A listener that panics hears of nothing more: the outcomes of all others do not hang on it.
+            if catch_unwind(AssertUnwindSafe(|| (listener.0)(&failure))).is_err() {
+                self.config.on_failure = None;
+            }
         }
         let _ = outcome.set(Err(error));
         self.shared.room.add_permits(permits);

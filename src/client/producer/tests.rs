@@ -1,11 +1,13 @@
 //! When batches are closed, on a clock that the tests set.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::accepted::{Accepted, Batch, Limits, Place, cost};
 use super::{FlushError, Outcome, ProducerConfig, ProducerError, check_config, check_message};
+use crate::client::{ClientError, Retry, Stored};
 use crate::format::batch::{BatchError, NewMeta};
 
 const LINGER: Duration = Duration::from_millis(5);
@@ -49,6 +51,47 @@ fn a_batch_lingers_from_its_first_message_on() {
     assert_eq!(accepted.next_due(), Some(later + LINGER));
     assert_eq!(taken(&mut accepted, later + LINGER), [some("t", Some(3), 1)]);
     assert_eq!(accepted.next_due(), None);
+}
+
+#[test]
+fn a_batch_that_has_lingered_is_taken_in_its_turn_though_full_ones_keep_coming() {
+    let now = Instant::now();
+    let mut accepted = accepted(1 << 20, 2);
+    let fill = |accepted: &mut Accepted| {
+        add(accepted, "busy", Place::Any, 10, now);
+        add(accepted, "busy", Place::Any, 10, now);
+    };
+    fill(&mut accepted);
+    fill(&mut accepted);
+    add(&mut accepted, "seldom", Place::Any, 10, now);
+    add(&mut accepted, "seldom", Place::Queue(1), 10, now);
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        // As many come as are taken.
+        fill(&mut accepted);
+        let batch = accepted.take(now + LINGER).unwrap();
+        seen.push((batch.topic.to_string(), batch.queue.map(|queue| queue.get())));
+    }
+    let some = |topic: &str, queue| (topic.to_owned(), queue);
+    let busy = some("busy", None);
+    let (first, second) = (some("seldom", None), some("seldom", Some(1)));
+    assert_eq!(seen, [busy.clone(), busy.clone(), busy.clone(), first, busy, second]);
+}
+
+#[test]
+fn nothing_lingers_while_somebody_waits_for_memory_and_nothing_else_is_to_be_sent() {
+    let now = Instant::now();
+    let mut accepted = accepted(1 << 20, 2);
+    for place in [Place::Queue(1), Place::Queue(2), Place::Queue(3), Place::Queue(2)] {
+        add(&mut accepted, "t", place, 10, now);
+    }
+    accepted.begin_waiting();
+    let first = accepted.take(now).map(|batch| batch.queue.map(|queue| queue.get()));
+    assert_eq!(first, Some(Some(2)), "the full one");
+    assert_eq!(taken(&mut accepted, now), [some("t", Some(1), 1), some("t", Some(3), 1)]);
+    accepted.end_waiting();
+    add(&mut accepted, "t", Place::Any, 10, now);
+    assert_eq!(taken(&mut accepted, now), []);
 }
 
 #[test]
@@ -118,6 +161,17 @@ fn failures_are_told_once_with_the_first_reason() {
 }
 
 #[test]
+fn what_was_not_sent_for_want_of_an_answer_can_be_sent_again_safely() {
+    let status = Box::new(tonic::Status::unavailable("broken pipe"));
+    let error = ClientError::NoAnswer { server: "here:1".to_owned(), source: status };
+    let error = ProducerError::NotStored(Arc::new(error));
+    let after = Retry::After(Duration::from_millis(100));
+    assert_eq!((error.stored(), error.retry()), (Stored::No, after));
+    let error = ProducerError::Unsettled { source: None };
+    assert_eq!((error.stored(), error.retry()), (Stored::Unknown, Retry::Unsafe));
+}
+
+#[test]
 fn a_message_costs_at_least_what_it_adds_to_a_batch() {
     let long = "x".repeat(300);
     let meta = NewMeta {
@@ -171,8 +225,9 @@ fn options_have_ranges() {
         bad(|c| c.in_flight = 65),
         bad(|c| c.memory = 1_000),
         bad(|c| c.back_off = Duration::ZERO),
+        bad(|c| c.patience = Duration::ZERO),
     ];
-    let options = ["batch_bytes", "batch_messages", "in_flight", "memory", "back_off"];
+    let options = ["batch_bytes", "batch_messages", "in_flight", "memory", "back_off", "patience"];
     let said = options
         .map(|o| format!("the option `{o}` of a producer is out of its range or not built in"));
     assert_eq!(seen, said);

@@ -10,7 +10,7 @@ use crate::format::batch::Codec;
 /// Queues of a topic end here.
 const MAX_QUEUES: u32 = 1 << 16;
 /// Queues that pullers of one run may keep a place in.
-const MAX_PULLED: u64 = 1 << 20;
+pub(super) const MAX_PULLED: u64 = 1 << 20;
 /// The bytes at the begin of a body that say when it was to be sent.
 pub(super) const STAMP: usize = 8;
 

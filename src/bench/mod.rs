@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `config.rs` | what a run is asked to do |
 //! | `load/` | what is done to a server in one turn |
-//! | `no_op.rs` | the control: a server of the same API that does nothing |
+//! | `no_op.rs`, `relay.rs` | the control: a server of the same API that does nothing; what it hands to readers |
 //! | `pace.rs`, `recorder.rs` | when things are due; how long they took |
 //! | `rounds.rs`, `search.rs` | turns of both sides and their ratio; the highest rate that holds |
 //! | `spread.rs` | random numbers from a seed, and the queues they choose |
@@ -21,6 +21,7 @@ mod load;
 mod no_op;
 mod pace;
 mod recorder;
+mod relay;
 mod report;
 mod rounds;
 mod search;

@@ -92,6 +92,12 @@ async fn a_bench_from_end_to_end_at_a_fixed_rate_brings_latencies_and_leaves_not
 }
 
 #[tokio::test]
+async fn a_bench_from_end_to_end_reads_more_topics_than_a_connection_has_streams() {
+    let run = run(&["e2e", "--rate", "2000", "--topics", "300"]).await;
+    assert_eq!(run["config"]["topics"], 300);
+}
+
+#[tokio::test]
 async fn a_bench_that_is_interrupted_leaves_nothing() {
     let home = tempfile::tempdir().unwrap();
     let mut child = spawn(home.path(), &["--duration", "60s"]);

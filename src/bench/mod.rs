@@ -51,6 +51,8 @@ use crate::message::{FlushMode, Keep};
 const KEPT: u64 = 1 << 30;
 /// The least that a topic can be told to keep.
 const LEAST_KEPT: u64 = 1 << 20;
+/// And for how long, with so many topics that each cannot have a part of that: milliseconds.
+const KEPT_FOR: u64 = 10_000;
 /// Topics made, or deleted, at once.
 const TOPICS_AT_ONCE: usize = 32;
 /// A fixed rate holds if so much of it is answered for.
@@ -202,10 +204,11 @@ impl Bench {
             Some(server) => Place { address: server.clone(), process: None },
             None => {
                 let data = dir.join("data").display().to_string();
-                // Topics are made by the thousand, which is not what is measured; it gives its room back.
+                // Topics are made by the thousand, which is not what is measured. It gives its room back, and stops
+                // before it takes the last.
                 let command = ["serve", "--data", &data, "--listen", "127.0.0.1:0"];
                 let rest = ["--http", "127.0.0.1:0", "--print-addresses"];
-                let set = ["--set", "store.flush=async", "--set", "store.disk_reserve=0"];
+                let set = ["--set", "store.flush=async", "--set", "store.disk_reserve=256MiB"];
                 start(&[&command[..], &rest, &set].concat(), &dir.join("broker.log")).await?
             }
         };
@@ -308,13 +311,12 @@ impl Bench {
 
     async fn make_topics(&self) -> Result<(), BenchError> {
         (self.watcher)(News::Phase("making topics"));
-        let retention_bytes = match self.config.what {
+        let each = KEPT / u64::from(self.config.topics);
+        let (retention_time, retention_bytes) = match self.config.what {
             // Readers find all of it.
-            What::Pull | What::Query => None,
-            What::Send | What::E2e => {
-                let each = KEPT / u64::from(self.config.topics);
-                Some(Keep::UpTo(each.max(LEAST_KEPT)))
-            }
+            What::Pull | What::Query => (Some(Keep::All), Some(Keep::All)),
+            What::Send | What::E2e if each >= LEAST_KEPT => (None, Some(Keep::UpTo(each))),
+            What::Send | What::E2e => (Some(Keep::UpTo(KEPT_FOR)), None),
         };
         let settings = TopicSettings {
             queues: Some(self.config.queues),
@@ -322,6 +324,7 @@ impl Bench {
                 Flush::Sync => FlushMode::Sync,
                 Flush::Async => FlushMode::Async,
             }),
+            retention_time,
             retention_bytes,
             ..TopicSettings::default()
         };

@@ -3,7 +3,7 @@
 //!
 //! | bound | value | beyond it |
 //! | --- | --- | --- |
-//! | queues of all topics | [`MAX_PULLED`], as many as a run may ask for | refused |
+//! | queues of all topics | [`MAX_TARGETS`], as many as a run may ask for | refused |
 //! | bytes that wait for readers | [`MAX_WAITING`] | the batch is refused, which ends the run |
 //!
 //! Locks: the topics; then the queues of a topic; then what waits for a reader. All are short.
@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use super::config::MAX_PULLED;
+use super::config::MAX_TARGETS;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 /// Bytes that wait for all readers together.
@@ -28,7 +28,7 @@ const TOGETHER: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RelayError {
     /// More topics than there is room for.
-    #[error("a relay has room for {MAX_PULLED} queues")]
+    #[error("a relay has room for {MAX_TARGETS} queues")]
     TooManyQueues,
     /// The topic ends before.
     #[error("queue {queue}, and the topic has {queues}")]
@@ -119,7 +119,7 @@ impl Relay {
         if let Some(topic) = topics.get(name) {
             return Ok(Arc::clone(topic));
         }
-        if (topics.len() as u64 + 1) * u64::from(self.queues) > MAX_PULLED {
+        if (topics.len() as u64 + 1) * u64::from(self.queues) > MAX_TARGETS {
             return Err(RelayError::TooManyQueues);
         }
         let queues = (0..self.queues).map(|_| Queue::default()).collect();

@@ -153,7 +153,7 @@ struct PullArgs {
     /// Readers, each with its connection and its share of the queues
     #[arg(long, value_name = "N", default_value_t = 1)]
     producers: u32,
-    /// Bytes of bodies that are stored first
+    /// Bytes that are stored first, about; each queue gets one batch at least
     #[arg(long, value_name = "SIZE", default_value = "128MiB")]
     fill: ByteSize,
     /// How batches are compressed; with a codec the bodies are text, else random bytes
@@ -179,7 +179,7 @@ struct QueryArgs {
     /// Keys of each message
     #[arg(long, value_name = "N", default_value_t = 1)]
     keys: u32,
-    /// Bytes of bodies that are stored first
+    /// Bytes that are stored first, about; each queue gets one batch at least
     #[arg(long, value_name = "SIZE", default_value = "128MiB")]
     fill: ByteSize,
 }

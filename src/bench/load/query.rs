@@ -49,7 +49,7 @@ async fn look(
     recorder: Arc<Recorder>,
 ) -> Result<(), BenchError> {
     let mut timer = Timer::new();
-    let messages = load.filled_batches() * u64::from(load.config.batch);
+    let messages = load.config.filled_batches() * u64::from(load.config.batch);
     loop {
         let n = next.fetch_add(1, Ordering::Relaxed);
         let due = pace.due(n);

@@ -114,6 +114,18 @@ async fn a_bench_that_is_interrupted_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_report_that_cannot_be_written_costs_no_run() {
+    let home = tempfile::tempdir().unwrap();
+    let report = home.path().join("nowhere").join("run.html");
+    let child = spawn(home.path(), &["--duration", "1h", "--report", report.to_str().unwrap()]);
+    let output = soon("a bench", child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("error: cannot write "), "{said}");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert_nothing_left(home.path()).await;
+}
+
+#[tokio::test]
 async fn a_bench_of_another_broker_takes_its_topics_away_again() {
     let home = Home::new();
     let broker = Process::start(&home, &[]).await;

@@ -27,6 +27,7 @@ mod rounds;
 mod search;
 mod spread;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -130,6 +131,27 @@ pub(crate) struct Run {
     pub(crate) rounds: Vec<Round>,
     /// Where it took place.
     pub(crate) machine: Machine,
+}
+
+impl Run {
+    /// What else was measured, or elsewhere, than in `other`: the names of the fields of configuration and machine.
+    pub(crate) fn differs_from(&self, other: &Self) -> Vec<String> {
+        let fields = |run: &Self| {
+            let both = (serde_json::to_value(&run.config), serde_json::to_value(&run.machine));
+            let values = [both.0, both.1].into_iter().flatten();
+            let maps = values.filter_map(|value| value.as_object().cloned()).flatten();
+            maps.collect::<BTreeMap<_, _>>()
+        };
+        let (mine, others) = (fields(self), fields(other));
+        // How long and how often says how sure the figures are, not what of.
+        let is_what =
+            |name: &&String| !["duration", "warm_up", "rounds", "control"].contains(&name.as_str());
+        mine.keys()
+            .filter(is_what)
+            .filter(|name| mine.get(*name) != others.get(*name))
+            .cloned()
+            .collect()
+    }
 }
 
 /// News of a run for whoever watches.

@@ -92,6 +92,12 @@ pub(crate) enum BenchError {
     /// Whoever asked for the run does not want it any more.
     #[error("interrupted; what the run started is gone")]
     Interrupted,
+    /// They did not want to wait for its end either.
+    #[error("interrupted at its end; topics are left whose names begin with {prefix}")]
+    Left {
+        /// What their names begin with.
+        prefix: String,
+    },
     /// No rate that was tried holds.
     #[error("at no rate that was tried 99 % of the answers come within {p99:?}")]
     NoRate {
@@ -166,36 +172,43 @@ pub(crate) enum News<'a> {
 /// Who is told.
 pub(crate) type Watcher = Arc<dyn Fn(News<'_>) + Send + Sync>;
 
-/// Does what `config` says. `watcher` is told how it goes; when `stop` resolves, the run is given up.
+/// Does what `config` says. `watcher` is told how it goes; when `stop` resolves, the run is given up, and when it does so
+/// again, also the topics that it made on a broker of somebody else.
 ///
 /// # Errors
 /// Whatever goes wrong ends the run.
 pub(crate) async fn run(
     config: Config,
     watcher: Watcher,
-    stop: impl Future<Output = ()>,
+    stop: impl AsyncFn(),
 ) -> Result<Run, BenchError> {
     config.check()?;
     // Dropped in reverse order: first the servers, then their directory.
     let directory = Directory::create("bench")?;
-    let mut stop = pin!(stop);
+    let mut stopped = pin!(stop());
     let mut bench = tokio::select! {
         // First, so that it listens before anything is there to be left behind.
         biased;
-        () = stop.as_mut() => return Err(BenchError::Interrupted),
+        () = stopped.as_mut() => return Err(BenchError::Interrupted),
         started = Bench::start(config, directory.path(), watcher) => started?,
     };
     let measured = tokio::select! {
         biased;
-        () = stop => Err(BenchError::Interrupted),
+        () = stopped => Err(BenchError::Interrupted),
         measured = bench.measure() => measured,
     };
     let gone = match &measured {
         Ok(_) | Err(BenchError::Interrupted) => None,
         Err(_) => bench.who_ended().await,
     };
-    let ended = bench.end().await;
+    let ended = tokio::select! {
+        biased;
+        // Another broker may take long to delete, or not answer.
+        () = stop() => Err(BenchError::Left { prefix: bench.unique.clone() }),
+        ended = bench.end() => ended,
+    };
     match (measured, ended) {
+        (_, Err(error @ BenchError::Left { .. })) => Err(error),
         (Ok(rounds), Ok(())) => Ok(bench.run(rounds, Machine::here(directory.path()))),
         (Err(error), _) | (_, Err(error)) => Err(match gone {
             Some((server, words)) => BenchError::Ended { server, words, source: Box::new(error) },
@@ -209,6 +222,8 @@ struct Bench {
     config: Arc<Config>,
     watcher: Watcher,
     load: Load,
+    /// What the names of its topics begin with: nobody else has such.
+    unique: String,
     subject: Place,
     control: Option<Place>,
 }
@@ -281,9 +296,9 @@ impl Bench {
             Arc::new(move |messages| watcher(News::Messages(messages)))
         };
         // Nobody else has topics of this name, also on a broker that is used by others.
-        let unique = dir.file_name().and_then(|name| name.to_str()).unwrap_or("bench");
-        let load = Load::new(Arc::clone(&config), unique, told)?;
-        Ok(Self { config, watcher, load, subject, control })
+        let unique = dir.file_name().and_then(|name| name.to_str()).unwrap_or("bench").to_owned();
+        let load = Load::new(Arc::clone(&config), &unique, told)?;
+        Ok(Self { config, watcher, load, unique, subject, control })
     }
 
     async fn measure(&mut self) -> Result<Rounds, BenchError> {

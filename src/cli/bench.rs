@@ -351,7 +351,7 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
         News::Phase(phase) => progress.says(phase),
         News::Messages(messages) => progress.add(messages),
     });
-    let stop = async {
+    let stop = async || {
         // Without signals nobody can interrupt it.
         if interrupted().await.is_err() {
             std::future::pending::<()>().await;

@@ -2,6 +2,7 @@
 //!
 //! The work is `bench`'s; here are its flags, its progress and its table.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,9 @@ const EXAMPLES: &str = "\
 Without --server on the command line it starts a broker of its own in the temporary directory
 (TMPDIR) and takes it away again. The control is a server of the same API that does nothing; both
 have turns in the same run (broker, control, control, broker), and the ratio is the median of the
-rounds. A round whose two controls differ by more than 10 % is void and tried again.
+rounds. A round whose two controls differ by more than 10 % is void and tried again. With --server
+the control, the machine and the file system that are shown are those of the load: the ratio then
+compares what is there with what is here.
 
 Examples:
   mainstem bench
@@ -79,7 +82,8 @@ struct LoadArgs {
     /// How long both servers are warmed up before the first round
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time::duration)]
     warm_up: Duration,
-    /// Valid rounds, of two turns of the broker and two of the control [default: 5; 1 with --find-rate]
+    /// Valid rounds, of two turns of the broker and two of the control; 9 for a figure to quote [default: 5; 1 with
+    /// --find-rate]
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
     /// Measure the broker alone
@@ -103,7 +107,13 @@ struct RateArgs {
     #[arg(long, conflicts_with = "rate")]
     find_rate: bool,
     /// The time that answers have for --find-rate
-    #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time::duration)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "10ms",
+        requires = "find_rate",
+        value_parser = time::duration
+    )]
     p99: Duration,
 }
 
@@ -153,7 +163,7 @@ struct PullArgs {
     /// Readers, each with its connection and its share of the queues
     #[arg(long, value_name = "N", default_value_t = 1)]
     producers: u32,
-    /// Bytes of bodies that are stored first
+    /// Bytes that are stored first, about; each queue gets one batch at least
     #[arg(long, value_name = "SIZE", default_value = "128MiB")]
     fill: ByteSize,
     /// How batches are compressed; with a codec the bodies are text, else random bytes
@@ -179,7 +189,7 @@ struct QueryArgs {
     /// Keys of each message
     #[arg(long, value_name = "N", default_value_t = 1)]
     keys: u32,
-    /// Bytes of bodies that are stored first
+    /// Bytes that are stored first, about; each queue gets one batch at least
     #[arg(long, value_name = "SIZE", default_value = "128MiB")]
     fill: ByteSize,
 }
@@ -216,6 +226,8 @@ struct NoOpArgs {
     queues: u32,
     #[arg(long, value_parser = compression)]
     compression: Compression,
+    #[arg(long)]
+    filled: u64,
     #[arg(long)]
     relay: bool,
     #[arg(long)]
@@ -338,18 +350,24 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
     config.check().map_err(|error| Failure::usage(error.to_string()))?;
     // Before the work: a file that cannot be read should not cost a run.
     let earlier = load.compare.as_deref().map(earlier).transpose()?;
+    if let Some(path) = &load.report {
+        // What is there stays until there is a page.
+        let opened = File::options().append(true).create(true).open(path);
+        opened.with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let progress = Progress::start("", None);
     let watcher = Arc::new(move |news: News<'_>| match news {
         News::Phase(phase) => progress.says(phase),
         News::Messages(messages) => progress.add(messages),
     });
-    let stop = async {
+    let stop = async || {
         // Without signals nobody can interrupt it.
         if interrupted().await.is_err() {
             std::future::pending::<()>().await;
         }
     };
     let run = bench::run(config, watcher, stop).await.map_err(explain)?;
+    output.one(&run, || text(&run))?;
     if let Some(path) = &load.report {
         let page = bench::html(&run, earlier.as_ref());
         std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
@@ -358,8 +376,12 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
         let (now, before) = (&run.subject, &earlier.subject);
         let change = 100.0 * (now.messages_per_second / before.messages_per_second - 1.0);
         say(format_args!("messages/s {change:+.1} % from the earlier run"));
+        let differs = run.differs_from(earlier);
+        if !differs.is_empty() {
+            let differs = differs.join(", ");
+            say(format_args!("the earlier run was another one; it differs in: {differs}"));
+        }
     }
-    output.one(&run, || text(&run))?;
     Ok(())
 }
 
@@ -426,8 +448,10 @@ fn text(run: &Run) -> String {
         );
     }
     let machine = &run.machine;
+    // Of another broker's machine nothing is known.
+    let load = if config.server.is_some() { "load and control on " } else { "" };
     text.push_str(&format!(
-        "\n{:?}, {} x {} B, {:?}; {} cores, Linux {}, {}",
+        "\n{:?}, {} x {} B, {:?}; {load}{} cores, Linux {}, {}",
         config.what,
         config.batch,
         config.payload,
@@ -446,6 +470,7 @@ async fn no_op(args: &NoOpArgs, output: &mut Output) -> anyhow::Result<()> {
         batch: args.batch,
         compression: args.compression,
         queues: args.queues,
+        filled: args.filled,
         relay: args.relay,
     };
     let stop = async {

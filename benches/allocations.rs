@@ -218,10 +218,11 @@ impl Job {
             epoch: None,
         };
         let mut stream = client.pull_stream(&options).await.expect("a stream begins");
+        let (mut pulled, mut wanted) = (0, 0);
         for (messages, word) in self.messages.into_iter().zip(["warm", "done"]) {
-            let mut pulled = 0;
-            // All that was sent is there for both parts.
-            while pulled < messages {
+            wanted += messages;
+            // All that was sent is there; a part may bring more than is wanted, and that counts for what follows.
+            while pulled < wanted {
                 let part = stream.next().await.expect("there is more");
                 part.for_each(|_| pulled += 1).expect("batches are sound");
             }

@@ -76,23 +76,16 @@ impl Begun {
     }
 }
 
-/// What a frame counts for, until nothing of it is in use.
-#[expect(dead_code, reason = "held for its drop")]
-enum Counted {
-    Within(Permit),
-    /// Part of a message that is received beyond the budget.
-    Beyond,
-    /// The last part of such a message.
-    LastBeyond(OwnedSemaphorePermit),
-}
-
 /// The messages of a request, in their order.
 pub(super) struct Messages<B> {
     body: B,
     broker: Arc<Broker>,
     /// Received, counted, and not taken yet.
-    frames: Frames<Counted>,
-    /// While the rest of a message is received beyond the budget: how much that is.
+    frames: Frames,
+    /// For all that the frames hold, but for what was received beyond the budget.
+    counted: Option<Permit>,
+    /// While the rest of a message is received beyond the budget: how much of it is still to come. Kept until that
+    /// message is done with.
     beyond: Option<(OwnedSemaphorePermit, usize)>,
     /// Received, and waiting to be counted.
     uncounted: Bytes,
@@ -108,12 +101,13 @@ where
 {
     /// The messages of `body`, none longer than `max`.
     pub(super) fn new(body: B, broker: Arc<Broker>, max: usize) -> Self {
-        let (frames, beyond, uncounted, begun) = (Frames::default(), None, Bytes::new(), None);
-        Self { body, broker, frames, beyond, uncounted, begun, max }
+        let (frames, uncounted) = (Frames::default(), Bytes::new());
+        Self { body, broker, frames, counted: None, beyond: None, uncounted, begun: None, max }
     }
 
     /// The next message if all of it was received already. What it counts for stays counted until the next call.
     pub(super) fn ready<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+        self.done();
         let message = self.frames.message(self.max).map_err(|error| match error {
             WireError::Compressed => self.refuse(RequestFault::Compressed),
             WireError::Malformed => self.refuse(RequestFault::Undecodable),
@@ -130,6 +124,14 @@ where
             self.begun = None;
         }
         Ok(message)
+    }
+
+    /// The last message is done with: what it counted for is free.
+    fn done(&mut self) {
+        self.frames.done();
+        self.beyond.take_if(|(_, left)| *left == 0);
+        let held = u64::try_from(self.frames.held()).unwrap_or(u64::MAX);
+        self.counted = self.counted.take().filter(|_| held > 0).map(|all| all.shrunk_to(held));
     }
 
     /// The next message; `None` at the end of the request. May be dropped and called again.
@@ -199,42 +201,46 @@ where
                 }
             }
         }
-        let (len, counted) = self.room().await?;
-        let counted_bytes = self.uncounted.split_to(len);
-        self.frames.push(counted_bytes, counted);
+        let len = self.room().await?;
+        let counted = self.uncounted.split_to(len);
+        self.frames.push(counted);
         Ok(true)
     }
 
     /// Counts what was received, or as much of it as may be taken.
-    async fn room(&mut self) -> Result<(usize, Counted), Status> {
+    async fn room(&mut self) -> Result<usize, Status> {
         let len = self.uncounted.len();
-        let bytes = u64::try_from(len).unwrap_or(u64::MAX);
-        if self.beyond.is_none() {
-            if let Ok(permit) = self.broker.receive(bytes) {
-                return Ok((len, Counted::Within(permit)));
+        if let Some((_, left)) = &mut self.beyond {
+            // What is behind the message is counted for itself.
+            let len = len.min(*left);
+            *left -= len;
+            return Ok(len);
+        }
+        let held = u64::try_from(self.frames.held() + len).unwrap_or(u64::MAX);
+        let more = Permit::missing(self.counted.as_ref(), held);
+        if more == 0 {
+            return Ok(len);
+        }
+        if let Ok(permit) = self.broker.receive(more) {
+            Permit::add(&mut self.counted, permit);
+            return Ok(len);
+        }
+        // Those who hold the begin of a message may all wait for each other's room.
+        let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
+        tokio::select! {
+            biased;
+            permit = self.broker.receive_later(more) => {
+                let permit = permit.map_err(|error| refusal(&self.broker, &error))?;
+                Permit::add(&mut self.counted, permit);
+                Ok(len)
             }
-            // Those who hold the begin of a message may all wait for each other's room.
-            let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
-            tokio::select! {
-                biased;
-                permit = self.broker.receive_later(bytes) => {
-                    let permit = permit.map_err(|error| refusal(&self.broker, &error))?;
-                    return Ok((len, Counted::Within(permit)));
-                }
-                beyond = self.broker.receive_beyond(), if missing.is_some() => {
-                    self.beyond = Some((beyond, missing.unwrap_or(0)));
-                }
+            beyond = self.broker.receive_beyond(), if missing.is_some() => {
+                let missing = missing.unwrap_or(0);
+                let len = len.min(missing);
+                self.beyond = Some((beyond, missing - len));
+                Ok(len)
             }
         }
-        Ok(match self.beyond.take() {
-            Some((beyond, left)) if left > len => {
-                self.beyond = Some((beyond, left - len));
-                (len, Counted::Beyond)
-            }
-            // What is behind the message is counted for itself.
-            Some((beyond, left)) => (left, Counted::LastBeyond(beyond)),
-            None => (0, Counted::Beyond),
-        })
     }
 
     fn refuse(&self, fault: RequestFault) -> Status {
@@ -515,6 +521,27 @@ mod tests {
         assert_eq!(next(&mut messages).await.unwrap(), Some(second));
         assert_eq!(next(&mut messages).await.unwrap(), None);
         assert!(broker.receive(ARRIVALS).is_ok());
+        broker.close().unwrap();
+    }
+
+    /// Each frame used to take a unit of the budget, however short it was.
+    #[tokio::test]
+    async fn a_message_in_frames_of_a_byte_counts_for_its_bytes() {
+        let (broker, _dir) = broker();
+        let bytes = framed(&request(&[7; 5_000]));
+        let bytes = [&bytes[..], &bytes[..3_000]].concat();
+        let tiny: Vec<_> = bytes.chunks(1).collect();
+        let mut messages = messages(&broker, &tiny, false);
+        assert_eq!(next(&mut messages).await.unwrap(), Some(request(&[7; 5_000])));
+        assert_eq!(broker.in_work().arriving, 5 << 10);
+        {
+            let mut half = std::pin::pin!(next(&mut messages));
+            let polled = half.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending());
+        }
+        assert_eq!(broker.in_work().arriving, 3 << 10);
+        drop(messages);
+        assert_eq!(broker.in_work().arriving, 0);
         broker.close().unwrap();
     }
 

@@ -3,7 +3,7 @@
 //! | concern | how |
 //! | --- | --- |
 //! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
-//! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; a request that is not whole after [`REQUEST_TIMEOUT`] is refused |
+//! | the bytes of a request | more than [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; a request that is not whole after [`REQUEST_TIMEOUT`] is refused |
 //! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped; a caller who reads nothing for [`ANSWER_TIMEOUT`], or [`PRESSED_TIMEOUT`] while there is hardly any room, loses the connection |
 //! | who calls | [`peer`] says it to a handler, without a place in every request |
 
@@ -183,12 +183,11 @@ impl<B> Received<B> {
     fn count(&mut self, len: usize) -> Result<(), BrokerError> {
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         self.len = self.len.saturating_add(len);
-        if self.len > UNCOUNTED && len > 0 {
-            let more = self.broker.receive(len)?;
-            self.permit = Some(match self.permit.take() {
-                Some(permit) => permit.and(more),
-                None => more,
-            });
+        if self.len > UNCOUNTED {
+            let missing = Permit::missing(self.permit.as_ref(), self.len);
+            if missing > 0 {
+                Permit::add(&mut self.permit, self.broker.receive(missing)?);
+            }
         }
         Ok(())
     }
@@ -409,6 +408,21 @@ mod tests {
         drop(first);
         let mut third = Received::new(frames(&[32 << 10]), Arc::clone(&broker));
         assert!(matches!(poll(&mut third), Poll::Ready(Some(Ok(_)))));
+        broker.close().unwrap();
+    }
+
+    /// Each frame used to take a unit of the budget, however short it was.
+    #[tokio::test]
+    async fn a_request_in_frames_of_a_byte_counts_for_its_bytes() {
+        let (broker, _dir) = broker(64 << 10);
+        let lens = [&[4 << 10][..], &[1; 3_000]].concat();
+        let mut tiny = Received::new(frames(&lens), Arc::clone(&broker));
+        for _ in &lens {
+            assert!(matches!(poll(&mut tiny), Poll::Ready(Some(Ok(_)))));
+        }
+        assert_eq!(broker.in_work().arriving, 7 << 10);
+        drop(tiny);
+        assert_eq!(broker.in_work().arriving, 0);
         broker.close().unwrap();
     }
 

@@ -215,10 +215,7 @@ impl SendStream {
         if self.names_left < len {
             let more = self.broker.keep_names(NAMES)?;
             self.names_left += NAMES;
-            self.names = Some(match self.names.take() {
-                Some(names) => names.and(more),
-                None => more,
-            });
+            Permit::add(&mut self.names, more);
         }
         self.names_left = self.names_left.saturating_sub(len);
         self.topics.insert(number, topic.into());

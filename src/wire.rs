@@ -55,6 +55,11 @@ pub(crate) fn put_prefix(out: &mut BytesMut, len: usize) {
     out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
 }
 
+/// Frames below this are put together when they follow each other.
+const SMALL: usize = 1 << 10;
+/// Places for frames that are kept when none is left.
+const KEPT: usize = 64;
+
 /// What was received and not taken yet, in the frames that it came in.
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
@@ -69,13 +74,28 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// Adds a frame behind the others.
+    /// Adds a frame behind the others. Of two neighbours at most one is [`SMALL`], so a frame costs little beside its
+    /// bytes.
     pub(crate) fn push(&mut self, frame: Bytes) {
         let len = frame.len();
-        if len > 0 {
-            self.len += len;
-            self.held += len;
-            self.frames.push_back((frame, len));
+        if len == 0 {
+            return;
+        }
+        self.len += len;
+        self.held += len;
+        match self.frames.back_mut() {
+            Some((last, whole)) if last.len() < SMALL && len < SMALL => {
+                // In place where the last one was put together already.
+                let mut both = std::mem::take(last).try_into_mut().unwrap_or_else(|last| {
+                    let mut both = BytesMut::with_capacity(2 * SMALL);
+                    both.extend_from_slice(&last);
+                    both
+                });
+                both.extend_from_slice(&frame);
+                *last = both.freeze();
+                *whole += len;
+            }
+            _ => self.frames.push_back((frame, len)),
         }
     }
 
@@ -87,6 +107,9 @@ impl Frames {
     /// The last message is done with, and nothing of it is in use.
     pub(crate) fn done(&mut self) {
         self.held -= std::mem::take(&mut self.spent);
+        if self.frames.is_empty() {
+            self.frames.shrink_to(KEPT);
+        }
     }
 
     /// Whether nothing is left of what was received.
@@ -234,8 +257,8 @@ mod tests {
 
     #[test]
     fn a_field_that_lies_in_one_frame_is_a_slice_of_it_and_one_in_two_is_copied() {
-        let bytes = framed(&request(&[9; 1_000]));
-        let at = bytes.len() - 1_000;
+        let bytes = framed(&request(&[9; SMALL]));
+        let at = bytes.len() - SMALL;
         let mut frames = Frames::default();
         let batch = bytes.slice(at..);
         frames.push(bytes.slice(..at));
@@ -247,6 +270,32 @@ mod tests {
         let copied = take(&mut frames).unwrap().unwrap().batch;
         assert_eq!(copied, batch);
         assert!(!bytes.as_ptr_range().contains(&copied.as_ptr()));
+    }
+
+    /// Each used to be an entry of its own, of many times its bytes.
+    #[test]
+    fn tiny_frames_are_put_together_and_their_places_are_given_back() {
+        let sent = request(&[5; 50_000]);
+        let bytes = framed(&sent);
+        let mut frames = Frames::default();
+        for len in [1, 7, 500, SMALL - 1] {
+            for part in bytes.chunks(len) {
+                frames.push(Bytes::copy_from_slice(part));
+            }
+            assert!(frames.frames.len() <= bytes.len() / SMALL + 1, "{}", frames.frames.len());
+            assert_eq!(frames.held(), bytes.len());
+            assert_eq!(take(&mut frames).unwrap().as_ref(), Some(&sent));
+        }
+        // The worst: a small one behind each that is not.
+        for part in bytes.chunks(SMALL + 1) {
+            let (large, small) = part.split_at(part.len().min(SMALL));
+            frames.push(Bytes::copy_from_slice(large));
+            frames.push(Bytes::copy_from_slice(small));
+        }
+        assert!(frames.frames.capacity() > KEPT);
+        assert_eq!(take(&mut frames).unwrap(), Some(sent));
+        frames.done();
+        assert!(frames.frames.capacity() <= KEPT, "{}", frames.frames.capacity());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | [`tls`] | a certificate and its key, from PEM to what the port needs |
 //! | `serve.rs` | what surrounds every call: panics, and the bytes of an answer |
 //! | `raw.rs` | streams without a codec in between |
+//! | `pace.rs` | how fast a request must arrive |
 //! | [`native`] | `mainstem.v1`, one file per family of calls |
 //!
 //! Runs on tokio tasks: one that accepts, one per connection, one per call.
@@ -14,6 +15,7 @@
 pub(crate) mod listen;
 pub(crate) mod native;
 pub(crate) mod opening;
+mod pace;
 mod raw;
 mod serve;
 pub(crate) mod tls;

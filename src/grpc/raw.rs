@@ -17,7 +17,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
@@ -30,51 +29,11 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Response, header};
 use tonic::{Code, Status};
 
 use super::native::status;
+use super::pace::Begun;
 use super::serve::Outgoing;
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
 use crate::wire::{Frames, WireError};
-
-/// How long a message may take to arrive once it has begun.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// While there is hardly any room, each message that has begun must bring [`LEAST`] bytes in each such time.
-const LOOK: Duration = Duration::from_secs(2);
-/// 64 KiB a second.
-const LEAST: usize = 128 << 10;
-
-/// A message on its way.
-#[derive(Clone, Copy, Debug)]
-struct Begun {
-    /// When it must be whole.
-    due: Instant,
-    /// Since when `received` counts.
-    since: Instant,
-    /// Bytes.
-    received: usize,
-}
-
-impl Begun {
-    fn at(now: Instant) -> Self {
-        Self { due: now + MESSAGE_TIMEOUT, since: now, received: 0 }
-    }
-
-    fn next_look(&self) -> Instant {
-        self.due.min(self.since + LOOK)
-    }
-
-    /// Whether it is too slow: then within which time it did not come.
-    fn look(&mut self, now: Instant, is_pressed: bool) -> Option<Duration> {
-        if now >= self.due {
-            return Some(MESSAGE_TIMEOUT);
-        }
-        if now < self.since + LOOK {
-            return None;
-        }
-        let is_slow = self.received < LEAST;
-        (self.since, self.received) = (now, 0);
-        (is_slow && is_pressed).then_some(LOOK)
-    }
-}
 
 /// The messages of a request, in their order.
 pub(super) struct Messages<B> {
@@ -178,7 +137,7 @@ where
                 Some(begun) => match timeout_at(begun.next_look(), frame).await {
                     Ok(frame) => frame,
                     Err(_) => {
-                        let refused = begun.look(Instant::now(), self.broker.is_pressed());
+                        let refused = begun.look(Instant::now(), || self.broker.is_pressed());
                         match refused {
                             Some(limit) => {
                                 return Err(self.refuse(RequestFault::Unfinished { limit }));
@@ -194,8 +153,8 @@ where
                 // Kept where a dropped call finds it: what was received is not lost.
                 self.uncounted = data;
                 if let Some(begun) = &mut self.begun {
-                    begun.received += self.uncounted.len();
-                    if let Some(limit) = begun.look(Instant::now(), self.broker.is_pressed()) {
+                    begun.receives(self.uncounted.len());
+                    if let Some(limit) = begun.look(Instant::now(), || self.broker.is_pressed()) {
                         return Err(self.refuse(RequestFault::Unfinished { limit }));
                     }
                 }
@@ -377,11 +336,13 @@ where
 mod tests {
     use std::collections::VecDeque;
     use std::task::Waker;
+    use std::time::Duration;
 
     use super::*;
     use crate::broker::BrokerConfig;
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
+    use crate::grpc::pace::{LOOK, WHOLE};
     use crate::proto::SendStreamRequest;
     use crate::store::StoreConfig;
     use crate::wire::framed;
@@ -476,7 +437,7 @@ mod tests {
         let begun = Instant::now();
         let refused = next(&mut half).await.unwrap_err();
         assert_eq!(refused.message(), "the request did not arrive whole within 30s");
-        assert_eq!(begun.elapsed().as_secs(), MESSAGE_TIMEOUT.as_secs());
+        assert_eq!(begun.elapsed().as_secs(), WHOLE.as_secs());
 
         let mut silent = messages(&broker, &[&framed(&request(b"whole"))], false);
         assert!(next(&mut silent).await.unwrap().is_some());

@@ -3,7 +3,7 @@
 //! | concern | how |
 //! | --- | --- |
 //! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
-//! | the bytes of a request | more than [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; a request that is not whole after [`REQUEST_TIMEOUT`] is refused |
+//! | the bytes of a request | more than [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; one that comes too slowly is refused: [`super::pace`] |
 //! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped; a caller who reads nothing for [`ANSWER_TIMEOUT`], or [`PRESSED_TIMEOUT`] while there is hardly any room, loses the connection |
 //! | who calls | [`peer`] says it to a handler, without a place in every request |
 
@@ -17,20 +17,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tonic::body::Body;
 use tonic::codegen::StdError;
 use tonic::codegen::http::{Request, Response};
 use tower::Service;
 
 use super::native::{RawCall, status};
+use super::pace::Begun;
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
 
 /// Bytes of a request that nobody counts: small requests are served however much is in work.
 const UNCOUNTED: u64 = 4 << 10;
-/// How long a request may take to arrive.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may hold answers of which none leaves.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -172,12 +171,12 @@ pub(crate) struct Received<B> {
     len: u64,
     permit: Option<Permit>,
     /// Made when the request is first waited for.
-    timeout: Option<Pin<Box<Sleep>>>,
+    begun: Option<(Begun, Pin<Box<Sleep>>)>,
 }
 
 impl<B> Received<B> {
     fn new(body: B, broker: Arc<Broker>) -> Self {
-        Self { body, broker, len: 0, permit: None, timeout: None }
+        Self { body, broker, len: 0, permit: None, begun: None }
     }
 
     fn count(&mut self, len: usize) -> Result<(), BrokerError> {
@@ -190,6 +189,24 @@ impl<B> Received<B> {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the request is too slow, while it must be waited for.
+    fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<StdError> {
+        let (begun, timer) = self.begun.get_or_insert_with(|| {
+            let begun = Begun::at(Instant::now());
+            (begun, Box::pin(sleep_until(begun.next_look())))
+        });
+        // A small one takes no room, so it does not matter how slow it is.
+        let takes_room = || self.permit.is_some() && self.broker.is_pressed();
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if let Some(limit) = begun.look(Instant::now(), takes_room) {
+                let fault = RequestFault::Unfinished { limit };
+                return Poll::Ready(self.refuse(&BrokerError::BadRequest { fault }));
+            }
+            timer.as_mut().reset(begun.next_look());
+        }
     }
 
     fn refuse(&self, error: &BrokerError) -> StdError {
@@ -211,14 +228,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-            let timeout = self.timeout.get_or_insert_with(|| Box::pin(sleep(REQUEST_TIMEOUT)));
-            ready!(timeout.as_mut().poll(cx));
-            let fault = RequestFault::Unfinished { limit: REQUEST_TIMEOUT };
-            return Poll::Ready(Some(Err(self.refuse(&BrokerError::BadRequest { fault }))));
+            return self.poll_slow(cx).map(|refused| Some(Err(refused)));
         };
         let Some(frame) = frame else { return Poll::Ready(None) };
         let counted = frame.map_err(Into::into).and_then(|frame| {
-            let len = frame.data_ref().map_or(0, bytes::Buf::remaining);
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            if let Some((begun, _)) = &mut self.begun {
+                begun.receives(len);
+            }
             self.count(len).map_err(|error| self.refuse(&error)).map(|()| frame)
         });
         Poll::Ready(Some(counted))
@@ -422,6 +439,35 @@ mod tests {
         }
         assert_eq!(broker.in_work().arriving, 7 << 10);
         drop(tiny);
+        assert_eq!(broker.in_work().arriving, 0);
+        broker.close().unwrap();
+    }
+
+    /// Who began a request and fell silent used to keep his room for 30 s, however much the others needed it.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_brings_hardly_anything_loses_its_room_when_others_need_it() {
+        let (broker, _dir) = broker(1 << 20);
+        let refused = async |mut body: Received<Frames>| {
+            let begun = Instant::now();
+            loop {
+                match std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap() {
+                    Ok(_) => {}
+                    Err(error) => {
+                        let status = *error.downcast::<tonic::Status>().unwrap();
+                        break (status.message().to_owned(), begun.elapsed().as_secs());
+                    }
+                }
+            }
+        };
+        let slow = || Received::new(frames(&[4 << 10, 100 << 10]), Arc::clone(&broker));
+        let unfinished =
+            |secs: u64| (format!("the request did not arrive whole within {secs}s"), secs);
+        assert_eq!(refused(slow()).await, unfinished(30), "there is room");
+        let others = broker.receive(600 << 10).unwrap();
+        assert_eq!(refused(slow()).await, unfinished(2));
+        let small = Received::new(frames(&[4 << 10]), Arc::clone(&broker));
+        assert_eq!(refused(small).await, unfinished(30), "it takes no room");
+        drop(others);
         assert_eq!(broker.in_work().arriving, 0);
         broker.close().unwrap();
     }

@@ -1,0 +1,57 @@
+//! How fast a request must arrive once it has begun.
+//!
+//! | when | it must |
+//! | --- | --- |
+//! | always | be whole within [`WHOLE`] |
+//! | there is hardly any room for what arrives | bring [`LEAST`] bytes in each [`LOOK`], so that who brings hardly anything does not keep the room of the others |
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a request may take to arrive.
+pub(super) const WHOLE: Duration = Duration::from_secs(30);
+/// While there is hardly any room, each request that has begun must bring [`LEAST`] bytes in each such time.
+pub(super) const LOOK: Duration = Duration::from_secs(2);
+/// 64 KiB a second.
+const LEAST: usize = 128 << 10;
+
+/// A request on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    /// When it must be whole.
+    due: Instant,
+    /// Since when `received` counts.
+    since: Instant,
+    /// Bytes.
+    received: usize,
+}
+
+impl Begun {
+    pub(super) fn at(now: Instant) -> Self {
+        Self { due: now + WHOLE, since: now, received: 0 }
+    }
+
+    /// So many bytes of it came.
+    pub(super) fn receives(&mut self, bytes: usize) {
+        self.received = self.received.saturating_add(bytes);
+    }
+
+    /// When to [`Self::look`] again if nothing comes.
+    pub(super) fn next_look(&self) -> Instant {
+        self.due.min(self.since + LOOK)
+    }
+
+    /// Whether it is too slow: then within which time it did not come.
+    pub(super) fn look(&mut self, now: Instant, is_pressed: impl Fn() -> bool) -> Option<Duration> {
+        if now >= self.due {
+            return Some(WHOLE);
+        }
+        if now < self.since + LOOK {
+            return None;
+        }
+        let is_slow = self.received < LEAST;
+        (self.since, self.received) = (now, 0);
+        (is_slow && is_pressed()).then_some(LOOK)
+    }
+}

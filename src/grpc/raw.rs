@@ -114,11 +114,11 @@ where
         }
     }
 
-    /// The one message of a request.
+    /// The one message of a request. Nothing of what was received is kept.
     ///
     /// # Errors
     /// There is none, or it breaks a rule.
-    pub(super) async fn only<M: Message + Default>(&mut self) -> Result<M, Status> {
+    pub(super) async fn only<M: Message + Default>(mut self) -> Result<M, Status> {
         self.next().await?.ok_or_else(|| self.refuse(RequestFault::BrokenOff))
     }
 
@@ -503,6 +503,20 @@ mod tests {
         assert_eq!(broker.in_work().arriving, 3 << 10);
         drop(messages);
         assert_eq!(broker.in_work().arriving, 0);
+        broker.close().unwrap();
+    }
+
+    /// A parked pull used to keep its request's room, and all that came behind it, as long as it lived.
+    #[tokio::test]
+    async fn of_a_request_of_one_message_nothing_is_counted_once_it_is_there() {
+        let (broker, _dir) = broker();
+        let sent = request(b"the only one");
+        let bytes = [&framed(&sent)[..], &[0; 30 << 10]].concat();
+        for frames in [&[&bytes[..]][..], &[&bytes[..7], &bytes[7..]]] {
+            let messages = messages(&broker, frames, false);
+            assert_eq!(messages.only::<SendStreamRequest>().await.unwrap(), sent);
+            assert_eq!(broker.in_work().arriving, 0);
+        }
         broker.close().unwrap();
     }
 

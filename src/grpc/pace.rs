@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | always | be whole within [`WHOLE`] |
 //! | there is hardly any room for what arrives | bring [`LEAST`] bytes in each [`LOOK`], so that who brings hardly anything does not keep the room of the others |
+//!
+//! Time in which the broker itself receives nothing of it does not count.
 
 use std::time::Duration;
 
@@ -25,11 +27,27 @@ pub(super) struct Begun {
     since: Instant,
     /// Bytes.
     received: usize,
+    /// Since when nobody asks for more of it.
+    paused: Option<Instant>,
 }
 
 impl Begun {
     pub(super) fn at(now: Instant) -> Self {
-        Self { due: now + WHOLE, since: now, received: 0 }
+        Self { due: now + WHOLE, since: now, received: 0, paused: None }
+    }
+
+    /// From now on it is not received, for no fault of who sends it: his time stands still.
+    pub(super) fn pause(&mut self, now: Instant) {
+        self.paused.get_or_insert(now);
+    }
+
+    /// It is received again.
+    pub(super) fn resume(&mut self, now: Instant) {
+        if let Some(paused) = self.paused.take() {
+            let paused = now.saturating_duration_since(paused);
+            self.due += paused;
+            self.since += paused;
+        }
     }
 
     /// So many bytes of it came.

@@ -99,6 +99,7 @@ where
             acknowledged = stream.oldest() => Event::Oldest(acknowledged),
             () = drained.as_mut() => Event::Draining,
         };
+        messages.pause();
         let stored = match event {
             Event::Received(Ok(None)) => break Ok(()),
             Event::Received(Err(status)) => Err(status),

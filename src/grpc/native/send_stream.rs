@@ -9,8 +9,10 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use hyper::body::Body as HttpBody;
+use prost::DecodeError;
+use prost::encoding::{DecodeContext, WireType, skip_field};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::codegen::StdError;
@@ -29,6 +31,8 @@ use crate::wire::framed;
 const IN_FLIGHT: usize = 64;
 /// Numbers of topics end here.
 const TOPICS: u32 = 1 << 16;
+/// The field of a request that opens a topic, in the proto.
+const OPEN: u32 = 1;
 /// Bytes of names that each stream may keep without asking, and that it asks for at a time.
 const NAMES: u64 = 64 << 10;
 /// What a name costs beside its own bytes, about.
@@ -66,6 +70,38 @@ enum Event {
     Draining,
 }
 
+/// A request as it is decoded: with at most one topic more than there are numbers, which is refused. An empty one is two
+/// bytes long and many times that in memory.
+#[derive(Debug, Default)]
+struct Bounded(SendStreamRequest);
+
+impl prost::Message for Bounded {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        self.0.encode_raw(buf);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        if tag == OPEN && self.0.open.len() > TOPICS as usize {
+            return skip_field(wire_type, tag, buf, ctx);
+        }
+        self.0.merge_field(tag, wire_type, buf, ctx)
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.encoded_len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
 /// Runs a stream to its end.
 ///
 /// # Errors
@@ -95,7 +131,9 @@ where
         let may_receive = stream.unacknowledged.len() < IN_FLIGHT;
         let event = tokio::select! {
             biased;
-            received = messages.next(), if may_receive => Event::Received(received),
+            received = messages.next(), if may_receive => {
+                Event::Received(received.map(|request| request.map(|Bounded(request)| request)))
+            }
             acknowledged = stream.oldest() => Event::Oldest(acknowledged),
             () = drained.as_mut() => Event::Draining,
         };
@@ -134,7 +172,7 @@ impl SendStream {
     {
         self.take(request, out).await?;
         while self.unacknowledged.len() < IN_FLIGHT
-            && let Some(request) = messages.ready()?
+            && let Some(Bounded(request)) = messages.ready()?
         {
             self.take(request, out).await?;
         }
@@ -279,4 +317,26 @@ impl SendStream {
 
 fn bad(fault: RequestFault) -> BrokerError {
     BrokerError::BadRequest { fault }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::proto::send_stream_request::Open;
+
+    #[test]
+    fn a_request_opens_at_most_one_topic_more_than_there_are_numbers() {
+        let sent = SendStreamRequest {
+            open: vec![Open::default(); 100_000],
+            batch: Bytes::from_static(b"behind them"),
+            ..SendStreamRequest::default()
+        };
+        let Bounded(received) = Bounded::decode(&sent.encode_to_vec()[..]).unwrap();
+        assert_eq!(received.open.len(), TOPICS as usize + 1);
+        assert_eq!(received.batch, sent.batch);
+        let few = SendStreamRequest { open: vec![Open::default(); 3], ..sent };
+        assert_eq!(Bounded::decode(&few.encode_to_vec()[..]).unwrap().0, few);
+    }
 }

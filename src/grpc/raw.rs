@@ -22,14 +22,14 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::StdError;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Response, header};
 use tonic::{Code, Status};
 
 use super::native::status;
-use super::pace::Begun;
+use super::pace::{Begun, WHOLE};
 use super::serve::Outgoing;
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
@@ -125,9 +125,21 @@ where
     /// The one message of a request. Nothing of what was received is kept.
     ///
     /// # Errors
-    /// There is none, or it breaks a rule.
+    /// There is none, also not for [`WHOLE`], or it breaks a rule; or the broker drains before it is there.
     pub(super) async fn only<M: Message + Default>(mut self) -> Result<M, Status> {
-        self.next().await?.ok_or_else(|| self.refuse(RequestFault::BrokenOff))
+        let broker = Arc::clone(&self.broker);
+        let received = tokio::select! {
+            biased;
+            received = timeout(WHOLE, self.next()) => received,
+            () = broker.drained() => return Err(refusal(&broker, &BrokerError::Draining)),
+        };
+        let fault = match received {
+            Ok(Ok(Some(message))) => return Ok(message),
+            Ok(Ok(None)) => RequestFault::BrokenOff,
+            Ok(Err(status)) => return Err(status),
+            Err(_) => RequestFault::Unfinished { limit: WHOLE },
+        };
+        Err(self.refuse(fault))
     }
 
     /// Receives a frame of data; `false` at the end.
@@ -351,7 +363,7 @@ mod tests {
     use crate::broker::BrokerConfig;
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
-    use crate::grpc::pace::{LOOK, WHOLE};
+    use crate::grpc::pace::LOOK;
     use crate::proto::SendStreamRequest;
     use crate::store::StoreConfig;
     use crate::wire::framed;
@@ -550,6 +562,27 @@ mod tests {
             assert_eq!(messages.only::<SendStreamRequest>().await.unwrap(), sent);
             assert_eq!(broker.in_work().arriving, 0);
         }
+        broker.close().unwrap();
+    }
+
+    /// Such a call used to last for ever, and held up the end of the broker.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_of_one_message_is_not_waited_for_long_and_not_while_the_broker_drains() {
+        let (broker, _dir) = broker();
+        let begun = Instant::now();
+        let silent = messages(&broker, &[], false).only::<SendStreamRequest>();
+        let refused = silent.await.unwrap_err();
+        assert_eq!(refused.message(), "the request did not arrive whole within 30s");
+        assert_eq!(begun.elapsed(), WHOLE);
+
+        let silent = messages(&broker, &[], false).only::<SendStreamRequest>();
+        let drains = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            broker.drain();
+        };
+        let (refused, ()) = tokio::join!(silent, drains);
+        assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(begun.elapsed(), WHOLE + Duration::from_secs(1));
         broker.close().unwrap();
     }
 

@@ -64,7 +64,8 @@ where
         Self { body, broker, frames, counted: None, beyond: None, uncounted, begun: None, max }
     }
 
-    /// The next message if all of it was received already. What it counts for stays counted until the next call.
+    /// The next message if all of it was received already. What it counts for stays counted until it is [`Self::done`]
+    /// with, or the next call.
     pub(super) fn ready<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
         self.done();
         let message = self.frames.message(self.max).map_err(|error| match error {
@@ -85,8 +86,8 @@ where
         Ok(message)
     }
 
-    /// The last message is done with: what it counted for is free.
-    fn done(&mut self) {
+    /// The last message is done with: what it counted for is free, before the next one is asked for.
+    pub(super) fn done(&mut self) {
         self.frames.done();
         self.beyond.take_if(|(_, left)| *left == 0);
         let held = u64::try_from(self.frames.held()).unwrap_or(u64::MAX);
@@ -540,6 +541,8 @@ mod tests {
         let mut messages = messages(&broker, &tiny, false);
         assert_eq!(next(&mut messages).await.unwrap(), Some(request(&[7; 5_000])));
         assert_eq!(broker.in_work().arriving, 5 << 10);
+        messages.done();
+        assert_eq!(broker.in_work().arriving, 0);
         {
             let mut half = std::pin::pin!(next(&mut messages));
             let polled = half.as_mut().poll(&mut Context::from_waker(Waker::noop()));

@@ -176,6 +176,8 @@ impl SendStream {
         {
             self.take(request, out).await?;
         }
+        // The next may be long in coming: until one of those in flight is acknowledged.
+        messages.done();
         Ok(())
     }
 

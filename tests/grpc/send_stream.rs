@@ -178,6 +178,12 @@ async fn what_a_stream_must_not_bring_is_named_and_ends_it() {
         assert_eq!((receipts.len(), status.message()), (0, said));
         assert_eq!((detail.reason.as_str(), detail.sequence), ("BAD_REQUEST", Some(1)));
     }
+    // The sequence is the one that the batch would have had, also where none has that.
+    let stream = Stream::open(&server).await;
+    let session = Some(SessionMark { id: 1, epoch: 1, sequence: 0 });
+    stream.send(SendStreamRequest { session, ..to(3, 0, batch(&["x"])) }).await;
+    let (_, status) = stream.ended().await;
+    assert_eq!(detail(&status).sequence, Some(0));
     // A name is looked at when it is opened: a stream keeps no long ones.
     let stream = Stream::open(&server).await;
     stream.send(open(&[&"x".repeat(1 << 20)])).await;

@@ -182,11 +182,10 @@ impl SendStream {
     }
 
     async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), Status> {
-        let sequence = self.sequence;
         match self.prepare(&request) {
             Ok(Some(topic)) => self.store(&topic, request, out).await,
             Ok(None) => Ok(()),
-            Err(error) => Err(self.refused(&error, sequence.max(self.sequence))),
+            Err(error) => Err(self.refused(&error, self.sequence)),
         }
     }
 

@@ -148,6 +148,11 @@ impl Server {
         self.child.as_ref().map(Child::id)
     }
 
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -9,8 +9,15 @@ use crate::format::batch::Codec;
 
 /// Queues of a topic end here.
 const MAX_QUEUES: u32 = 1 << 16;
-/// Queues that pullers of one run may keep a place in.
-const MAX_PULLED: u64 = 1 << 20;
+/// Queues of all topics of a run.
+pub(super) const MAX_TARGETS: u64 = 1 << 20;
+/// Bytes that a run may store before it reads.
+const MAX_FILL: u64 = 64 << 30;
+/// What a batch takes in a store beside its messages, and what a message takes beside its body and its keys, about.
+const BATCH_COST: u64 = 200;
+const MESSAGE_COST: u64 = 30;
+/// What a key takes, in the batch and in the index, about.
+const KEY_COST: u64 = 50;
 /// The bytes at the begin of a body that say when it was to be sent.
 pub(super) const STAMP: usize = 8;
 
@@ -125,7 +132,7 @@ pub(crate) struct Config {
     pub(crate) compression: Compression,
     /// How fast the load is.
     pub(crate) rate: Rate,
-    /// Bytes of bodies that are stored before pulls and queries.
+    /// Bytes that are stored before pulls and queries, about.
     pub(crate) fill: u64,
     /// Of each turn of the subject or the control.
     #[serde(with = "humantime_serde")]
@@ -154,6 +161,17 @@ pub(crate) enum ConfigError {
         /// The most.
         max: u64,
     },
+    /// Each queue gets a batch, and there are too many for the disk.
+    #[error(
+        "a batch for each of {queues} queues takes {bytes} bytes, and a run may store {MAX_FILL}: give fewer \
+         --queues or --topics, or a smaller --batch or --payload"
+    )]
+    Fill {
+        /// Of all topics.
+        queues: u64,
+        /// In all.
+        bytes: u64,
+    },
     /// Readers have no rate: they read what is there.
     #[error("pull has no --rate and no --find-rate: it reads as fast as it can")]
     PullRate,
@@ -173,6 +191,17 @@ impl Config {
         self.payload as u64 * u64::from(self.batch)
     }
 
+    /// Bytes that a batch takes in a store, about; less if it is compressed.
+    fn stored_bytes(&self) -> u64 {
+        let message = MESSAGE_COST + u64::from(self.keys) * KEY_COST;
+        self.batch_bytes() + BATCH_COST + u64::from(self.batch) * message
+    }
+
+    /// Batches that are stored before pulls and queries: each queue gets one at least.
+    pub(super) fn filled_batches(&self) -> u64 {
+        (self.fill / self.stored_bytes()).max(self.targets())
+    }
+
     /// Whether the load can be made.
     ///
     /// # Errors
@@ -189,9 +218,10 @@ impl Config {
             ("--in-flight", self.in_flight.into(), 1, SendStream::IN_FLIGHT as u64),
             ("--topics", self.topics.into(), 1, SendStream::TOPICS as u64),
             ("--queues", self.queues.into(), 1, MAX_QUEUES.into()),
+            ("--topics times --queues", self.targets(), 1, MAX_TARGETS),
             ("--producers", self.producers.into(), 1, 512),
             ("--keys", self.keys.into(), u64::from(self.what == What::Query), 32),
-            ("--fill", self.fill, 1, 64 << 30),
+            ("--fill", self.fill, 1, MAX_FILL),
             ("--duration in ms", ms(self.duration), 100, hour),
             ("--warm-up in ms", ms(self.warm_up), 0, hour),
             ("--rounds", self.rounds.into(), 1, 1_000),
@@ -200,9 +230,9 @@ impl Config {
                 return Err(ConfigError::Range { option, found, min, max });
             }
         }
-        if matches!(self.what, What::Pull | What::E2e) && self.targets() > MAX_PULLED {
-            let (option, found) = ("--topics times --queues", self.targets());
-            return Err(ConfigError::Range { option, found, min: 1, max: MAX_PULLED });
+        let bytes = self.filled_batches() * self.stored_bytes();
+        if matches!(self.what, What::Pull | What::Query) && bytes > MAX_FILL {
+            return Err(ConfigError::Fill { queues: self.targets(), bytes });
         }
         match (self.what, self.rate) {
             (_, Rate::Fixed(rate)) if !(1.0..=1e9).contains(&rate) => Err(ConfigError::Range {
@@ -215,5 +245,55 @@ impl Config {
             (What::E2e, Rate::Highest | Rate::Find { .. }) => Err(ConfigError::E2eRate),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pulls of 100 x 1 KiB from one queue.
+    fn pull() -> Config {
+        Config {
+            what: What::Pull,
+            server: None,
+            payload: 1 << 10,
+            batch: 100,
+            in_flight: 1,
+            topics: 1,
+            queues: 1,
+            distribution: Distribution::Uniform,
+            producers: 1,
+            keys: 0,
+            flush: Flush::Async,
+            compression: Compression::None,
+            rate: Rate::Highest,
+            fill: 128 << 20,
+            duration: Duration::from_secs(1),
+            warm_up: Duration::ZERO,
+            rounds: 1,
+            control: true,
+        }
+    }
+
+    #[test]
+    fn what_is_stored_before_a_run_counts_with_all_that_stands_beside_the_bodies() {
+        assert_eq!(pull().filled_batches(), 1_271);
+        assert_eq!(Config { payload: 0, ..pull() }.filled_batches(), 41_943);
+        assert_eq!(Config { payload: 1, batch: 1, ..pull() }.filled_batches(), 581_029);
+        assert_eq!(Config { queues: 5_000, ..pull() }.filled_batches(), 5_000);
+    }
+
+    #[test]
+    fn a_million_queues_are_filled_as_far_as_the_disk_is_meant_to_go() {
+        let million = Config { topics: 16, queues: 1 << 16, ..pull() };
+        let bytes = (1 << 20) * (102_400 + 200 + 3_000);
+        assert_eq!(million.check(), Err(ConfigError::Fill { queues: 1 << 20, bytes }));
+        let single = Config { batch: 1, payload: 100, ..million };
+        assert_eq!((single.check(), single.filled_batches()), (Ok(()), 1 << 20));
+        let beyond = Config { topics: 17, ..single };
+        let (found, max) = (17 << 16, 1 << 20);
+        let option = "--topics times --queues";
+        assert_eq!(beyond.check(), Err(ConfigError::Range { option, found, min: 1, max }));
     }
 }

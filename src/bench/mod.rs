@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `config.rs` | what a run is asked to do |
 //! | `load/` | what is done to a server in one turn |
-//! | `no_op.rs` | the control: a server of the same API that does nothing |
+//! | `no_op.rs`, `relay.rs` | the control: a server of the same API that does nothing; what it hands to readers |
 //! | `pace.rs`, `recorder.rs` | when things are due; how long they took |
 //! | `rounds.rs`, `search.rs` | turns of both sides and their ratio; the highest rate that holds |
 //! | `spread.rs` | random numbers from a seed, and the queues they choose |
@@ -21,18 +21,20 @@ mod load;
 mod no_op;
 mod pace;
 mod recorder;
+mod relay;
 mod report;
 mod rounds;
 mod search;
 mod spread;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 pub(crate) use self::config::{Compression, Config, ConfigError, Distribution, Flush, Rate, What};
 pub(crate) use self::facts::Machine;
@@ -50,8 +52,12 @@ use crate::message::{FlushMode, Keep};
 const KEPT: u64 = 1 << 30;
 /// The least that a topic can be told to keep.
 const LEAST_KEPT: u64 = 1 << 20;
+/// And for how long, with so many topics that each cannot have a part of that: milliseconds.
+const KEPT_FOR: u64 = 10_000;
 /// Topics made, or deleted, at once.
 const TOPICS_AT_ONCE: usize = 32;
+/// How long a process that lets go of its connections may take to be gone.
+const GOING: Duration = Duration::from_millis(200);
 /// A fixed rate holds if so much of it is answered for.
 const HOLDS: f64 = 0.99;
 
@@ -91,10 +97,12 @@ pub(crate) enum BenchError {
         /// The time they had.
         p99: Duration,
     },
-    /// The run's own server said something before it failed.
-    #[error("the server said: {words}")]
-    Said {
-        /// Its last line.
+    /// One of the run's own servers is gone.
+    #[error("the {server} has ended; its last words: {words}")]
+    Ended {
+        /// Which.
+        server: &'static str,
+        /// The last line of its log.
         words: String,
         #[source]
         source: Box<Self>,
@@ -160,13 +168,15 @@ pub(crate) async fn run(
         () = stop => Err(BenchError::Interrupted),
         measured = bench.measure() => measured,
     };
+    let gone = match &measured {
+        Ok(_) | Err(BenchError::Interrupted) => None,
+        Err(_) => bench.who_ended().await,
+    };
     let ended = bench.end().await;
-    let words = || child::last_words(&directory.path().join("broker.log"));
     match (measured, ended) {
         (Ok(rounds), Ok(())) => Ok(bench.run(rounds, Machine::here(directory.path()))),
-        (Err(BenchError::Interrupted), _) => Err(BenchError::Interrupted),
-        (Err(error), _) | (_, Err(error)) => Err(match words() {
-            Some(words) => BenchError::Said { words, source: Box::new(error) },
+        (Err(error), _) | (_, Err(error)) => Err(match gone {
+            Some((server, words)) => BenchError::Ended { server, words, source: Box::new(error) },
             None => error,
         }),
     }
@@ -184,11 +194,28 @@ struct Bench {
 /// A server that is measured.
 struct Place {
     address: String,
+    /// Of its own.
+    name: &'static str,
+    log: PathBuf,
     /// `None`: it is somebody else's.
     process: Option<Server>,
 }
 
 impl Place {
+    async fn start(name: &'static str, command: &[&str], log: PathBuf) -> Result<Self, BenchError> {
+        match Server::start(command, &log, Life::Owned).await {
+            Ok(process) => {
+                let address = process.addresses().grpc.clone();
+                Ok(Self { address, name, log, process: Some(process) })
+            }
+            Err(error @ ChildError::Ended) => {
+                let (server, words) = (name, last_words(&log));
+                Err(BenchError::Ended { server, words, source: Box::new(error.into()) })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn pid(&self) -> Option<u32> {
         self.process.as_ref().and_then(Server::pid)
     }
@@ -198,14 +225,19 @@ impl Bench {
     async fn start(config: Config, dir: &Path, watcher: Watcher) -> Result<Self, BenchError> {
         watcher(News::Phase("starting"));
         let subject = match &config.server {
-            Some(server) => Place { address: server.clone(), process: None },
+            Some(server) => {
+                let (address, log) = (server.clone(), PathBuf::new());
+                Place { address, name: "broker", log, process: None }
+            }
             None => {
                 let data = dir.join("data").display().to_string();
-                // Topics are made by the thousand, which is not what is measured; it gives its room back.
+                // Topics are made by the thousand, which is not what is measured. It gives its room back, and stops
+                // before it takes the last.
                 let command = ["serve", "--data", &data, "--listen", "127.0.0.1:0"];
                 let rest = ["--http", "127.0.0.1:0", "--print-addresses"];
-                let set = ["--set", "store.flush=async", "--set", "store.disk_reserve=0"];
-                start(&[&command[..], &rest, &set].concat(), &dir.join("broker.log")).await?
+                let set = ["--set", "store.flush=async", "--set", "store.disk_reserve=256MiB"];
+                let command = [&command[..], &rest, &set].concat();
+                Place::start("broker", &command, dir.join("broker.log")).await?
             }
         };
         let control = match config.control {
@@ -217,8 +249,8 @@ impl Bench {
                 let shape =
                     [&shape[..], &["--queues", &queues, "--compression", compression]].concat();
                 let relay: &[&str] = if config.what == What::E2e { &["--relay"] } else { &[] };
-                let log = dir.join("no-op.log");
-                Some(start(&[&shape[..], relay].concat(), &log).await?)
+                let command = [&shape[..], relay].concat();
+                Some(Place::start("control", &command, dir.join("no-op.log")).await?)
             }
         };
         let config = Arc::new(config);
@@ -307,13 +339,12 @@ impl Bench {
 
     async fn make_topics(&self) -> Result<(), BenchError> {
         (self.watcher)(News::Phase("making topics"));
-        let retention_bytes = match self.config.what {
+        let each = KEPT / u64::from(self.config.topics);
+        let (retention_time, retention_bytes) = match self.config.what {
             // Readers find all of it.
-            What::Pull | What::Query => None,
-            What::Send | What::E2e => {
-                let each = KEPT / u64::from(self.config.topics);
-                Some(Keep::UpTo(each.max(LEAST_KEPT)))
-            }
+            What::Pull | What::Query => (Some(Keep::All), Some(Keep::All)),
+            What::Send | What::E2e if each >= LEAST_KEPT => (None, Some(Keep::UpTo(each))),
+            What::Send | What::E2e => (Some(Keep::UpTo(KEPT_FOR)), None),
         };
         let settings = TopicSettings {
             queues: Some(self.config.queues),
@@ -321,6 +352,7 @@ impl Bench {
                 Flush::Sync => FlushMode::Sync,
                 Flush::Async => FlushMode::Async,
             }),
+            retention_time,
             retention_bytes,
             ..TopicSettings::default()
         };
@@ -350,6 +382,19 @@ impl Bench {
             done.map_err(|_| BenchError::Lost)??;
         }
         Ok(())
+    }
+
+    /// The server of the run's own that is gone, and its last words.
+    async fn who_ended(&mut self) -> Option<(&'static str, String)> {
+        // The end of its connections is seen before its own.
+        sleep(GOING).await;
+        let places = std::iter::once(&mut self.subject).chain(&mut self.control);
+        for place in places {
+            if place.process.as_mut().is_some_and(Server::has_ended) {
+                return Some((place.name, last_words(&place.log)));
+            }
+        }
+        None
     }
 
     /// Stops what is the run's own, and takes its topics away where the broker is not.
@@ -393,7 +438,6 @@ impl Bench {
     }
 }
 
-async fn start(command: &[&str], log: &Path) -> Result<Place, ChildError> {
-    let process = Server::start(command, log, Life::Owned).await?;
-    Ok(Place { address: process.addresses().grpc.clone(), process: Some(process) })
+fn last_words(log: &Path) -> String {
+    child::last_words(log).unwrap_or_else(|| "none".to_owned())
 }

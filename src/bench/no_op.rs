@@ -11,7 +11,7 @@
 //! HTTP/2 and runtime are set up as the broker's are. A task for each connection and each call; they end with the
 //! process.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::ready;
 use std::pin::Pin;
@@ -23,21 +23,19 @@ use hyper::body::{Body as HttpBody, Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::config::Compression;
 use super::load::sample;
+use super::relay::{Reader, Relay, RelayError, Topic};
 use crate::child::Addresses;
 use crate::format::batch::{Batch, BatchError};
 use crate::grpc::listen;
 use crate::proto;
 use crate::proto::broker_server::{Broker, BrokerServer};
-use crate::sync::{Mutex, lock};
 use crate::wire;
 
 /// The largest request: a batch of 8 MiB and what surrounds it.
@@ -47,10 +45,6 @@ const TOGETHER: usize = 64;
 /// Bytes of a part of a stream of pulls, as the broker's.
 const PART: usize = 1 << 20;
 const PULL_STREAM: &str = "/mainstem.v1.Broker/PullStream";
-/// Batches that a relay keeps for a queue; older ones go.
-const RELAYED: usize = 1_024;
-/// Queues that a relay keeps batches for.
-const RELAYED_QUEUES: usize = 1 << 16;
 
 /// What a no-op server does.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +91,6 @@ pub(crate) async fn serve(
 struct Service {
     /// What a query finds.
     found: Bytes,
-    queues: u32,
     relay: Option<Arc<Relay>>,
 }
 
@@ -117,9 +110,9 @@ impl Prepared {
             .map(|index| record(first(index), no_op.batch, batch.clone()))
             .collect();
         let prepared = (!no_op.relay).then(|| wire::framed(&part(0, records)));
-        let relay = no_op.relay.then(Arc::default);
+        let relay = no_op.relay.then(|| Arc::new(Relay::new(no_op.queues)));
         let found = sample(no_op.payload, 1, Compression::None)?;
-        let service = BrokerServer::new(Service { found, queues: no_op.queues, relay })
+        let service = BrokerServer::new(Service { found, relay })
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(usize::MAX);
         Ok(Self { routes: Routes::new(service).prepare(), part: prepared })
@@ -164,58 +157,30 @@ impl HttpBody for Endless {
     }
 }
 
-/// What a relay keeps.
-#[derive(Default)]
-struct Relay {
-    /// Short lock.
-    queues: Mutex<HashMap<(String, u32), Queue>>,
-    arrived: Notify,
+/// What comes to a reader of a relay.
+struct Relayed(Arc<Reader>);
+
+impl Stream for Relayed {
+    type Item = Result<proto::PullStreamResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next(cx).map(|taken| {
+            let queue = taken.first().map_or(0, |handed| handed.queue);
+            let records =
+                taken.into_iter().map(|handed| record(handed.first, handed.count, handed.batch));
+            Some(Ok(part(queue, records.collect())))
+        })
+    }
 }
 
-/// The newest batches of a queue, each with the offset of its first message.
-#[derive(Default)]
-struct Queue {
-    batches: VecDeque<(u64, u32, Bytes)>,
-    end: u64,
-}
-
-impl Relay {
-    fn put(&self, topic: &str, queue: u32, batch: Bytes, messages: u32) {
-        let mut queues = lock(&self.queues);
-        let key = (topic.to_owned(), queue);
-        if queues.len() >= RELAYED_QUEUES && !queues.contains_key(&key) {
-            return;
+fn refused(error: RelayError) -> Status {
+    match error {
+        RelayError::TooManyQueues | RelayError::Behind => {
+            Status::resource_exhausted(error.to_string())
         }
-        let queue = queues.entry(key).or_default();
-        if queue.batches.len() >= RELAYED {
-            queue.batches.pop_front();
+        RelayError::NoQueue { .. } | RelayError::NotTheEnd { .. } => {
+            Status::out_of_range(error.to_string())
         }
-        queue.batches.push_back((queue.end, messages, batch));
-        queue.end += u64::from(messages);
-        drop(queues);
-        self.arrived.notify_waiters();
-    }
-
-    /// What was put behind `offset`, waiting for the first.
-    async fn next(&self, key: &(String, u32), offset: u64) -> proto::PullStreamResponse {
-        loop {
-            // Asked for before the look: what arrives in between wakes it.
-            let arrived = self.arrived.notified();
-            let records = self.from(key, offset);
-            if !records.is_empty() {
-                return part(key.1, records);
-            }
-            arrived.await;
-        }
-    }
-
-    fn from(&self, key: &(String, u32), offset: u64) -> Vec<proto::Record> {
-        let queues = lock(&self.queues);
-        let batches = queues.get(key).map(|queue| queue.batches.iter()).into_iter().flatten();
-        batches
-            .filter(|(first, ..)| *first >= offset)
-            .map(|(first, count, batch)| record(*first, *count, batch.clone()))
-            .collect()
     }
 }
 
@@ -246,7 +211,7 @@ struct Acks {
     offset: u64,
     relay: Option<Arc<Relay>>,
     /// By their numbers, for a relay.
-    topics: HashMap<u32, String>,
+    topics: HashMap<u32, Arc<Topic>>,
 }
 
 impl Acks {
@@ -254,16 +219,22 @@ impl Acks {
         &mut self,
         request: proto::SendStreamRequest,
     ) -> Result<Option<proto::SendResponse>, Status> {
-        if self.relay.is_some() {
-            self.topics.extend(request.open.into_iter().map(|open| (open.number, open.topic)));
+        if let Some(relay) = &self.relay {
+            for open in request.open {
+                let topic = relay.topic(&open.topic).map_err(refused)?;
+                self.topics.insert(open.number, topic);
+            }
         }
         if request.batch.is_empty() {
             return Ok(None);
         }
         let count = count(&request.batch)?;
         let queue = request.queue.unwrap_or_default();
-        if let (Some(relay), Some(topic)) = (&self.relay, self.topics.get(&request.topic)) {
-            relay.put(topic, queue, request.batch, count);
+        if self.relay.is_some() {
+            let topic = self.topics.get(&request.topic);
+            let topic =
+                topic.ok_or_else(|| Status::invalid_argument("no topic has this number"))?;
+            topic.put(queue, request.batch, count).map_err(refused)?;
         }
         let first_queue_offset = self.offset;
         self.offset += u64::from(count);
@@ -303,7 +274,7 @@ fn not_here<T>() -> Result<Response<T>, Status> {
 #[tonic::async_trait]
 impl Broker for Service {
     type SendStreamStream = Acks;
-    type PullStreamStream = ReceiverStream<Result<proto::PullStreamResponse, Status>>;
+    type PullStreamStream = Relayed;
 
     async fn send(
         &self,
@@ -339,25 +310,9 @@ impl Broker for Service {
         // Without a relay the call does not come here: see `Prepared`.
         let Some(relay) = &self.relay else { return not_here() };
         let request = request.into_inner();
-        let (parts, receiver) = mpsc::channel(TOGETHER);
-        for start in request.queues {
-            let (relay, parts) = (Arc::clone(relay), parts.clone());
-            let key = (request.topic.clone(), start.queue);
-            tokio::spawn(async move {
-                let mut offset = start.offset;
-                loop {
-                    let part = tokio::select! {
-                        part = relay.next(&key, offset) => part,
-                        () = parts.closed() => return,
-                    };
-                    offset = part.next_offset;
-                    if parts.send(Ok(part)).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let topic = relay.topic(&request.topic).map_err(refused)?;
+        let starts = request.queues.into_iter().map(|start| (start.queue, start.offset));
+        Ok(Response::new(Relayed(topic.read(starts).map_err(refused)?)))
     }
 
     async fn query_messages(
@@ -409,17 +364,11 @@ impl Broker for Service {
     ) -> Result<Response<proto::QueryOffsetsResponse>, Status> {
         let Some(relay) = &self.relay else { return not_here() };
         let request = request.into_inner();
-        let queues = lock(&relay.queues);
-        let end = |queue| {
-            let kept = queues.get(&(request.topic.clone(), queue));
-            proto::QueueOffset {
-                queue,
-                offset: kept.map_or(0, |queue| queue.end),
-                ..Default::default()
-            }
-        };
-        let last = request.first_queue.saturating_add(request.limit).min(self.queues);
-        let queues = (request.first_queue..last).map(end).collect();
+        let topic = relay.topic(&request.topic).map_err(refused)?;
+        let ends = topic.ends(request.first_queue, request.limit).into_iter();
+        let queues =
+            ends.map(|(queue, offset)| proto::QueueOffset { queue, offset, ..Default::default() });
+        let queues = queues.collect();
         Ok(Response::new(proto::QueryOffsetsResponse { queues }))
     }
 }

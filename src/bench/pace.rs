@@ -15,6 +15,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
+/// Moments for what was due and never came to it: what is asked for a billion times a second is not counted one by one.
+const MOMENTS: u64 = 1_000;
+
 /// When the things of one task are due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Pace {
@@ -48,6 +51,39 @@ impl Pace {
             // From the first each time, so that rounding does not add up.
             Self::Open { first, step } => Some(first + Duration::from_secs_f64(n as f64 * step)),
         }
+    }
+
+    /// What is due from thing `from` on and before `end`: moments, and how many things each stands for. Each stands for
+    /// one, unless there are more than [`MOMENTS`].
+    pub(super) fn due_before(
+        self,
+        from: u64,
+        end: Instant,
+    ) -> impl Iterator<Item = (Instant, u64)> {
+        let to = self.first_behind(end);
+        let group = to.saturating_sub(from).div_ceil(MOMENTS).max(1);
+        let mut next = from;
+        std::iter::from_fn(move || {
+            let count = group.min(to.saturating_sub(next));
+            let middle = self.due(next + count / 2).filter(|_| count > 0)?;
+            next += count;
+            Some((middle, count))
+        })
+    }
+
+    /// The first thing that is due at `end` or later.
+    fn first_behind(self, end: Instant) -> u64 {
+        let Self::Open { first, step } = self else { return 0 };
+        let length = end.saturating_duration_since(first).as_secs_f64();
+        let mut n = (length / step).ceil() as u64;
+        // The quotient is rounded; what counts are the moments themselves.
+        while n > 0 && self.due(n - 1).is_some_and(|due| due >= end) {
+            n -= 1;
+        }
+        while self.due(n).is_some_and(|due| due < end) {
+            n += 1;
+        }
+        n
     }
 }
 
@@ -116,6 +152,27 @@ mod tests {
         assert_eq!([ms(first, 0), ms(second, 0), ms(first, 1), ms(second, 1)], [0, 333, 666, 1000]);
         assert_eq!(ms(first, 3_000_000), 2_000_000_000);
         assert_eq!(Pace::of(None, start, 0, 1).due(7), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_before_an_end_is_one_by_one_or_if_there_is_much_of_it_in_groups() {
+        let start = Instant::now();
+        let end = start + Duration::from_secs(1);
+        let few = Pace::of(Some(200.0), start, 0, 1);
+        let due: Vec<_> =
+            few.due_before(197, end).map(|(at, n)| ((at - start).as_millis(), n)).collect();
+        assert_eq!(due, [(985, 1), (990, 1), (995, 1)]);
+        assert_eq!(few.due_before(200, end).next(), None);
+        assert_eq!(few.due_before(0, start).next(), None);
+        assert_eq!(Pace::of(None, start, 0, 1).due_before(0, end).next(), None);
+
+        let hour = start + Duration::from_secs(3_600);
+        let many: Vec<_> = Pace::of(Some(1e9), start, 0, 1).due_before(1_000, hour).collect();
+        assert_eq!(many.len(), 1_000);
+        let sum: u64 = many.iter().map(|(_, count)| count).sum();
+        assert_eq!(sum, 3_600_000_000_000 - 1_000);
+        let first = many[0].0 - start;
+        assert!((1_799..1_801).contains(&first.as_millis()), "the middle of 3.6 s: {first:?}");
     }
 
     #[tokio::test]

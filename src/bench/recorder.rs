@@ -125,10 +125,10 @@ impl Recorder {
         (self.told)(messages);
     }
 
-    /// What was to be sent at `intended` was not, until now.
-    pub(super) fn overdue(&self, intended: Instant) {
+    /// So many were to be sent at `intended` and were not, until now.
+    pub(super) fn overdue(&self, intended: Instant, count: u64) {
         let took = micros(intended.elapsed());
-        lock(&self.seen).latency.saturating_record(took);
+        lock(&self.seen).latency.saturating_record_n(took, count);
     }
 
     /// Ends it. The tasks have ended before.
@@ -186,9 +186,9 @@ mod tests {
         recorder.answered(begin + Duration::from_millis(240), 20);
         advance(Duration::from_millis(100)).await;
         recorder.answered(begin, 30);
-        recorder.overdue(begin + Duration::from_millis(100));
+        recorder.overdue(begin + Duration::from_millis(100), 5);
         let recorded = recorder.finish();
-        assert_eq!((recorded.messages, recorded.answers, recorded.latency.len()), (30, 2, 4));
+        assert_eq!((recorded.messages, recorded.answers, recorded.latency.len()), (30, 2, 8));
         let points: Vec<_> = recorded
             .points
             .iter()

@@ -2,6 +2,7 @@
 //!
 //! The work is `bench`'s; here are its flags, its progress and its table.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,7 +154,7 @@ struct PullArgs {
     /// Readers, each with its connection and its share of the queues
     #[arg(long, value_name = "N", default_value_t = 1)]
     producers: u32,
-    /// Bytes of bodies that are stored first
+    /// Bytes that are stored first, about; each queue gets one batch at least
     #[arg(long, value_name = "SIZE", default_value = "128MiB")]
     fill: ByteSize,
     /// How batches are compressed; with a codec the bodies are text, else random bytes
@@ -179,7 +180,7 @@ struct QueryArgs {
     /// Keys of each message
     #[arg(long, value_name = "N", default_value_t = 1)]
     keys: u32,
-    /// Bytes of bodies that are stored first
+    /// Bytes that are stored first, about; each queue gets one batch at least
     #[arg(long, value_name = "SIZE", default_value = "128MiB")]
     fill: ByteSize,
 }
@@ -338,6 +339,11 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
     config.check().map_err(|error| Failure::usage(error.to_string()))?;
     // Before the work: a file that cannot be read should not cost a run.
     let earlier = load.compare.as_deref().map(earlier).transpose()?;
+    if let Some(path) = &load.report {
+        // What is there stays until there is a page.
+        let opened = File::options().append(true).create(true).open(path);
+        opened.with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let progress = Progress::start("", None);
     let watcher = Arc::new(move |news: News<'_>| match news {
         News::Phase(phase) => progress.says(phase),
@@ -350,6 +356,7 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
         }
     };
     let run = bench::run(config, watcher, stop).await.map_err(explain)?;
+    output.one(&run, || text(&run))?;
     if let Some(path) = &load.report {
         let page = bench::html(&run, earlier.as_ref());
         std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
@@ -359,7 +366,6 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
         let change = 100.0 * (now.messages_per_second / before.messages_per_second - 1.0);
         say(format_args!("messages/s {change:+.1} % from the earlier run"));
     }
-    output.one(&run, || text(&run))?;
     Ok(())
 }
 

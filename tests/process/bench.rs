@@ -92,6 +92,12 @@ async fn a_bench_from_end_to_end_at_a_fixed_rate_brings_latencies_and_leaves_not
 }
 
 #[tokio::test]
+async fn a_bench_from_end_to_end_reads_more_topics_than_a_connection_has_streams() {
+    let run = run(&["e2e", "--rate", "2000", "--topics", "300"]).await;
+    assert_eq!(run["config"]["topics"], 300);
+}
+
+#[tokio::test]
 async fn a_bench_that_is_interrupted_leaves_nothing() {
     let home = tempfile::tempdir().unwrap();
     let mut child = spawn(home.path(), &["--duration", "60s"]);
@@ -104,6 +110,48 @@ async fn a_bench_that_is_interrupted_leaves_nothing() {
     soon("its words", child.stderr.take().unwrap().read_to_string(&mut said)).await.unwrap();
     assert_eq!(said, "error: interrupted; what the run started is gone\n");
     assert_eq!(soon("its end", child.wait()).await.unwrap().code(), Some(1));
+    assert_nothing_left(home.path()).await;
+}
+
+#[tokio::test]
+async fn a_bench_says_which_of_its_servers_has_ended_and_nothing_of_those_that_run() {
+    for (server, command) in [("broker", "serve"), ("control", "no-op-server")] {
+        let home = tempfile::tempdir().unwrap();
+        let child = spawn(home.path(), &["--duration", "1s", "--warm-up", "0s"]);
+        let all = async || {
+            let of = |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let is =
+                |pid: &i32| of(pid).split(|byte| *byte == 0).any(|arg| arg == command.as_bytes());
+            let found = processes(home.path().to_str().unwrap());
+            found.iter().copied().find(is).filter(|_| found.len() == 3)
+        };
+        let pid = Pid::from_raw(until("all processes", all).await).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        let output = soon("a bench", child.wait_with_output()).await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.starts_with(&format!("error: the {server} has ended; its last words: ")),
+            "{said}"
+        );
+        assert_nothing_left(home.path()).await;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let search = ["--find-rate", "--p99", "1us", "--duration", "100ms", "--warm-up", "0s"];
+    let child = spawn(home.path(), &[&search[..], &["--no-control"]].concat());
+    let output = soon("a bench", child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said, "error: at no rate that was tried 99 % of the answers come within 1µs\n");
+}
+
+#[tokio::test]
+async fn a_report_that_cannot_be_written_costs_no_run() {
+    let home = tempfile::tempdir().unwrap();
+    let report = home.path().join("nowhere").join("run.html");
+    let child = spawn(home.path(), &["--duration", "1h", "--report", report.to_str().unwrap()]);
+    let output = soon("a bench", child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("error: cannot write "), "{said}");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
     assert_nothing_left(home.path()).await;
 }
 

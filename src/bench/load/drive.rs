@@ -90,9 +90,8 @@ impl Drive<'_> {
             Ok::<_, BenchError>(())
         };
         timeout(DRAIN, drain).await.map_err(|_| BenchError::Silent)??;
-        while let Some(due) = self.pace.due(sent).filter(|due| *due < end) {
-            self.recorder.overdue(due);
-            sent += 1;
+        for (due, count) in self.pace.due_before(sent, end) {
+            self.recorder.overdue(due, count);
         }
         Ok(())
     }
@@ -216,6 +215,14 @@ mod tests {
         // What was sent was late by up to half a second at the end, and what was not was due for up to half a second.
         let (p50, max) = (recorded.latency.value_at_quantile(0.5), recorded.latency.max());
         assert!((245_000..265_000).contains(&p50) && (495_000..510_000).contains(&max));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_beyond_all_measure_ends_as_any_other() {
+        let mut model = Model::new(10 * MS, Duration::ZERO..Duration::ZERO);
+        let recorded = driven(Some(1e9), 1, &mut model).await;
+        assert_eq!(recorded.latency.len(), 1_000_000_000);
+        assert!((950..=1_000).contains(&recorded.messages), "{}", recorded.messages);
     }
 
     #[tokio::test(start_paused = true)]

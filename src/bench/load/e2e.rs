@@ -3,6 +3,7 @@
 //! Each body begins with the moment at which its batch was to be sent, in nanoseconds since the begin of the turn. A
 //! batch is recorded once, when it reaches its reader; acknowledgements only make room.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ use crate::client::{Client, Position, PullStream, PullStreamOptions};
 use crate::format::batch::{Batch, BatchBuilder, NewMeta, TagFilter};
 use crate::message::{QueueId, QueueOffset};
 use crate::sync::{AtomicU64, Ordering};
+
+/// Streams of pulls of one connection: a server lets it have 256 calls at once, and there are questions too.
+const STREAMS: usize = 250;
 
 /// A stream into which stamped batches go.
 struct Stamping {
@@ -84,16 +88,11 @@ pub(super) async fn turn(
     length: Duration,
 ) -> Result<Recorded, BenchError> {
     let config = &load.config;
-    let mut readers = Vec::new();
     let mut streams = Vec::new();
     for _ in 0..config.producers {
-        readers.push(Client::connect(server).await?);
         streams.push(Stream::open(server).await?);
     }
-    let mut pulls = Vec::new();
-    for (share, client) in load.shares().into_iter().zip(readers.iter().cycle()) {
-        pulls.push(from_the_end(client, &share).await?);
-    }
+    let pulls = pulls(load, server).await?;
     let recorder = load.recorder(length);
     let arrivals = Arc::new(Arrivals::default());
     let mut reading = JoinSet::new();
@@ -126,11 +125,35 @@ pub(super) async fn turn(
     Ok(recorder.finish())
 }
 
-/// A stream that begins where each queue ends now: the turns before left their messages there.
-async fn from_the_end(client: &Client, share: &Share) -> Result<PullStream, BenchError> {
-    let ends = client.offsets_at(&share.topic, Position::Latest).await?;
-    let own = |(queue, _): &(QueueId, QueueOffset)| share.queues.contains(queue);
-    let queues: Vec<_> = ends.into_iter().filter(own).collect();
+/// Streams that begin where each queue ends now: the turns before left their messages there.
+async fn pulls(load: &Load, server: &str) -> Result<Vec<PullStream>, BenchError> {
+    let shares = load.shares();
+    // As many connections as senders have, unless they have too few streams.
+    let wanted = usize::try_from(load.config.producers).unwrap_or(1);
+    let mut readers = Vec::new();
+    for _ in 0..wanted.max(shares.len().div_ceil(STREAMS)) {
+        readers.push(Client::connect(server).await?);
+    }
+    let mut pulls = Vec::new();
+    // Of one topic: its shares stand together, and each topic is asked once.
+    let (mut topic, mut ends) = ("", HashMap::new());
+    for (share, client) in shares.iter().zip(readers.iter().cycle()) {
+        if topic != share.topic {
+            topic = &share.topic;
+            ends = client.offsets_at(topic, Position::Latest).await?.into_iter().collect();
+        }
+        pulls.push(from_the_end(client, share, &ends).await?);
+    }
+    Ok(pulls)
+}
+
+async fn from_the_end(
+    client: &Client,
+    share: &Share,
+    ends: &HashMap<QueueId, QueueOffset>,
+) -> Result<PullStream, BenchError> {
+    let end = |queue: &QueueId| ends.get(queue).map(|end| (*queue, *end));
+    let queues: Vec<_> = share.queues.iter().filter_map(end).collect();
     let options = PullStreamOptions {
         topic: &share.topic,
         queues: &queues,

@@ -116,27 +116,23 @@ impl Load {
         Ok(Self { config, topics, told, batches })
     }
 
-    /// Stores what pulls and queries are to find: `fill` bytes, over all queues in turn.
+    /// Stores what pulls and queries are to find, over all queues in turn, and tells of every acknowledgement.
     pub(super) async fn fill(&self, server: &str) -> Result<(), BenchError> {
         let mut stream = send::Stream::open(server).await?;
-        let mut acked = 0;
-        for batch in 0..self.filled_batches() {
-            while batch - acked >= VARIETY {
-                acked = stream.acked().await?;
+        let (batches, messages) = (self.config.filled_batches(), u64::from(self.config.batch));
+        let (mut sent, mut acked) = (0, 0);
+        while acked < batches {
+            if sent < batches && sent - acked < VARIETY {
+                let target = self.target(sent % self.config.targets());
+                stream.send(target, keyed(&self.config, sent * messages)?).await?;
+                sent += 1;
+                continue;
             }
-            let target = self.target(batch % self.config.targets());
-            let first = batch * u64::from(self.config.batch);
-            stream.send(target, keyed(&self.config, first)?).await?;
-        }
-        while acked < self.filled_batches() {
-            acked = stream.acked().await?;
+            let news = stream.acked().await?;
+            (self.told)((news - acked) * messages);
+            acked = news;
         }
         Ok(())
-    }
-
-    /// Each queue gets one at least.
-    fn filled_batches(&self) -> u64 {
-        (self.config.fill / self.config.batch_bytes().max(1)).max(self.config.targets())
     }
 
     /// One turn. `rate`: messages a second; `None`: as fast as answers come.

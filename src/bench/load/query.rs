@@ -38,6 +38,10 @@ pub(super) async fn turn(
         }
     }
     join(tasks).await?;
+    // Each lane has ended with a turn that it took and did not come to; the turns behind those nobody took.
+    for (due, count) in pace.due_before(next.load(Ordering::Relaxed), recorder.end()) {
+        recorder.overdue(due, count);
+    }
     Ok(recorder.finish())
 }
 
@@ -49,7 +53,7 @@ async fn look(
     recorder: Arc<Recorder>,
 ) -> Result<(), BenchError> {
     let mut timer = Timer::new();
-    let messages = load.filled_batches() * u64::from(load.config.batch);
+    let messages = load.config.filled_batches() * u64::from(load.config.batch);
     loop {
         let n = next.fetch_add(1, Ordering::Relaxed);
         let due = pace.due(n);
@@ -60,8 +64,8 @@ async fn look(
         let intended = due.unwrap_or(now);
         if now >= recorder.end() {
             // Due, and nobody came to it.
-            recorder.overdue(intended);
-            continue;
+            recorder.overdue(intended, 1);
+            return Ok(());
         }
         timer.until(intended).await;
         // Which message follows from the number, so that the subject and the control are asked for the same.

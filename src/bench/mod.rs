@@ -27,6 +27,7 @@ mod rounds;
 mod search;
 mod spread;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -91,6 +92,12 @@ pub(crate) enum BenchError {
     /// Whoever asked for the run does not want it any more.
     #[error("interrupted; what the run started is gone")]
     Interrupted,
+    /// They did not want to wait for its end either.
+    #[error("interrupted at its end; topics are left whose names begin with {prefix}")]
+    Left {
+        /// What their names begin with.
+        prefix: String,
+    },
     /// No rate that was tried holds.
     #[error("at no rate that was tried 99 % of the answers come within {p99:?}")]
     NoRate {
@@ -132,6 +139,27 @@ pub(crate) struct Run {
     pub(crate) machine: Machine,
 }
 
+impl Run {
+    /// What else was measured, or elsewhere, than in `other`: the names of the fields of configuration and machine.
+    pub(crate) fn differs_from(&self, other: &Self) -> Vec<String> {
+        let fields = |run: &Self| {
+            let both = (serde_json::to_value(&run.config), serde_json::to_value(&run.machine));
+            let values = [both.0, both.1].into_iter().flatten();
+            let maps = values.filter_map(|value| value.as_object().cloned()).flatten();
+            maps.collect::<BTreeMap<_, _>>()
+        };
+        let (mine, others) = (fields(self), fields(other));
+        // How long and how often says how sure the figures are, not what of.
+        let is_what =
+            |name: &&String| !["duration", "warm_up", "rounds", "control"].contains(&name.as_str());
+        mine.keys()
+            .filter(is_what)
+            .filter(|name| mine.get(*name) != others.get(*name))
+            .cloned()
+            .collect()
+    }
+}
+
 /// News of a run for whoever watches.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum News<'a> {
@@ -144,36 +172,43 @@ pub(crate) enum News<'a> {
 /// Who is told.
 pub(crate) type Watcher = Arc<dyn Fn(News<'_>) + Send + Sync>;
 
-/// Does what `config` says. `watcher` is told how it goes; when `stop` resolves, the run is given up.
+/// Does what `config` says. `watcher` is told how it goes; when `stop` resolves, the run is given up, and when it does so
+/// again, also the topics that it made on a broker of somebody else.
 ///
 /// # Errors
 /// Whatever goes wrong ends the run.
 pub(crate) async fn run(
     config: Config,
     watcher: Watcher,
-    stop: impl Future<Output = ()>,
+    stop: impl AsyncFn(),
 ) -> Result<Run, BenchError> {
     config.check()?;
     // Dropped in reverse order: first the servers, then their directory.
     let directory = Directory::create("bench")?;
-    let mut stop = pin!(stop);
+    let mut stopped = pin!(stop());
     let mut bench = tokio::select! {
         // First, so that it listens before anything is there to be left behind.
         biased;
-        () = stop.as_mut() => return Err(BenchError::Interrupted),
+        () = stopped.as_mut() => return Err(BenchError::Interrupted),
         started = Bench::start(config, directory.path(), watcher) => started?,
     };
     let measured = tokio::select! {
         biased;
-        () = stop => Err(BenchError::Interrupted),
+        () = stopped => Err(BenchError::Interrupted),
         measured = bench.measure() => measured,
     };
     let gone = match &measured {
         Ok(_) | Err(BenchError::Interrupted) => None,
         Err(_) => bench.who_ended().await,
     };
-    let ended = bench.end().await;
+    let ended = tokio::select! {
+        biased;
+        // Another broker may take long to delete, or not answer.
+        () = stop() => Err(BenchError::Left { prefix: bench.unique.clone() }),
+        ended = bench.end() => ended,
+    };
     match (measured, ended) {
+        (_, Err(error @ BenchError::Left { .. })) => Err(error),
         (Ok(rounds), Ok(())) => Ok(bench.run(rounds, Machine::here(directory.path()))),
         (Err(error), _) | (_, Err(error)) => Err(match gone {
             Some((server, words)) => BenchError::Ended { server, words, source: Box::new(error) },
@@ -187,6 +222,8 @@ struct Bench {
     config: Arc<Config>,
     watcher: Watcher,
     load: Load,
+    /// What the names of its topics begin with: nobody else has such.
+    unique: String,
     subject: Place,
     control: Option<Place>,
 }
@@ -259,9 +296,9 @@ impl Bench {
             Arc::new(move |messages| watcher(News::Messages(messages)))
         };
         // Nobody else has topics of this name, also on a broker that is used by others.
-        let unique = dir.file_name().and_then(|name| name.to_str()).unwrap_or("bench");
-        let load = Load::new(Arc::clone(&config), unique, told)?;
-        Ok(Self { config, watcher, load, subject, control })
+        let unique = dir.file_name().and_then(|name| name.to_str()).unwrap_or("bench").to_owned();
+        let load = Load::new(Arc::clone(&config), &unique, told)?;
+        Ok(Self { config, watcher, load, unique, subject, control })
     }
 
     async fn measure(&mut self) -> Result<Rounds, BenchError> {

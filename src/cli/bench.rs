@@ -33,7 +33,9 @@ const EXAMPLES: &str = "\
 Without --server on the command line it starts a broker of its own in the temporary directory
 (TMPDIR) and takes it away again. The control is a server of the same API that does nothing; both
 have turns in the same run (broker, control, control, broker), and the ratio is the median of the
-rounds. A round whose two controls differ by more than 10 % is void and tried again.
+rounds. A round whose two controls differ by more than 10 % is void and tried again. With --server
+the control, the machine and the file system that are shown are those of the load: the ratio then
+compares what is there with what is here.
 
 Examples:
   mainstem bench
@@ -80,7 +82,8 @@ struct LoadArgs {
     /// How long both servers are warmed up before the first round
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time::duration)]
     warm_up: Duration,
-    /// Valid rounds, of two turns of the broker and two of the control [default: 5; 1 with --find-rate]
+    /// Valid rounds, of two turns of the broker and two of the control; 9 for a figure to quote [default: 5; 1 with
+    /// --find-rate]
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
     /// Measure the broker alone
@@ -104,7 +107,13 @@ struct RateArgs {
     #[arg(long, conflicts_with = "rate")]
     find_rate: bool,
     /// The time that answers have for --find-rate
-    #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time::duration)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "10ms",
+        requires = "find_rate",
+        value_parser = time::duration
+    )]
     p99: Duration,
 }
 
@@ -349,7 +358,7 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
         News::Phase(phase) => progress.says(phase),
         News::Messages(messages) => progress.add(messages),
     });
-    let stop = async {
+    let stop = async || {
         // Without signals nobody can interrupt it.
         if interrupted().await.is_err() {
             std::future::pending::<()>().await;
@@ -365,6 +374,11 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
         let (now, before) = (&run.subject, &earlier.subject);
         let change = 100.0 * (now.messages_per_second / before.messages_per_second - 1.0);
         say(format_args!("messages/s {change:+.1} % from the earlier run"));
+        let differs = run.differs_from(earlier);
+        if !differs.is_empty() {
+            let differs = differs.join(", ");
+            say(format_args!("the earlier run was another one; it differs in: {differs}"));
+        }
     }
     Ok(())
 }
@@ -432,8 +446,10 @@ fn text(run: &Run) -> String {
         );
     }
     let machine = &run.machine;
+    // Of another broker's machine nothing is known.
+    let load = if config.server.is_some() { "load and control on " } else { "" };
     text.push_str(&format!(
-        "\n{:?}, {} x {} B, {:?}; {} cores, Linux {}, {}",
+        "\n{:?}, {} x {} B, {:?}; {load}{} cores, Linux {}, {}",
         config.what,
         config.batch,
         config.payload,

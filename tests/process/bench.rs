@@ -175,3 +175,26 @@ async fn a_bench_of_another_broker_takes_its_topics_away_again() {
     assert_eq!(soon("a list", client.topics("")).await.unwrap().0, []);
     broker.stop().await;
 }
+
+#[tokio::test]
+async fn a_bench_of_a_broker_that_hangs_ends_at_the_second_interrupt() {
+    let home = Home::new();
+    let broker = Process::start(&home, &[]).await;
+    let temporary = tempfile::tempdir().unwrap();
+    let args = ["--server", &broker.grpc, "--duration", "60s", "--no-control", "--topics", "3"];
+    let mut child = spawn(temporary.path(), &args);
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    let client = broker.client().await;
+    let all = async || (client.topics("").await.unwrap().0.len() == 3).then_some(());
+    until("all topics", all).await;
+    broker.signal(Signal::STOP);
+    let ended = async || {
+        // As often as it takes: one that comes before it listens again is not noticed.
+        let _ = kill_process(pid, Signal::INT);
+        child.try_wait().unwrap()
+    };
+    let status = until("its end", ended).await;
+    broker.signal(Signal::CONT);
+    assert_eq!(status.code(), Some(1));
+    broker.stop().await;
+}

@@ -158,3 +158,13 @@ fn a_run_is_one_object_with_its_ratio_on_top_and_is_read_back_from_it() {
     let back: Run = serde_json::from_value(value).unwrap();
     assert_eq!(html(&back, None), html(&run(), None));
 }
+
+#[test]
+fn two_runs_say_in_what_they_differ_unless_it_is_their_length() {
+    let mut other = run();
+    other.config.rounds = 9;
+    assert_eq!(run().differs_from(&other), Vec::<String>::new());
+    other.config.batch = 10;
+    other.machine.cores += 1;
+    assert_eq!(run().differs_from(&other), ["batch", "cores"]);
+}

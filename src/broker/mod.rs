@@ -126,8 +126,8 @@ pub struct InWork {
     pub arriving: u64,
     /// Of batches that have arrived otherwise: at most the other quarter.
     pub sends: u64,
-    /// Of answers on their way, but for what goes out as it lies in the log's mapping: at most
-    /// [`BrokerConfig::inflight_reply_bytes`].
+    /// Of answers until they have left, but for those of at most 4 KiB and what goes out as it lies in the log's
+    /// mapping: at most [`BrokerConfig::inflight_reply_bytes`].
     pub replies: u64,
     /// Of names of topics that streams keep, beyond the first 64 KiB of each: at most 128 MiB.
     pub names: u64,
@@ -268,6 +268,14 @@ impl Broker {
     /// So many are in work already that the request is refused.
     pub(crate) fn receive(&self, bytes: u64) -> Result<Permit, BrokerError> {
         self.arrivals.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
+    }
+
+    /// Counts `bytes` of an answer that is there and goes out now.
+    ///
+    /// # Errors
+    /// So many are on their way already that it does not go out.
+    pub(crate) fn reply(&self, bytes: u64) -> Result<Permit, BrokerError> {
+        self.replies.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to answer with" })
     }
 
     /// Whether there is hardly any room left for what arrives: then who is slow loses his.

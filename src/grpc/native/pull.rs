@@ -59,8 +59,7 @@ pub(super) async fn pull(
         range: Some(range(pulled.range)),
         epoch: pulled.epoch.get(),
     };
-    // With its permit, until the bytes are taken.
-    out.put(spliced(&head, PULL_RECORDS, &pulled.records)).await;
+    out.put(spliced(&head, PULL_RECORDS, &pulled.records), pulled.permit).await;
     Ok(())
 }
 
@@ -90,7 +89,7 @@ pub(super) async fn pull_stream(
     let mut stream = stream.await.map_err(refused)?;
     loop {
         let (queue, pulled) = stream.next().await.map_err(refused)?;
-        out.put(part(queue, &pulled)).await;
+        out.put(part(queue, &pulled), pulled.permit).await;
     }
 }
 

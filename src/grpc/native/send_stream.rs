@@ -253,7 +253,7 @@ impl SendStream {
         }
         if !receipts.is_empty() {
             let acked_to = self.oldest_sequence().saturating_sub(1);
-            out.put([framed(&SendStreamResponse { acked_to, receipts })]).await;
+            out.put([framed(&SendStreamResponse { acked_to, receipts })], None).await;
         }
     }
 

@@ -126,8 +126,9 @@ pub struct InWork {
     pub arriving: u64,
     /// Of batches that have arrived otherwise: at most the other quarter.
     pub sends: u64,
-    /// Of answers until they have left, but for those of at most 4 KiB and what goes out as it lies in the log's
-    /// mapping: at most [`BrokerConfig::inflight_reply_bytes`].
+    /// Of answers until they have left, with 256 bytes for each record, but for small ones of calls that read no
+    /// messages and for what goes out as it lies in the log's mapping: at most
+    /// [`BrokerConfig::inflight_reply_bytes`].
     pub replies: u64,
     /// Of names of topics that streams keep, beyond the first 64 KiB of each: at most 128 MiB.
     pub names: u64,

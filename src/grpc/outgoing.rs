@@ -10,7 +10,8 @@
 //! | that something waits to leave | the last of each few pieces that come to [`PIECE`] |
 //!
 //! One allocation for each [`PIECE`] and for each answer; a piece that lies in the log's mapping stays there. A caller
-//! who reads nothing for [`ANSWER_TIMEOUT`], or [`PRESSED_TIMEOUT`] while there is hardly any room, loses the connection.
+//! who reads nothing for [`ANSWER_TIMEOUT`] loses the connection; while there is hardly any room, one who reads nothing for
+//! [`PRESSED_TIMEOUT`], or leaves something unread for twice [`PRESSED_TURN`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +26,11 @@ use crate::sync::{Mutex, lock};
 const PIECE: usize = 256 << 10;
 /// How long a connection may hold answers of which nothing leaves.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same while there is hardly any room for answers.
+/// The same while there is hardly any room for answers, or for what arrives: a stream of batches that waits for its
+/// acknowledgements to leave keeps what it has received.
 const PRESSED_TIMEOUT: Duration = Duration::from_secs(5);
+/// And how long it may take then until all has left that waited when that time began.
+const PRESSED_TURN: Duration = Duration::from_secs(10);
 
 /// Keeps the bytes of an answer counted while it is on its way; put into the answer's extensions by a handler.
 #[derive(Clone, Debug)]
@@ -44,56 +48,86 @@ impl Held {
 pub(crate) struct Outgoing(Arc<Mutex<Leaving>>);
 
 /// Short lock, taken once for each mark and once when it is dropped.
+///
+/// Marks leave in no order, and who is let wait for how long has to be known without a list of them: those that are there
+/// when a turn begins must all be gone before the next begins, with those that came meanwhile.
 #[derive(Debug)]
 struct Leaving {
-    /// Marks.
-    waiting: usize,
+    /// The number of the turn.
+    turn: u64,
+    /// When it began.
+    began: Instant,
+    /// Marks of this turn; none only if there are none at all.
+    early: usize,
+    /// Marks of the next.
+    late: usize,
     /// When the last one was dropped or, with none before it, the first one made.
     moved: Instant,
 }
 
 /// Dropped once what it stands for has left, or never will.
 #[derive(Debug)]
-struct Mark(Outgoing);
+struct Mark {
+    outgoing: Outgoing,
+    turn: u64,
+}
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        let mut leaving = lock(&self.0.0);
-        leaving.waiting = leaving.waiting.saturating_sub(1);
-        leaving.moved = Instant::now();
+        let (mut leaving, now) = (lock(&self.outgoing.0), Instant::now());
+        let of_turn =
+            if self.turn == leaving.turn { &mut leaving.early } else { &mut leaving.late };
+        *of_turn = of_turn.saturating_sub(1);
+        leaving.moved = now;
+        if leaving.early == 0 {
+            leaving.turn += 1;
+            leaving.began = now;
+            leaving.early = std::mem::take(&mut leaving.late);
+        }
     }
 }
 
 impl Outgoing {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Leaving { waiting: 0, moved: Instant::now() })))
+        let now = Instant::now();
+        let leaving = Leaving { turn: 0, began: now, early: 0, late: 0, moved: now };
+        Self(Arc::new(Mutex::new(leaving)))
     }
 
     /// Something waits to leave, until the mark is dropped.
     fn mark(&self) -> Mark {
         let mut leaving = lock(&self.0);
-        if leaving.waiting == 0 {
-            leaving.moved = Instant::now();
-        }
-        leaving.waiting += 1;
-        Mark(self.clone())
+        let turn = if leaving.early == 0 {
+            let now = Instant::now();
+            (leaving.began, leaving.moved) = (now, now);
+            leaving.early = 1;
+            leaving.turn
+        } else {
+            leaving.late += 1;
+            leaving.turn + 1
+        };
+        Mark { outgoing: self.clone(), turn }
     }
 
-    /// Since when the caller has read nothing that waits for him.
-    fn stalls_since(&self) -> Option<Instant> {
+    /// Since when nothing has left that waits for the caller, and since when some of it has not.
+    fn waits_since(&self) -> Option<(Instant, Instant)> {
         let leaving = lock(&self.0);
-        (leaving.waiting > 0).then_some(leaving.moved)
+        (leaving.early > 0).then_some((leaving.moved, leaving.began))
     }
 
-    /// Ends when the caller has read nothing for too long; sooner while `is_pressed` says that others need his room.
+    /// Ends when the caller has read nothing for too long; sooner, and also when he leaves some of it unread, while
+    /// `is_pressed` says that others need his room.
     pub(crate) async fn stalled(&self, is_pressed: impl Fn() -> bool) {
         loop {
-            let Some(since) = self.stalls_since() else {
+            let Some((moved, began)) = self.waits_since() else {
                 sleep(ANSWER_TIMEOUT / 4).await;
                 continue;
             };
-            let stalls = Instant::now().saturating_duration_since(since);
-            if stalls >= ANSWER_TIMEOUT || stalls >= PRESSED_TIMEOUT && is_pressed() {
+            let now = Instant::now();
+            let stalls = now.saturating_duration_since(moved);
+            let lasts = now.saturating_duration_since(began);
+            let is_slow = stalls >= PRESSED_TIMEOUT || lasts >= PRESSED_TURN;
+            if stalls >= ANSWER_TIMEOUT || is_slow && is_pressed() {
                 return;
             }
             sleep(PRESSED_TIMEOUT / 2).await;
@@ -199,7 +233,7 @@ mod tests {
         for (piece, waiting) in left.drain(..).zip([3, 3, 2, 1, 0]) {
             assert!(is_held());
             drop(piece);
-            assert_eq!(lock(&outgoing.0).waiting, waiting);
+            assert_eq!(count(&outgoing), waiting);
         }
         assert!(!is_held());
         broker.close().unwrap();
@@ -214,9 +248,9 @@ mod tests {
         pieces.add([Bytes::from_static(b"a"), Bytes::from_static(b"b")], Some(held));
         let first = handing.next(&mut pieces).unwrap();
         drop(first);
-        assert!(outgoing.stalls_since().is_some(), "what it stands for goes on with the next");
+        assert!(outgoing.waits_since().is_some(), "what it stands for goes on with the next");
         drop((pieces, handing));
-        assert_eq!((is_held(), outgoing.stalls_since()), (false, None));
+        assert_eq!((is_held(), outgoing.waits_since()), (false, None));
         broker.close().unwrap();
     }
 
@@ -226,6 +260,38 @@ mod tests {
             StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
         let clock = Arc::new(SystemClock::new());
         (Broker::open(Arc::new(RealDisk), clock, store, BrokerConfig::default()).unwrap().0, dir)
+    }
+
+    fn count(outgoing: &Outgoing) -> usize {
+        let leaving = lock(&outgoing.0);
+        leaving.early + leaving.late
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_room_is_short_one_answer_that_stays_ends_the_connection_though_others_leave() {
+        for (stays, is_pressed, ends) in
+            [(true, true, true), (true, false, false), (false, true, false)]
+        {
+            let outgoing = Outgoing::new();
+            let kept = stays.then(|| outgoing.mark());
+            let reads_on = async {
+                let mut last = outgoing.mark();
+                for _ in 0..600 {
+                    sleep(Duration::from_secs(1)).await;
+                    last = outgoing.mark();
+                }
+                drop(last);
+            };
+            let start = Instant::now();
+            let has_ended = tokio::select! {
+                () = reads_on => false,
+                () = outgoing.stalled(|| is_pressed) => true,
+            };
+            assert_eq!(has_ended, ends, "{stays} {is_pressed}");
+            assert!(!ends || start.elapsed() <= PRESSED_TURN + PRESSED_TIMEOUT);
+            drop(kept);
+            assert_eq!(count(&outgoing), 0);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -841,3 +841,17 @@ async fn a_time_is_the_offset_of_the_first_message_stored_then_or_later() {
     assert_eq!(planned[0].new, QueueOffset::new(expected as u64));
     broker.close().unwrap();
 }
+
+#[tokio::test]
+async fn what_streams_of_batches_keep_is_bounded_however_many_are_opened() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    let mut places: Vec<_> = (0..16_384).map(|_| broker.begin_send_stream().unwrap()).collect();
+    let refused = broker.begin_send_stream().unwrap_err();
+    assert_eq!(refused.reason(), Reason::Overloaded);
+    assert_eq!(broker.send_streams(), 16_384);
+    places.pop();
+    assert!(broker.begin_send_stream().is_ok());
+    drop(places);
+    assert_eq!(broker.send_streams(), 0);
+    broker.close().unwrap();
+}

@@ -29,8 +29,10 @@ use crate::wire::framed;
 const IN_FLIGHT: usize = 64;
 /// Numbers of topics end here.
 const TOPICS: u32 = 1 << 16;
-/// Bytes of names that each stream may keep without asking, and that it asks for at a time.
-const NAMES: u64 = 64 << 10;
+/// Bytes of names that each stream may keep without asking.
+const FREE_NAMES: u64 = 2 << 10;
+/// Bytes of names that it asks for at a time.
+const MORE_NAMES: u64 = 4 << 10;
 /// What a name costs beside its own bytes, about.
 const NAME_COST: u64 = 72;
 /// How long a batch may wait for room; the disk has its own time.
@@ -79,15 +81,17 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
+    let _place = broker.begin_send_stream().map_err(|error| refusal(&broker, &error))?;
     let mut stream = SendStream {
         broker: Arc::clone(&broker),
         topics: HashMap::new(),
-        names_left: NAMES,
+        names_left: FREE_NAMES,
         names: None,
         session: None,
         is_new: true,
         sequence: 1,
-        unacknowledged: VecDeque::with_capacity(IN_FLIGHT),
+        // Grows with the first batches: a stream that is only open keeps as little as it can.
+        unacknowledged: VecDeque::new(),
         oldest: None,
     };
     let mut drained = pin!(broker.drained());
@@ -213,8 +217,8 @@ impl SendStream {
         check_topic_name(topic)?;
         let len = NAME_COST + u64::try_from(topic.len()).unwrap_or(u64::MAX);
         if self.names_left < len {
-            let more = self.broker.keep_names(NAMES)?;
-            self.names_left += NAMES;
+            let more = self.broker.keep_names(MORE_NAMES)?;
+            self.names_left += MORE_NAMES;
             self.names = Some(match self.names.take() {
                 Some(names) => names.and(more),
                 None => more,

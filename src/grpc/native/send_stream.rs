@@ -68,6 +68,20 @@ enum Event {
     Draining,
 }
 
+/// Why a stream takes nothing more.
+enum End {
+    /// A batch, or what came in its place, is refused: those before it are still acknowledged.
+    Refused(Status),
+    /// The oldest batch will never be acknowledged, so none behind it.
+    Unacknowledged(Status),
+}
+
+impl From<Status> for End {
+    fn from(refused: Status) -> Self {
+        Self::Refused(refused)
+    }
+}
+
 /// Runs a stream to its end.
 ///
 /// # Errors
@@ -105,18 +119,22 @@ where
         };
         let stored = match event {
             Event::Received(Ok(None)) => break Ok(()),
-            Event::Received(Err(status)) => Err(status),
+            Event::Received(Err(status)) => Err(status.into()),
             Event::Received(Ok(Some(request))) => {
                 stream.take_all(request, &mut messages, &out).await
             }
             Event::Oldest(Ok(())) => Ok(()),
-            Event::Oldest(Err(error)) => {
-                return Err(stream.refused(&error, stream.oldest_sequence()));
-            }
-            Event::Draining => Err(refusal(&broker, &BrokerError::Draining)),
+            Event::Oldest(Err(error)) => Err(stream.unacknowledged(&error)),
+            Event::Draining => Err(refusal(&broker, &BrokerError::Draining).into()),
+        };
+        let refused = match stored {
+            Ok(()) => None,
+            Err(End::Refused(status)) => Some(status),
+            // Its status names the batch: it is not acknowledged behind that, however it came to be durable.
+            Err(End::Unacknowledged(status)) => return Err(status),
         };
         stream.acknowledge(&out).await;
-        if let Err(status) = stored {
+        if let Some(status) = refused {
             break Err(status);
         }
     };
@@ -130,7 +148,7 @@ impl SendStream {
         request: SendStreamRequest,
         messages: &mut Messages<B>,
         out: &Out,
-    ) -> Result<(), Status>
+    ) -> Result<(), End>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
@@ -144,12 +162,12 @@ impl SendStream {
         Ok(())
     }
 
-    async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), Status> {
+    async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), End> {
         let sequence = self.sequence;
         match self.prepare(&request) {
             Ok(Some(topic)) => self.store(&topic, request, out).await,
             Ok(None) => Ok(()),
-            Err(error) => Err(self.refused(&error, sequence.max(self.sequence))),
+            Err(error) => Err(self.refused(&error, sequence.max(self.sequence)).into()),
         }
     }
 
@@ -180,7 +198,7 @@ impl SendStream {
         topic: &str,
         request: SendStreamRequest,
         out: &Out,
-    ) -> Result<(), Status> {
+    ) -> Result<(), End> {
         let (broker, sequence) = (Arc::clone(&self.broker), self.sequence);
         let mark = |(session, epoch)| SessionMark { session, epoch, sequence };
         let request = SendRequest {
@@ -196,7 +214,7 @@ impl SendStream {
                 biased;
                 stored = storing.as_mut() => break stored,
                 acknowledged = self.oldest() => {
-                    acknowledged.map_err(|error| self.refused(&error, self.oldest_sequence()))?;
+                    acknowledged.map_err(|error| self.unacknowledged(&error))?;
                     self.acknowledge(out).await;
                 }
                 // Nothing of it is stored: it waits for room, or for what it must not tell yet.
@@ -270,6 +288,10 @@ impl SendStream {
     fn refused(&self, error: &BrokerError, sequence: u64) -> Status {
         self.broker.counters().refused(error.reason());
         status::of_part(error, Part { sequence: Some(sequence), queue: None })
+    }
+
+    fn unacknowledged(&self, error: &BrokerError) -> End {
+        End::Unacknowledged(self.refused(error, self.oldest_sequence()))
     }
 
     /// Acknowledges what is stored, as it becomes durable.

@@ -7,8 +7,9 @@
 //! | a batch in several frames | one, into a buffer of its length |
 //! | out | none: each piece becomes a DATA frame |
 //!
-//! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While the
-//! client does not read, nobody asks, so nothing is done and nothing more is received. What is received and not yet
+//! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While a piece
+//! waits for a client that does not read, nobody asks, so nothing is done and nothing more is received; the first piece
+//! is asked for before anybody knows whether he reads. What is received and not yet
 //! taken is counted in the broker's budget; where that is full the stream waits.
 
 use std::convert::Infallible;
@@ -29,8 +30,8 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Response, header};
 use tonic::{Code, Status};
 
 use super::native::status;
+use super::outgoing::{Handing, Held, Outgoing, Pieces};
 use super::pace::{Begun, WHOLE};
-use super::serve::Outgoing;
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
 use crate::wire::{Frames, WireError};
@@ -236,25 +237,17 @@ pub(super) fn refusal(broker: &Broker, error: &BrokerError) -> Status {
     status::of(error)
 }
 
-/// Where a call puts the frames of its answer.
+/// Where a call puts its answers.
 #[derive(Clone, Default)]
-pub(super) struct Out(Arc<Mutex<Vec<Bytes>>>);
+pub(super) struct Out(Arc<Mutex<Pieces>>);
 
 impl Out {
-    /// Hands the pieces of one or more whole messages over, in their order, and waits until they are taken.
-    pub(super) async fn put(&self, pieces: impl IntoIterator<Item = Bytes>) {
-        {
-            let mut waiting = lock(&self.0);
-            waiting.extend(pieces);
-            // Taken from behind.
-            waiting.reverse();
-        }
+    /// Hands the pieces of one or more whole messages over, in their order, and waits until they are taken. What they
+    /// count for is `held` until they have left.
+    pub(super) async fn put(&self, pieces: impl IntoIterator<Item = Bytes>, held: Option<Permit>) {
+        lock(&self.0).add(pieces, held.map(Held::new));
         // Whoever takes them asks again: nobody needs to be woken.
         poll_fn(|_| if lock(&self.0).is_empty() { Poll::Ready(()) } else { Poll::Pending }).await;
-    }
-
-    fn take(&self) -> Option<Bytes> {
-        lock(&self.0).pop()
     }
 }
 
@@ -263,29 +256,13 @@ struct Running<F> {
     /// `None`: it has ended.
     call: Option<Pin<Box<F>>>,
     out: Out,
-    outgoing: Outgoing,
-    /// A frame was handed out, and nobody has asked for the next yet.
-    is_leaving: bool,
+    handing: Handing,
     trailers: Option<HeaderMap>,
 }
 
 impl<F> Running<F> {
-    fn handed_out(&mut self, frame: Bytes) -> Frame<Bytes> {
-        self.is_leaving = true;
-        self.outgoing.comes(Instant::now());
-        Frame::data(frame)
-    }
-
-    fn left(&mut self) {
-        if std::mem::take(&mut self.is_leaving) {
-            self.outgoing.leaves(Instant::now());
-        }
-    }
-}
-
-impl<F> Drop for Running<F> {
-    fn drop(&mut self) {
-        self.left();
+    fn piece(&mut self) -> Option<Frame<Bytes>> {
+        self.handing.next(&mut lock(&self.out.0)).map(Frame::data)
     }
 }
 
@@ -298,10 +275,9 @@ impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
-        this.left();
         loop {
-            if let Some(frame) = this.out.take() {
-                return Poll::Ready(Some(Ok(this.handed_out(frame))));
+            if let Some(piece) = this.piece() {
+                return Poll::Ready(Some(Ok(piece)));
             }
             if let Some(trailers) = this.trailers.take() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -310,8 +286,8 @@ impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
             // As for other calls: what is half changed is behind locks that end the process when they are poisoned.
             let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
             let ended = match polled {
-                Ok(Poll::Pending) => match this.out.take() {
-                    Some(frame) => return Poll::Ready(Some(Ok(this.handed_out(frame)))),
+                Ok(Poll::Pending) => match this.piece() {
+                    Some(piece) => return Poll::Ready(Some(Ok(piece))),
                     None => return Poll::Pending,
                 },
                 Ok(Poll::Ready(ended)) => ended,
@@ -330,7 +306,8 @@ impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
     }
 }
 
-fn trailers(ended: Result<(), Status>) -> HeaderMap {
+/// How a call ends.
+pub(super) fn trailers(ended: Result<(), Status>) -> HeaderMap {
     let status = ended.err().unwrap_or_else(|| Status::new(Code::Ok, ""));
     let mut trailers = HeaderMap::new();
     if status.add_header(&mut trailers).is_err() {
@@ -347,7 +324,7 @@ where
 {
     let out = Out::default();
     let call = Some(Box::pin(call(out.clone())));
-    let body = Running { call, out, outgoing, is_leaving: false, trailers: None };
+    let body = Running { call, out, handing: Handing::to(outgoing), trailers: None };
     let mut response = Response::new(Body::new(body));
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(header::CONTENT_TYPE, grpc);
@@ -633,8 +610,8 @@ mod tests {
     async fn an_answer_runs_its_call_frame_by_frame_and_ends_with_what_the_call_ends_with() {
         let outgoing = Outgoing::new();
         let answer = answer(outgoing, |out| async move {
-            out.put([Bytes::from_static(b"a"), Bytes::from_static(b"b")]).await;
-            out.put([Bytes::from_static(b"c")]).await;
+            out.put([Bytes::from_static(b"a"), Bytes::from_static(b"b")], None).await;
+            out.put([Bytes::from_static(b"c")], None).await;
             Err(Status::not_found("gone"))
         });
         let mut body = answer.into_body();

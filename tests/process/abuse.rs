@@ -14,7 +14,7 @@ use mainstem::format::batch::{BatchBuilder, NewMeta};
 use mainstem::message::QueueId;
 use mainstem::proto::broker_client::BrokerClient;
 use mainstem::proto::pull_stream_request::Start;
-use mainstem::proto::{PullStreamRequest, SendStreamRequest};
+use mainstem::proto::{PullRequest, PullStreamRequest, SendStreamRequest};
 use prost::Message as _;
 use tokio::task::JoinSet;
 use tonic::body::Body;
@@ -63,6 +63,19 @@ async fn begin(
     let mut pieces = vec![Bytes::from(vec![0; bytes]); count];
     pieces.push(prefix.freeze());
     unfinished(channel, call, pieces).await
+}
+
+/// Makes a call of one request and takes nothing of its answer, as long as that is kept.
+async fn ask(
+    channel: &mut Channel,
+    call: &str,
+    request: &impl prost::Message,
+) -> Result<http::Response<Body>, tonic::transport::Error> {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(request.encoded_len()).unwrap());
+    request.encode(&mut bytes).unwrap();
+    unfinished(channel, call, vec![bytes.freeze()]).await
 }
 
 /// Begins a call that brings `pieces`, the last first, and never ends.
@@ -350,5 +363,66 @@ async fn a_sender_that_takes_no_acknowledgements_is_not_read_from_and_loses_noth
     })
     .await;
     assert_eq!(rest.len(), 10);
+    process.stop().await;
+}
+
+/// Such answers were one piece each that HTTP/2 took whole for a window of one byte: nobody counted them any more, 2 GiB
+/// of one connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_calls_of_one_connection_that_lets_a_byte_of_each_answer_come_stay_counted_and_bounded()
+ {
+    const CALLS: usize = 250;
+    let home = Home::new();
+    let process = Process::start(&home, &["--set", "broker.inflight_replies=16MiB"]).await;
+    let client = process.client().await;
+    // Small records: they are gathered, copied.
+    let batch = one(&[9; 4 << 10]);
+    for _ in 0..512 {
+        client.send("t", Some(QueueId::ZERO), batch.clone()).await.unwrap();
+    }
+    assert_eq!(read_all(&client, "t", 0).await.len(), 512);
+    for call in ["Pull", "PullStream"] {
+        let before = process.anonymous_memory();
+        let endpoint = Endpoint::from_shared(format!("http://{}", process.grpc)).unwrap();
+        let channel = endpoint.initial_stream_window_size(1).connect().await.unwrap();
+        let mut asked = JoinSet::new();
+        for _ in 0..CALLS {
+            let mut channel = channel.clone();
+            asked.spawn(async move {
+                let topic = "t".to_owned();
+                if call == "PullStream" {
+                    let queues = vec![Start { queue: 0, offset: 0 }];
+                    let request = PullStreamRequest { topic, queues, ..Default::default() };
+                    ask(&mut channel, call, &request).await
+                } else {
+                    let request = PullRequest { topic, max_bytes: 2 << 20, ..Default::default() };
+                    ask(&mut channel, call, &request).await
+                }
+            });
+        }
+        let mut answers = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            answers.push(answer.unwrap().unwrap());
+        }
+        // Who takes nothing while others need his room loses his connection.
+        let mut most = (0, 0);
+        until("the end of the connection", async || {
+            let replying = gauge(&process, "mainstem_replying_bytes").await;
+            most.0 = most.0.max(replying);
+            // While they hold it, not while it comes back: then the allocator keeps some.
+            if replying >= 14 * MIB {
+                most.1 = most.1.max(process.anonymous_memory().saturating_sub(before));
+            }
+            (gauge(&process, "mainstem_connections").await == 1 && replying == 0).then_some(())
+        })
+        .await;
+        let (replying, memory) = most;
+        assert!((14 * MIB..=16 * MIB).contains(&replying), "{call}: {replying}");
+        // Records that are being read, and what the allocator keeps, come on top. Uncounted, it was twice that.
+        let bound = u64::try_from(CALLS).unwrap() * MIB / 2;
+        assert!(memory <= bound, "{call}: {memory} of {bound}");
+        drop(answers);
+        assert_eq!(read_all(&client, "t", 0).await.len(), 512);
+    }
     process.stop().await;
 }

@@ -37,8 +37,8 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::deadline_of;
+use super::outgoing::Outgoing;
 use super::raw::{self, Messages};
-use super::serve::Outgoing;
 
 use crate::broker::QueueRange;
 use crate::broker::{Broker, BrokerError};

@@ -33,8 +33,10 @@ const IN_FLIGHT: usize = 64;
 const TOPICS: u32 = 1 << 16;
 /// The field of a request that opens a topic, in the proto.
 const OPEN: u32 = 1;
-/// Bytes of names that each stream may keep without asking, and that it asks for at a time.
-const NAMES: u64 = 64 << 10;
+/// Bytes of names that each stream may keep without asking.
+const FREE_NAMES: u64 = 2 << 10;
+/// Bytes of names that it asks for at a time.
+const MORE_NAMES: u64 = 4 << 10;
 /// What a name costs beside its own bytes, about.
 const NAME_COST: u64 = 72;
 /// How long a batch may wait for room; the disk has its own time.
@@ -102,6 +104,20 @@ impl prost::Message for Bounded {
     }
 }
 
+/// Why a stream takes nothing more.
+enum End {
+    /// A batch, or what came in its place, is refused: those before it are still acknowledged.
+    Refused(Status),
+    /// The oldest batch will never be acknowledged, so none behind it.
+    Unacknowledged(Status),
+}
+
+impl From<Status> for End {
+    fn from(refused: Status) -> Self {
+        Self::Refused(refused)
+    }
+}
+
 /// Runs a stream to its end.
 ///
 /// # Errors
@@ -115,15 +131,17 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
+    let _place = broker.begin_send_stream().map_err(|error| refusal(&broker, &error))?;
     let mut stream = SendStream {
         broker: Arc::clone(&broker),
         topics: HashMap::new(),
-        names_left: NAMES,
+        names_left: FREE_NAMES,
         names: None,
         session: None,
         is_new: true,
         sequence: 1,
-        unacknowledged: VecDeque::with_capacity(IN_FLIGHT),
+        // Grows with the first batches: a stream that is only open keeps as little as it can.
+        unacknowledged: VecDeque::new(),
         oldest: None,
     };
     let mut drained = pin!(broker.drained());
@@ -140,18 +158,22 @@ where
         messages.pause();
         let stored = match event {
             Event::Received(Ok(None)) => break Ok(()),
-            Event::Received(Err(status)) => Err(status),
+            Event::Received(Err(status)) => Err(status.into()),
             Event::Received(Ok(Some(request))) => {
                 stream.take_all(request, &mut messages, &out).await
             }
             Event::Oldest(Ok(())) => Ok(()),
-            Event::Oldest(Err(error)) => {
-                return Err(stream.refused(&error, stream.oldest_sequence()));
-            }
-            Event::Draining => Err(refusal(&broker, &BrokerError::Draining)),
+            Event::Oldest(Err(error)) => Err(stream.unacknowledged(&error)),
+            Event::Draining => Err(refusal(&broker, &BrokerError::Draining).into()),
+        };
+        let refused = match stored {
+            Ok(()) => None,
+            Err(End::Refused(status)) => Some(status),
+            // Its status names the batch: it is not acknowledged behind that, however it came to be durable.
+            Err(End::Unacknowledged(status)) => return Err(status),
         };
         stream.acknowledge(&out).await;
-        if let Err(status) = stored {
+        if let Some(status) = refused {
             break Err(status);
         }
     };
@@ -165,7 +187,7 @@ impl SendStream {
         request: SendStreamRequest,
         messages: &mut Messages<B>,
         out: &Out,
-    ) -> Result<(), Status>
+    ) -> Result<(), End>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
@@ -181,11 +203,11 @@ impl SendStream {
         Ok(())
     }
 
-    async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), Status> {
+    async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), End> {
         match self.prepare(&request) {
             Ok(Some(topic)) => self.store(&topic, request, out).await,
             Ok(None) => Ok(()),
-            Err(error) => Err(self.refused(&error, self.sequence)),
+            Err(error) => Err(self.refused(&error, self.sequence).into()),
         }
     }
 
@@ -216,7 +238,7 @@ impl SendStream {
         topic: &str,
         request: SendStreamRequest,
         out: &Out,
-    ) -> Result<(), Status> {
+    ) -> Result<(), End> {
         let (broker, sequence) = (Arc::clone(&self.broker), self.sequence);
         let mark = |(session, epoch)| SessionMark { session, epoch, sequence };
         let request = SendRequest {
@@ -232,7 +254,7 @@ impl SendStream {
                 biased;
                 stored = storing.as_mut() => break stored,
                 acknowledged = self.oldest() => {
-                    acknowledged.map_err(|error| self.refused(&error, self.oldest_sequence()))?;
+                    acknowledged.map_err(|error| self.unacknowledged(&error))?;
                     self.acknowledge(out).await;
                 }
                 // Nothing of it is stored: it waits for room, or for what it must not tell yet.
@@ -253,8 +275,8 @@ impl SendStream {
         check_topic_name(topic)?;
         let len = NAME_COST + u64::try_from(topic.len()).unwrap_or(u64::MAX);
         if self.names_left < len {
-            let more = self.broker.keep_names(NAMES)?;
-            self.names_left += NAMES;
+            let more = self.broker.keep_names(MORE_NAMES)?;
+            self.names_left += MORE_NAMES;
             Permit::add(&mut self.names, more);
         }
         self.names_left = self.names_left.saturating_sub(len);
@@ -290,7 +312,7 @@ impl SendStream {
         }
         if !receipts.is_empty() {
             let acked_to = self.oldest_sequence().saturating_sub(1);
-            out.put([framed(&SendStreamResponse { acked_to, receipts })]).await;
+            out.put([framed(&SendStreamResponse { acked_to, receipts })], None).await;
         }
     }
 
@@ -303,6 +325,10 @@ impl SendStream {
     fn refused(&self, error: &BrokerError, sequence: u64) -> Status {
         self.broker.counters().refused(error.reason());
         status::of_part(error, Part { sequence: Some(sequence), queue: None })
+    }
+
+    fn unacknowledged(&self, error: &BrokerError) -> End {
+        End::Unacknowledged(self.refused(error, self.oldest_sequence()))
     }
 
     /// Acknowledges what is stored, as it becomes durable.

@@ -172,8 +172,8 @@ pub(crate) enum News<'a> {
 /// Who is told.
 pub(crate) type Watcher = Arc<dyn Fn(News<'_>) + Send + Sync>;
 
-/// Does what `config` says. `watcher` is told how it goes; when `stop` resolves, the run is given up, and when it does so
-/// again, also the topics that it made on a broker of somebody else.
+/// Does what `config` says. `watcher` is told how it goes; when `stop` resolves, the run is given up, and when it does
+/// so again, also the topics that it made on a broker of somebody else.
 ///
 /// # Errors
 /// Whatever goes wrong ends the run.
@@ -285,6 +285,8 @@ impl Bench {
                 let shape = ["bench", "no-op-server", "--payload", &payload, "--batch", &batch];
                 let shape =
                     [&shape[..], &["--queues", &queues, "--compression", compression]].concat();
+                let filled = (config.filled_batches() / config.targets()).to_string();
+                let shape = [&shape[..], &["--filled", &filled]].concat();
                 let relay: &[&str] = if config.what == What::E2e { &["--relay"] } else { &[] };
                 let command = [&shape[..], relay].concat();
                 Some(Place::start("control", &command, dir.join("no-op.log")).await?)

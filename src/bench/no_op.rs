@@ -57,6 +57,8 @@ pub(crate) struct NoOp {
     pub(crate) compression: Compression,
     /// Queues of a topic, as a relay says.
     pub(crate) queues: u32,
+    /// Batches of a queue, in what it gives to readers.
+    pub(crate) filled: u64,
     /// Gives readers what was sent instead.
     pub(crate) relay: bool,
 }
@@ -105,11 +107,7 @@ struct Prepared {
 impl Prepared {
     fn new(no_op: NoOp) -> Result<Self, BatchError> {
         let batch = sample(no_op.payload, no_op.batch, no_op.compression)?;
-        let first = |index: usize| index as u64 * u64::from(no_op.batch);
-        let records = (0..(PART / batch.len().max(1)).max(1))
-            .map(|index| record(first(index), no_op.batch, batch.clone()))
-            .collect();
-        let prepared = (!no_op.relay).then(|| wire::framed(&part(0, records)));
+        let prepared = (!no_op.relay).then(|| parts(no_op, &batch));
         let relay = no_op.relay.then(|| Arc::new(Relay::new(no_op.queues)));
         let found = sample(no_op.payload, 1, Compression::None)?;
         let service = BrokerServer::new(Service { found, relay })
@@ -182,6 +180,19 @@ fn refused(error: RelayError) -> Status {
             Status::out_of_range(error.to_string())
         }
     }
+}
+
+/// What a reader of queues with so many batches is sent: a part for each queue, until they are [`PART`] bytes.
+fn parts(no_op: NoOp, batch: &Bytes) -> Bytes {
+    let all = (PART / batch.len().max(1)).max(1);
+    let together = usize::try_from(no_op.filled).unwrap_or(usize::MAX).clamp(1, all);
+    let first = |index: usize| index as u64 * u64::from(no_op.batch);
+    let queues = (0..no_op.queues.max(1)).cycle().take(all / together);
+    let parts = queues.map(|queue| {
+        let records = (0..together).map(|index| record(first(index), no_op.batch, batch.clone()));
+        wire::framed(&part(queue, records.collect()))
+    });
+    parts.flatten().collect()
 }
 
 /// Records of a queue as a part of a stream.
@@ -370,5 +381,36 @@ impl Broker for Service {
             ends.map(|(queue, offset)| proto::QueueOffset { queue, offset, ..Default::default() });
         let queues = queues.collect();
         Ok(Response::new(proto::QueryOffsetsResponse { queues }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    /// The queues of all parts, and the messages of each.
+    fn sent(queues: u32, filled: u64) -> Vec<(u32, u64)> {
+        let (payload, batch, compression) = (1 << 10, 100, Compression::None);
+        let no_op = NoOp { payload, batch, compression, queues, filled, relay: false };
+        let mut rest = parts(no_op, &sample(payload, batch, compression).unwrap());
+        let mut found = Vec::new();
+        while !rest.is_empty() {
+            let head = rest.split_to(5);
+            let len = u32::from_be_bytes(head[1..].try_into().unwrap());
+            let part = rest.split_to(usize::try_from(len).unwrap());
+            let part = proto::PullStreamResponse::decode(part).unwrap();
+            found.push((part.queue, part.next_offset));
+        }
+        found
+    }
+
+    #[test]
+    fn a_part_holds_no_more_than_a_queue_does() {
+        assert_eq!(sent(1, 1_000), [(0, 1_000)], "a mebibyte");
+        assert_eq!(sent(3, 4), [(0, 400), (1, 400)]);
+        assert_eq!(sent(1_000_000, 1).len(), 10);
+        assert_eq!(sent(2, 0)[..3], [(0, 100), (1, 100), (0, 100)]);
     }
 }

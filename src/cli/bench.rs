@@ -227,6 +227,8 @@ struct NoOpArgs {
     #[arg(long, value_parser = compression)]
     compression: Compression,
     #[arg(long)]
+    filled: u64,
+    #[arg(long)]
     relay: bool,
     #[arg(long)]
     until_stdin_closes: bool,
@@ -468,6 +470,7 @@ async fn no_op(args: &NoOpArgs, output: &mut Output) -> anyhow::Result<()> {
         batch: args.batch,
         compression: args.compression,
         queues: args.queues,
+        filled: args.filled,
         relay: args.relay,
     };
     let stop = async {

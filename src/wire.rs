@@ -285,6 +285,7 @@ mod tests {
             assert!(frames.frames.len() <= bytes.len() / SMALL + 1, "{}", frames.frames.len());
             assert_eq!(frames.held(), bytes.len());
             assert_eq!(take(&mut frames).unwrap().as_ref(), Some(&sent));
+            frames.done();
         }
         // The worst: a small one behind each that is not.
         for part in bytes.chunks(SMALL + 1) {

@@ -80,9 +80,6 @@ pub use verify::VerifyEvent;
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest that a stream waits until what it brings may be counted.
-const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Streams of batches at once: each keeps some KiB as long as it is open.
 const SEND_STREAMS: usize = 16_384;
 
@@ -306,8 +303,11 @@ impl Broker {
     }
 
     /// The same for one who waits until that many are free, and receives nothing more meanwhile.
-    pub(crate) async fn receive_later(&self, bytes: u64) -> Result<Permit, BrokerError> {
-        let until = Instant::now() + RECEIVE_TIMEOUT;
+    pub(crate) async fn receive_later(
+        &self,
+        bytes: u64,
+        until: Instant,
+    ) -> Result<Permit, BrokerError> {
         let permit = self.arrivals.take(bytes, until).await;
         permit.ok_or(BrokerError::Overloaded { what: "bytes to store" })
     }

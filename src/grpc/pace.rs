@@ -5,11 +5,14 @@
 //! | always | be whole within [`WHOLE`] |
 //! | there is hardly any room for what arrives | bring [`LEAST`] bytes in each [`LOOK`], so that who brings hardly anything does not keep the room of the others |
 //!
-//! Time in which the broker itself receives nothing of it does not count.
+//! Time in which the broker itself receives nothing of it is no reason to blame who sends: no [`LOOK`] is taken, and
+//! who is not through at the end is told of the overload.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::broker::{BrokerError, RequestFault};
 
 /// How long a request may take to arrive.
 pub(super) const WHOLE: Duration = Duration::from_secs(30);
@@ -29,14 +32,21 @@ pub(super) struct Begun {
     received: usize,
     /// Since when nobody asks for more of it.
     paused: Option<Instant>,
+    /// How long that was so before.
+    waited: Duration,
 }
 
 impl Begun {
     pub(super) fn at(now: Instant) -> Self {
-        Self { due: now + WHOLE, since: now, received: 0, paused: None }
+        Self { due: now + WHOLE, since: now, received: 0, paused: None, waited: Duration::ZERO }
     }
 
-    /// From now on it is not received, for no fault of who sends it: his time stands still.
+    /// When it must be whole.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// From now on it is not received, for no fault of who sends it: how much he brings is not looked at.
     pub(super) fn pause(&mut self, now: Instant) {
         self.paused.get_or_insert(now);
     }
@@ -45,8 +55,8 @@ impl Begun {
     pub(super) fn resume(&mut self, now: Instant) {
         if let Some(paused) = self.paused.take() {
             let paused = now.saturating_duration_since(paused);
-            self.due += paused;
             self.since += paused;
+            self.waited += paused;
         }
     }
 
@@ -60,16 +70,24 @@ impl Begun {
         self.due.min(self.since + LOOK)
     }
 
-    /// Whether it is too slow: then within which time it did not come.
-    pub(super) fn look(&mut self, now: Instant, is_pressed: impl Fn() -> bool) -> Option<Duration> {
+    /// Whether it is too slow: then why it is refused.
+    pub(super) fn look(
+        &mut self,
+        now: Instant,
+        is_pressed: impl Fn() -> bool,
+    ) -> Option<BrokerError> {
+        let unfinished =
+            |limit| BrokerError::BadRequest { fault: RequestFault::Unfinished { limit } };
         if now >= self.due {
-            return Some(WHOLE);
+            // Who was made to wait for long may not be the one to blame, and may try again.
+            let overloaded = BrokerError::Overloaded { what: "bytes to store" };
+            return Some(if self.waited >= LOOK { overloaded } else { unfinished(WHOLE) });
         }
         if now < self.since + LOOK {
             return None;
         }
         let is_slow = self.received < LEAST;
         (self.since, self.received) = (now, 0);
-        (is_slow && is_pressed()).then_some(LOOK)
+        (is_slow && is_pressed()).then(|| unfinished(LOOK))
     }
 }

@@ -158,15 +158,10 @@ where
                 None => frame.await,
                 Some(begun) => match timeout_at(begun.next_look(), frame).await {
                     Ok(frame) => frame,
-                    Err(_) => {
-                        let refused = begun.look(Instant::now(), || self.broker.is_pressed());
-                        match refused {
-                            Some(limit) => {
-                                return Err(self.refuse(RequestFault::Unfinished { limit }));
-                            }
-                            None => continue,
-                        }
-                    }
+                    Err(_) => match begun.look(Instant::now(), || self.broker.is_pressed()) {
+                        Some(error) => return Err(refusal(&self.broker, &error)),
+                        None => continue,
+                    },
                 },
             };
             let Some(frame) = frame? else { return Ok(false) };
@@ -176,8 +171,8 @@ where
                 self.uncounted = data;
                 if let Some(begun) = &mut self.begun {
                     begun.receives(self.uncounted.len());
-                    if let Some(limit) = begun.look(Instant::now(), || self.broker.is_pressed()) {
-                        return Err(self.refuse(RequestFault::Unfinished { limit }));
+                    if let Some(error) = begun.look(Instant::now(), || self.broker.is_pressed()) {
+                        return Err(refusal(&self.broker, &error));
                     }
                 }
             }
@@ -207,11 +202,12 @@ where
             return Ok(len);
         }
         self.pause();
+        let until = self.begun.map_or_else(|| Instant::now() + WHOLE, |begun| begun.due());
         // Those who hold the begin of a message may all wait for each other's room.
         let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
         tokio::select! {
             biased;
-            permit = self.broker.receive_later(more) => {
+            permit = self.broker.receive_later(more, until) => {
                 let permit = permit.map_err(|error| refusal(&self.broker, &error))?;
                 Permit::add(&mut self.counted, permit);
                 Ok(len)
@@ -474,7 +470,7 @@ mod tests {
         let others = broker.receive(ARRIVALS - (16 << 10)).unwrap();
         let _beyond = broker.receive_beyond().await;
         // It waits for room after its first frame, and is left alone after that.
-        let waits = Duration::from_secs(20);
+        let waits = Duration::from_secs(10);
         assert!(tokio::time::timeout(waits, next(&mut messages)).await.is_err());
         messages.pause();
         tokio::time::sleep(waits).await;
@@ -484,6 +480,15 @@ mod tests {
         assert!(broker.is_pressed());
         assert_eq!(begun.elapsed(), Duration::ZERO);
         drop((others, messages));
+
+        // Also who waits does so no longer than for the whole.
+        let _others = broker.receive(ARRIVALS - (16 << 10)).unwrap();
+        let begun = Instant::now();
+        let mut messages = self::messages(&broker, &parts, true);
+        let refused = next(&mut messages).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert_eq!(begun.elapsed(), WHOLE);
+        drop(messages);
         broker.close().unwrap();
     }
 

@@ -26,7 +26,7 @@ use super::native::{RawCall, status};
 use super::outgoing::{Handing, Held, Outgoing, Pieces};
 use super::pace::Begun;
 use super::raw;
-use crate::broker::{Broker, BrokerError, Permit, RequestFault};
+use crate::broker::{Broker, BrokerError, Permit};
 
 /// Bytes of a request, and of an answer, that nobody counts: small calls are served however much is in work.
 const UNCOUNTED: u64 = 4 << 10;
@@ -132,9 +132,8 @@ impl<B> Received<B> {
         let takes_room = || self.permit.is_some() && self.broker.is_pressed();
         loop {
             ready!(timer.as_mut().poll(cx));
-            if let Some(limit) = begun.look(Instant::now(), takes_room) {
-                let fault = RequestFault::Unfinished { limit };
-                return Poll::Ready(self.refuse(&BrokerError::BadRequest { fault }));
+            if let Some(error) = begun.look(Instant::now(), takes_room) {
+                return Poll::Ready(self.refuse(&error));
             }
             timer.as_mut().reset(begun.next_look());
         }

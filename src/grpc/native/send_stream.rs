@@ -72,8 +72,8 @@ enum Event {
     Draining,
 }
 
-/// A request as it is decoded: with at most one topic more than there are numbers, which is refused. An empty one is two
-/// bytes long and many times that in memory.
+/// A request as it is decoded: with at most one topic more than there are numbers, which is refused. An empty one is
+/// two bytes long and many times that in memory.
 #[derive(Debug, Default)]
 struct Bounded(SendStreamRequest);
 

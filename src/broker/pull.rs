@@ -72,8 +72,8 @@ pub struct Pulled {
     pub range: QueueRange,
     /// The current epoch.
     pub epoch: Epoch,
-    /// Keeps the answer's memory counted until it has left; `None` if it is without records. Of a batch that goes out as
-    /// it lies in the log's mapping only what surrounds it costs memory.
+    /// Keeps the answer's memory counted until it has left; `None` if it is without records. Of a batch that goes out
+    /// as it lies in the log's mapping only what surrounds it costs memory.
     pub permit: Option<Permit>,
 }
 

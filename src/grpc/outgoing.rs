@@ -1,7 +1,7 @@
 //! What goes out: in pieces, each counted until HTTP/2 has written or dropped it.
 //!
-//! HTTP/2 takes a piece of any length as soon as its client has room for a byte, and asks for the next one: that it took
-//! a piece does not say that it left. So what an answer counts for travels with its bytes.
+//! HTTP/2 takes a piece of any length as soon as its client has room for a byte, and asks for the next one: that it
+//! took a piece does not say that it left. So what an answer counts for travels with its bytes.
 //!
 //! | of an answer | travels with |
 //! | --- | --- |
@@ -10,8 +10,8 @@
 //! | that something waits to leave | the last of each few pieces that come to [`PIECE`] |
 //!
 //! One allocation for each [`PIECE`] and for each answer; a piece that lies in the log's mapping stays there. A caller
-//! who reads nothing for [`ANSWER_TIMEOUT`] loses the connection; while there is hardly any room, one who reads nothing for
-//! [`PRESSED_TIMEOUT`], or leaves something unread for twice [`PRESSED_TURN`].
+//! who reads nothing for [`ANSWER_TIMEOUT`] loses the connection; while there is hardly any room, one who reads nothing
+//! for [`PRESSED_TIMEOUT`], or leaves something unread for twice [`PRESSED_TURN`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,8 +49,8 @@ pub(crate) struct Outgoing(Arc<Mutex<Leaving>>);
 
 /// Short lock, taken once for each mark and once when it is dropped.
 ///
-/// Marks leave in no order, and who is let wait for how long has to be known without a list of them: those that are there
-/// when a turn begins must all be gone before the next begins, with those that came meanwhile.
+/// Marks leave in no order, and who is let wait for how long has to be known without a list of them: those that are
+/// there when a turn begins must all be gone before the next begins, with those that came meanwhile.
 #[derive(Debug)]
 struct Leaving {
     /// The number of the turn.

@@ -386,6 +386,7 @@ impl Broker for Service {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Buf as _;
     use prost::Message as _;
 
     use super::*;
@@ -397,8 +398,8 @@ mod tests {
         let mut rest = parts(no_op, &sample(payload, batch, compression).unwrap());
         let mut found = Vec::new();
         while !rest.is_empty() {
-            let head = rest.split_to(5);
-            let len = u32::from_be_bytes(head[1..].try_into().unwrap());
+            rest.advance(1);
+            let len = rest.get_u32();
             let part = rest.split_to(usize::try_from(len).unwrap());
             let part = proto::PullStreamResponse::decode(part).unwrap();
             found.push((part.queue, part.next_offset));

@@ -55,29 +55,60 @@ pub(crate) fn put_prefix(out: &mut BytesMut, len: usize) {
     out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
 }
 
-/// What was received and not taken yet, in the frames that it came in. With each frame a guard is kept, for as long as
-/// bytes of it may be in use.
-#[derive(Debug)]
-pub(crate) struct Frames<G> {
-    frames: VecDeque<(Bytes, G)>,
-    /// Bytes in all of them.
+/// Frames below this are put together when they follow each other.
+const SMALL: usize = 1 << 10;
+/// Places for frames that are kept when none is left.
+const KEPT: usize = 64;
+
+/// What was received and not taken yet, in the frames that it came in.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    /// What is left of each, and how long it was: until nothing is left, all of it is in memory.
+    frames: VecDeque<(Bytes, usize)>,
+    /// Bytes left in all of them.
     len: usize,
-    /// Of frames that were taken whole by the message before.
-    spent: Vec<G>,
+    /// Bytes of frames of which the last message was the end.
+    spent: usize,
+    /// Bytes of these, and of all frames of which something is left.
+    held: usize,
 }
 
-impl<G> Default for Frames<G> {
-    fn default() -> Self {
-        Self { frames: VecDeque::new(), len: 0, spent: Vec::new() }
+impl Frames {
+    /// Adds a frame behind the others. Of two neighbours at most one is [`SMALL`], so a frame costs little beside its
+    /// bytes.
+    pub(crate) fn push(&mut self, frame: Bytes) {
+        let len = frame.len();
+        if len == 0 {
+            return;
+        }
+        self.len += len;
+        self.held += len;
+        match self.frames.back_mut() {
+            Some((last, whole)) if last.len() < SMALL && len < SMALL => {
+                // In place where the last one was put together already.
+                let mut both = std::mem::take(last).try_into_mut().unwrap_or_else(|last| {
+                    let mut both = BytesMut::with_capacity(2 * SMALL);
+                    both.extend_from_slice(&last);
+                    both
+                });
+                both.extend_from_slice(&frame);
+                *last = both.freeze();
+                *whole += len;
+            }
+            _ => self.frames.push_back((frame, len)),
+        }
     }
-}
 
-impl<G> Frames<G> {
-    /// Adds a frame behind the others.
-    pub(crate) fn push(&mut self, frame: Bytes, guard: G) {
-        if !frame.is_empty() {
-            self.len += frame.len();
-            self.frames.push_back((frame, guard));
+    /// Bytes of memory that are in use: those of each frame until it was the end of a message that is done with.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// The last message is done with, and nothing of it is in use.
+    pub(crate) fn done(&mut self) {
+        self.held -= std::mem::take(&mut self.spent);
+        if self.frames.is_empty() {
+            self.frames.shrink_to(KEPT);
         }
     }
 
@@ -92,7 +123,7 @@ impl<G> Frames<G> {
         (PREFIX + len).checked_sub(self.len)
     }
 
-    /// The next message, if all of it is there. Guards of frames that it was the last in are kept until the next call.
+    /// The next message, if all of it is there; the one before is done with.
     ///
     /// # Errors
     /// What comes next is no message of this type, or longer than `max`. Nothing behind it can be found any more.
@@ -100,7 +131,7 @@ impl<G> Frames<G> {
         &mut self,
         max: usize,
     ) -> Result<Option<M>, WireError> {
-        self.spent.clear();
+        self.done();
         let Some(len) = self.message_len(max)? else { return Ok(None) };
         if self.len < PREFIX + len {
             return Ok(None);
@@ -131,12 +162,12 @@ impl<G> Frames<G> {
     /// The first frame is done with once nothing is left of it.
     fn pass_empty(&mut self) {
         while self.frames.front().is_some_and(|(frame, _)| frame.is_empty()) {
-            self.spent.extend(self.frames.pop_front().map(|(_, guard)| guard));
+            self.spent += self.frames.pop_front().map_or(0, |(_, len)| len);
         }
     }
 }
 
-impl<G> Buf for Frames<G> {
+impl Buf for Frames {
     fn remaining(&self) -> usize {
         self.len
     }
@@ -200,7 +231,7 @@ mod tests {
         Request { topic: "orders".to_owned(), batch: Bytes::copy_from_slice(batch) }
     }
 
-    fn take(frames: &mut Frames<()>) -> Result<Option<Request>, WireError> {
+    fn take(frames: &mut Frames) -> Result<Option<Request>, WireError> {
         frames.message(MAX)
     }
 
@@ -213,7 +244,7 @@ mod tests {
                 let mut frames = Frames::default();
                 let mut received = Vec::new();
                 for part in [&bytes[..first], &bytes[first..second], &bytes[second..]] {
-                    frames.push(Bytes::copy_from_slice(part), ());
+                    frames.push(Bytes::copy_from_slice(part));
                     while let Some(message) = take(&mut frames).unwrap() {
                         received.push(message);
                     }
@@ -226,39 +257,62 @@ mod tests {
 
     #[test]
     fn a_field_that_lies_in_one_frame_is_a_slice_of_it_and_one_in_two_is_copied() {
-        let bytes = framed(&request(&[9; 1_000]));
-        let at = bytes.len() - 1_000;
+        let bytes = framed(&request(&[9; SMALL]));
+        let at = bytes.len() - SMALL;
         let mut frames = Frames::default();
         let batch = bytes.slice(at..);
-        frames.push(bytes.slice(..at), ());
-        frames.push(batch.clone(), ());
+        frames.push(bytes.slice(..at));
+        frames.push(batch.clone());
         assert_eq!(take(&mut frames).unwrap().unwrap().batch.as_ptr(), batch.as_ptr());
 
-        frames.push(bytes.slice(..at + 1), ());
-        frames.push(bytes.slice(at + 1..), ());
+        frames.push(bytes.slice(..at + 1));
+        frames.push(bytes.slice(at + 1..));
         let copied = take(&mut frames).unwrap().unwrap().batch;
         assert_eq!(copied, batch);
         assert!(!bytes.as_ptr_range().contains(&copied.as_ptr()));
     }
 
+    /// Each used to be an entry of its own, of many times its bytes.
     #[test]
-    fn a_frame_is_guarded_until_the_message_after_its_last_one_is_asked_for() {
-        use std::sync::Arc;
-
-        let (first, second) = (Arc::new(()), Arc::new(()));
-        let bytes = framed(&request(b"a batch"));
+    fn tiny_frames_are_put_together_and_their_places_are_given_back() {
+        let sent = request(&[5; 50_000]);
+        let bytes = framed(&sent);
         let mut frames = Frames::default();
-        frames.push(Bytes::from([&bytes[..], &bytes[..4]].concat()), Arc::clone(&first));
-        let count = |guard: &Arc<()>| Arc::strong_count(guard) - 1;
-        let next = |frames: &mut Frames<Arc<()>>| frames.message::<Request>(MAX).unwrap().is_some();
-        assert!(next(&mut frames));
-        assert!(!next(&mut frames));
-        assert_eq!(count(&first), 1, "the begin of the second message lies in it");
-        frames.push(bytes.slice(4..), Arc::clone(&second));
-        assert!(next(&mut frames));
-        assert_eq!((count(&first), count(&second)), (1, 1));
-        assert!(!next(&mut frames));
-        assert_eq!((count(&first), count(&second)), (0, 0));
+        for len in [1, 7, 500, SMALL - 1] {
+            for part in bytes.chunks(len) {
+                frames.push(Bytes::copy_from_slice(part));
+            }
+            assert!(frames.frames.len() <= bytes.len() / SMALL + 1, "{}", frames.frames.len());
+            assert_eq!(frames.held(), bytes.len());
+            assert_eq!(take(&mut frames).unwrap().as_ref(), Some(&sent));
+            frames.done();
+        }
+        // The worst: a small one behind each that is not.
+        for part in bytes.chunks(SMALL + 1) {
+            let (large, small) = part.split_at(part.len().min(SMALL));
+            frames.push(Bytes::copy_from_slice(large));
+            frames.push(Bytes::copy_from_slice(small));
+        }
+        assert!(frames.frames.capacity() > KEPT);
+        assert_eq!(take(&mut frames).unwrap(), Some(sent));
+        frames.done();
+        assert!(frames.frames.capacity() <= KEPT, "{}", frames.frames.capacity());
+    }
+
+    #[test]
+    fn a_frame_is_held_until_the_message_that_it_ends_with_is_done_with() {
+        let bytes = framed(&request(b"a batch"));
+        let len = bytes.len();
+        let mut frames = Frames::default();
+        frames.push(Bytes::from([&bytes[..], &bytes[..4]].concat()));
+        assert!(take(&mut frames).unwrap().is_some());
+        assert!(take(&mut frames).unwrap().is_none());
+        assert_eq!(frames.held(), len + 4, "the begin of the second message lies in it");
+        frames.push(bytes.slice(4..));
+        assert!(take(&mut frames).unwrap().is_some());
+        assert_eq!(frames.held(), 2 * len);
+        frames.done();
+        assert_eq!((frames.held(), frames.is_empty()), (0, true));
     }
 
     #[test]
@@ -271,8 +325,8 @@ mod tests {
             (b"\0\0\0\0\x03\x2a\x05x", WireError::Malformed),
         ] {
             let mut frames = Frames::default();
-            frames.push(framed(&request(b"whole")), ());
-            frames.push(Bytes::copy_from_slice(bytes), ());
+            frames.push(framed(&request(b"whole")));
+            frames.push(Bytes::copy_from_slice(bytes));
             assert_eq!(take(&mut frames).unwrap(), Some(request(b"whole")));
             assert_eq!(take(&mut frames).unwrap_err(), refused);
         }

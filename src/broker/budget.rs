@@ -20,10 +20,26 @@ pub(crate) struct Budget {
 pub struct Permit(OwnedSemaphorePermit);
 
 impl Permit {
+    /// How many bytes more must be taken by one who has `held`, to have `bytes` in all. Who has parts that grow takes
+    /// for their sum: each for itself, be it a single byte, would take a unit.
+    pub(crate) fn missing(held: Option<&Self>, bytes: u64) -> u64 {
+        let units = held.map_or(0, |held| u64::try_from(held.0.num_permits()).unwrap_or(u64::MAX));
+        bytes.saturating_sub(units.saturating_mul(UNIT))
+    }
+
+    /// Puts `more` to what is held, of the same budget.
+    pub(crate) fn add(held: &mut Option<Self>, more: Self) {
+        *held = Some(match held.take() {
+            Some(held) => held.and(more),
+            None => more,
+        });
+    }
+
     /// Gives back all but `bytes`; a permit for less stays as it is.
     pub(crate) fn shrunk_to(mut self, bytes: u64) -> Self {
         let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX).max(1);
-        if let Some(spare) = self.0.num_permits().checked_sub(units) {
+        let spare = self.0.num_permits().saturating_sub(units);
+        if spare > 0 {
             drop(self.0.split(spare));
         }
         self
@@ -89,6 +105,9 @@ mod tests {
         let rest = budget.try_take(6 << 10).unwrap();
         assert_eq!((budget.taken(), budget.is_short()), (8 << 10, true));
         let both = permit.and(rest).shrunk_to(u64::MAX);
+        assert_eq!(Permit::missing(Some(&both), 8192), 0);
+        assert_eq!(Permit::missing(Some(&both), 8193), 1);
+        assert_eq!(Permit::missing(None, 1), 1);
         assert!(budget.try_take(1).is_none());
         drop(both);
         assert!(budget.try_take(8192).is_some());

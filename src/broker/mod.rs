@@ -80,8 +80,8 @@ pub use verify::VerifyEvent;
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest that a stream waits until what it brings may be counted.
-const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Streams of batches at once: each keeps some KiB as long as it is open.
+const SEND_STREAMS: usize = 16_384;
 
 /// Bytes of names that all streams together may keep.
 const NAMES: u64 = 128 << 20;
@@ -107,6 +107,8 @@ pub struct Broker {
     sends: Budget,
     /// For one at a time who goes on beyond `arrivals`.
     beyond: Arc<Semaphore>,
+    /// Streams of batches.
+    send_streams: Arc<Semaphore>,
     /// Bytes of names that streams keep.
     names: Budget,
     replies: Budget,
@@ -126,10 +128,11 @@ pub struct InWork {
     pub arriving: u64,
     /// Of batches that have arrived otherwise: at most the other quarter.
     pub sends: u64,
-    /// Of answers on their way, but for what goes out as it lies in the log's mapping: at most
+    /// Of answers until they have left, with 256 bytes for each record, but for small ones of calls that read no
+    /// messages and for what goes out as it lies in the log's mapping: at most
     /// [`BrokerConfig::inflight_reply_bytes`].
     pub replies: u64,
-    /// Of names of topics that streams keep, beyond the first 64 KiB of each: at most 128 MiB.
+    /// Of names of topics that streams keep, beyond the first 2 KiB of each: at most 128 MiB.
     pub names: u64,
 }
 
@@ -214,6 +217,7 @@ impl Broker {
             arrivals: Budget::new(arrivals),
             sends: Budget::new(config.inflight_send_bytes - arrivals),
             beyond: Arc::new(Semaphore::new(1)),
+            send_streams: Arc::new(Semaphore::new(SEND_STREAMS)),
             names: Budget::new(NAMES),
             replies: Budget::new(config.inflight_reply_bytes),
             waiters: Arc::new(Semaphore::new(config.max_waiters as usize)),
@@ -270,6 +274,14 @@ impl Broker {
         self.arrivals.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
     }
 
+    /// Counts `bytes` of an answer that is there and goes out now.
+    ///
+    /// # Errors
+    /// So many are on their way already that it does not go out.
+    pub(crate) fn reply(&self, bytes: u64) -> Result<Permit, BrokerError> {
+        self.replies.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to answer with" })
+    }
+
     /// Whether there is hardly any room left for what arrives: then who is slow loses his.
     pub(crate) fn is_pressed(&self) -> bool {
         self.arrivals.is_short()
@@ -291,8 +303,11 @@ impl Broker {
     }
 
     /// The same for one who waits until that many are free, and receives nothing more meanwhile.
-    pub(crate) async fn receive_later(&self, bytes: u64) -> Result<Permit, BrokerError> {
-        let until = Instant::now() + RECEIVE_TIMEOUT;
+    pub(crate) async fn receive_later(
+        &self,
+        bytes: u64,
+        until: Instant,
+    ) -> Result<Permit, BrokerError> {
         let permit = self.arrivals.take(bytes, until).await;
         permit.ok_or(BrokerError::Overloaded { what: "bytes to store" })
     }
@@ -305,6 +320,15 @@ impl Broker {
             // Nobody closes it.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// A place among the streams of batches, until it is dropped.
+    ///
+    /// # Errors
+    /// So many are open already that no more are.
+    pub(crate) fn begin_send_stream(&self) -> Result<OwnedSemaphorePermit, BrokerError> {
+        let place = Arc::clone(&self.send_streams).try_acquire_owned();
+        place.map_err(|_| BrokerError::Overloaded { what: "streams of batches" })
     }
 
     /// Counts bytes that a stream keeps as long as it lives, beside what it keeps of batches.
@@ -331,6 +355,11 @@ impl Broker {
     /// How many pulls are parked.
     pub fn waiting(&self) -> usize {
         (self.config.max_waiters as usize).saturating_sub(self.waiters.available_permits())
+    }
+
+    /// How many streams of batches are open.
+    pub fn send_streams(&self) -> usize {
+        SEND_STREAMS.saturating_sub(self.send_streams.available_permits())
     }
 
     /// What the start found and did, a line each.

@@ -72,8 +72,8 @@ pub struct Pulled {
     pub range: QueueRange,
     /// The current epoch.
     pub epoch: Epoch,
-    /// Keeps the answer's memory counted until it has left; `None` if it has none: what goes out as it lies in the
-    /// log's mapping costs none.
+    /// Keeps the answer's memory counted until it has left; `None` if it is without records. Of a batch that goes out
+    /// as it lies in the log's mapping only what surrounds it costs memory.
     pub permit: Option<Permit>,
 }
 
@@ -101,10 +101,17 @@ pub(super) enum Look {
     },
 }
 
+/// Bytes of memory that a record takes beside its batch on its way out: where it is, and the fields around it.
+const RECORD: u64 = 256;
+
+/// Bytes of the log that a record takes at least.
+const LEAST_RECORD: u32 = 128;
+
 /// Bytes of memory that a record takes on its way out.
 fn memory(record: &StoredRecord) -> u64 {
     let len = record.batch.len();
-    if record.is_in_place && len >= SPLICED { 0 } else { u64::try_from(len).unwrap_or(u64::MAX) }
+    let batch = if record.is_in_place && len >= SPLICED { 0 } else { len };
+    u64::try_from(batch).unwrap_or(u64::MAX).saturating_add(RECORD)
 }
 
 impl Broker {
@@ -228,7 +235,8 @@ impl Broker {
         let max_bytes = reader.max_bytes.min(self.part_bytes());
         // The one record that an answer has at least may be larger than what was asked for; then so must the permit
         // be.
-        let mut answer_len = u64::from(max_bytes);
+        let most_records = reader.max_messages.min(max_bytes / LEAST_RECORD + 1);
+        let mut answer_len = u64::from(max_bytes) + u64::from(most_records) * RECORD;
         loop {
             if let Some(group) = &reader.group {
                 self.admits(group, deadline).await?;
@@ -261,7 +269,7 @@ impl Broker {
                         answer_len = len;
                         continue;
                     }
-                    let permit = (len > 0).then(|| permit.shrunk_to(len));
+                    let permit = Some(permit.shrunk_to(len));
                     Ok(Look::Found(self.pulled(records, next, range, permit)))
                 }
                 ReadOutcome::Damaged { at, next, .. } => Err(BrokerError::Damaged { at, next }),

@@ -172,11 +172,39 @@ async fn what_goes_out_as_it_lies_in_the_log_is_not_counted() {
         deadline: soon(),
     };
     let large = broker.pull(at(0)).await.unwrap();
-    assert_eq!((large.records.len(), broker.in_work().replies), (1, 0));
+    assert_eq!((large.records.len(), broker.in_work().replies), (1, 1 << 10));
     let small = broker.pull(at(1)).await.unwrap();
-    assert_eq!((small.records.len(), broker.in_work().replies), (1, 5 << 10));
+    assert_eq!((small.records.len(), broker.in_work().replies), (1, 6 << 10));
     drop((large, small));
     assert_eq!(broker.in_work().replies, 0);
+    broker.close().unwrap();
+}
+
+/// Ten thousand records of 20 bytes counted for 200 KB, and took 3 MB.
+#[tokio::test]
+async fn an_answer_of_small_records_counts_for_what_surrounds_them_too() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    for _ in 0..400 {
+        broker.send(to("t", 1)).await.unwrap();
+    }
+    let pull = PullRequest {
+        epoch: None,
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        max_messages: 400,
+        max_bytes: 1 << 20,
+        wait: Duration::ZERO,
+        tags: "",
+        group: None,
+        deadline: soon(),
+    };
+    let pulled = broker.pull(pull).await.unwrap();
+    let replies = broker.in_work().replies;
+    // The last ones may not be dispatched yet.
+    let count = u64::try_from(pulled.records.len()).unwrap();
+    assert!(count > 0);
+    assert!((count * 256..=count * 320 + 1_024).contains(&replies), "{count}: {replies}");
     broker.close().unwrap();
 }
 
@@ -813,5 +841,19 @@ async fn a_time_is_the_offset_of_the_first_message_stored_then_or_later() {
     let planned = broker.reset_offsets(dry, soon()).await.unwrap();
     let expected = stored.iter().take_while(|earlier| **earlier < stored[10]).count();
     assert_eq!(planned[0].new, QueueOffset::new(expected as u64));
+    broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_streams_of_batches_keep_is_bounded_however_many_are_opened() {
+    let (broker, _dir) = broker(BrokerConfig::default());
+    let mut places: Vec<_> = (0..16_384).map(|_| broker.begin_send_stream().unwrap()).collect();
+    let refused = broker.begin_send_stream().unwrap_err();
+    assert_eq!(refused.reason(), Reason::Overloaded);
+    assert_eq!(broker.send_streams(), 16_384);
+    places.pop();
+    assert!(broker.begin_send_stream().is_ok());
+    drop(places);
+    assert_eq!(broker.send_streams(), 0);
     broker.close().unwrap();
 }

@@ -24,7 +24,7 @@ use crate::wire::{Frames, WireError, framed};
 #[derive(Debug)]
 pub(super) struct Answers {
     body: Body,
-    frames: Frames<()>,
+    frames: Frames,
     max: usize,
     /// Nothing comes any more.
     has_ended: bool,
@@ -95,7 +95,7 @@ impl Answers {
             };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.frames.push(data, ()),
+                    Ok(data) => self.frames.push(data),
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();
                         self.has_ended = true;

@@ -9,7 +9,7 @@
 //! | bytes that a stream, a connection may have under way | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] | the client waits |
 //! | the same of all connections | [`ALL_WINDOWS`], and [`LEAST_WINDOW`] for each | a new connection gets less |
 //! | a frame, a header list | [`MAX_FRAME`], [`MAX_HEADERS`] | the stream is refused |
-//! | time in which no answer leaves, while some wait to | [`super::serve`]'s | closed |
+//! | time in which answers wait to leave | [`super::outgoing`]'s | closed |
 //! | silence | a ping after [`PING_AFTER`], and [`PING_TIMEOUT`] for its answer | closed |
 //!
 //! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections
@@ -219,7 +219,7 @@ async fn connection(
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
-        () = outgoing.stalled(|| broker.is_pressed_by_answers()) => {
+        () = outgoing.stalled(|| broker.is_pressed_by_answers() || broker.is_pressed()) => {
             tracing::warn!(%peer, "the client does not read its answers, closed");
             return;
         }

@@ -5,8 +5,10 @@
 //! | [`listen`] | the port: accept loop, HTTP/2 settings, caps, drain |
 //! | `opening.rs` | how a connection begins: TLS or not, and the preface of HTTP/2 |
 //! | [`tls`] | a certificate and its key, from PEM to what the port needs |
-//! | `serve.rs` | what surrounds every call: panics, and the bytes of an answer |
+//! | `serve.rs` | what surrounds every call: panics, and the bytes of requests and answers |
+//! | `outgoing.rs` | answers on their way out: in pieces, counted until they have left |
 //! | `raw.rs` | streams without a codec in between |
+//! | `pace.rs` | how fast a request must arrive |
 //! | [`native`] | `mainstem.v1`, one file per family of calls |
 //!
 //! Runs on tokio tasks: one that accepts, one per connection, one per call.
@@ -14,6 +16,8 @@
 pub(crate) mod listen;
 pub(crate) mod native;
 pub(crate) mod opening;
+mod outgoing;
+mod pace;
 mod raw;
 mod serve;
 pub(crate) mod tls;

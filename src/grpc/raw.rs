@@ -7,8 +7,9 @@
 //! | a batch in several frames | one, into a buffer of its length |
 //! | out | none: each piece becomes a DATA frame |
 //!
-//! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While the
-//! client does not read, nobody asks, so nothing is done and nothing more is received. What is received and not yet
+//! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While a piece
+//! waits for a client that does not read, nobody asks, so nothing is done and nothing more is received; the first piece
+//! is asked for before anybody knows whether he reads. What is received and not yet
 //! taken is counted in the broker's budget; where that is full the stream waits.
 
 use std::convert::Infallible;
@@ -17,82 +18,34 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::StdError;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Response, header};
 use tonic::{Code, Status};
 
 use super::native::status;
-use super::serve::Outgoing;
+use super::outgoing::{Handing, Held, Outgoing, Pieces};
+use super::pace::{Begun, WHOLE};
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
 use crate::wire::{Frames, WireError};
-
-/// How long a message may take to arrive once it has begun.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// While there is hardly any room, each message that has begun must bring [`LEAST`] bytes in each such time.
-const LOOK: Duration = Duration::from_secs(2);
-/// 64 KiB a second.
-const LEAST: usize = 128 << 10;
-
-/// A message on its way.
-#[derive(Clone, Copy, Debug)]
-struct Begun {
-    /// When it must be whole.
-    due: Instant,
-    /// Since when `received` counts.
-    since: Instant,
-    /// Bytes.
-    received: usize,
-}
-
-impl Begun {
-    fn at(now: Instant) -> Self {
-        Self { due: now + MESSAGE_TIMEOUT, since: now, received: 0 }
-    }
-
-    fn next_look(&self) -> Instant {
-        self.due.min(self.since + LOOK)
-    }
-
-    /// Whether it is too slow: then within which time it did not come.
-    fn look(&mut self, now: Instant, is_pressed: bool) -> Option<Duration> {
-        if now >= self.due {
-            return Some(MESSAGE_TIMEOUT);
-        }
-        if now < self.since + LOOK {
-            return None;
-        }
-        let is_slow = self.received < LEAST;
-        (self.since, self.received) = (now, 0);
-        (is_slow && is_pressed).then_some(LOOK)
-    }
-}
-
-/// What a frame counts for, until nothing of it is in use.
-#[expect(dead_code, reason = "held for its drop")]
-enum Counted {
-    Within(Permit),
-    /// Part of a message that is received beyond the budget.
-    Beyond,
-    /// The last part of such a message.
-    LastBeyond(OwnedSemaphorePermit),
-}
 
 /// The messages of a request, in their order.
 pub(super) struct Messages<B> {
     body: B,
     broker: Arc<Broker>,
     /// Received, counted, and not taken yet.
-    frames: Frames<Counted>,
-    /// While the rest of a message is received beyond the budget: how much that is.
+    frames: Frames,
+    /// For all that the frames hold, but for what was received beyond the budget.
+    counted: Option<Permit>,
+    /// While the rest of a message is received beyond the budget: how much of it is still to come. Kept until that
+    /// message is done with.
     beyond: Option<(OwnedSemaphorePermit, usize)>,
     /// Received, and waiting to be counted.
     uncounted: Bytes,
@@ -108,12 +61,14 @@ where
 {
     /// The messages of `body`, none longer than `max`.
     pub(super) fn new(body: B, broker: Arc<Broker>, max: usize) -> Self {
-        let (frames, beyond, uncounted, begun) = (Frames::default(), None, Bytes::new(), None);
-        Self { body, broker, frames, beyond, uncounted, begun, max }
+        let (frames, uncounted) = (Frames::default(), Bytes::new());
+        Self { body, broker, frames, counted: None, beyond: None, uncounted, begun: None, max }
     }
 
-    /// The next message if all of it was received already. What it counts for stays counted until the next call.
+    /// The next message if all of it was received already. What it counts for stays counted until it is [`Self::done`]
+    /// with, or the next call.
     pub(super) fn ready<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+        self.done();
         let message = self.frames.message(self.max).map_err(|error| match error {
             WireError::Compressed => self.refuse(RequestFault::Compressed),
             WireError::Malformed => self.refuse(RequestFault::Undecodable),
@@ -132,6 +87,14 @@ where
         Ok(message)
     }
 
+    /// The last message is done with: what it counted for is free, before the next one is asked for.
+    pub(super) fn done(&mut self) {
+        self.frames.done();
+        self.beyond.take_if(|(_, left)| *left == 0);
+        let held = u64::try_from(self.frames.held()).unwrap_or(u64::MAX);
+        self.counted = self.counted.take().filter(|_| held > 0).map(|all| all.shrunk_to(held));
+    }
+
     /// The next message; `None` at the end of the request. May be dropped and called again.
     ///
     /// # Errors
@@ -142,7 +105,8 @@ where
                 return Ok(Some(message));
             }
             if !self.frames.is_empty() {
-                self.begun.get_or_insert_with(|| Begun::at(Instant::now()));
+                let now = Instant::now();
+                self.begun.get_or_insert_with(|| Begun::at(now)).resume(now);
             }
             if !self.receive().await? {
                 if self.frames.is_empty() {
@@ -153,12 +117,31 @@ where
         }
     }
 
-    /// The one message of a request.
+    /// Nobody asks for the next message until he does so again: the time of one that has begun stands still.
+    pub(super) fn pause(&mut self) {
+        if let Some(begun) = &mut self.begun {
+            begun.pause(Instant::now());
+        }
+    }
+
+    /// The one message of a request. Nothing of what was received is kept.
     ///
     /// # Errors
-    /// There is none, or it breaks a rule.
-    pub(super) async fn only<M: Message + Default>(&mut self) -> Result<M, Status> {
-        self.next().await?.ok_or_else(|| self.refuse(RequestFault::BrokenOff))
+    /// There is none, also not for [`WHOLE`], or it breaks a rule; or the broker drains before it is there.
+    pub(super) async fn only<M: Message + Default>(mut self) -> Result<M, Status> {
+        let broker = Arc::clone(&self.broker);
+        let received = tokio::select! {
+            biased;
+            received = timeout(WHOLE, self.next()) => received,
+            () = broker.drained() => return Err(refusal(&broker, &BrokerError::Draining)),
+        };
+        let fault = match received {
+            Ok(Ok(Some(message))) => return Ok(message),
+            Ok(Ok(None)) => RequestFault::BrokenOff,
+            Ok(Err(status)) => return Err(status),
+            Err(_) => RequestFault::Unfinished { limit: WHOLE },
+        };
+        Err(self.refuse(fault))
     }
 
     /// Receives a frame of data; `false` at the end.
@@ -175,15 +158,10 @@ where
                 None => frame.await,
                 Some(begun) => match timeout_at(begun.next_look(), frame).await {
                     Ok(frame) => frame,
-                    Err(_) => {
-                        let refused = begun.look(Instant::now(), self.broker.is_pressed());
-                        match refused {
-                            Some(limit) => {
-                                return Err(self.refuse(RequestFault::Unfinished { limit }));
-                            }
-                            None => continue,
-                        }
-                    }
+                    Err(_) => match begun.look(Instant::now(), || self.broker.is_pressed()) {
+                        Some(error) => return Err(refusal(&self.broker, &error)),
+                        None => continue,
+                    },
                 },
             };
             let Some(frame) = frame? else { return Ok(false) };
@@ -192,49 +170,55 @@ where
                 // Kept where a dropped call finds it: what was received is not lost.
                 self.uncounted = data;
                 if let Some(begun) = &mut self.begun {
-                    begun.received += self.uncounted.len();
-                    if let Some(limit) = begun.look(Instant::now(), self.broker.is_pressed()) {
-                        return Err(self.refuse(RequestFault::Unfinished { limit }));
+                    begun.receives(self.uncounted.len());
+                    if let Some(error) = begun.look(Instant::now(), || self.broker.is_pressed()) {
+                        return Err(refusal(&self.broker, &error));
                     }
                 }
             }
         }
-        let (len, counted) = self.room().await?;
-        let counted_bytes = self.uncounted.split_to(len);
-        self.frames.push(counted_bytes, counted);
+        let len = self.room().await?;
+        let counted = self.uncounted.split_to(len);
+        self.frames.push(counted);
         Ok(true)
     }
 
     /// Counts what was received, or as much of it as may be taken.
-    async fn room(&mut self) -> Result<(usize, Counted), Status> {
+    async fn room(&mut self) -> Result<usize, Status> {
         let len = self.uncounted.len();
-        let bytes = u64::try_from(len).unwrap_or(u64::MAX);
-        if self.beyond.is_none() {
-            if let Ok(permit) = self.broker.receive(bytes) {
-                return Ok((len, Counted::Within(permit)));
+        if let Some((_, left)) = &mut self.beyond {
+            // What is behind the message is counted for itself.
+            let len = len.min(*left);
+            *left -= len;
+            return Ok(len);
+        }
+        let held = u64::try_from(self.frames.held() + len).unwrap_or(u64::MAX);
+        let more = Permit::missing(self.counted.as_ref(), held);
+        if more == 0 {
+            return Ok(len);
+        }
+        if let Ok(permit) = self.broker.receive(more) {
+            Permit::add(&mut self.counted, permit);
+            return Ok(len);
+        }
+        self.pause();
+        let until = self.begun.map_or_else(|| Instant::now() + WHOLE, |begun| begun.due());
+        // Those who hold the begin of a message may all wait for each other's room.
+        let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
+        tokio::select! {
+            biased;
+            permit = self.broker.receive_later(more, until) => {
+                let permit = permit.map_err(|error| refusal(&self.broker, &error))?;
+                Permit::add(&mut self.counted, permit);
+                Ok(len)
             }
-            // Those who hold the begin of a message may all wait for each other's room.
-            let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
-            tokio::select! {
-                biased;
-                permit = self.broker.receive_later(bytes) => {
-                    let permit = permit.map_err(|error| refusal(&self.broker, &error))?;
-                    return Ok((len, Counted::Within(permit)));
-                }
-                beyond = self.broker.receive_beyond(), if missing.is_some() => {
-                    self.beyond = Some((beyond, missing.unwrap_or(0)));
-                }
+            beyond = self.broker.receive_beyond(), if missing.is_some() => {
+                let missing = missing.unwrap_or(0);
+                let len = len.min(missing);
+                self.beyond = Some((beyond, missing - len));
+                Ok(len)
             }
         }
-        Ok(match self.beyond.take() {
-            Some((beyond, left)) if left > len => {
-                self.beyond = Some((beyond, left - len));
-                (len, Counted::Beyond)
-            }
-            // What is behind the message is counted for itself.
-            Some((beyond, left)) => (left, Counted::LastBeyond(beyond)),
-            None => (0, Counted::Beyond),
-        })
     }
 
     fn refuse(&self, fault: RequestFault) -> Status {
@@ -249,25 +233,17 @@ pub(super) fn refusal(broker: &Broker, error: &BrokerError) -> Status {
     status::of(error)
 }
 
-/// Where a call puts the frames of its answer.
+/// Where a call puts its answers.
 #[derive(Clone, Default)]
-pub(super) struct Out(Arc<Mutex<Vec<Bytes>>>);
+pub(super) struct Out(Arc<Mutex<Pieces>>);
 
 impl Out {
-    /// Hands the pieces of one or more whole messages over, in their order, and waits until they are taken.
-    pub(super) async fn put(&self, pieces: impl IntoIterator<Item = Bytes>) {
-        {
-            let mut waiting = lock(&self.0);
-            waiting.extend(pieces);
-            // Taken from behind.
-            waiting.reverse();
-        }
+    /// Hands the pieces of one or more whole messages over, in their order, and waits until they are taken. What they
+    /// count for is `held` until they have left.
+    pub(super) async fn put(&self, pieces: impl IntoIterator<Item = Bytes>, held: Option<Permit>) {
+        lock(&self.0).add(pieces, held.map(Held::new));
         // Whoever takes them asks again: nobody needs to be woken.
         poll_fn(|_| if lock(&self.0).is_empty() { Poll::Ready(()) } else { Poll::Pending }).await;
-    }
-
-    fn take(&self) -> Option<Bytes> {
-        lock(&self.0).pop()
     }
 }
 
@@ -276,29 +252,13 @@ struct Running<F> {
     /// `None`: it has ended.
     call: Option<Pin<Box<F>>>,
     out: Out,
-    outgoing: Outgoing,
-    /// A frame was handed out, and nobody has asked for the next yet.
-    is_leaving: bool,
+    handing: Handing,
     trailers: Option<HeaderMap>,
 }
 
 impl<F> Running<F> {
-    fn handed_out(&mut self, frame: Bytes) -> Frame<Bytes> {
-        self.is_leaving = true;
-        self.outgoing.comes(Instant::now());
-        Frame::data(frame)
-    }
-
-    fn left(&mut self) {
-        if std::mem::take(&mut self.is_leaving) {
-            self.outgoing.leaves(Instant::now());
-        }
-    }
-}
-
-impl<F> Drop for Running<F> {
-    fn drop(&mut self) {
-        self.left();
+    fn piece(&mut self) -> Option<Frame<Bytes>> {
+        self.handing.next(&mut lock(&self.out.0)).map(Frame::data)
     }
 }
 
@@ -311,10 +271,9 @@ impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
-        this.left();
         loop {
-            if let Some(frame) = this.out.take() {
-                return Poll::Ready(Some(Ok(this.handed_out(frame))));
+            if let Some(piece) = this.piece() {
+                return Poll::Ready(Some(Ok(piece)));
             }
             if let Some(trailers) = this.trailers.take() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -323,8 +282,8 @@ impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
             // As for other calls: what is half changed is behind locks that end the process when they are poisoned.
             let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
             let ended = match polled {
-                Ok(Poll::Pending) => match this.out.take() {
-                    Some(frame) => return Poll::Ready(Some(Ok(this.handed_out(frame)))),
+                Ok(Poll::Pending) => match this.piece() {
+                    Some(piece) => return Poll::Ready(Some(Ok(piece))),
                     None => return Poll::Pending,
                 },
                 Ok(Poll::Ready(ended)) => ended,
@@ -343,7 +302,8 @@ impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
     }
 }
 
-fn trailers(ended: Result<(), Status>) -> HeaderMap {
+/// How a call ends.
+pub(super) fn trailers(ended: Result<(), Status>) -> HeaderMap {
     let status = ended.err().unwrap_or_else(|| Status::new(Code::Ok, ""));
     let mut trailers = HeaderMap::new();
     if status.add_header(&mut trailers).is_err() {
@@ -360,7 +320,7 @@ where
 {
     let out = Out::default();
     let call = Some(Box::pin(call(out.clone())));
-    let body = Running { call, out, outgoing, is_leaving: false, trailers: None };
+    let body = Running { call, out, handing: Handing::to(outgoing), trailers: None };
     let mut response = Response::new(Body::new(body));
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(header::CONTENT_TYPE, grpc);
@@ -371,11 +331,13 @@ where
 mod tests {
     use std::collections::VecDeque;
     use std::task::Waker;
+    use std::time::Duration;
 
     use super::*;
     use crate::broker::BrokerConfig;
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
+    use crate::grpc::pace::LOOK;
     use crate::proto::SendStreamRequest;
     use crate::store::StoreConfig;
     use crate::wire::framed;
@@ -470,7 +432,7 @@ mod tests {
         let begun = Instant::now();
         let refused = next(&mut half).await.unwrap_err();
         assert_eq!(refused.message(), "the request did not arrive whole within 30s");
-        assert_eq!(begun.elapsed().as_secs(), MESSAGE_TIMEOUT.as_secs());
+        assert_eq!(begun.elapsed().as_secs(), WHOLE.as_secs());
 
         let mut silent = messages(&broker, &[&framed(&request(b"whole"))], false);
         assert!(next(&mut silent).await.unwrap().is_some());
@@ -497,6 +459,39 @@ mod tests {
         broker.close().unwrap();
     }
 
+    /// What lay in the broker's own buffers used to be missing from the account of who had sent it.
+    #[tokio::test(start_paused = true)]
+    async fn the_time_in_which_the_broker_receives_nothing_is_not_the_senders() {
+        let (broker, _dir) = broker();
+        let sent = request(&[7; 60 << 10]);
+        let bytes = framed(&sent);
+        let parts: Vec<_> = bytes.chunks(16 << 10).collect();
+        let mut messages = messages(&broker, &parts, true);
+        let others = broker.receive(ARRIVALS - (16 << 10)).unwrap();
+        let _beyond = broker.receive_beyond().await;
+        // It waits for room after its first frame, and is left alone after that.
+        let waits = Duration::from_secs(10);
+        assert!(tokio::time::timeout(waits, next(&mut messages)).await.is_err());
+        messages.pause();
+        tokio::time::sleep(waits).await;
+        let others = others.shrunk_to(ARRIVALS - (64 << 10));
+        let begun = Instant::now();
+        assert_eq!(next(&mut messages).await.unwrap(), Some(sent));
+        assert!(broker.is_pressed());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        drop((others, messages));
+
+        // Also who waits does so no longer than for the whole.
+        let _others = broker.receive(ARRIVALS - (16 << 10)).unwrap();
+        let begun = Instant::now();
+        let mut messages = self::messages(&broker, &parts, true);
+        let refused = next(&mut messages).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert_eq!(begun.elapsed(), WHOLE);
+        drop(messages);
+        broker.close().unwrap();
+    }
+
     #[tokio::test]
     async fn a_stream_waits_where_too_much_is_in_work_and_goes_on_when_it_is_not() {
         let (broker, _dir) = broker();
@@ -515,6 +510,64 @@ mod tests {
         assert_eq!(next(&mut messages).await.unwrap(), Some(second));
         assert_eq!(next(&mut messages).await.unwrap(), None);
         assert!(broker.receive(ARRIVALS).is_ok());
+        broker.close().unwrap();
+    }
+
+    /// Each frame used to take a unit of the budget, however short it was.
+    #[tokio::test]
+    async fn a_message_in_frames_of_a_byte_counts_for_its_bytes() {
+        let (broker, _dir) = broker();
+        let bytes = framed(&request(&[7; 5_000]));
+        let bytes = [&bytes[..], &bytes[..3_000]].concat();
+        let tiny: Vec<_> = bytes.chunks(1).collect();
+        let mut messages = messages(&broker, &tiny, false);
+        assert_eq!(next(&mut messages).await.unwrap(), Some(request(&[7; 5_000])));
+        assert_eq!(broker.in_work().arriving, 5 << 10);
+        messages.done();
+        assert_eq!(broker.in_work().arriving, 0);
+        {
+            let mut half = std::pin::pin!(next(&mut messages));
+            let polled = half.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending());
+        }
+        assert_eq!(broker.in_work().arriving, 3 << 10);
+        drop(messages);
+        assert_eq!(broker.in_work().arriving, 0);
+        broker.close().unwrap();
+    }
+
+    /// A parked pull used to keep its request's room, and all that came behind it, as long as it lived.
+    #[tokio::test]
+    async fn of_a_request_of_one_message_nothing_is_counted_once_it_is_there() {
+        let (broker, _dir) = broker();
+        let sent = request(b"the only one");
+        let bytes = [&framed(&sent)[..], &[0; 30 << 10]].concat();
+        for frames in [&[&bytes[..]][..], &[&bytes[..7], &bytes[7..]]] {
+            let messages = messages(&broker, frames, false);
+            assert_eq!(messages.only::<SendStreamRequest>().await.unwrap(), sent);
+            assert_eq!(broker.in_work().arriving, 0);
+        }
+        broker.close().unwrap();
+    }
+
+    /// Such a call used to last for ever, and held up the end of the broker.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_of_one_message_is_not_waited_for_long_and_not_while_the_broker_drains() {
+        let (broker, _dir) = broker();
+        let begun = Instant::now();
+        let silent = messages(&broker, &[], false).only::<SendStreamRequest>();
+        let refused = silent.await.unwrap_err();
+        assert_eq!(refused.message(), "the request did not arrive whole within 30s");
+        assert_eq!(begun.elapsed(), WHOLE);
+
+        let silent = messages(&broker, &[], false).only::<SendStreamRequest>();
+        let drains = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            broker.drain();
+        };
+        let (refused, ()) = tokio::join!(silent, drains);
+        assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(begun.elapsed(), WHOLE + Duration::from_secs(1));
         broker.close().unwrap();
     }
 
@@ -562,8 +615,8 @@ mod tests {
     async fn an_answer_runs_its_call_frame_by_frame_and_ends_with_what_the_call_ends_with() {
         let outgoing = Outgoing::new();
         let answer = answer(outgoing, |out| async move {
-            out.put([Bytes::from_static(b"a"), Bytes::from_static(b"b")]).await;
-            out.put([Bytes::from_static(b"c")]).await;
+            out.put([Bytes::from_static(b"a"), Bytes::from_static(b"b")], None).await;
+            out.put([Bytes::from_static(b"c")], None).await;
             Err(Status::not_found("gone"))
         });
         let mut body = answer.into_body();

@@ -3,8 +3,8 @@
 //! | concern | how |
 //! | --- | --- |
 //! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
-//! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; a request that is not whole after [`REQUEST_TIMEOUT`] is refused |
-//! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, which is kept until the body has left or is dropped; a caller who reads nothing for [`ANSWER_TIMEOUT`], or [`PRESSED_TIMEOUT`] while there is hardly any room, loses the connection |
+//! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; one that comes too slowly is refused: [`super::pace`] |
+//! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, else what is beyond [`UNCOUNTED`] is counted here; it goes out as [`super::outgoing`] says |
 //! | who calls | [`peer`] says it to a handler, without a place in every request |
 
 use std::convert::Infallible;
@@ -13,29 +13,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::body::Body;
 use tonic::codegen::StdError;
 use tonic::codegen::http::{Request, Response};
 use tower::Service;
 
 use super::native::{RawCall, status};
-use crate::broker::{Broker, BrokerError, Permit, RequestFault};
-use crate::sync::{Mutex, lock};
+use super::outgoing::{Handing, Held, Outgoing, Pieces};
+use super::pace::Begun;
+use super::raw;
+use crate::broker::{Broker, BrokerError, Permit};
 
-/// Bytes of a request that nobody counts: small requests are served however much is in work.
+/// Bytes of a request, and of an answer, that nobody counts: small calls are served however much is in work.
 const UNCOUNTED: u64 = 4 << 10;
-/// How long a request may take to arrive.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may hold answers of which none leaves.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The same while there is hardly any room for answers.
-const PRESSED_TIMEOUT: Duration = Duration::from_secs(5);
 
 tokio::task_local! {
     /// Who is at the other end of the connection, while a call of his is polled.
@@ -45,70 +39,6 @@ tokio::task_local! {
 /// Where the call that is being served came from; for handlers. `None` if it came over no connection.
 pub(super) fn peer() -> Option<SocketAddr> {
     PEER.try_with(|peer| *peer).ok()
-}
-
-/// Keeps the bytes of an answer counted while it is on its way; put into the answer's extensions by a handler.
-#[derive(Clone, Debug)]
-pub(super) struct Held(#[expect(dead_code, reason = "held for its drop")] Arc<Permit>);
-
-impl Held {
-    /// Holds `permit`.
-    pub(super) fn new(permit: Permit) -> Self {
-        Self(Arc::new(permit))
-    }
-}
-
-/// The answers of one connection that have not left yet.
-#[derive(Clone, Debug)]
-pub(crate) struct Outgoing(Arc<Mutex<Leaving>>);
-
-/// Short lock, taken once when an answer comes and once when it has left.
-#[derive(Debug)]
-struct Leaving {
-    answers: usize,
-    /// When the last one left or, with none before it, the first one came.
-    moved: Instant,
-}
-
-impl Outgoing {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Leaving { answers: 0, moved: Instant::now() })))
-    }
-
-    pub(super) fn comes(&self, now: Instant) {
-        let mut leaving = lock(&self.0);
-        if leaving.answers == 0 {
-            leaving.moved = now;
-        }
-        leaving.answers += 1;
-    }
-
-    pub(super) fn leaves(&self, now: Instant) {
-        let mut leaving = lock(&self.0);
-        leaving.answers = leaving.answers.saturating_sub(1);
-        leaving.moved = now;
-    }
-
-    /// Since when the caller has read nothing that waits for him.
-    fn stalls_since(&self) -> Option<Instant> {
-        let leaving = lock(&self.0);
-        (leaving.answers > 0).then_some(leaving.moved)
-    }
-
-    /// Ends when the caller has read nothing for too long; sooner while `is_pressed` says that others need his room.
-    pub(crate) async fn stalled(&self, is_pressed: impl Fn() -> bool) {
-        loop {
-            let Some(since) = self.stalls_since() else {
-                sleep(ANSWER_TIMEOUT / 4).await;
-                continue;
-            };
-            let stalls = Instant::now().saturating_duration_since(since);
-            if stalls >= ANSWER_TIMEOUT || stalls >= PRESSED_TIMEOUT && is_pressed() {
-                return;
-            }
-            sleep(PRESSED_TIMEOUT / 2).await;
-        }
-    }
 }
 
 /// A service whose panics stay within the call, and whose requests and answers are counted.
@@ -161,7 +91,7 @@ where
         }
         let request = request.map(|body| Received::new(body, Arc::clone(&self.broker)));
         let (call, outgoing) = (Box::pin(self.inner.call(request)), self.outgoing.clone());
-        GuardedCall::Call { call, outgoing, peer: self.peer }
+        GuardedCall::Call { call, broker: Arc::clone(&self.broker), outgoing, peer: self.peer }
     }
 }
 
@@ -172,25 +102,41 @@ pub(crate) struct Received<B> {
     len: u64,
     permit: Option<Permit>,
     /// Made when the request is first waited for.
-    timeout: Option<Pin<Box<Sleep>>>,
+    begun: Option<(Begun, Pin<Box<Sleep>>)>,
 }
 
 impl<B> Received<B> {
     fn new(body: B, broker: Arc<Broker>) -> Self {
-        Self { body, broker, len: 0, permit: None, timeout: None }
+        Self { body, broker, len: 0, permit: None, begun: None }
     }
 
     fn count(&mut self, len: usize) -> Result<(), BrokerError> {
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         self.len = self.len.saturating_add(len);
-        if self.len > UNCOUNTED && len > 0 {
-            let more = self.broker.receive(len)?;
-            self.permit = Some(match self.permit.take() {
-                Some(permit) => permit.and(more),
-                None => more,
-            });
+        if self.len > UNCOUNTED {
+            let missing = Permit::missing(self.permit.as_ref(), self.len);
+            if missing > 0 {
+                Permit::add(&mut self.permit, self.broker.receive(missing)?);
+            }
         }
         Ok(())
+    }
+
+    /// Waits until the request is too slow, while it must be waited for.
+    fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<StdError> {
+        let (begun, timer) = self.begun.get_or_insert_with(|| {
+            let begun = Begun::at(Instant::now());
+            (begun, Box::pin(sleep_until(begun.next_look())))
+        });
+        // A small one takes no room, so it does not matter how slow it is.
+        let takes_room = || self.permit.is_some() && self.broker.is_pressed();
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if let Some(error) = begun.look(Instant::now(), takes_room) {
+                return Poll::Ready(self.refuse(&error));
+            }
+            timer.as_mut().reset(begun.next_look());
+        }
     }
 
     fn refuse(&self, error: &BrokerError) -> StdError {
@@ -212,14 +158,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-            let timeout = self.timeout.get_or_insert_with(|| Box::pin(sleep(REQUEST_TIMEOUT)));
-            ready!(timeout.as_mut().poll(cx));
-            let fault = RequestFault::Unfinished { limit: REQUEST_TIMEOUT };
-            return Poll::Ready(Some(Err(self.refuse(&BrokerError::BadRequest { fault }))));
+            return self.poll_slow(cx).map(|refused| Some(Err(refused)));
         };
         let Some(frame) = frame else { return Poll::Ready(None) };
         let counted = frame.map_err(Into::into).and_then(|frame| {
-            let len = frame.data_ref().map_or(0, bytes::Buf::remaining);
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            if let Some((begun, _)) = &mut self.begun {
+                begun.receives(len);
+            }
             self.count(len).map_err(|error| self.refuse(&error)).map(|()| frame)
         });
         Poll::Ready(Some(counted))
@@ -238,6 +184,7 @@ where
 pub(crate) enum GuardedCall<F> {
     Call {
         call: Pin<Box<F>>,
+        broker: Arc<Broker>,
         outgoing: Outgoing,
         peer: Option<SocketAddr>,
     },
@@ -249,8 +196,8 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (call, outgoing, peer) = match &mut *self {
-            Self::Call { call, outgoing, peer } => (call, outgoing, *peer),
+        let (call, broker, outgoing, peer) = match &mut *self {
+            Self::Call { call, broker, outgoing, peer } => (call, broker, outgoing, *peer),
             Self::Raw(answer) => {
                 return answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
             }
@@ -267,14 +214,11 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
             Ok(Poll::Ready(Ok(answer))) => {
                 let mut answer = status::completed(answer);
                 let held = answer.extensions_mut().remove::<Held>();
-                Poll::Ready(Ok(match held {
-                    Some(held) => {
-                        let outgoing = outgoing.clone();
-                        outgoing.comes(Instant::now());
-                        answer.map(|body| Body::new(HeldBody { body, _held: held, outgoing }))
-                    }
-                    None => answer,
-                }))
+                let (broker, handing) = (Arc::clone(broker), Handing::to(outgoing.clone()));
+                Poll::Ready(Ok(answer.map(|body| {
+                    let pieces = Pieces::default();
+                    Body::new(Answer { body: Some(body), broker, held, pieces, handing })
+                })))
             }
             Ok(Poll::Ready(Err(never))) => match never {},
             Err(_panic) => {
@@ -285,20 +229,32 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
     }
 }
 
-/// A body that keeps the bytes of its answer counted until it is dropped.
-struct HeldBody {
-    body: Body,
-    _held: Held,
-    outgoing: Outgoing,
+/// The body of an answer, in pieces.
+struct Answer {
+    /// `None`: it has ended.
+    body: Option<Body>,
+    broker: Arc<Broker>,
+    /// What the handler has counted.
+    held: Option<Held>,
+    pieces: Pieces,
+    handing: Handing,
 }
 
-impl Drop for HeldBody {
-    fn drop(&mut self) {
-        self.outgoing.leaves(Instant::now());
+impl Answer {
+    /// Takes a part that the handler gave, counted.
+    fn take(&mut self, data: Bytes) -> Result<(), BrokerError> {
+        let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        let held = match self.held.take() {
+            Some(held) => Some(held),
+            None if len > UNCOUNTED => Some(Held::new(self.broker.reply(len)?)),
+            None => None,
+        };
+        self.pieces.add([data], held);
+        Ok(())
     }
 }
 
-impl HttpBody for HeldBody {
+impl HttpBody for Answer {
     type Data = Bytes;
     type Error = tonic::Status;
 
@@ -306,15 +262,31 @@ impl HttpBody for HeldBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let this = &mut *self;
+        loop {
+            if let Some(piece) = this.handing.next(&mut this.pieces) {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            let Some(body) = &mut this.body else { return Poll::Ready(None) };
+            let Some(frame) = ready!(Pin::new(body).poll_frame(cx)?) else {
+                this.body = None;
+                continue;
+            };
+            let data = match frame.into_data() {
+                Ok(data) => data,
+                Err(other) => return Poll::Ready(Some(Ok(other))),
+            };
+            if let Err(error) = this.take(data) {
+                // It ends with that.
+                this.body = None;
+                let trailers = raw::trailers(Err(raw::refusal(&this.broker, &error)));
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.pieces.is_empty() && self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 }
 
@@ -412,27 +384,47 @@ mod tests {
         broker.close().unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_stalls_when_it_holds_answers_of_which_none_leaves_sooner_where_room_is_short()
-     {
-        for (is_pressed, limit) in [(false, ANSWER_TIMEOUT), (true, PRESSED_TIMEOUT)] {
-            let outgoing = Outgoing::new();
-            let long = ANSWER_TIMEOUT * 10;
-            let stalled = || tokio::time::timeout(long, outgoing.stalled(move || is_pressed));
-            assert!(stalled().await.is_err(), "it holds none");
-            let start = Instant::now();
-            outgoing.comes(start);
-            outgoing.comes(start + limit / 2);
-            assert!(stalled().await.is_ok());
-            let first = start.elapsed();
-            assert!((limit..=limit + ANSWER_TIMEOUT / 4).contains(&first), "{first:?}");
-            let left = Instant::now();
-            outgoing.leaves(left);
-            assert!(stalled().await.is_ok());
-            let second = left.elapsed();
-            assert!((limit..=limit + ANSWER_TIMEOUT / 4).contains(&second), "{second:?}");
-            outgoing.leaves(Instant::now());
-            assert!(stalled().await.is_err(), "all have left");
+    /// Each frame used to take a unit of the budget, however short it was.
+    #[tokio::test]
+    async fn a_request_in_frames_of_a_byte_counts_for_its_bytes() {
+        let (broker, _dir) = broker(64 << 10);
+        let lens = [&[4 << 10][..], &[1; 3_000]].concat();
+        let mut tiny = Received::new(frames(&lens), Arc::clone(&broker));
+        for _ in &lens {
+            assert!(matches!(poll(&mut tiny), Poll::Ready(Some(Ok(_)))));
         }
+        assert_eq!(broker.in_work().arriving, 7 << 10);
+        drop(tiny);
+        assert_eq!(broker.in_work().arriving, 0);
+        broker.close().unwrap();
+    }
+
+    /// Who began a request and fell silent used to keep his room for 30 s, however much the others needed it.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_brings_hardly_anything_loses_its_room_when_others_need_it() {
+        let (broker, _dir) = broker(1 << 20);
+        let refused = async |mut body: Received<Frames>| {
+            let begun = Instant::now();
+            loop {
+                match std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap() {
+                    Ok(_) => {}
+                    Err(error) => {
+                        let status = *error.downcast::<tonic::Status>().unwrap();
+                        break (status.message().to_owned(), begun.elapsed().as_secs());
+                    }
+                }
+            }
+        };
+        let slow = || Received::new(frames(&[4 << 10, 100 << 10]), Arc::clone(&broker));
+        let unfinished =
+            |secs: u64| (format!("the request did not arrive whole within {secs}s"), secs);
+        assert_eq!(refused(slow()).await, unfinished(30), "there is room");
+        let others = broker.receive(600 << 10).unwrap();
+        assert_eq!(refused(slow()).await, unfinished(2));
+        let small = Received::new(frames(&[4 << 10]), Arc::clone(&broker));
+        assert_eq!(refused(small).await, unfinished(30), "it takes no room");
+        drop(others);
+        assert_eq!(broker.in_work().arriving, 0);
+        broker.close().unwrap();
     }
 }

@@ -90,6 +90,7 @@ impl Collector for Numbers {
             ("offsets", "Memory of committed offsets, about", bytes, offsets_memory),
             ("offset_changes", "Changes of offsets remembered", None, broker.offset_changes()),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
+            ("send_streams", "Open streams of batches", None, count(broker.send_streams())),
             ("connections", "Connections over gRPC", None, count(connected.count())),
             ("windows", "What they may have under way to here", bytes, connected.windows()),
             (

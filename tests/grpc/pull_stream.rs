@@ -11,7 +11,7 @@ use mainstem::proto::{
 };
 use tonic::{Code, Status, Streaming};
 
-use crate::support::{Server, batch, batch_with, detail, soon, to};
+use crate::support::{Server, batch, batch_with, detail, from, soon, to};
 
 const WAITERS: &str = "mainstem_waiters";
 
@@ -264,4 +264,32 @@ async fn a_stop_ends_streams_that_wait_and_those_that_are_not_read() {
         assert_eq!((why.code(), detail(&why).reason.as_str()), (Code::Unavailable, "DRAINING"));
     }
     soon(ended).await.unwrap().unwrap();
+}
+
+/// Each used to keep what its request counted for, so many of them kept the senders out.
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_and_streams_that_wait_count_for_nothing_that_arrives() {
+    let server = Server::start().await;
+    topic(&server, 1).await;
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        streams.push(open(&server, starts([0])).await.unwrap());
+    }
+    let mut broker = server.broker.clone();
+    let parked = tokio::spawn(async move {
+        let request = proto::PullRequest { wait_ms: 30_000, ..from("t", 0, 0) };
+        broker.pull(request).await
+    });
+    server.until_metric(WAITERS, 6).await;
+    assert_eq!(server.metric("mainstem_arriving_bytes").await, Some(0));
+    drop(streams);
+    parked.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_records_is_bounded_by_what_a_filter_and_all_queues_need() {
+    let server = Server::start().await;
+    topic(&server, 1).await;
+    let many = PullStreamRequest { queues: vec![Start::default(); 40_000], ..starts([]) };
+    assert_eq!(refusal(&server, many).await.1, "TOO_LARGE");
 }

@@ -178,6 +178,12 @@ async fn what_a_stream_must_not_bring_is_named_and_ends_it() {
         assert_eq!((receipts.len(), status.message()), (0, said));
         assert_eq!((detail.reason.as_str(), detail.sequence), ("BAD_REQUEST", Some(1)));
     }
+    // The sequence is the one that the batch would have had, also where none has that.
+    let stream = Stream::open(&server).await;
+    let session = Some(SessionMark { id: 1, epoch: 1, sequence: 0 });
+    stream.send(SendStreamRequest { session, ..to(3, 0, batch(&["x"])) }).await;
+    let (_, status) = stream.ended().await;
+    assert_eq!(detail(&status).sequence, Some(0));
     // A name is looked at when it is opened: a stream keeps no long ones.
     let stream = Stream::open(&server).await;
     stream.send(open(&[&"x".repeat(1 << 20)])).await;
@@ -258,4 +264,24 @@ async fn a_request_above_the_limit_ends_the_stream_before_it_has_arrived() {
     let detail = detail(&status);
     assert_eq!(status.code(), Code::OutOfRange);
     assert_eq!((detail.reason.as_str(), detail.limit), ("TOO_LARGE", Some(9 << 20)));
+}
+
+/// 64 KiB of names were free for each stream, of as many streams as there may be calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_keeps_is_counted_from_its_first_names_on_and_comes_back_with_its_end() {
+    let server = Server::start().await;
+    let mut stream = Stream::open(&server).await;
+    stream.send(SendStreamRequest { batch: batch(&["a"]), ..open(&["t"]) }).await;
+    stream.acked(1).await;
+    assert_eq!(server.metric("mainstem_stream_names_bytes").await, Some(0));
+    let name = |number: u32| Open { number, topic: format!("{number:0>100}") };
+    let more = to(0, 0, batch(&["b"]));
+    stream.send(SendStreamRequest { open: (1..=30).map(name).collect(), ..more }).await;
+    stream.acked(2).await;
+    // 172 bytes each, 2 KiB free, the others in steps of 4 KiB.
+    assert_eq!(server.metric("mainstem_stream_names_bytes").await, Some(4 << 10));
+    assert_eq!(server.metric("mainstem_send_streams").await, Some(1));
+    assert!(stream.end().await.1.is_ok());
+    server.until_metric("mainstem_stream_names_bytes", 0).await;
+    server.until_metric("mainstem_send_streams", 0).await;
 }

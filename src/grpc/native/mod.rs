@@ -37,8 +37,8 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::deadline_of;
+use super::outgoing::Outgoing;
 use super::raw::{self, Messages};
-use super::serve::Outgoing;
 
 use crate::broker::QueueRange;
 use crate::broker::{Broker, BrokerError};
@@ -59,6 +59,8 @@ use crate::proto::{
 
 /// The largest request: the largest batch and room for what surrounds it.
 const MAX_REQUEST: usize = 9 << 20;
+/// The largest that asks for records: a filter, and the begin in each queue.
+const MAX_WANTED: usize = 64 << 10;
 
 /// Both services.
 #[derive(Clone, Debug)]
@@ -110,19 +112,24 @@ impl RawCall {
     {
         let (broker, outgoing) = (Arc::clone(broker), outgoing.clone());
         let until = deadline_of(request.headers());
-        let mut messages = Messages::new(request.into_body(), Arc::clone(&broker), MAX_REQUEST);
+        let messages = |max| Messages::new(request.into_body(), Arc::clone(&broker), max);
         match self {
             Self::SendStream => {
+                let messages = messages(MAX_REQUEST);
                 raw::answer(outgoing, |out| send_stream::run(broker, messages, out))
             }
-            Self::Pull => raw::answer(outgoing, |out| async move {
-                let request = messages.only().await?;
-                pull::pull(broker, request, until, out).await
-            }),
-            Self::PullStream => raw::answer(outgoing, |out| async move {
-                let request = messages.only().await?;
-                pull::pull_stream(broker, request, out).await
-            }),
+            Self::Pull => {
+                let request = messages(MAX_WANTED).only();
+                raw::answer(outgoing, |out| async move {
+                    pull::pull(broker, request.await?, until, out).await
+                })
+            }
+            Self::PullStream => {
+                let request = messages(MAX_WANTED).only();
+                raw::answer(outgoing, |out| async move {
+                    pull::pull_stream(broker, request.await?, out).await
+                })
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use tonic::Status;
 use super::status::{self, Part};
 use super::{or_default, range};
 use crate::broker::{
-    self, Broker, PullStart, PullStreamError, PullStreamRequest as Wanted, Pulled, SPLICED,
+    self, Broker, Permit, PullStart, PullStreamError, PullStreamRequest as Wanted, Pulled, SPLICED,
     StoredRecord,
 };
 use crate::grpc::raw::{Out, refusal};
@@ -59,8 +59,11 @@ pub(super) async fn pull(
         range: Some(range(pulled.range)),
         epoch: pulled.epoch.get(),
     };
-    // With its permit, until the bytes are taken.
-    out.put(spliced(&head, PULL_RECORDS, &pulled.records)).await;
+    let pieces = spliced(&head, PULL_RECORDS, &pulled.records);
+    let permit = pulled.permit;
+    // Not for as long as the client takes.
+    drop(pulled.records);
+    out.put(pieces, permit).await;
     Ok(())
 }
 
@@ -90,11 +93,13 @@ pub(super) async fn pull_stream(
     let mut stream = stream.await.map_err(refused)?;
     loop {
         let (queue, pulled) = stream.next().await.map_err(refused)?;
-        out.put(part(queue, &pulled)).await;
+        let (pieces, permit) = part(queue, pulled);
+        out.put(pieces, permit).await;
     }
 }
 
-fn part(queue: QueueId, pulled: &Pulled) -> Vec<Bytes> {
+/// An answer in pieces, without what it was made of.
+fn part(queue: QueueId, pulled: Pulled) -> (Vec<Bytes>, Option<Permit>) {
     let head = PullStreamResponse {
         queue: queue.get(),
         records: Vec::new(),
@@ -102,7 +107,7 @@ fn part(queue: QueueId, pulled: &Pulled) -> Vec<Bytes> {
         range: Some(range(pulled.range)),
         epoch: pulled.epoch.get(),
     };
-    spliced(&head, STREAM_RECORDS, &pulled.records)
+    (spliced(&head, STREAM_RECORDS, &pulled.records), pulled.permit)
 }
 
 /// The message `head`, with `records` as its field number `field`, in pieces.

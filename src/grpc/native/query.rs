@@ -6,7 +6,7 @@ use super::or_default;
 use crate::broker::Order;
 use crate::broker::{Broker, BrokerError, QueriedMessage, QueryRequest, RequestFault, Selector};
 use crate::grpc::deadline;
-use crate::grpc::serve::Held;
+use crate::grpc::outgoing::Held;
 use crate::message::{QueueId, QueueOffset, Timestamp};
 use crate::proto::query_messages_request::{Order as WireOrder, Selector as WireSelector};
 use crate::proto::{FoundMessage, QueryMessagesRequest, QueryMessagesResponse};

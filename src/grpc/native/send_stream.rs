@@ -9,8 +9,10 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use hyper::body::Body as HttpBody;
+use prost::DecodeError;
+use prost::encoding::{DecodeContext, WireType, skip_field};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::codegen::StdError;
@@ -29,8 +31,12 @@ use crate::wire::framed;
 const IN_FLIGHT: usize = 64;
 /// Numbers of topics end here.
 const TOPICS: u32 = 1 << 16;
-/// Bytes of names that each stream may keep without asking, and that it asks for at a time.
-const NAMES: u64 = 64 << 10;
+/// The field of a request that opens a topic, in the proto.
+const OPEN: u32 = 1;
+/// Bytes of names that each stream may keep without asking.
+const FREE_NAMES: u64 = 2 << 10;
+/// Bytes of names that it asks for at a time.
+const MORE_NAMES: u64 = 4 << 10;
 /// What a name costs beside its own bytes, about.
 const NAME_COST: u64 = 72;
 /// How long a batch may wait for room; the disk has its own time.
@@ -66,6 +72,52 @@ enum Event {
     Draining,
 }
 
+/// A request as it is decoded: with at most one topic more than there are numbers, which is refused. An empty one is
+/// two bytes long and many times that in memory.
+#[derive(Debug, Default)]
+struct Bounded(SendStreamRequest);
+
+impl prost::Message for Bounded {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        self.0.encode_raw(buf);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        if tag == OPEN && self.0.open.len() > TOPICS as usize {
+            return skip_field(wire_type, tag, buf, ctx);
+        }
+        self.0.merge_field(tag, wire_type, buf, ctx)
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.encoded_len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Why a stream takes nothing more.
+enum End {
+    /// A batch, or what came in its place, is refused: those before it are still acknowledged.
+    Refused(Status),
+    /// The oldest batch will never be acknowledged, so none behind it.
+    Unacknowledged(Status),
+}
+
+impl From<Status> for End {
+    fn from(refused: Status) -> Self {
+        Self::Refused(refused)
+    }
+}
+
 /// Runs a stream to its end.
 ///
 /// # Errors
@@ -79,15 +131,17 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
+    let _place = broker.begin_send_stream().map_err(|error| refusal(&broker, &error))?;
     let mut stream = SendStream {
         broker: Arc::clone(&broker),
         topics: HashMap::new(),
-        names_left: NAMES,
+        names_left: FREE_NAMES,
         names: None,
         session: None,
         is_new: true,
         sequence: 1,
-        unacknowledged: VecDeque::with_capacity(IN_FLIGHT),
+        // Grows with the first batches: a stream that is only open keeps as little as it can.
+        unacknowledged: VecDeque::new(),
         oldest: None,
     };
     let mut drained = pin!(broker.drained());
@@ -95,24 +149,31 @@ where
         let may_receive = stream.unacknowledged.len() < IN_FLIGHT;
         let event = tokio::select! {
             biased;
-            received = messages.next(), if may_receive => Event::Received(received),
+            received = messages.next(), if may_receive => {
+                Event::Received(received.map(|request| request.map(|Bounded(request)| request)))
+            }
             acknowledged = stream.oldest() => Event::Oldest(acknowledged),
             () = drained.as_mut() => Event::Draining,
         };
+        messages.pause();
         let stored = match event {
             Event::Received(Ok(None)) => break Ok(()),
-            Event::Received(Err(status)) => Err(status),
+            Event::Received(Err(status)) => Err(status.into()),
             Event::Received(Ok(Some(request))) => {
                 stream.take_all(request, &mut messages, &out).await
             }
             Event::Oldest(Ok(())) => Ok(()),
-            Event::Oldest(Err(error)) => {
-                return Err(stream.refused(&error, stream.oldest_sequence()));
-            }
-            Event::Draining => Err(refusal(&broker, &BrokerError::Draining)),
+            Event::Oldest(Err(error)) => Err(stream.unacknowledged(&error)),
+            Event::Draining => Err(refusal(&broker, &BrokerError::Draining).into()),
+        };
+        let refused = match stored {
+            Ok(()) => None,
+            Err(End::Refused(status)) => Some(status),
+            // Its status names the batch: it is not acknowledged behind that, however it came to be durable.
+            Err(End::Unacknowledged(status)) => return Err(status),
         };
         stream.acknowledge(&out).await;
-        if let Err(status) = stored {
+        if let Some(status) = refused {
             break Err(status);
         }
     };
@@ -126,26 +187,27 @@ impl SendStream {
         request: SendStreamRequest,
         messages: &mut Messages<B>,
         out: &Out,
-    ) -> Result<(), Status>
+    ) -> Result<(), End>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
     {
         self.take(request, out).await?;
         while self.unacknowledged.len() < IN_FLIGHT
-            && let Some(request) = messages.ready()?
+            && let Some(Bounded(request)) = messages.ready()?
         {
             self.take(request, out).await?;
         }
+        // The next may be long in coming: until one of those in flight is acknowledged.
+        messages.done();
         Ok(())
     }
 
-    async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), Status> {
-        let sequence = self.sequence;
+    async fn take(&mut self, request: SendStreamRequest, out: &Out) -> Result<(), End> {
         match self.prepare(&request) {
             Ok(Some(topic)) => self.store(&topic, request, out).await,
             Ok(None) => Ok(()),
-            Err(error) => Err(self.refused(&error, sequence.max(self.sequence))),
+            Err(error) => Err(self.refused(&error, self.sequence).into()),
         }
     }
 
@@ -176,7 +238,7 @@ impl SendStream {
         topic: &str,
         request: SendStreamRequest,
         out: &Out,
-    ) -> Result<(), Status> {
+    ) -> Result<(), End> {
         let (broker, sequence) = (Arc::clone(&self.broker), self.sequence);
         let mark = |(session, epoch)| SessionMark { session, epoch, sequence };
         let request = SendRequest {
@@ -192,7 +254,7 @@ impl SendStream {
                 biased;
                 stored = storing.as_mut() => break stored,
                 acknowledged = self.oldest() => {
-                    acknowledged.map_err(|error| self.refused(&error, self.oldest_sequence()))?;
+                    acknowledged.map_err(|error| self.unacknowledged(&error))?;
                     self.acknowledge(out).await;
                 }
                 // Nothing of it is stored: it waits for room, or for what it must not tell yet.
@@ -213,12 +275,9 @@ impl SendStream {
         check_topic_name(topic)?;
         let len = NAME_COST + u64::try_from(topic.len()).unwrap_or(u64::MAX);
         if self.names_left < len {
-            let more = self.broker.keep_names(NAMES)?;
-            self.names_left += NAMES;
-            self.names = Some(match self.names.take() {
-                Some(names) => names.and(more),
-                None => more,
-            });
+            let more = self.broker.keep_names(MORE_NAMES)?;
+            self.names_left += MORE_NAMES;
+            Permit::add(&mut self.names, more);
         }
         self.names_left = self.names_left.saturating_sub(len);
         self.topics.insert(number, topic.into());
@@ -253,7 +312,7 @@ impl SendStream {
         }
         if !receipts.is_empty() {
             let acked_to = self.oldest_sequence().saturating_sub(1);
-            out.put([framed(&SendStreamResponse { acked_to, receipts })]).await;
+            out.put([framed(&SendStreamResponse { acked_to, receipts })], None).await;
         }
     }
 
@@ -266,6 +325,10 @@ impl SendStream {
     fn refused(&self, error: &BrokerError, sequence: u64) -> Status {
         self.broker.counters().refused(error.reason());
         status::of_part(error, Part { sequence: Some(sequence), queue: None })
+    }
+
+    fn unacknowledged(&self, error: &BrokerError) -> End {
+        End::Unacknowledged(self.refused(error, self.oldest_sequence()))
     }
 
     /// Acknowledges what is stored, as it becomes durable.
@@ -281,4 +344,26 @@ impl SendStream {
 
 fn bad(fault: RequestFault) -> BrokerError {
     BrokerError::BadRequest { fault }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::proto::send_stream_request::Open;
+
+    #[test]
+    fn a_request_opens_at_most_one_topic_more_than_there_are_numbers() {
+        let sent = SendStreamRequest {
+            open: vec![Open::default(); 100_000],
+            batch: Bytes::from_static(b"behind them"),
+            ..SendStreamRequest::default()
+        };
+        let Bounded(received) = Bounded::decode(&sent.encode_to_vec()[..]).unwrap();
+        assert_eq!(received.open.len(), TOPICS as usize + 1);
+        assert_eq!(received.batch, sent.batch);
+        let few = SendStreamRequest { open: vec![Open::default(); 3], ..sent };
+        assert_eq!(Bounded::decode(&few.encode_to_vec()[..]).unwrap().0, few);
+    }
 }

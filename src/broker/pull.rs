@@ -15,7 +15,9 @@ use super::topics::within;
 use super::{Broker, before};
 use crate::format::batch::TagFilter;
 use crate::message::{Epoch, QueueId, QueueOffset};
-use crate::store::{Diverged, QueueRange, ReadError, ReadOutcome, ReadRequest, StoredRecord};
+use crate::store::{
+    Ahead, Diverged, QueueRange, ReadError, ReadOutcome, ReadRequest, StoredRecord,
+};
 
 /// The most messages in an answer, if there is more than one record.
 pub(super) const MAX_MESSAGES: u32 = 10_000;
@@ -99,6 +101,24 @@ pub(super) enum Look {
         next: QueueOffset,
         range: QueueRange,
     },
+}
+
+/// What was read of a queue along with another.
+pub(super) struct Along {
+    pub(super) read: Ahead,
+    pub(super) permit: Permit,
+}
+
+/// Gives what was read along permits of its own out of `permit`, as far as `room` goes; what finds none is read again.
+fn share(permit: &mut Permit, room: u64, ahead: Vec<Ahead>) -> Vec<Along> {
+    let mut room = room;
+    let shared = ahead.into_iter().map_while(|read| {
+        let len = read.records.iter().map(memory).sum::<u64>();
+        // Each is rounded up to a unit.
+        room = room.checked_sub(len.saturating_add(Permit::UNIT))?;
+        Some(Along { read, permit: permit.split(len)? })
+    });
+    shared.collect()
 }
 
 /// Bytes of memory that a record takes beside its batch on its way out: where it is, and the fields around it.
@@ -193,7 +213,8 @@ impl Broker {
         let mut from = request.offset;
         let mut has_caught_up = false;
         loop {
-            let look = self.look(reader, request.queue, from, before(request.deadline)).await?;
+            let place = (request.queue, from);
+            let (look, _) = self.look(reader, place, before(request.deadline), &[]).await?;
             let at_end = match look {
                 Look::Found(pulled) => return Ok(pulled),
                 Look::Rebuilding => {
@@ -223,14 +244,15 @@ impl Broker {
         }
     }
 
-    /// Reads from an offset on, without waiting for anything but the disk and room for the answer.
+    /// Reads from an offset on, without waiting for anything but the disk and room for the answer. If it has to wait for
+    /// the disk it reads in `others` too, as far as the room goes: what it found there is behind.
     pub(super) async fn look(
         &self,
         reader: &Reader,
-        queue: QueueId,
-        from: QueueOffset,
+        (queue, from): (QueueId, QueueOffset),
         deadline: Instant,
-    ) -> Result<Look, BrokerError> {
+        others: &[(QueueId, QueueOffset)],
+    ) -> Result<(Look, Vec<Along>), BrokerError> {
         let topic = &reader.topic;
         let max_bytes = reader.max_bytes.min(self.part_bytes());
         // The one record that an answer has at least may be larger than what was asked for; then so must the permit
@@ -241,26 +263,25 @@ impl Broker {
             if let Some(group) = &reader.group {
                 self.admits(group, deadline).await?;
             }
-            let permit = self
+            let mut permit = self
                 .replies
                 .take(answer_len, deadline)
                 .await
                 .ok_or(BrokerError::Overloaded { what: "bytes to answer with" })?;
-            let outcome = self
-                .store
-                .read(ReadRequest {
-                    topic: Arc::clone(topic.handle()),
-                    queue,
-                    from,
-                    max_messages: reader.max_messages as usize,
-                    max_bytes: max_bytes as usize,
-                    filter: Arc::clone(&reader.filter),
-                })
-                .await?;
+            let request = ReadRequest {
+                topic: Arc::clone(topic.handle()),
+                queue,
+                from,
+                max_messages: reader.max_messages as usize,
+                max_bytes: max_bytes as usize,
+                filter: Arc::clone(&reader.filter),
+            };
+            let (outcome, ahead) = self.store.read_ahead(request, others).await?;
             self.still_there(topic, deadline).await?;
             // After the read, and again after each wait: a change meanwhile is in force.
             self.check_readable(topic)?;
-            return match outcome {
+            let mut along = Vec::new();
+            let look = match outcome {
                 ReadOutcome::Records { records, next, range } => {
                     let len = records.iter().map(memory).sum::<u64>();
                     if len > answer_len {
@@ -269,15 +290,32 @@ impl Broker {
                         answer_len = len;
                         continue;
                     }
+                    along = share(&mut permit, answer_len - len, ahead);
                     let permit = Some(permit.shrunk_to(len));
-                    Ok(Look::Found(self.pulled(records, next, range, permit)))
+                    Look::Found(self.pulled(records, next, range, permit))
                 }
-                ReadOutcome::Damaged { at, next, .. } => Err(BrokerError::Damaged { at, next }),
-                ReadOutcome::Rebuilding => Ok(Look::Rebuilding),
-                ReadOutcome::OutOfRange { range } => Ok(Look::OutOfRange(range)),
-                ReadOutcome::Empty { next, range } => Ok(Look::Nothing { next, range }),
+                ReadOutcome::Damaged { at, next, .. } => {
+                    return Err(BrokerError::Damaged { at, next });
+                }
+                ReadOutcome::Rebuilding => Look::Rebuilding,
+                ReadOutcome::OutOfRange { range } => Look::OutOfRange(range),
+                ReadOutcome::Empty { next, range } => Look::Nothing { next, range },
             };
+            return Ok((look, along));
         }
+    }
+
+    /// Whether what was read of a queue before may still go out.
+    pub(super) async fn may_go_out(
+        &self,
+        reader: &Reader,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        if let Some(group) = &reader.group {
+            self.admits(group, deadline).await?;
+        }
+        self.still_there(&reader.topic, deadline).await?;
+        self.check_readable(&reader.topic)
     }
 
     /// What one answer may have: less, the less room is left, so that many who take their time leave some to the

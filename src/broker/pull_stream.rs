@@ -3,12 +3,14 @@
 //! | of a queue | the stream |
 //! | --- | --- |
 //! | has something | hands it out, one answer, then it is the next queue's turn |
+//! | has its turn soon, when one has to be read off the disk | reads it along, and hands it out in its turn |
 //! | is read to its end | parks it; whoever appends wakes the stream |
 //! | cannot be read on | ends, with the queue and where to go on |
 //!
 //! A stream has no task and no clock of its own: it works while it is asked for the next answer. Its places among those
 //! who wait are its own from its begin to its end.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,14 +23,17 @@ use tokio::time::{Instant, timeout_at};
 use super::Broker;
 use super::error::{BrokerError, RequestFault};
 use super::offsets::check_queue;
-use super::pull::{Look, MAX_BYTES, MAX_MESSAGES, Pulled, Reader};
+use super::pull::{Along, Look, MAX_BYTES, MAX_MESSAGES, Pulled, Reader};
 use super::topics::within;
 use crate::format::batch::TagFilter;
 use crate::message::{Epoch, QueueId, QueueOffset};
-use crate::store::Arrival;
+use crate::store::{Ahead, Arrival};
 
 /// The most queues of a stream.
 const MAX_QUEUES: u32 = 256;
+
+/// Queues that are read along with one that has to be read off the disk, at most.
+const READ_ALONG: usize = 31;
 
 /// How long a stream waits for room for an answer, and for what was acknowledged before it began.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,6 +90,11 @@ pub struct PullStream {
     /// Whose turn it is.
     turn: usize,
     has_caught_up: bool,
+    /// What was read along with an answer and has not been handed out: of the places whose turns are next, from where
+    /// they are.
+    along: VecDeque<(usize, Along)>,
+    /// Whose turns are next; kept for its memory.
+    others: Vec<(QueueId, QueueOffset)>,
     /// Among those who wait.
     _waiting: OwnedSemaphorePermit,
 }
@@ -155,6 +165,8 @@ impl Broker {
             places: request.queues.iter().map(place).collect(),
             turn: 0,
             has_caught_up: false,
+            along: VecDeque::new(),
+            others: Vec::new(),
             _waiting: waiting,
         })
     }
@@ -172,21 +184,22 @@ impl PullStream {
             if self.broker.is_draining() {
                 return Err(BrokerError::Draining.into());
             }
+            if let Some((at, along)) = self.along.pop_front() {
+                return self.hand_out(at, along).await;
+            }
             self.unpark().await?;
-            let count = self.places.len();
-            let turns = (0..count).map(|turn| (self.turn + turn) % count);
-            let active = |at: &usize| self.places.get(*at).is_some_and(|p| p.arrival.is_none());
-            let Some(at) = turns.into_iter().find(active) else {
+            let Some((at, queue, from)) = self.next_turn() else {
                 self.arrived().await?;
                 continue;
             };
-            self.turn = at + 1;
-            let Some(place) = self.places.get_mut(at) else { continue };
-            let queue = place.queue;
             let of_queue = |error| PullStreamError { queue: Some(queue), error };
             let until = Instant::now() + PATIENCE;
-            let look = self.broker.look(&self.reader, queue, place.next, until).await;
-            match look.map_err(of_queue)? {
+            let look = self.broker.look(&self.reader, (queue, from), until, &self.others).await;
+            let (look, along) = look.map_err(of_queue)?;
+            self.turn = at + 1;
+            self.keep(along);
+            let Some(place) = self.places.get_mut(at) else { continue };
+            match look {
                 Look::Found(pulled) => {
                     place.next = pulled.next;
                     return Ok((queue, pulled));
@@ -214,6 +227,51 @@ impl PullStream {
                 }
             }
         }
+    }
+
+    /// Whose turn it is, and from where; those behind it are put into `others`. `None`: all are parked.
+    fn next_turn(&mut self) -> Option<(usize, QueueId, QueueOffset)> {
+        let count = self.places.len();
+        let turns = (0..count).map(|n| (self.turn + n) % count);
+        let mut active = turns.filter_map(|at| {
+            let place = self.places.get(at)?;
+            place.arrival.is_none().then_some((at, place.queue, place.next))
+        });
+        let next = active.next();
+        self.others.clear();
+        self.others.extend(active.take(READ_ALONG).map(|(_, queue, from)| (queue, from)));
+        next
+    }
+
+    /// Keeps what was read along until its turns come. It is in their order; some were left out.
+    fn keep(&mut self, along: Vec<Along>) {
+        let count = self.places.len();
+        let mut turns = (0..count).map(|n| (self.turn + n) % count);
+        for along in along {
+            let is_of = |at: &usize| {
+                self.places.get(*at).is_some_and(|place| place.queue == along.read.queue)
+            };
+            if let Some(at) = turns.find(is_of) {
+                self.along.push_back((at, along));
+            }
+        }
+    }
+
+    /// The answer about a place that was read along with another's.
+    async fn hand_out(
+        &mut self,
+        at: usize,
+        along: Along,
+    ) -> Result<(QueueId, Pulled), PullStreamError> {
+        let Along { read: Ahead { queue, records, next, range }, permit } = along;
+        let until = Instant::now() + PATIENCE;
+        let may = self.broker.may_go_out(&self.reader, until).await;
+        may.map_err(|error| PullStreamError { queue: Some(queue), error })?;
+        self.turn = at + 1;
+        if let Some(place) = self.places.get_mut(at) {
+            place.next = next;
+        }
+        Ok((queue, self.broker.pulled(records, next, range, Some(permit))))
     }
 
     async fn catch_up(&mut self) {

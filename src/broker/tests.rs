@@ -152,6 +152,104 @@ async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
     broker.close().unwrap();
 }
 
+#[tokio::test]
+async fn a_stream_reads_queues_along_off_the_disk_in_their_turns_and_counts_what_it_keeps() {
+    const QUEUES: u32 = 40;
+    const BATCHES: u64 = 3;
+    let (broker, _dir) = cold_broker(BrokerConfig::default());
+    let settings = TopicSettings::open(QUEUES, FlushMode::Async, TopicType::Normal);
+    broker.create_topic("t", settings, soon()).await.unwrap();
+    for _ in 0..BATCHES {
+        for queue in 0..QUEUES {
+            let send = SendRequest { queue: Some(QueueId::new(queue)), ..to("t", 5_000) };
+            broker.send(send).await.unwrap();
+        }
+    }
+    let last = PullRequest {
+        epoch: None,
+        topic: "t",
+        queue: QueueId::new(QUEUES - 1),
+        offset: QueueOffset::new(BATCHES - 1),
+        max_messages: 1,
+        max_bytes: 1,
+        wait: Duration::from_secs(10),
+        tags: "",
+        group: None,
+        deadline: soon(),
+    };
+    assert_eq!(broker.pull(last).await.unwrap().records.len(), 1, "all is dispatched");
+    let starts: Vec<_> = (0..QUEUES)
+        .map(|queue| PullStart { queue: QueueId::new(queue), offset: QueueOffset::ZERO })
+        .collect();
+    let request = PullStreamRequest {
+        topic: "t",
+        queues: &starts,
+        // A queue whole, and some of the next ones.
+        max_bytes: 100_000,
+        tags: "",
+        epoch: None,
+        group: None,
+    };
+    let mut stream = broker.pull_stream(request).await.unwrap();
+    let (mut kept, mut turns) = (0, Vec::new());
+    let mut next = vec![0; QUEUES as usize];
+    while next.iter().sum::<u64>() < u64::from(QUEUES) * BATCHES {
+        let (queue, pulled) = stream.next().await.unwrap();
+        let next = next.get_mut(queue.get() as usize).unwrap();
+        for record in &pulled.records {
+            assert_eq!(record.first_queue_offset.get(), *next, "of queue {queue}");
+            *next += 1;
+        }
+        assert_eq!((pulled.next.get(), pulled.range.max.get()), (*next, BATCHES));
+        turns.push(queue.get());
+        drop(pulled);
+        kept = kept.max(broker.in_work().replies);
+    }
+    assert!(turns.iter().copied().take(40).eq(0..QUEUES), "{turns:?}");
+    assert!(kept > 15_000, "{kept}: nothing was read along");
+    assert!(kept <= 100_000 + 40 * 1_024, "{kept}");
+    let counters = broker.counters();
+    assert_eq!(counters.pulled_messages.get(), u64::from(QUEUES) * BATCHES + 1);
+    // What is kept goes with the stream.
+    let mut again = broker.pull_stream(request).await.unwrap();
+    again.next().await.unwrap();
+    drop((stream, again));
+    assert_eq!(broker.in_work().replies, 0);
+    broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_stream_read_along_does_not_go_out_once_its_topic_is_deleted() {
+    let (broker, _dir) = cold_broker(BrokerConfig::default());
+    let settings = TopicSettings::open(8, FlushMode::Async, TopicType::Normal);
+    broker.create_topic("t", settings, soon()).await.unwrap();
+    for queue in 0..8 {
+        let send = SendRequest { queue: Some(QueueId::new(queue)), ..to("t", 5_000) };
+        broker.send(send).await.unwrap();
+    }
+    let starts: Vec<_> = (0..8)
+        .map(|queue| PullStart { queue: QueueId::new(queue), offset: QueueOffset::ZERO })
+        .collect();
+    let request = PullStreamRequest {
+        topic: "t",
+        queues: &starts,
+        max_bytes: 100_000,
+        tags: "",
+        epoch: None,
+        group: None,
+    };
+    let mut stream = broker.pull_stream(request).await.unwrap();
+    stream.next().await.unwrap();
+    broker.delete_topic("t", soon()).await.unwrap();
+    let end = stream.next().await;
+    assert!(
+        matches!(&end, Err(PullStreamError { error: BrokerError::NoTopic { .. }, .. })),
+        "{:?}",
+        end.map(|(queue, _)| queue)
+    );
+    broker.close().unwrap();
+}
+
 /// Readers that take their time used to keep the others from reading, though what waited for them was no memory.
 #[tokio::test]
 async fn what_goes_out_as_it_lies_in_the_log_is_not_counted() {

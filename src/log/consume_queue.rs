@@ -633,16 +633,46 @@ fn in_memory(
 /// The queue's row in the directory of a file.
 fn find_row(file: &mut Reader<'_>, key: QueueKey) -> Result<Option<DirectoryRow>, PageError> {
     let sections = Sections::of(file.header()).map_err(|_| PageError::Damaged { page: 0 })?;
-    let (mut low, mut high) = (0, sections.queues);
+    search(sections.queues, key, |at| {
+        let bytes = file.row::<DIRECTORY_ROW_LEN>(sections.directory_row_at(at))?;
+        DirectoryRow::decode(&bytes).map_err(|_| PageError::Damaged { page: 0 })
+    })
+}
+
+/// Finds a queue among `count` rows in order: by halving, but within a topic the ids of the queues say how many rows lie
+/// between two of them at most. Mostly all of them have entries, so there the row is tried first: a page that is looked
+/// at costs a read, and halving a directory of a million queues looks at 13.
+fn search<E>(
+    count: u64,
+    key: QueueKey,
+    mut row_at: impl FnMut(u64) -> Result<DirectoryRow, E>,
+) -> Result<Option<DirectoryRow>, E> {
+    let (mut low, mut high) = (0, count);
+    let mut guess = None;
     while low < high {
-        let middle = low + (high - low) / 2;
-        let bytes = file.row::<DIRECTORY_ROW_LEN>(sections.directory_row_at(middle))?;
-        let row = DirectoryRow::decode(&bytes).map_err(|_| PageError::Damaged { page: 0 })?;
-        match row.key.cmp(&key) {
-            std::cmp::Ordering::Less => low = middle + 1,
-            std::cmp::Ordering::Greater => high = middle,
+        let was_guessed = guess.is_some();
+        let at = guess.take().unwrap_or(low + (high - low) / 2);
+        let row = row_at(at)?;
+        let is_before = match row.key.cmp(&key) {
             std::cmp::Ordering::Equal => return Ok(Some(row)),
+            order => order == std::cmp::Ordering::Less,
+        };
+        if is_before {
+            low = at + 1
+        } else {
+            high = at
         }
+        if row.key.topic != key.topic {
+            continue;
+        }
+        let apart = u64::from(row.key.queue.get().abs_diff(key.queue.get()));
+        if is_before {
+            high = high.min(at.saturating_add(apart).saturating_add(1));
+        } else {
+            low = low.max(at.saturating_sub(apart));
+        }
+        // Behind a guess that failed it is halved: few of many ids cost twice the halvings at most.
+        guess = (!was_guessed && low < high).then(|| if is_before { high - 1 } else { low });
     }
     Ok(None)
 }

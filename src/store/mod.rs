@@ -96,7 +96,7 @@ pub use self::flush::FlushWorker;
 pub use self::open::Workers;
 pub use self::query::{FindCursor, FindRequest, Found, FoundMessage, IncompleteReason};
 use self::read::Bounds;
-pub use self::read::{QueueRange, ReadOutcome, ReadRequest, StoredRecord};
+pub use self::read::{Ahead, QueueRange, ReadOutcome, ReadRequest, StoredRecord};
 pub use self::rebuild::{Derived, RebuildError, RebuildStep, Rebuilt, rebuild};
 #[cfg(test)]
 pub(crate) use self::recover::MAX_SNAPSHOT;
@@ -672,18 +672,28 @@ impl Store {
         &self,
         request: ReadRequest,
     ) -> impl Future<Output = Result<ReadOutcome, ReadError>> + Send + use<> {
+        let read = self.read_ahead(request, &[]);
+        async { Ok(read.await?.0) }
+    }
+
+    /// As [`Store::read`]; and if that needs the pool, which costs more than a read, it reads on there in the `others`
+    /// of the topic, in their order, as long as bytes are left of the request and little time has gone. What is told of
+    /// them are records; about all others nothing is known.
+    ///
+    /// # Errors
+    /// As [`Store::read`], of the queue of the request alone.
+    pub fn read_ahead<'a>(
+        &self,
+        request: ReadRequest,
+        others: &'a [(QueueId, QueueOffset)],
+    ) -> impl Future<Output = Result<(ReadOutcome, Vec<Ahead>), ReadError>> + Send + use<'a> {
         let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
         async move {
             if let Some(outcome) = shared.read(&request, May::Memory)? {
-                return Ok(outcome);
+                return Ok((outcome, Vec::new()));
             }
-            pool.run(move || {
-                // With the disk allowed there always is an answer.
-                shared
-                    .read(&request, May::Disk)
-                    .map(|outcome| outcome.unwrap_or(ReadOutcome::Rebuilding))
-            })
-            .await
+            let others = others.to_vec();
+            pool.run(move || shared.read_on_disk(request, others)).await
         }
     }
 

@@ -22,6 +22,7 @@
 //! if it lies between the entries around them, and no known damage does.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -44,6 +45,10 @@ use crate::sync::{Arc, Ordering, lock};
 const LOOKUP: usize = 64;
 /// Entries that a filter may pass over in one call: bounds the time of a call that finds nothing.
 const SCAN_BUDGET: usize = 20_000;
+
+/// How long a read goes on in other queues once it has what it was asked for: a few hops between threads are saved, and
+/// nobody waits for long for what was ready.
+const READ_AHEAD: Duration = Duration::from_millis(1);
 
 /// So many reads of a place must the disk refuse before it counts as damaged.
 const REFUSALS: u32 = 8;
@@ -136,6 +141,19 @@ pub enum ReadOutcome {
     },
     /// The queue's entries in a segment are being rebuilt; try again.
     Rebuilding,
+}
+
+/// Records of another queue that were read along, and where to go on in it.
+#[derive(Clone, Debug)]
+pub struct Ahead {
+    /// The queue.
+    pub queue: QueueId,
+    /// At least one, in queue order.
+    pub records: Vec<StoredRecord>,
+    /// Where to go on.
+    pub next: QueueOffset,
+    /// The readable offsets, as of this read.
+    pub range: QueueRange,
 }
 
 /// Where a read may look.
@@ -336,6 +354,36 @@ impl Shared {
         read.answer(stop)
     }
 
+    /// Reads where the disk may be waited for; then in others, as far as [`READ_AHEAD`] and the bytes go.
+    pub(super) fn read_on_disk(
+        &self,
+        mut request: ReadRequest,
+        others: Vec<(QueueId, QueueOffset)>,
+    ) -> Result<(ReadOutcome, Vec<Ahead>), ReadError> {
+        let begun = Instant::now();
+        // With the disk allowed there always is an answer.
+        let first = self.read(&request, May::Disk)?.unwrap_or(ReadOutcome::Rebuilding);
+        let mut ahead = Vec::new();
+        let ReadOutcome::Records { records, .. } = &first else { return Ok((first, ahead)) };
+        let mut left = request.max_bytes.saturating_sub(bytes_of(records));
+        for (queue, from) in others {
+            if left == 0 || begun.elapsed() > READ_AHEAD {
+                break;
+            }
+            (request.queue, request.from, request.max_bytes) = (queue, from, left);
+            // What keeps this one from being read meets who asks for it.
+            let Ok(Some(ReadOutcome::Records { records, next, range })) =
+                self.read(&request, May::Disk)
+            else {
+                continue;
+            };
+            let Some(rest) = left.checked_sub(bytes_of(&records)) else { break };
+            left = rest;
+            ahead.push(Ahead { queue, records, next, range });
+        }
+        Ok((first, ahead))
+    }
+
     /// The record that a message id names, if it is there and visible.
     pub(super) fn by_id(&self, id: MessageId) -> Result<Option<StoredRecord>, ReadError> {
         let at = id.offset;
@@ -400,6 +448,11 @@ impl Unreadable for ReadRecord {
 
 impl Unreadable for HeaderAt {
     const UNREADABLE: Self = Self::Lost;
+}
+
+/// Bytes of the log that records take, without what surrounds them.
+fn bytes_of(records: &[StoredRecord]) -> usize {
+    records.iter().map(|record| record.attributes.len() + record.batch.len()).sum()
 }
 
 fn stored(header: &RecordHeader, body: &Bytes, via: Via) -> StoredRecord {

@@ -190,6 +190,50 @@ fn what_was_sent_comes_back_in_order_and_by_key() {
 }
 
 #[test]
+fn a_read_off_the_disk_goes_on_in_other_queues_as_far_as_its_bytes_go() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 8, FlushMode::Async);
+    for queue in [0, 1, 2, 4, 5, 6] {
+        rig.send(&topic, queue, "k", &[queue as u8; 1_000]);
+    }
+    rig.settle();
+    let others = [1, 2, 3, 4, 5, 6].map(|queue| (QueueId::new(queue), QueueOffset::ZERO));
+    let read = |rig: &Rig, topic: &Arc<TopicHandle>, max_bytes| {
+        let request = ReadRequest {
+            topic: Arc::clone(topic),
+            queue: QueueId::ZERO,
+            from: QueueOffset::ZERO,
+            max_messages: 10,
+            max_bytes,
+            filter: Arc::new(TagFilter::All),
+        };
+        let (first, ahead) = now(rig.store.read_ahead(request, &others)).unwrap().unwrap();
+        assert!(matches!(first, ReadOutcome::Records { next, .. } if next.get() == 1));
+        let each = ahead.into_iter().map(|ahead| {
+            let queue = ahead.queue.get();
+            assert_eq!((ahead.next.get(), ahead.range.max.get(), ahead.records.len()), (1, 1, 1));
+            assert_eq!(body(&ahead.records[0].batch), [queue as u8; 1_000]);
+            queue
+        });
+        each.collect::<Vec<_>>()
+    };
+    assert_eq!(read(&rig, &topic, 1 << 20), [0; 0], "what is in memory costs no hop");
+
+    let rig = rig.close_and_reopen();
+    let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
+    for (max_bytes, all) in [(1 << 20, &[1, 2, 4, 5, 6][..]), (3_500, &[1, 2]), (1, &[])] {
+        // It may be over sooner: where the clock says so.
+        let mut most = Vec::new();
+        for _ in 0..100 {
+            let found = read(&rig, &topic, max_bytes);
+            assert!(all.starts_with(&found), "{found:?} of {all:?}");
+            most = if found.len() > most.len() { found } else { most };
+        }
+        assert_eq!(most, all);
+    }
+}
+
+#[test]
 fn a_sync_topic_shows_a_record_only_once_it_is_flushed_an_async_one_at_once() {
     let rig = &mut Rig::open(SimDisk::new());
     let sync = rig.topic(1, 1, FlushMode::Sync);

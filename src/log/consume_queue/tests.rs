@@ -491,6 +491,51 @@ fn many_segments_are_read_through_few_open_files() {
     assert_eq!(queues.files.open_files(), 256);
 }
 
+/// The row of `key` among those of `keys`, and how many were looked at.
+fn found(keys: &[QueueKey], key: QueueKey) -> (Option<u64>, u32) {
+    let mut looked_at = 0;
+    let row = search(keys.len() as u64, key, |at| {
+        looked_at += 1;
+        let (first, next) = (QueueOffset::ZERO, QueueOffset::new(1));
+        let key = keys[usize::try_from(at).unwrap()];
+        Ok::<_, ()>(DirectoryRow { key, entries: 1, first, next, start: at })
+    });
+    (row.unwrap().map(|row| row.start), looked_at)
+}
+
+#[test]
+fn a_queue_is_found_in_a_large_directory_by_few_looks_and_one_that_is_not_there_is_not() {
+    let dense = |topics: u64, queues: u32| {
+        (0..topics).flat_map(move |topic| (0..queues).map(move |queue| key(topic, queue)))
+    };
+    let squares = (0..60_000_u32).map(|n| key(7, (n / 7) * (n / 7)));
+    let far = (0..5_000).map(|n| key(n % 3, (n as u32).wrapping_mul(2_654_435_761)));
+    for (keys, most) in [
+        (dense(1, 62_500).collect::<Vec<_>>(), 2),
+        (dense(16, 62_500).collect(), 6),
+        (dense(50_000, 4).collect(), 19),
+        (dense(1, 1).chain(dense(9, 2)).collect(), 8),
+        (squares.collect(), 2 * 14),
+        (far.collect(), 2 * 13),
+    ] {
+        let mut keys = keys;
+        keys.sort_unstable();
+        keys.dedup();
+        let every = keys.len() / 997 + 1;
+        for (at, key) in keys.iter().enumerate().step_by(every) {
+            let (row, looked_at) = found(&keys, *key);
+            assert_eq!(row, Some(at as u64));
+            assert!(looked_at <= most, "{looked_at} of {} for {key:?}", keys.len());
+            let next = QueueKey { queue: QueueId::new(key.queue.get().wrapping_add(1)), ..*key };
+            if keys.get(at + 1) != Some(&next) && next > *key {
+                assert_eq!(found(&keys, next).0, None);
+            }
+        }
+        assert_eq!(found(&keys, key(u64::MAX, 0)).0, None);
+    }
+    assert_eq!(found(&[], key(0, 0)), (None, 0));
+}
+
 #[test]
 fn memory_is_what_the_costs_say() {
     for count in [1_000_u64, 5_000, 20_000, 60_000] {

@@ -69,4 +69,12 @@ pub mod proto {
     /// All descriptors, for reflection.
     pub const DESCRIPTORS: &[u8] =
         include_bytes!(concat!(env!("OUT_DIR"), "/mainstem_descriptor.bin"));
+
+    /// The protocol of RocketMQ 5, `apache.rocketmq.v2`.
+    pub mod rocketmq {
+        tonic::include_proto!("apache.rocketmq.v2");
+        /// All descriptors, for reflection.
+        pub const DESCRIPTORS: &[u8] =
+            include_bytes!(concat!(env!("OUT_DIR"), "/rocketmq_descriptor.bin"));
+    }
 }

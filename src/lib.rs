@@ -11,6 +11,7 @@
 //! | 0 | `sync` | locks and atomics: std's, or shuttle's when a test explores interleavings | – |
 //! | 1 | [`mod@format`] | every byte on disk: pure functions over slices, and the one table of limits | `message` |
 //! | 2 | [`mod@file`] | files: the one door to the operating system, the simulated disk, and the fence around `unsafe` | floors 0–1 |
+//! | 2 | [`filter`] | which messages a consumer wants: tags, and conditions in a part of SQL92 | `format::batch` |
 //! | 3 | `log` | CommitLog, ConsumeQueue, Index: passive structures without threads, channels or clocks | floors 0–2 |
 //! | 4 | [`store`] | makes logs a store: append, read, query, recovery, watermarks; owns every storage thread | floors 0–3 |
 //! | 5 | [`broker`] | what a broker means: topics, sends, pulls, queries, budgets; no protobuf | `store`, `format`, `file::disk`, floor 0 |
@@ -45,6 +46,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod file;
+pub mod filter;
 pub mod format;
 pub(crate) mod grpc;
 pub(crate) mod http;
@@ -69,4 +71,12 @@ pub mod proto {
     /// All descriptors, for reflection.
     pub const DESCRIPTORS: &[u8] =
         include_bytes!(concat!(env!("OUT_DIR"), "/mainstem_descriptor.bin"));
+
+    /// The protocol of RocketMQ 5, `apache.rocketmq.v2`.
+    pub mod rocketmq {
+        tonic::include_proto!("apache.rocketmq.v2");
+        /// All descriptors, for reflection.
+        pub const DESCRIPTORS: &[u8] =
+            include_bytes!(concat!(env!("OUT_DIR"), "/rocketmq_descriptor.bin"));
+    }
 }

@@ -33,6 +33,8 @@ const ROOMS: &[Room] = &[
         knows: &["format", "message", "sync"],
         crates: &["bytes", "getrandom", "memmap2", "rustix"],
     },
+    // Of `format` the view of a message, and the tags of a consumer.
+    Room { name: "filter", knows: &["format::batch"], crates: &[] },
     Room {
         name: "log",
         knows: &["file", "format", "message", "sync"],

@@ -16,7 +16,7 @@
 //! | 4 | [`store`] | makes logs a store: append, read, query, recovery, watermarks; owns every storage thread | floors 0–3 |
 //! | 5 | [`broker`] | what a broker means: topics, sends, pulls, queries, budgets; no protobuf | `store`, `format`, `file::disk`, floor 0 |
 //! | 5 | `wire` | gRPC messages in the frames of an HTTP/2 body, for both ends | – |
-//! | 6 | `grpc` | `mainstem.v1`, health and reflection on one port: check, ask the broker, convert | `broker`, `wire`, [`proto`], floor 0 |
+//! | 6 | `grpc` | `mainstem.v1`, `apache.rocketmq.v2`, health and reflection on one port: check, ask the broker, convert | `broker`, [`filter`], `wire`, [`proto`], floor 0 |
 //! | 6 | `http` | `/healthz`, `/readyz`, `/metrics`, and who asks for readiness | `broker`, floor 0 |
 //! | 6 | [`client`] | the native client: batches in, messages out | `wire`, [`proto`], `format::batch`, floor 0 |
 //! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |

@@ -5,6 +5,7 @@
 
 mod clients;
 mod common;
+mod fuzz;
 mod route;
 mod rules;
 mod send;

@@ -88,12 +88,29 @@ impl Server {
         code(&self.send(messages).await.status)
     }
 
+    /// A connection of its own.
+    pub(crate) async fn connect(&self) -> Channel {
+        let endpoint = Channel::from_shared(format!("http://{}", self.at.grpc)).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
     /// A Telemetry stream of a client in this language.
     pub(crate) async fn telemetry(&self, id: &str, language: &'static str) -> Telemetry {
+        self.telemetry_over(&self.channel, id, language).await
+    }
+
+    /// The same over another connection.
+    pub(crate) async fn telemetry_over(
+        &self,
+        channel: &Channel,
+        id: &str,
+        language: &'static str,
+    ) -> Telemetry {
         let (commands, outgoing) = mpsc::channel(4);
         let mut request = request_of(id, ReceiverStream::new(outgoing));
         request.metadata_mut().insert("x-mq-language", language.parse().unwrap());
-        let answers = self.calls.clone().telemetry(request).await.unwrap().into_inner();
+        let mut calls = MessagingServiceClient::new(channel.clone());
+        let answers = calls.telemetry(request).await.unwrap().into_inner();
         Telemetry { commands, answers }
     }
 }

@@ -15,6 +15,7 @@ use mainstem::proto::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
+use tonic::transport::Channel;
 
 use crate::support::{CLIENT, Server, Telemetry, code, soon};
 
@@ -319,4 +320,25 @@ async fn settings_of_more_topics_than_a_client_may_have_end_the_stream() {
     telemetry.tell(producer(&names)).await;
     let ended = soon(telemetry.answers.message()).await;
     assert_eq!(ended.unwrap_err().code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_a_group_reaches_a_thousand_clients() {
+    let server = Server::start().await;
+    let mut streams = Vec::new();
+    for n in 0..1_000 {
+        // A connection carries 256 calls.
+        let channel = match n % 200 {
+            0 => server.connect().await,
+            _ => streams.last().map(|(channel, _)| Channel::clone(channel)).unwrap(),
+        };
+        let mut stream = server.telemetry_over(&channel, &format!("client-{n}"), "GO").await;
+        stream.ask(consumer("g", &["t"])).await;
+        streams.push((channel, stream));
+    }
+    let ordered = GroupConfig { ordered: Some(true), ..GroupConfig::default() };
+    server.create_group("g", ordered).await;
+    for (_, stream) in &mut streams {
+        assert!(is_ordered(&stream.settings().await));
+    }
 }

@@ -294,3 +294,70 @@ fn check_properties(own: &Settings) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use hyper::body::Frame;
+
+    use super::*;
+    use crate::broker::BrokerConfig;
+    use crate::clock::SystemClock;
+    use crate::file::disk::RealDisk;
+    use crate::proto::rocketmq::Publishing;
+    use crate::store::StoreConfig;
+    use crate::wire::Frames;
+
+    /// Frames that are all there, and of nothing more for ever.
+    struct Silent(VecDeque<Bytes>);
+
+    impl HttpBody for Silent {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.0.pop_front() {
+                Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_on_which_nobody_says_anything_stays_open_for_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let clock = Arc::new(SystemClock::new());
+        let broker = Broker::open(Arc::new(RealDisk), clock, store, BrokerConfig::default());
+        let broker = broker.unwrap().0;
+        let publishing = Publishing::default();
+        let own = Settings { pub_sub: Some(PubSub::Publishing(publishing)), ..Settings::default() };
+        let command = TelemetryCommand { status: None, command: Some(Command::Settings(own)) };
+        let request = http::Request::builder().header("x-mq-client-id", "a");
+        let request = request.body(Silent([framed(&command)].into())).unwrap();
+        let mut body = answer(&broker, &Outgoing::new(), None, request).into_body();
+        let mut next = async || {
+            let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+            let mut frames = Frames::default();
+            frames.push(frame.into_data().expect("the stream has ended"), ());
+            frames.message::<TelemetryCommand>(MAX_COMMAND).unwrap().unwrap().command
+        };
+        let first = next().await;
+        assert!(matches!(first, Some(Command::Settings(_))), "{first:?}");
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert!(tokio::time::timeout(day, next()).await.is_err());
+        assert_eq!(broker.describe_client("a").unwrap().streams, 1, "nobody has forgotten it");
+        drop(body);
+        assert_eq!(broker.describe_client("a").unwrap().streams, 0);
+        broker.close().unwrap();
+    }
+}

@@ -5,7 +5,7 @@
 //! shows every key with its default.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +36,10 @@ pub struct Config {
 pub struct ServerSection {
     /// Where gRPC is served. Port 0: a free one.
     pub listen: SocketAddr,
+    /// The address, with its port, that clients of RocketMQ are told. `None`, in the file an empty text: the one that
+    /// each of them used.
+    #[serde(deserialize_with = "text_or_none")]
+    pub advertise: Option<String>,
     /// Where `/healthz`, `/readyz` and `/metrics` are served. Port 0: a free one.
     pub http: SocketAddr,
     /// The data directory. A missing one is made, if its parent exists.
@@ -60,6 +64,10 @@ pub struct TlsSection {
     pub key: Option<PathBuf>,
     /// Whether connections without TLS are served too.
     pub plain: bool,
+}
+
+fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Some(String::deserialize(from)?).filter(|text| !text.is_empty()))
 }
 
 fn path_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
@@ -199,6 +207,7 @@ impl Default for ServerSection {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 8081).into(),
+            advertise: None,
             http: (Ipv4Addr::LOCALHOST, 8082).into(),
             data: PathBuf::from("./data"),
             max_connections: 4_096,
@@ -350,6 +359,9 @@ impl Config {
         let (server, store, broker) = (&self.server, &self.store, &self.broker);
         let seconds = Duration::from_secs;
         let millis = Duration::from_millis;
+        if let Some(address) = &server.advertise {
+            check_address("server.advertise", address)?;
+        }
         within_count("server.max_connections", server.max_connections, 1, 65_536)?;
         within_time("server.drain_timeout", server.drain_timeout, millis(0), seconds(300))?;
 
@@ -467,6 +479,26 @@ fn within<T: PartialOrd + fmt::Display>(
     Ok(())
 }
 
+/// Whether `address` is a host and a port that somebody else can dial.
+fn check_address(key: &'static str, address: &str) -> Result<(), ConfigError> {
+    let is_dialable = address.rsplit_once(':').is_some_and(|(host, port)| {
+        let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = match literal {
+            Some(literal) => literal.parse::<Ipv6Addr>().is_ok(),
+            None => {
+                let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+                (1..=255).contains(&host.len()) && host.bytes().all(is_part)
+            }
+        };
+        is_host && port.parse().is_ok_and(|port: u16| port > 0)
+    });
+    if is_dialable {
+        return Ok(());
+    }
+    let range = "host:port, with a port from 1 to 65535".to_owned();
+    Err(ConfigError::Range { key, value: address.to_owned(), range })
+}
+
 fn within_count(key: &'static str, value: u32, least: u32, most: u32) -> Result<(), ConfigError> {
     within(key, value, least, most)
 }
@@ -519,7 +551,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 24, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 25, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]
@@ -557,6 +589,17 @@ mod tests {
             found.starts_with("store.segment_size = 32.0 MiB is outside 64.0 MiB to 1.0 GiB"),
             "{found}"
         );
+        for address in
+            ["broker", "broker:", "broker:0", "broker:65536", ":8081", "::1:8081", "a b:1"]
+        {
+            let found = message(load("", &[&format!("server.advertise={address}")]));
+            let expected = format!("server.advertise = {address} is outside host:port");
+            assert!(found.starts_with(&expected), "{found}");
+        }
+        for address in ["broker.example:8081", "192.0.2.1:1", "[2001:db8::1]:65535"] {
+            let config = load("", &[&format!("server.advertise={address}")]).unwrap();
+            assert_eq!(config.server.advertise.as_deref(), Some(address));
+        }
         let found = message(load("", &["server.drain_timeout=1h"]));
         assert!(
             found.starts_with("server.drain_timeout = 3600s is outside 0ns to 300s"),

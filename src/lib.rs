@@ -11,11 +11,12 @@
 //! | 0 | `sync` | locks and atomics: std's, or shuttle's when a test explores interleavings | – |
 //! | 1 | [`mod@format`] | every byte on disk: pure functions over slices, and the one table of limits | `message` |
 //! | 2 | [`mod@file`] | files: the one door to the operating system, the simulated disk, and the fence around `unsafe` | floors 0–1 |
+//! | 2 | [`filter`] | which messages a consumer wants: tags, and conditions in a part of SQL92 | `format::batch` |
 //! | 3 | `log` | CommitLog, ConsumeQueue, Index: passive structures without threads, channels or clocks | floors 0–2 |
 //! | 4 | [`store`] | makes logs a store: append, read, query, recovery, watermarks; owns every storage thread | floors 0–3 |
 //! | 5 | [`broker`] | what a broker means: topics, sends, pulls, queries, budgets; no protobuf | `store`, `format`, `file::disk`, floor 0 |
 //! | 5 | `wire` | gRPC messages in the frames of an HTTP/2 body, for both ends | – |
-//! | 6 | `grpc` | `mainstem.v1`, health and reflection on one port: check, ask the broker, convert | `broker`, `wire`, [`proto`], floor 0 |
+//! | 6 | `grpc` | `mainstem.v1`, `apache.rocketmq.v2`, health and reflection on one port: check, ask the broker, convert | `broker`, [`filter`], `wire`, [`proto`], floor 0 |
 //! | 6 | `http` | `/healthz`, `/readyz`, `/metrics`, and who asks for readiness | `broker`, floor 0 |
 //! | 6 | [`client`] | the native client: batches in, messages out | `wire`, [`proto`], `format::batch`, floor 0 |
 //! | 7 | [`config`] | the configuration file: the options of `store` and `broker`, and addresses | `store`, `broker`, floor 0 |
@@ -45,6 +46,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod file;
+pub mod filter;
 pub mod format;
 pub(crate) mod grpc;
 pub(crate) mod http;
@@ -69,4 +71,12 @@ pub mod proto {
     /// All descriptors, for reflection.
     pub const DESCRIPTORS: &[u8] =
         include_bytes!(concat!(env!("OUT_DIR"), "/mainstem_descriptor.bin"));
+
+    /// The protocol of RocketMQ 5, `apache.rocketmq.v2`.
+    pub mod rocketmq {
+        tonic::include_proto!("apache.rocketmq.v2");
+        /// All descriptors, for reflection.
+        pub const DESCRIPTORS: &[u8] =
+            include_bytes!(concat!(env!("OUT_DIR"), "/rocketmq_descriptor.bin"));
+    }
 }

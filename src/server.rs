@@ -273,7 +273,8 @@ impl Running {
         let (grpc_listener, grpc) = bind("server.listen", config.server.listen).await?;
         let (http_listener, http) = bind("server.http", config.server.http).await?;
         let is_open_to_others = warn_of_others(grpc, http);
-        let (services, health) = grpc::services(Arc::clone(&broker)).await?;
+        let (services, health) =
+            grpc::services(Arc::clone(&broker), config.server.advertise.as_deref()).await?;
         let connected = Arc::new(Connected::default());
         let connections = Arc::new(Connections::told_to(Arc::clone(&connected)));
         let has_failed = Arc::new(AtomicBool::new(false));

@@ -33,6 +33,8 @@ const ROOMS: &[Room] = &[
         knows: &["format", "message", "sync"],
         crates: &["bytes", "getrandom", "memmap2", "rustix"],
     },
+    // Of `format` the view of a message, and the tags of a consumer.
+    Room { name: "filter", knows: &["format::batch"], crates: &[] },
     Room {
         name: "log",
         knows: &["file", "format", "message", "sync"],
@@ -62,14 +64,21 @@ const ROOMS: &[Room] = &[
     Room { name: "wire", knows: &[], crates: &["bytes", "prost"] },
     Room {
         name: "grpc",
-        knows: &["broker", "message", "proto", "sync", "wire"],
+        // Of filters whether an expression can be read: what clients tell of their subscriptions is looked at.
+        knows: &["broker", "filter", "message", "proto", "sync", "wire"],
         crates: &[
             "bytes",
+            // Digests of bodies: see the fence.
+            "crc_fast",
             "hyper",
             "hyper_util",
+            "md5",
             "prost",
+            // Times of the protocol of RocketMQ.
+            "prost_types",
             // A digest of the certificate, for people to compare.
             "ring",
+            "sha1",
             "tokio",
             "tokio_rustls",
             // The stream of an answer that comes in parts.
@@ -206,6 +215,9 @@ const FENCES: &[(&str, &[&str])] = &[
     ("ring", &["grpc/tls.rs"]),
     ("tokio_rustls", &["grpc/opening.rs", "grpc/tls.rs"]),
     ("x509_cert", &["grpc/tls.rs"]),
+    ("md5", &["grpc/rocketmq/digest.rs"]),
+    ("sha1", &["grpc/rocketmq/digest.rs"]),
+    ("crc_fast", &["format/", "grpc/rocketmq/digest.rs"]),
     ("prometheus_client", &["http/metrics.rs"]),
     ("shuttle", &["sync.rs"]),
     ("tonic", &["bench/no_op.rs", "grpc/", "client/", "cli/error.rs", "lib.rs"]),

@@ -199,6 +199,9 @@ pub enum BrokerError {
         /// How many there may be.
         limit: u64,
     },
+    /// There is no such client, or no more.
+    #[error("there is no such client, or it has not been heard of for too long")]
+    UnknownClient,
     /// The consumer group gets no messages.
     #[error(
         "the consumer group {name} is disabled: `mainstem group update {name} --enable` ends that"
@@ -513,6 +516,8 @@ reasons! {
     NeedsForce = "NEEDS_FORCE",
     /// There is no such consumer group.
     UnknownGroup = "UNKNOWN_GROUP",
+    /// There is no such client.
+    UnknownClient = "UNKNOWN_CLIENT",
     /// The consumer group has other settings.
     GroupExists = "GROUP_EXISTS",
     /// Too many consumer groups.
@@ -562,6 +567,7 @@ impl BrokerError {
             Self::NeedsForce => Reason::NeedsForce,
             Self::BadGroupName(_) => Reason::BadName,
             Self::UnknownGroup { .. } => Reason::UnknownGroup,
+            Self::UnknownClient => Reason::UnknownClient,
             Self::GroupExists => Reason::GroupExists,
             Self::GroupLimit { .. } => Reason::GroupLimit,
             Self::GroupDisabled { .. } => Reason::GroupDisabled,

@@ -79,6 +79,7 @@ impl Broker {
             }
         };
         self.settled(applied, deadline).await?;
+        self.clients.group_changed(name);
         match made {
             GroupCreation::Ready(group) => Ok(group),
             GroupCreation::Conflict => Err(BrokerError::GroupExists),
@@ -108,6 +109,7 @@ impl Broker {
             }
         };
         self.settled(applied, deadline).await?;
+        self.clients.group_changed(name);
         group.ok_or_else(|| unknown(name))
     }
 
@@ -131,6 +133,7 @@ impl Broker {
             self.state.offsets.forget_group(id);
         }
         self.settled(applied, deadline).await?;
+        self.clients.group_changed(name);
         deleted.map(|_| ()).ok_or_else(|| unknown(name))
     }
 
@@ -182,6 +185,20 @@ impl Broker {
         }
         let group = Group { name: entry.name().into(), id: entry.id(), settings: entry.settings() };
         Ok(GroupDescription { group, topics, more })
+    }
+
+    /// What a group is; `None`: there is none of this name, so it will be what groups are that nobody has set up.
+    ///
+    /// # Errors
+    /// It is not durable in time.
+    pub async fn group_settings(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Option<Arc<GroupSettings>>, BrokerError> {
+        let settings = self.state.groups.get(name).map(|group| group.settings());
+        self.settled(self.state.groups.applied(), deadline).await?;
+        Ok(settings)
     }
 
     /// How many groups there are, how many queue offsets they have committed, and the bytes of memory that those take,

@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | [`state`] | the units of state and their one transition function |
 //! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs`, `sessions.rs` | the services |
+//! | `send_messages.rs` | sends of single messages, and topics for clients that ask for them |
+//! | `clients.rs` | who is connected, and who is told what |
 //! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
 //! | `verify.rs` | a look at the whole store while it serves |
@@ -15,6 +17,7 @@
 //! may wait for ends [`REPLY_RESERVE`] before it at most, so that the answer still arrives.
 
 mod budget;
+mod clients;
 mod config;
 pub mod counters;
 mod error;
@@ -27,6 +30,7 @@ mod pull_stream;
 mod query;
 mod route;
 mod send;
+mod send_messages;
 mod sessions;
 pub mod state;
 #[cfg(test)]
@@ -50,10 +54,15 @@ use crate::store::{
 };
 
 // What answers are made of: the rooms above know the store through the broker only.
+pub use crate::format::batch::{BatchError, NewMeta, TextField, limits};
 pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifySummary};
 
 pub use crate::message::TopicSettings;
 pub use budget::Permit;
+pub use clients::{
+    CLIENT_EXPIRY, Client, ClientKind, ClientPage, ClientStream, FilterKind, Introduction,
+    MAX_CLIENTS, Subscription,
+};
 pub use config::BrokerConfig;
 pub use counters::{Certified, Connected, Unserved};
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
@@ -67,6 +76,7 @@ pub use pull::{PullRequest, Pulled, SPLICED};
 pub use pull_stream::{PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use send::{Receipt, SendRequest, StoredBatch};
+pub use send_messages::{NewMessage, SendMessages};
 pub use sessions::{SessionDescription, SessionPage};
 pub use state::groups::{Group, GroupChange};
 pub use state::offsets::{Caller, ChangeKind, Expected, OffsetChange};
@@ -83,13 +93,14 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of batches at once: each keeps some KiB as long as it is open.
 const SEND_STREAMS: usize = 16_384;
 
-/// Bytes of names that all streams together may keep.
+/// Bytes of names that all streams and all known clients together may keep.
 const NAMES: u64 = 128 << 20;
 
 /// What is kept of a request's time for its answer; of a short time a quarter, so that something is left to work in.
 pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
 
 use budget::Budget;
+use clients::Clients;
 use counters::Counters;
 use state::State;
 
@@ -109,13 +120,14 @@ pub struct Broker {
     beyond: Arc<Semaphore>,
     /// Streams of batches.
     send_streams: Arc<Semaphore>,
-    /// Bytes of names that streams keep.
+    /// Bytes of names that streams and clients keep.
     names: Budget,
     replies: Budget,
     waiters: Arc<Semaphore>,
     queries: Semaphore,
     /// One at a time.
     verifications: Arc<Semaphore>,
+    clients: Arc<Clients>,
     counters: Counters,
     started: Vec<ReportLine>,
 }
@@ -132,7 +144,8 @@ pub struct InWork {
     /// messages and for what goes out as it lies in the log's mapping: at most
     /// [`BrokerConfig::inflight_reply_bytes`].
     pub replies: u64,
-    /// Of names of topics that streams keep, beyond the first 2 KiB of each: at most 128 MiB.
+    /// Of names of topics that streams keep, beyond the first 2 KiB of each, and of what clients say of themselves: at
+    /// most 128 MiB.
     pub names: u64,
 }
 
@@ -223,6 +236,7 @@ impl Broker {
             waiters: Arc::new(Semaphore::new(config.max_waiters as usize)),
             queries: Semaphore::new(query::MAX_AT_ONCE),
             verifications: Arc::new(Semaphore::new(1)),
+            clients: Arc::default(),
             counters: Counters::default(),
             started,
             store,
@@ -347,6 +361,11 @@ impl Broker {
         let _ = draining.wait_for(|draining| *draining).await;
     }
 
+    /// What time it is on the store clock.
+    pub fn now(&self) -> Timestamp {
+        self.store.now()
+    }
+
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -457,6 +476,22 @@ pub fn empty_state(now: Timestamp) -> Arc<dyn Applier> {
 /// The first rule that the name breaks.
 pub fn check_topic_name(name: &str) -> Result<(), NameFault> {
     names::check_new(name)
+}
+
+/// Whether a client of RocketMQ may send to, or ask for, a topic of this name, if it is there.
+///
+/// # Errors
+/// The first rule that the name breaks.
+pub fn check_addressed_topic_name(name: &str) -> Result<(), NameFault> {
+    names::check_addressed(name)
+}
+
+/// Whether a consumer group may be made with this name.
+///
+/// # Errors
+/// The first rule that the name breaks.
+pub fn check_group_name(name: &str) -> Result<(), GroupNameFault> {
+    names::check_group(name)
 }
 
 /// When a request must stop waiting, so that its answer arrives before its deadline.

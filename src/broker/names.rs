@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | can be made | 1 to 127 ASCII letters, digits, `_` and `-`, and not reserved |
 //! | can be asked for | the same up to 255 bytes, and `%` and `|`, which stand in names that the broker makes itself |
+//! | can be sent to by clients of RocketMQ | 1 to 127 of all these characters, and not reserved |
 //! | a group's | 1 to 120 ASCII letters, digits, `_` and `-`, and not reserved |
 //! | reserved | what Apache RocketMQ keeps for itself, so that stores and tools do not mean two things by one name |
 
@@ -60,6 +61,20 @@ pub enum NameFault {
 /// The first rule that the name breaks.
 pub(super) fn check_new(name: &str) -> Result<(), NameFault> {
     check(name, MAX_LEN, |c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))?;
+    check_not_reserved(name)
+}
+
+/// Whether a client of RocketMQ may send to, or ask for, a topic of this name, if it is there: those that the broker
+/// makes itself belong to them, up to the length of all others.
+///
+/// # Errors
+/// The first rule that the name breaks.
+pub(super) fn check_addressed(name: &str) -> Result<(), NameFault> {
+    check(name, MAX_LEN, is_legal)?;
+    check_not_reserved(name)
+}
+
+fn check_not_reserved(name: &str) -> Result<(), NameFault> {
     let reserved = RESERVED.contains(&name)
         || name.ends_with(RESERVED_SUFFIX)
         || name
@@ -68,12 +83,17 @@ pub(super) fn check_new(name: &str) -> Result<(), NameFault> {
     if reserved { Err(NameFault::Reserved) } else { Ok(()) }
 }
 
+/// Characters of any topic's name.
+fn is_legal(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '%' | '|')
+}
+
 /// Whether a topic of this name could exist at all.
 ///
 /// # Errors
 /// The first rule that the name breaks.
 pub(super) fn check_known(name: &str) -> Result<(), NameFault> {
-    check(name, MAX_SYSTEM_LEN, |c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '%' | '|'))
+    check(name, MAX_SYSTEM_LEN, is_legal)
 }
 
 fn check(name: &str, limit: usize, legal: impl Fn(char) -> bool) -> Result<(), NameFault> {

@@ -266,28 +266,40 @@ impl Broker {
             check_fit(topic.settings(), request, info)?;
             return Ok(topic);
         }
-        if !self.config.auto_create_topics {
-            self.settled(self.state.topics.applied(), request.deadline).await?;
-            return Err(BrokerError::NoTopic { name: request.topic.into() });
+        if self.config.auto_create_topics {
+            check_fit(self.topic_defaults(), request, info)?;
+            // Else the append refuses it, and the topic would be there.
+            self.check_len(NewRecord::len_of_message(&request.batch, request.session.as_ref()))?;
         }
-        let settings = self.topic_defaults();
-        check_fit(settings, request, info)?;
-        // Else the append refuses it, and the topic would be there.
-        let len = NewRecord::len_of_message(&request.batch, request.session.as_ref());
+        let topic = self.make_topic(request.topic, request.deadline).await?;
+        check_fit(topic.settings(), request, info)?;
+        Ok(topic)
+    }
+
+    /// Whether records of so many bytes together can be appended at once.
+    pub(super) fn check_len(&self, len: u64) -> Result<(), BrokerError> {
         let max = self.store.max_append_set();
-        if len > max {
-            return Err(AppendError::TooLarge { len, max }.into());
+        if len > max { Err(AppendError::TooLarge { len, max }.into()) } else { Ok(()) }
+    }
+
+    /// The topic of a legal name that was not found: made, if the configuration says so. Whoever is told of it waits
+    /// for a record behind its creation, or for the creation itself.
+    pub(super) async fn make_topic(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Arc<TopicEntry>, BrokerError> {
+        if !self.config.auto_create_topics {
+            self.settled(self.state.topics.applied(), deadline).await?;
+            return Err(BrokerError::NoTopic { name: name.into() });
         }
         let origin = Origin::Send { limit: self.config.auto_create_limit };
         loop {
-            match self.state.topics.create(&self.store, request.topic, settings, origin) {
+            match self.state.topics.create(&self.store, name, self.topic_defaults(), origin) {
                 // The creation lies before the batch in the log, so what acknowledges the batch covers it.
-                Ok((Creation::Ready(topic) | Creation::Conflict(topic), _)) => {
-                    check_fit(topic.settings(), request, info)?;
-                    return Ok(topic);
-                }
+                Ok((Creation::Ready(topic) | Creation::Conflict(topic), _)) => return Ok(topic),
                 Ok((Creation::Limit(limit), _)) => return Err(BrokerError::TopicLimit { limit }),
-                Err(AppendError::NotReady) => self.space(request.deadline).await?,
+                Err(AppendError::NotReady) => self.space(deadline).await?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -303,16 +315,7 @@ fn check_fit(
     if !settings.access.write {
         return Err(BrokerError::Forbidden { what: "send" });
     }
-    let fault = match (settings.topic_type, info.has_message_group) {
-        (TopicType::Mixed, _) | (TopicType::Normal, false) | (TopicType::Fifo, true) => None,
-        (TopicType::Normal, true) => Some(TypeFault::GroupOnNormal),
-        (TopicType::Fifo, false) => Some(TypeFault::NoGroupOnFifo),
-        (TopicType::Delay, _) => Some(TypeFault::PlainOnDelay),
-        (TopicType::Transaction, _) => Some(TypeFault::PlainOnTransaction),
-    };
-    if let Some(fault) = fault {
-        return Err(BrokerError::TypeConflict { fault });
-    }
+    check_type(settings.topic_type, info.has_message_group)?;
     match request.queue {
         Some(_) if info.has_message_group => {
             Err(BrokerError::BadRequest { fault: RequestFault::QueueAndGroup })
@@ -324,6 +327,23 @@ fn check_fit(
         }),
         _ => Ok(()),
     }
+}
+
+/// Whether a topic of this type takes plain messages, or those of a message group.
+pub(super) fn check_type(
+    topic_type: TopicType,
+    has_message_group: bool,
+) -> Result<(), BrokerError> {
+    let fault = match (topic_type, has_message_group) {
+        (TopicType::Mixed, _) | (TopicType::Normal, false) | (TopicType::Fifo, true) => {
+            return Ok(());
+        }
+        (TopicType::Normal, true) => TypeFault::GroupOnNormal,
+        (TopicType::Fifo, false) => TypeFault::NoGroupOnFifo,
+        (TopicType::Delay, _) => TypeFault::PlainOnDelay,
+        (TopicType::Transaction, _) => TypeFault::PlainOnTransaction,
+    };
+    Err(BrokerError::TypeConflict { fault })
 }
 
 /// The named queue, else that of the message group, else the next of the round robin.

@@ -158,7 +158,10 @@ impl Broker {
         }
         self.durable(applied, deadline).await?;
         match updated {
-            Update::Done(topic) => Ok(topic),
+            Update::Done(topic) => {
+                self.clients.topic_changed(name);
+                Ok(topic)
+            }
             Update::Unknown => Err(BrokerError::NoTopic { name: name.into() }),
             Update::Fewer(queues) => {
                 let fault = RequestFault::FewerQueues { queues };

@@ -5,7 +5,7 @@
 //! | 0 | done |
 //! | 1 | failed; what was to be sent is not stored. `store verify`: the store is not sound |
 //! | 2 | the command line is wrong |
-//! | 3 | the topic, the group, the message or the session does not exist |
+//! | 3 | the topic, the group, the message, the session or the client does not exist |
 //! | 4 | no broker answered |
 //! | 5 | a send that may or may not be stored |
 //! | 74 | `serve` only: the disk failed a sync |
@@ -23,7 +23,7 @@ Exit codes:
    0  done
    1  failed; what was to be sent is not stored. store verify: the store is not sound
    2  the command line is wrong
-   3  the topic, the group, the message or the session does not exist
+   3  the topic, the group, the message, the session or the client does not exist
    4  no broker answered
    5  a send that may or may not be stored
   74  serve only: the disk failed a sync, what was not durable yet may be lost";
@@ -175,6 +175,7 @@ fn exit_of(refusal: &Refusal) -> Exit {
         Reason::UnknownTopic
         | Reason::MessageNotFound
         | Reason::UnknownGroup
+        | Reason::UnknownClient
         | Reason::OffsetNotFound
         | Reason::UnknownSession => Exit::NotFound,
         _ if refusal.stored == Stored::Unknown => Exit::MayBeStored,
@@ -225,6 +226,7 @@ fn cure_of(refusal: &Refusal) -> Option<String> {
             let untold = |limit: &u64| !refusal.message.contains(&limit.to_string());
             return refusal.limit.filter(untold).map(|limit| format!("the limit is {limit}"));
         }
+        Reason::UnknownClient => "`mainstem client list` shows who is connected",
         Reason::UnknownSession => "`mainstem session list` shows what there is",
         Reason::Fenced => "only who opened the session last may send; use a name for each producer",
         Reason::SequenceGap => {

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `serve.rs` | the broker itself |
 //! | `health.rs` | whether a broker serves, for health checks |
-//! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs`, `session.rs` | a client of a broker |
+//! | `topic.rs`, `send.rs`, `pull.rs`, `query.rs`, `status.rs`, `session.rs`, `client.rs` | a client of a broker |
 //! | `store.rs`, `store/` | a store: verify, dump, rebuild; of a stopped broker but for one |
 //! | `group.rs`, `offset.rs` | the same, for consumer groups |
 //! | `bench.rs` | how fast a broker is, beside a server that does nothing |
@@ -15,6 +15,7 @@
 //! Data goes to stdout, everything else to stderr.
 
 mod bench;
+mod client;
 mod demo;
 mod error;
 mod group;
@@ -146,6 +147,9 @@ enum Command {
     /// List, show and close producer sessions
     #[command(subcommand)]
     Session(session::SessionCommand),
+    /// List and show the clients that are connected over the protocol of RocketMQ
+    #[command(subcommand)]
+    Client(client::ClientCommand),
     /// Verify a store, show what is in it, make again what is derived, repair it
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -203,6 +207,7 @@ async fn client_command(
         Command::Status => status::run(connection, output).await,
         Command::Health(args) => health::run(args, output).await,
         Command::Session(command) => session::run(command, connection, output).await,
+        Command::Client(command) => client::run(command, connection, output).await,
         Command::Store(command) => store::run(command, connection, output).await,
         Command::Demo(args) => demo::run(args, output).await,
         Command::Bench(args) => bench::run(args, connection, output).await,

@@ -1,11 +1,10 @@
 //! `mainstem session`: list, show and close producer sessions.
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{Output, Row, fields, say};
+use super::time::rough;
 use super::{Connection, patiently};
 use crate::client::ProducerSession;
 
@@ -101,7 +100,7 @@ impl<'a> From<&'a ProducerSession> for Shown<'a> {
 
 impl Shown<'_> {
     fn idle(&self) -> String {
-        rough(Duration::from_millis(self.idle_ms))
+        rough(self.idle_ms)
     }
 
     fn table(&self) -> String {
@@ -124,27 +123,5 @@ impl Row for Shown<'_> {
             self.last_sequence.to_string(),
             self.idle(),
         ]
-    }
-}
-
-/// A duration as people say it: in its largest unit, rounded down.
-fn rough(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ 0..60 => format!("{seconds}s"),
-        seconds @ 60..3_600 => format!("{}m", seconds / 60),
-        seconds @ 3_600..172_800 => format!("{}h", seconds / 3_600),
-        seconds => format!("{}d", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_told_in_its_largest_unit() {
-        let told = [0, 59, 60, 3_599, 3_600, 172_799, 172_800, 700_000];
-        let told = told.map(|seconds| rough(Duration::from_secs(seconds)));
-        assert_eq!(told, ["0s", "59s", "1m", "59m", "1h", "47h", "2d", "8d"]);
     }
 }

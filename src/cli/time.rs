@@ -34,6 +34,16 @@ pub(crate) fn render(time: Timestamp) -> String {
     shown.unwrap_or_else(|| format!("{} ms", time.get()))
 }
 
+/// Writes so many milliseconds as people say it: in the largest unit, rounded down.
+pub(crate) fn rough(ms: u64) -> String {
+    match ms / 1_000 {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3_600 => format!("{}m", seconds / 60),
+        seconds @ 3_600..172_800 => format!("{}h", seconds / 3_600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
 /// Writes so many milliseconds in the largest units that they fill, as they can be read back.
 pub(crate) fn render_length(ms: u64) -> String {
     const UNITS: [(&str, u64); 5] =
@@ -124,6 +134,13 @@ mod tests {
             assert_eq!(render_length(ms), text);
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
+    }
+
+    #[test]
+    fn a_rough_time_is_told_in_its_largest_unit() {
+        let told = [0, 59, 60, 3_599, 3_600, 172_799, 172_800, 700_000];
+        let told = told.map(|seconds| rough(seconds * 1_000 + 999));
+        assert_eq!(told, ["0s", "59s", "1m", "59m", "1h", "47h", "2d", "8d"]);
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | [`Client::commit`], [`Client::committed`], [`Client::progress`], [`Client::reset`], [`Client::offsets_at`] | their offsets |
 //! | [`Client::commit_by`], [`Client::offset_history`] | who moved a group |
 //! | [`Client::status`] | what the broker says about itself |
+//! | [`Client::clients`], [`Client::describe_client`] | who is connected over the protocol of RocketMQ |
 //! | [`Client::open_session`], [`Client::sessions`], [`Client::describe_session`], [`Client::close_session`] | producer sessions |
 //! | [`Client::verify_store`] | whether the broker's store is sound |
 //!
@@ -29,6 +30,7 @@
 //! The broker sends whole records; messages below the wanted offset and messages whose tag does not match are dropped
 //! here, one by one.
 
+mod clients;
 mod error;
 mod groups;
 mod message;
@@ -49,6 +51,7 @@ use bytes::Bytes;
 use tonic::Request;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+pub use self::clients::{ClientKind, ConnectedClient, FilterKind, Subscription};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
 pub use self::message::{Message, MessageRef};

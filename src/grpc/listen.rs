@@ -200,6 +200,8 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "TCP_NODELAY refused");
     }
+    // The socket of a connection knows its own end; else it is broken already.
+    let Ok(local) = stream.local_addr() else { return };
     let opened = tokio::select! {
         opened = opening::open(stream, peer, &security) => opened,
         () = stopped(&mut drain) => return,
@@ -213,7 +215,7 @@ async fn connection(
         }
     };
     let broker = Arc::clone(service.broker());
-    let (service, outgoing) = service.of_connection(peer);
+    let (service, outgoing) = service.of_connection(peer, local);
     let served = settings(place.window)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);

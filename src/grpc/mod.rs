@@ -10,6 +10,7 @@
 //! | `raw.rs` | streams without a codec in between |
 //! | `pace.rs` | how fast a request must arrive |
 //! | [`native`] | `mainstem.v1`, one file per family of calls |
+//! | [`rocketmq`] | `apache.rocketmq.v2`, likewise |
 //!
 //! Runs on tokio tasks: one that accepts, one per connection, one per call.
 
@@ -19,6 +20,7 @@ pub(crate) mod opening;
 mod outgoing;
 mod pace;
 mod raw;
+mod rocketmq;
 mod serve;
 pub(crate) mod tls;
 
@@ -35,10 +37,10 @@ use crate::broker::Broker;
 use crate::proto;
 
 pub(crate) use serve::Guarded;
-use serve::peer;
+use serve::{local, peer};
 
-/// The name of the service whose health is told beside the server's own.
-const HEALTH_OF: &str = "mainstem.v1.Broker";
+/// Whose health is told: the server's own, and that of the services that clients come for.
+const HEALTH_OF: [&str; 3] = ["", "mainstem.v1.Broker", "apache.rocketmq.v2.MessagingService"];
 
 /// The longest that a call may take, whatever its caller is ready to wait.
 const MAX_CALL: Duration = Duration::from_secs(60);
@@ -54,22 +56,28 @@ pub enum ServiceError {
     Descriptors(#[from] tonic_reflection::server::Error),
 }
 
-/// Every service of the port.
+/// Every service of the port. `advertised` is the address, with its port, that clients of RocketMQ are told; `None`:
+/// the one that they used.
 ///
 /// # Errors
 /// The descriptors for reflection cannot be read.
 pub(crate) async fn services(
     broker: Arc<Broker>,
+    advertised: Option<&str>,
 ) -> Result<(Guarded<Routes>, Health), ServiceError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let health_of = Health { reporter };
     health_of.tell(tonic_health::ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(proto::rocketmq::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let routes =
-        native::routes(Arc::clone(&broker)).add_service(health).add_service(reflection).prepare();
+    let routes = native::routes(Arc::clone(&broker))
+        .add_service(rocketmq::service(Arc::clone(&broker), advertised))
+        .add_service(health)
+        .add_service(reflection)
+        .prepare();
     Ok((Guarded::new(routes, broker), health_of))
 }
 
@@ -86,7 +94,7 @@ impl Health {
     }
 
     async fn tell(&self, status: tonic_health::ServingStatus) {
-        for name in ["", HEALTH_OF] {
+        for name in HEALTH_OF {
             self.reporter.set_service_status(name, status).await;
         }
     }

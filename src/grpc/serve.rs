@@ -5,7 +5,7 @@
 //! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
 //! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; one that comes too slowly is refused: [`super::pace`] |
 //! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, else what is beyond [`UNCOUNTED`] is counted here; it goes out as [`super::outgoing`] says |
-//! | who calls | [`peer`] says it to a handler, without a place in every request |
+//! | who calls, and where | [`peer`] and [`local`] say it to a handler, without a place in every request |
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,19 +26,42 @@ use super::native::{RawCall, status};
 use super::outgoing::{Handing, Held, Outgoing, Pieces};
 use super::pace::Begun;
 use super::raw;
+use super::rocketmq::{self, telemetry};
 use crate::broker::{Broker, BrokerError, Permit};
 
 /// Bytes of a request, and of an answer, that nobody counts: small calls are served however much is in work.
 const UNCOUNTED: u64 = 4 << 10;
 
 tokio::task_local! {
-    /// Who is at the other end of the connection, while a call of his is polled.
-    static PEER: SocketAddr;
+    /// The connection, while a call of its is polled.
+    static ENDS: Ends;
+}
+
+/// Both ends of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    /// Who calls.
+    pub(super) peer: SocketAddr,
+    /// Where the call arrived.
+    pub(super) local: SocketAddr,
+}
+
+impl Ends {
+    /// As people write them, also where one socket takes both families.
+    fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        let canonical = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
+        Self { peer: canonical(peer), local: canonical(local) }
+    }
 }
 
 /// Where the call that is being served came from; for handlers. `None` if it came over no connection.
 pub(super) fn peer() -> Option<SocketAddr> {
-    PEER.try_with(|peer| *peer).ok()
+    ENDS.try_with(|ends| ends.peer).ok()
+}
+
+/// Where the call that is being served arrived; for handlers. `None` if it came over no connection.
+pub(super) fn local() -> Option<SocketAddr> {
+    ENDS.try_with(|ends| ends.local).ok()
 }
 
 /// A service whose panics stay within the call, and whose requests and answers are counted.
@@ -47,13 +70,13 @@ pub(crate) struct Guarded<S> {
     inner: S,
     broker: Arc<Broker>,
     outgoing: Outgoing,
-    peer: Option<SocketAddr>,
+    ends: Option<Ends>,
 }
 
 impl<S: Clone> Guarded<S> {
     /// Guards `inner`.
     pub(crate) fn new(inner: S, broker: Arc<Broker>) -> Self {
-        Self { inner, broker, outgoing: Outgoing::new(), peer: None }
+        Self { inner, broker, outgoing: Outgoing::new(), ends: None }
     }
 
     /// The broker behind it.
@@ -62,11 +85,10 @@ impl<S: Clone> Guarded<S> {
     }
 
     /// The service of one connection, and the answers that it holds.
-    pub(crate) fn of_connection(&self, peer: SocketAddr) -> (Self, Outgoing) {
+    pub(crate) fn of_connection(&self, peer: SocketAddr, local: SocketAddr) -> (Self, Outgoing) {
         let outgoing = Outgoing::new();
-        // As people write it, also where one socket takes both families.
-        let peer = Some(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
-        (Self { outgoing: outgoing.clone(), peer, ..self.clone() }, outgoing)
+        let ends = Some(Ends::new(peer, local));
+        (Self { outgoing: outgoing.clone(), ends, ..self.clone() }, outgoing)
     }
 }
 
@@ -89,9 +111,43 @@ where
         if let Some(call) = RawCall::of(request.uri().path()) {
             return GuardedCall::Raw(Some(call.answer(&self.broker, &self.outgoing, request)));
         }
+        if telemetry::is_path(request.uri().path()) {
+            let answer = telemetry::answer(&self.broker, &self.outgoing, self.ends, request);
+            return GuardedCall::Raw(Some(answer));
+        }
+        let refusals = match request.uri().path().starts_with(rocketmq::PATH) {
+            true => Refusals::InAnswers,
+            false => Refusals::AreErrors,
+        };
         let request = request.map(|body| Received::new(body, Arc::clone(&self.broker)));
         let (call, outgoing) = (Box::pin(self.inner.call(request)), self.outgoing.clone());
-        GuardedCall::Call { call, broker: Arc::clone(&self.broker), outgoing, peer: self.peer }
+        let broker = Arc::clone(&self.broker);
+        GuardedCall::Call { call, broker, outgoing, ends: self.ends, refusals }
+    }
+}
+
+/// How a protocol words what a call is refused with before or behind its handler.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Refusals {
+    /// As gRPC errors with details.
+    AreErrors,
+    /// In the status of an answer.
+    InAnswers,
+}
+
+impl Refusals {
+    fn complete(self, answer: Response<Body>, outgoing: &Outgoing) -> Response<Body> {
+        match self {
+            Self::AreErrors => status::completed(answer),
+            Self::InAnswers => rocketmq::status::completed(answer, outgoing),
+        }
+    }
+
+    fn of_panic(self, outgoing: &Outgoing) -> Response<Body> {
+        match self {
+            Self::AreErrors => status::of_panic().into_http(),
+            Self::InAnswers => rocketmq::status::of_panic(outgoing),
+        }
     }
 }
 
@@ -186,7 +242,8 @@ pub(crate) enum GuardedCall<F> {
         call: Pin<Box<F>>,
         broker: Arc<Broker>,
         outgoing: Outgoing,
-        peer: Option<SocketAddr>,
+        ends: Option<Ends>,
+        refusals: Refusals,
     },
     /// Its body does the work.
     Raw(Option<Response<Body>>),
@@ -196,8 +253,10 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (call, broker, outgoing, peer) = match &mut *self {
-            Self::Call { call, broker, outgoing, peer } => (call, broker, outgoing, *peer),
+        let (call, broker, outgoing, ends, refusals) = match &mut *self {
+            Self::Call { call, broker, outgoing, ends, refusals } => {
+                (call, broker, outgoing, *ends, *refusals)
+            }
             Self::Raw(answer) => {
                 return answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
             }
@@ -205,14 +264,14 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
         // What a handler shares is behind locks that end the process when they are poisoned, so nothing half changed
         // is seen after a panic.
         let mut poll = || call.as_mut().poll(cx);
-        let polled = catch_unwind(AssertUnwindSafe(|| match peer {
-            Some(peer) => PEER.sync_scope(peer, poll),
+        let polled = catch_unwind(AssertUnwindSafe(|| match ends {
+            Some(ends) => ENDS.sync_scope(ends, poll),
             None => poll(),
         }));
         match polled {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Ok(answer))) => {
-                let mut answer = status::completed(answer);
+                let mut answer = refusals.complete(answer, outgoing);
                 let held = answer.extensions_mut().remove::<Held>();
                 let (broker, handing) = (Arc::clone(broker), Handing::to(outgoing.clone()));
                 Poll::Ready(Ok(answer.map(|body| {
@@ -223,7 +282,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
             Ok(Poll::Ready(Err(never))) => match never {},
             Err(_panic) => {
                 tracing::error!("a handler panicked; its call is answered with INTERNAL");
-                Poll::Ready(Ok(status::of_panic().into_http()))
+                Poll::Ready(Ok(refusals.of_panic(outgoing)))
             }
         }
     }

@@ -643,6 +643,29 @@ impl Admin for Fake {
         Ok(Response::new(proto::DescribeSessionResponse { session }))
     }
 
+    /// One in each page.
+    async fn list_clients(
+        &self,
+        request: Request<proto::ListClientsRequest>,
+    ) -> Result<Response<proto::ListClientsResponse>, Status> {
+        let after = request.into_inner().after;
+        let mut clients = clients().into_iter().filter(|client| client.id > after);
+        let first = clients.next().into_iter().collect();
+        let more = clients.next().is_some();
+        Ok(Response::new(proto::ListClientsResponse { clients: first, more }))
+    }
+
+    async fn describe_client(
+        &self,
+        request: Request<proto::DescribeClientRequest>,
+    ) -> Result<Response<proto::DescribeClientResponse>, Status> {
+        let id = request.into_inner().id;
+        let client = clients().into_iter().find(|client| client.id == id);
+        let said = "there is no such client, or it has not been heard of for too long";
+        let client = client.ok_or_else(|| refuse(Code::NotFound, said, "UNKNOWN_CLIENT"))?;
+        Ok(Response::new(proto::DescribeClientResponse { client: Some(client) }))
+    }
+
     type VerifyStoreStream =
         tokio_stream::Iter<std::vec::IntoIter<Result<proto::VerifyStoreResponse, Status>>>;
 
@@ -742,6 +765,42 @@ impl Session {
             idle_ms: 90_000,
         }
     }
+}
+
+/// Who is connected over the protocol of RocketMQ.
+fn clients() -> [proto::Client; 2] {
+    let consumer = proto::Client {
+        id: "billing@17@0@k3f9".into(),
+        kind: proto::ClientKind::PushConsumer.into(),
+        language: "JAVA".into(),
+        version: "5.2.1".into(),
+        hostname: "billing".into(),
+        address: "10.0.0.7:50122".into(),
+        group: "billing".into(),
+        subscriptions: vec![proto::Subscription {
+            topic: "orders".into(),
+            kind: proto::FilterKind::Tags.into(),
+            expression: "paid || sent".into(),
+        }],
+        age_ms: 3 * 3_600_000,
+        idle_ms: 4_000,
+        streams: 1,
+        ..proto::Client::default()
+    };
+    let producer = proto::Client {
+        id: "shop@3@0@k3fa".into(),
+        kind: proto::ClientKind::Producer.into(),
+        language: "PYTHON".into(),
+        version: "5.1.2".into(),
+        hostname: "shop".into(),
+        address: "10.0.0.9:41000".into(),
+        topics: vec!["orders".into()],
+        age_ms: 61_000,
+        idle_ms: 9_000,
+        streams: 1,
+        ..proto::Client::default()
+    };
+    [consumer, producer]
 }
 
 fn no_session() -> Status {

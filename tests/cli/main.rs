@@ -48,6 +48,11 @@ fn producer_sessions_send_again_what_has_no_answer_and_are_listed_shown_and_clos
 }
 
 #[test]
+fn clients_of_rocketmq_are_listed_and_shown() {
+    session("tests/cli/clients.trycmd", &Fake::start().to_string());
+}
+
+#[test]
 fn faults_are_told_with_their_exit_codes() {
     session("tests/cli/faults.trycmd", &Fake::start().to_string());
 }

@@ -26,10 +26,10 @@ async fn reflect(server: &Server, ask: MessageRequest) -> MessageResponse {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_told_for_the_server_and_for_the_service() {
+async fn health_is_told_for_the_server_and_for_the_services() {
     let server = Server::start().await;
     let mut client = HealthClient::new(server.channel.clone());
-    for name in ["", "mainstem.v1.Broker"] {
+    for name in ["", "mainstem.v1.Broker", "apache.rocketmq.v2.MessagingService"] {
         let request = HealthCheckRequest { service: name.to_owned() };
         let answer = client.check(request).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{name}");
@@ -46,18 +46,23 @@ async fn reflection_lists_the_services_and_finds_their_files() {
     let mut names: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
     names.sort();
     let wanted = [
+        "apache.rocketmq.v2.MessagingService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "mainstem.v1.Admin",
         "mainstem.v1.Broker",
     ];
     assert_eq!(names, wanted);
-    let symbol = MessageRequest::FileContainingSymbol("mainstem.v1.Broker".to_owned());
-    let found = reflect(&server, symbol).await;
-    let MessageResponse::FileDescriptorResponse(found) = found else { panic!("{found:?}") };
-    let file = &found.file_descriptor_proto[0];
-    let name = b"mainstem/v1/mainstem.proto";
-    assert!(file.windows(name.len()).any(|bytes| bytes == name));
+    for (symbol, name) in [
+        ("mainstem.v1.Broker", "mainstem/v1/mainstem.proto"),
+        ("apache.rocketmq.v2.MessagingService", "apache/rocketmq/v2/service.proto"),
+    ] {
+        let symbol = MessageRequest::FileContainingSymbol(symbol.to_owned());
+        let found = reflect(&server, symbol).await;
+        let MessageResponse::FileDescriptorResponse(found) = found else { panic!("{found:?}") };
+        let file = &found.file_descriptor_proto[0];
+        assert!(file.windows(name.len()).any(|bytes| bytes == name.as_bytes()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

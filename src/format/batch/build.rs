@@ -97,6 +97,16 @@ impl BatchBuilder {
     }
 }
 
+/// A batch of one new message.
+pub fn one(meta: &NewMeta<'_>, body: &[u8]) -> Bytes {
+    let mut raw = Vec::with_capacity(META_ROOM);
+    put_meta(&mut raw, meta, body.len());
+    single(&raw, body)
+}
+
+/// Most metas are no longer.
+const META_ROOM: usize = 256;
+
 /// A batch of the one message with this encoded meta and this uncompressed body, of which the meta says the length.
 pub fn single(raw_meta: &[u8], body: &[u8]) -> Bytes {
     let meta_len = 1 + varint_len(raw_meta.len() as u64) + raw_meta.len();

@@ -45,7 +45,7 @@ mod zstd_frame;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-pub use self::build::{BatchBuilder, NewMeta, single};
+pub use self::build::{BatchBuilder, NewMeta, one, single};
 pub use self::codec::{Codec, Compressor, Decompressor};
 pub use self::error::{BatchError, TextFault, TextField};
 pub use self::tag_filter::{TagFilter, TagFilterError, Tags};

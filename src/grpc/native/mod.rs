@@ -11,10 +11,12 @@
 //! | `groups.rs` | CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup |
 //! | `offsets.rs` | CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets, ListOffsetHistory |
 //! | `overview.rs` | Status |
+//! | `clients.rs` | ListClients, DescribeClient |
 //! | `sessions.rs` | OpenSession, CloseSession, ListSessions, DescribeSession |
 //! | `store.rs` | VerifyStore |
 //! | [`status`] | none: what a refusal looks like on the wire |
 
+mod clients;
 mod groups;
 mod offsets;
 mod overview;
@@ -266,6 +268,20 @@ impl Admin for Native {
         request: Request<DescribeSessionRequest>,
     ) -> Result<Response<DescribeSessionResponse>, Status> {
         sessions::describe(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn list_clients(
+        &self,
+        request: Request<proto::ListClientsRequest>,
+    ) -> Result<Response<proto::ListClientsResponse>, Status> {
+        clients::list(&self.broker, &request).map_err(|error| self.refuse(error))
+    }
+
+    async fn describe_client(
+        &self,
+        request: Request<proto::DescribeClientRequest>,
+    ) -> Result<Response<proto::DescribeClientResponse>, Status> {
+        clients::describe(&self.broker, &request).map_err(|error| self.refuse(error))
     }
 
     type VerifyStoreStream = store::Events;

@@ -75,7 +75,9 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         Reason::Forbidden => (Code::PermissionDenied, None),
         Reason::NotDecompressed => (Code::FailedPrecondition, None),
         Reason::NeedsForce => (Code::FailedPrecondition, None),
-        Reason::UnknownGroup | Reason::OffsetNotFound => (Code::NotFound, None),
+        Reason::UnknownGroup | Reason::OffsetNotFound | Reason::UnknownClient => {
+            (Code::NotFound, None)
+        }
         Reason::GroupExists => (Code::AlreadyExists, None),
         Reason::GroupDisabled => (Code::PermissionDenied, None),
         Reason::Conflict => (Code::Aborted, None),

@@ -1,0 +1,13 @@
+//! The RocketMQ service as a client of it sees it: a real server on free ports, calls by hand, one test per behaviour.
+//! `tests/RULES.md` says which rule each of them holds.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod clients;
+mod common;
+mod fuzz;
+mod route;
+mod rules;
+mod send;
+mod support;
+mod telemetry;

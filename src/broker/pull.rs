@@ -244,8 +244,8 @@ impl Broker {
         }
     }
 
-    /// Reads from an offset on, without waiting for anything but the disk and room for the answer. If it has to wait for
-    /// the disk it reads in `others` too, as far as the room goes: what it found there is behind.
+    /// Reads from an offset on, without waiting for anything but the disk and room for the answer. If it has to wait
+    /// for the disk it reads in `others` too, as far as the room goes: what it found there is behind.
     pub(super) async fn look(
         &self,
         reader: &Reader,

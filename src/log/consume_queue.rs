@@ -53,7 +53,8 @@ pub(crate) const ENTRY_COST: u64 = 40;
 /// What a lookup found. `out` has entries only with `Found`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lookup {
-    /// At least one entry. The first covers `from`, or is the next one behind it: then what lies between is unreadable.
+    /// At least one entry. The first covers `from`, or is the next one behind it: then what lies between is
+    /// unreadable.
     Found,
     /// Nothing at or behind `from`. If `from < next`, the offsets between are unreadable.
     AtEnd {
@@ -251,9 +252,9 @@ impl ConsumeQueues {
         }
     }
 
-    /// Writes the file of the part at `base`, which ends at `end` and is not the newest. Readers use the file from then
-    /// on, and the part's memory goes with its last reader, once all older parts are sealed too. Nothing to do if there
-    /// is no such part. The caller has made the log durable up to `end`.
+    /// Writes the file of the part at `base`, which ends at `end` and is not the newest. Readers use the file from
+    /// then on, and the part's memory goes with its last reader, once all older parts are sealed too. Nothing to do if
+    /// there is no such part. The caller has made the log durable up to `end`.
     ///
     /// # Errors
     /// The part stays in memory; call again.
@@ -639,9 +640,9 @@ fn find_row(file: &mut Reader<'_>, key: QueueKey) -> Result<Option<DirectoryRow>
     })
 }
 
-/// Finds a queue among `count` rows in order: by halving, but within a topic the ids of the queues say how many rows lie
-/// between two of them at most. Mostly all of them have entries, so there the row is tried first: a page that is looked
-/// at costs a read, and halving a directory of a million queues looks at 13.
+/// Finds a queue among `count` rows in order: by halving, but within a topic the ids of the queues say how many rows
+/// lie between two of them at most. Mostly all of them have entries, so there the row is tried first: a page that is
+/// looked at costs a read, and halving a directory of a million queues looks at 13.
 fn search<E>(
     count: u64,
     key: QueueKey,

@@ -169,6 +169,9 @@ struct PullArgs {
     /// How batches are compressed; with a codec the bodies are text, else random bytes
     #[arg(long, value_name = "none|lz4|zstd", default_value = "none", value_parser = compression)]
     compression: Compression,
+    /// Which queues the bytes are in, beyond the first batch of each
+    #[arg(long, value_name = "uniform|zipf", default_value = "uniform", value_parser = distribution)]
+    distribution: Distribution,
 }
 
 #[derive(Debug, Args)]
@@ -299,8 +302,8 @@ impl SendArgs {
 impl PullArgs {
     fn config(&self) -> Config {
         let config = self.load.config(What::Pull, self.batch, self.producers, Rate::Highest);
-        let compression = self.compression;
-        Config { in_flight: 1, fill: self.fill.as_u64(), compression, ..config }
+        let (compression, distribution) = (self.compression, self.distribution);
+        Config { in_flight: 1, fill: self.fill.as_u64(), compression, distribution, ..config }
     }
 }
 

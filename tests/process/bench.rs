@@ -74,8 +74,9 @@ async fn a_bench_of_sends_brings_figures_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_bench_of_pulls_brings_figures_and_leaves_nothing() {
-    let run = run(&["pull", "--queues", "3", "--fill", "4MiB"]).await;
+    let run = run(&["pull", "--queues", "3", "--fill", "4MiB", "--distribution", "zipf"]).await;
     assert_eq!(run["config"]["what"], "pull");
+    assert_eq!(run["config"]["distribution"], "zipf");
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::BenchError;
-use super::config::{Compression, Config, What};
+use super::config::{Compression, Config, Distribution, What};
 use super::recorder::{Recorded, Recorder};
 use super::spread::{Dice, Spread};
 use crate::format::batch::{BatchBuilder, BatchError, Compressor, NewMeta};
@@ -121,9 +121,12 @@ impl Load {
         let mut stream = send::Stream::open(server).await?;
         let (batches, messages) = (self.config.filled_batches(), u64::from(self.config.batch));
         let (mut sent, mut acked) = (0, 0);
+        let (targets, mut spread) = (self.config.targets(), self.spread(0));
+        let zipf = self.config.distribution == Distribution::Zipf;
         while acked < batches {
             if sent < batches && sent - acked < VARIETY {
-                let target = self.target(sent % self.config.targets());
+                let drawn = if zipf && sent >= targets { spread.next() } else { sent % targets };
+                let target = self.target(drawn);
                 stream.send(target, keyed(&self.config, sent * messages)?).await?;
                 sent += 1;
                 continue;

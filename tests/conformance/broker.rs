@@ -108,6 +108,16 @@ impl Broker {
         self.client.clients("").await.unwrap().0
     }
 
+    /// Waits until a client has a stream over which it can get commands.
+    pub(crate) async fn until_somebody_can_be_told(&self) {
+        soon("a stream", async {
+            while self.clients().await.iter().all(|client| client.streams == 0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
     /// All messages of a topic, queue by queue in order.
     pub(crate) async fn read(&self, topic: &str) -> Vec<Message> {
         let queues = self.client.describe_topic(topic).await.unwrap().queues;

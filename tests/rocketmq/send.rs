@@ -134,6 +134,13 @@ async fn each_rule_has_its_code() {
         ("16 KiB and 1", vec![with_properties(&[("key", &long)])], Code::MessagePropertiesTooLarge),
         ("no id", vec![message("t", "")], Code::IllegalMessageId),
         ("a blank id", vec![message("t", " ")], Code::IllegalMessageId),
+        (
+            "33 keys",
+            vec![with("t", "1", |s| s.keys = vec!["k".to_owned(); 33])],
+            Code::IllegalMessageKey,
+        ),
+        ("a key above 1 KiB", vec![keyed(&"x".repeat(1_025))], Code::IllegalMessageKey),
+        ("a tag above 127 bytes", vec![tagged(&"x".repeat(128))], Code::IllegalMessageTag),
         ("an id above 256 bytes", vec![message("t", &"x".repeat(257))], Code::IllegalMessageId),
         ("a blank group", vec![grouped(" ")], Code::IllegalMessageGroup),
         ("a group of 64 bytes", vec![grouped(&"x".repeat(64))], Code::IllegalMessageGroup),

@@ -13,10 +13,19 @@ use crate::support::{Server, code, codes, message, request, resource, with};
 /// What is stored in a queue from 0 on, each record a batch.
 async fn stored(server: &Server, topic: &str, queue: u32) -> Vec<proto::Batch> {
     let mut client = proto::broker_client::BrokerClient::new(server.channel.clone());
-    let asked = PullRequest { topic: topic.to_owned(), queue, ..PullRequest::default() };
-    let answer = client.pull(asked).await.unwrap().into_inner();
-    let decode = |record: proto::Record| proto::Batch::decode(record.batch).unwrap();
-    answer.records.into_iter().map(decode).collect()
+    let (mut offset, mut batches) = (0, Vec::new());
+    // Until there is nothing: only such an answer waits for what was acknowledged and is not dispatched.
+    loop {
+        let topic = topic.to_owned();
+        let asked = PullRequest { topic, queue, offset, ..PullRequest::default() };
+        let answer = client.pull(asked).await.unwrap().into_inner();
+        if answer.records.is_empty() {
+            return batches;
+        }
+        let decode = |record: proto::Record| proto::Batch::decode(record.batch).unwrap();
+        batches.extend(answer.records.into_iter().map(decode));
+        offset = answer.next_offset;
+    }
 }
 
 /// A message with properties, of so many and so long ones.

@@ -245,6 +245,16 @@ impl Clients {
         true
     }
 
+    /// How many are known; of those silent for too long some may still count for as long again.
+    fn count(&self) -> usize {
+        let now = Instant::now();
+        let mut known = lock(&self.known);
+        if known.is_due(now) {
+            known.sweep(now);
+        }
+        known.by_id.len()
+    }
+
     fn seen(&self, id: &str) -> Option<Arc<Introduction>> {
         let now = Instant::now();
         let mut known = lock(&self.known);
@@ -312,6 +322,11 @@ impl Broker {
     /// Forgets a client that says goodbye. Returns whether it was known.
     pub fn forget_client(&self, id: &str) -> bool {
         lock(&self.clients.known).by_id.remove(id).is_some()
+    }
+
+    /// How many clients are known. One that is silent for longer than [`CLIENT_EXPIRY`] counts for twice that at most.
+    pub fn clients(&self) -> usize {
+        self.clients.count()
     }
 
     /// Up to `limit` clients with ids after `after`, in byte order; `limit` is at most 10 000.
@@ -394,8 +409,9 @@ mod tests {
         assert_eq!(ids(&clients), ["streams"], "from the end of its stream on");
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(ids(&clients), [""; 0]);
+        assert_eq!(clients.count(), 0, "they take no room any more");
         assert!(clients.introduce("new", introduction("g", 0), None, None, &names));
-        assert_eq!(lock(&clients.known).by_id.len(), 1, "the others take no room any more");
+        assert_eq!(clients.count(), 1);
     }
 
     #[tokio::test(start_paused = true)]

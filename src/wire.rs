@@ -60,11 +60,21 @@ const SMALL: usize = 1 << 10;
 /// Places for frames that are kept when none is left.
 const KEPT: usize = 64;
 
+/// A frame, or small ones put together.
+#[derive(Debug)]
+struct Received {
+    /// What is left of it.
+    bytes: Bytes,
+    /// How long it was: until nothing is left, all of it is in memory.
+    whole: usize,
+    /// Whether it lies in a buffer of its own, which has room for what is [`SMALL`].
+    is_joined: bool,
+}
+
 /// What was received and not taken yet, in the frames that it came in.
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
-    /// What is left of each, and how long it was: until nothing is left, all of it is in memory.
-    frames: VecDeque<(Bytes, usize)>,
+    frames: VecDeque<Received>,
     /// Bytes left in all of them.
     len: usize,
     /// Bytes of frames of which the last message was the end.
@@ -74,9 +84,10 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// Adds a frame behind the others. Of two neighbours at most one is [`SMALL`], so a frame costs little beside its
-    /// bytes.
+    /// Adds a frame behind the others; the last message is done with. Of two neighbours at most one is [`SMALL`], so a
+    /// frame costs little beside its bytes.
     pub(crate) fn push(&mut self, frame: Bytes) {
+        self.done();
         let len = frame.len();
         if len == 0 {
             return;
@@ -84,18 +95,25 @@ impl Frames {
         self.len += len;
         self.held += len;
         match self.frames.back_mut() {
-            Some((last, whole)) if last.len() < SMALL && len < SMALL => {
-                // In place where the last one was put together already.
-                let mut both = std::mem::take(last).try_into_mut().unwrap_or_else(|last| {
+            Some(last) if last.bytes.len() < SMALL && len < SMALL => {
+                let left = std::mem::take(&mut last.bytes);
+                let joined = if last.is_joined { left.try_into_mut() } else { Err(left) };
+                // A frame may be a part of something much larger, which would stay for what is left of it.
+                let mut both = joined.unwrap_or_else(|left| {
                     let mut both = BytesMut::with_capacity(2 * SMALL);
-                    both.extend_from_slice(&last);
+                    both.extend_from_slice(&left);
                     both
                 });
+                // What was taken of it is done with, and its room is used again.
+                self.held -= last.whole - both.len();
                 both.extend_from_slice(&frame);
-                *last = both.freeze();
-                *whole += len;
+                let bytes = both.freeze();
+                *last = Received { whole: bytes.len(), bytes, is_joined: true };
             }
-            _ => self.frames.push_back((frame, len)),
+            _ => {
+                let received = Received { bytes: frame, whole: len, is_joined: false };
+                self.frames.push_back(received);
+            }
         }
     }
 
@@ -147,7 +165,7 @@ impl Frames {
             return Ok(None);
         }
         let mut prefix = [0; PREFIX];
-        let bytes = self.frames.iter().flat_map(|(frame, _)| frame.iter());
+        let bytes = self.frames.iter().flat_map(|frame| frame.bytes.iter());
         for (to, from) in prefix.iter_mut().zip(bytes) {
             *to = *from;
         }
@@ -161,8 +179,8 @@ impl Frames {
 
     /// The first frame is done with once nothing is left of it.
     fn pass_empty(&mut self) {
-        while self.frames.front().is_some_and(|(frame, _)| frame.is_empty()) {
-            self.spent += self.frames.pop_front().map_or(0, |(_, len)| len);
+        while self.frames.front().is_some_and(|frame| frame.bytes.is_empty()) {
+            self.spent += self.frames.pop_front().map_or(0, |frame| frame.whole);
         }
     }
 }
@@ -173,7 +191,7 @@ impl Buf for Frames {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.frames.front().map_or(&[], |(frame, _)| frame)
+        self.frames.front().map_or(&[], |frame| &frame.bytes)
     }
 
     fn advance(&mut self, count: usize) {
@@ -181,10 +199,10 @@ impl Buf for Frames {
         self.len -= count;
         let mut count = count;
         while count > 0
-            && let Some((frame, _)) = self.frames.front_mut()
+            && let Some(Received { bytes, .. }) = self.frames.front_mut()
         {
-            let here = count.min(frame.len());
-            frame.advance(here);
+            let here = count.min(bytes.len());
+            bytes.advance(here);
             count -= here;
             self.pass_empty();
         }
@@ -192,17 +210,17 @@ impl Buf for Frames {
 
     fn copy_to_bytes(&mut self, len: usize) -> Bytes {
         assert!(len <= self.len, "there is so much");
-        if let Some((frame, _)) = self.frames.front_mut()
-            && frame.len() >= len
+        if let Some(Received { bytes, .. }) = self.frames.front_mut()
+            && bytes.len() >= len
         {
-            let bytes = frame.split_to(len);
+            let bytes = bytes.split_to(len);
             self.len -= len;
             self.pass_empty();
             return bytes;
         }
         let mut bytes = BytesMut::with_capacity(len);
         while bytes.len() < len
-            && let Some((frame, _)) = self.frames.front_mut()
+            && let Some(Received { bytes: frame, .. }) = self.frames.front_mut()
         {
             let here = frame.split_to(frame.len().min(len - bytes.len()));
             bytes.extend_from_slice(&here);
@@ -299,20 +317,47 @@ mod tests {
         assert!(frames.frames.capacity() <= KEPT, "{}", frames.frames.capacity());
     }
 
+    /// What was taken of them stayed counted, though its room was used again: a client that sent on like this took all
+    /// that may arrive.
     #[test]
-    fn a_frame_is_held_until_the_message_that_it_ends_with_is_done_with() {
-        let bytes = framed(&request(b"a batch"));
-        let len = bytes.len();
+    fn of_small_frames_that_lie_across_messages_only_what_is_left_is_held() {
+        let sent = request(&[5; 1_000]);
+        let bytes = framed(&sent);
+        let half = bytes.len() / 2;
         let mut frames = Frames::default();
-        frames.push(Bytes::from([&bytes[..], &bytes[..4]].concat()));
-        assert!(take(&mut frames).unwrap().is_some());
-        assert!(take(&mut frames).unwrap().is_none());
-        assert_eq!(frames.held(), len + 4, "the begin of the second message lies in it");
-        frames.push(bytes.slice(4..));
-        assert!(take(&mut frames).unwrap().is_some());
-        assert_eq!(frames.held(), 2 * len);
+        frames.push(bytes.slice(..half));
+        let across = Bytes::from([&bytes[half..], &bytes[..half]].concat());
+        for _ in 0..10_000 {
+            // As the transport gives them: a part of a large buffer.
+            frames.push(across.clone());
+            assert_eq!(take(&mut frames).unwrap().as_ref(), Some(&sent));
+            assert!(frames.held() <= 2 * bytes.len(), "{}", frames.held());
+            let last = frames.frames.back().unwrap();
+            assert!(frames.frames.len() == 1 && last.bytes.len() == half);
+        }
+        frames.push(bytes.slice(half..));
+        assert_eq!(take(&mut frames).unwrap(), Some(sent));
         frames.done();
         assert_eq!((frames.held(), frames.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn a_frame_is_held_until_the_message_that_it_ends_with_is_done_with() {
+        // A small one is put together with what is left of the other, and that is held.
+        for (batch_len, together) in [(2 * SMALL, 2), (7, 1)] {
+            let bytes = framed(&request(&vec![7; batch_len]));
+            let len = bytes.len();
+            let mut frames = Frames::default();
+            frames.push(Bytes::from([&bytes[..], &bytes[..4]].concat()));
+            assert!(take(&mut frames).unwrap().is_some());
+            assert!(take(&mut frames).unwrap().is_none());
+            assert_eq!(frames.held(), len + 4, "the begin of the second message lies in it");
+            frames.push(bytes.slice(4..));
+            assert!(take(&mut frames).unwrap().is_some());
+            assert_eq!(frames.held(), together * len);
+            frames.done();
+            assert_eq!((frames.held(), frames.is_empty()), (0, true));
+        }
     }
 
     #[test]

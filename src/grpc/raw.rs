@@ -90,8 +90,9 @@ where
     /// The last message is done with: what it counted for is free, before the next one is asked for.
     pub(super) fn done(&mut self) {
         self.frames.done();
-        self.beyond.take_if(|(_, left)| *left == 0);
         let held = u64::try_from(self.frames.held()).unwrap_or(u64::MAX);
+        // What was received beyond the budget ends with its message: nothing is held once that is done with.
+        self.beyond.take_if(|(_, left)| *left == 0 && held == 0);
         self.counted = self.counted.take().filter(|_| held > 0).map(|all| all.shrunk_to(held));
     }
 
@@ -581,11 +582,7 @@ mod tests {
         for request in &sent {
             let bytes = framed(request);
             let mut stream = messages(&broker, &[&bytes[..40 << 10]], false);
-            {
-                let mut whole = std::pin::pin!(next(&mut stream));
-                let polled = whole.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-                assert!(polled.is_pending());
-            }
+            assert!(poll_once(next(&mut stream)).is_pending());
             let rest = [&bytes[40 << 10..], &behind[..]].concat();
             stream.body = Parts([rest.into()].into(), true);
             streams.push(stream);
@@ -609,6 +606,35 @@ mod tests {
         drop(all_else);
         assert!(broker.receive(ARRIVALS).is_ok());
         broker.close().unwrap();
+    }
+
+    /// The place was free again before the message was even taken: what was received beyond the budget had no bound.
+    #[tokio::test]
+    async fn who_was_let_beyond_the_room_keeps_the_others_back_until_his_message_is_done_with() {
+        let (broker, _dir) = broker();
+        let mut streams = Vec::new();
+        for n in 0..2 {
+            let bytes = framed(&request(&[n; 60 << 10]));
+            let mut stream = messages(&broker, &[&bytes[..40 << 10]], false);
+            assert!(poll_once(next(&mut stream)).is_pending());
+            stream.body = Parts([bytes.slice(40 << 10..)].into(), true);
+            streams.push(stream);
+        }
+        let all_else = broker.receive(ARRIVALS - 2 * (40 << 10)).unwrap();
+        let [first, second] = streams.as_mut_slice() else { panic!("two") };
+        let message = next(first).await.unwrap();
+        assert!(message.is_some());
+        assert!(poll_once(next(second)).is_pending());
+        drop(message);
+        first.done();
+        assert_eq!(next(second).await.unwrap(), Some(request(&[1; 60 << 10])));
+        drop((streams, all_else));
+        assert!(broker.receive(ARRIVALS).is_ok());
+        broker.close().unwrap();
+    }
+
+    fn poll_once<T>(future: impl Future<Output = T>) -> Poll<T> {
+        std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[tokio::test]

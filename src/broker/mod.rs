@@ -90,6 +90,9 @@ pub use verify::VerifyEvent;
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long an answer waits until it may go out: longer than those hold their room who do not read.
+const REPLY_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Streams of batches at once: each keeps some KiB as long as it is open.
 const SEND_STREAMS: usize = 16_384;
 
@@ -288,12 +291,13 @@ impl Broker {
         self.arrivals.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to store" })
     }
 
-    /// Counts `bytes` of an answer that is there and goes out now.
+    /// Counts `bytes` of an answer that is there, as soon as there is room for them.
     ///
     /// # Errors
-    /// So many are on their way already that it does not go out.
-    pub(crate) fn reply(&self, bytes: u64) -> Result<Permit, BrokerError> {
-        self.replies.try_take(bytes).ok_or(BrokerError::Overloaded { what: "bytes to answer with" })
+    /// For 30 s so many were on their way already that it does not go out.
+    pub(crate) async fn reply(&self, bytes: u64) -> Result<Permit, BrokerError> {
+        let permit = self.replies.take(bytes, Instant::now() + REPLY_PATIENCE).await;
+        permit.ok_or(BrokerError::Overloaded { what: "bytes to answer with" })
     }
 
     /// Whether there is hardly any room left for what arrives: then who is slow loses his.

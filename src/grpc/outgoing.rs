@@ -213,10 +213,10 @@ mod tests {
     use crate::file::disk::RealDisk;
     use crate::store::StoreConfig;
 
-    #[test]
-    fn an_answer_is_held_until_its_last_piece_is_gone_and_a_large_piece_is_cut() {
+    #[tokio::test]
+    async fn an_answer_is_held_until_its_last_piece_is_gone_and_a_large_piece_is_cut() {
         let (broker, _dir) = broker();
-        let (outgoing, held) = (Outgoing::new(), Held::new(broker.reply(1).unwrap()));
+        let (outgoing, held) = (Outgoing::new(), Held::new(broker.reply(1).await.unwrap()));
         let is_held = || broker.in_work().replies > 0;
         let (mut pieces, mut handing) = (Pieces::default(), Handing::to(outgoing.clone()));
         let all = Bytes::from((0..3 * PIECE).map(|n| (n / 1_000) as u8).collect::<Vec<_>>());
@@ -239,10 +239,10 @@ mod tests {
         broker.close().unwrap();
     }
 
-    #[test]
-    fn what_is_never_handed_out_is_not_held() {
+    #[tokio::test]
+    async fn what_is_never_handed_out_is_not_held() {
         let (broker, _dir) = broker();
-        let (outgoing, held) = (Outgoing::new(), Held::new(broker.reply(1).unwrap()));
+        let (outgoing, held) = (Outgoing::new(), Held::new(broker.reply(1).await.unwrap()));
         let is_held = || broker.in_work().replies > 0;
         let (mut pieces, mut handing) = (Pieces::default(), Handing::to(outgoing.clone()));
         pieces.add([Bytes::from_static(b"a"), Bytes::from_static(b"b")], Some(held));

@@ -276,7 +276,8 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for GuardedC
                 let (broker, handing) = (Arc::clone(broker), Handing::to(outgoing.clone()));
                 Poll::Ready(Ok(answer.map(|body| {
                     let pieces = Pieces::default();
-                    Body::new(Answer { body: Some(body), broker, held, pieces, handing })
+                    let body = Some(body);
+                    Body::new(Answer { body, broker, held, waiting: None, pieces, handing })
                 })))
             }
             Ok(Poll::Ready(Err(never))) => match never {},
@@ -295,21 +296,35 @@ struct Answer {
     broker: Arc<Broker>,
     /// What the handler has counted.
     held: Option<Held>,
+    /// A part that waits until it may be counted.
+    waiting: Option<(Bytes, Room)>,
     pieces: Pieces,
     handing: Handing,
 }
 
+/// Resolves when there is room for an answer, or when it has waited for too long.
+type Room = Pin<Box<dyn Future<Output = Result<Permit, BrokerError>> + Send>>;
+
 impl Answer {
-    /// Takes a part that the handler gave, counted.
-    fn take(&mut self, data: Bytes) -> Result<(), BrokerError> {
+    /// Takes a part that the handler gave, or leaves it to wait: the call has done its work, and is not to be told that
+    /// it was refused.
+    fn take(&mut self, data: Bytes) {
         let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        let held = match self.held.take() {
-            Some(held) => Some(held),
-            None if len > UNCOUNTED => Some(Held::new(self.broker.reply(len)?)),
-            None => None,
-        };
-        self.pieces.add([data], held);
-        Ok(())
+        let held = self.held.take();
+        if held.is_none() && len > UNCOUNTED {
+            let broker = Arc::clone(&self.broker);
+            self.waiting = Some((data, Box::pin(async move { broker.reply(len).await })));
+        } else {
+            self.pieces.add([data], held);
+        }
+    }
+
+    /// Takes the part that waits, once it is counted.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokerError>> {
+        let Some((_, room)) = &mut self.waiting else { return Poll::Ready(Ok(())) };
+        let permit = ready!(room.as_mut().poll(cx));
+        let Some((data, _)) = self.waiting.take() else { return Poll::Ready(Ok(())) };
+        Poll::Ready(permit.map(|permit| self.pieces.add([data], Some(Held::new(permit)))))
     }
 }
 
@@ -326,20 +341,23 @@ impl HttpBody for Answer {
             if let Some(piece) = this.handing.next(&mut this.pieces) {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
+            if let Err(error) = ready!(this.poll_waiting(cx)) {
+                // It ends with that.
+                this.body = None;
+                let trailers = raw::trailers(Err(raw::refusal(&this.broker, &error)));
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if !this.pieces.is_empty() {
+                continue;
+            }
             let Some(body) = &mut this.body else { return Poll::Ready(None) };
             let Some(frame) = ready!(Pin::new(body).poll_frame(cx)?) else {
                 this.body = None;
                 continue;
             };
-            let data = match frame.into_data() {
-                Ok(data) => data,
+            match frame.into_data() {
+                Ok(data) => this.take(data),
                 Err(other) => return Poll::Ready(Some(Ok(other))),
-            };
-            if let Err(error) = this.take(data) {
-                // It ends with that.
-                this.body = None;
-                let trailers = raw::trailers(Err(raw::refusal(&this.broker, &error)));
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             }
         }
     }

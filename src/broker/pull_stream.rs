@@ -185,6 +185,9 @@ impl PullStream {
                 return Err(BrokerError::Draining.into());
             }
             if let Some((at, along)) = self.along.pop_front() {
+                if self.is_purged(&along.read) {
+                    continue;
+                }
                 return self.hand_out(at, along).await;
             }
             self.unpark().await?;
@@ -209,7 +212,10 @@ impl PullStream {
                     self.broker.wait_for_rebuild(until).await.map_err(of_queue)?;
                 }
                 // What was acknowledged before the stream began must be seen by it, dispatched or not.
-                Look::OutOfRange(_) if !self.has_caught_up => self.catch_up().await,
+                Look::OutOfRange(_) if !self.has_caught_up => {
+                    self.turn = at;
+                    self.catch_up().await;
+                }
                 Look::OutOfRange(range) => {
                     return Err(of_queue(self.broker.out_of_range(place.next, range)));
                 }
@@ -255,6 +261,12 @@ impl PullStream {
                 self.along.push_back((at, along));
             }
         }
+    }
+
+    /// Whether something of it was purged since it was read; then it is read again.
+    fn is_purged(&self, read: &Ahead) -> bool {
+        let purged = self.reader.topic.handle().purged(read.queue);
+        read.records.first().is_some_and(|first| first.first_queue_offset < purged)
     }
 
     /// The answer about a place that was read along with another's.

@@ -250,6 +250,60 @@ async fn what_a_stream_read_along_does_not_go_out_once_its_topic_is_deleted() {
     broker.close().unwrap();
 }
 
+/// It was passed over again and again, as long as the others had something on the disk.
+#[tokio::test]
+async fn a_stream_ends_in_the_turn_of_the_queue_that_cannot_be_read_on_whatever_the_others_have() {
+    let (broker, _dir) = cold_broker(BrokerConfig::default());
+    let settings = TopicSettings::open(8, FlushMode::Async, TopicType::Normal);
+    broker.create_topic("t", settings, soon()).await.unwrap();
+    for _ in 0..4 {
+        for queue in 0..8 {
+            let send = SendRequest { queue: Some(QueueId::new(queue)), ..to("t", 5_000) };
+            broker.send(send).await.unwrap();
+        }
+    }
+    let last = PullRequest {
+        epoch: None,
+        topic: "t",
+        queue: QueueId::new(7),
+        offset: QueueOffset::new(3),
+        max_messages: 1,
+        max_bytes: 1,
+        wait: Duration::from_secs(10),
+        tags: "",
+        group: None,
+        deadline: soon(),
+    };
+    assert_eq!(broker.pull(last).await.unwrap().records.len(), 1, "all is dispatched");
+    let starts: Vec<_> = (0..8)
+        .map(|queue| {
+            let offset = QueueOffset::new(if queue == 3 { 1_000 } else { 0 });
+            PullStart { queue: QueueId::new(queue), offset }
+        })
+        .collect();
+    let request = PullStreamRequest {
+        topic: "t",
+        queues: &starts,
+        // Two records of a queue, never all of it.
+        max_bytes: 11_000,
+        tags: "",
+        epoch: None,
+        group: None,
+    };
+    let mut stream = broker.pull_stream(request).await.unwrap();
+    let mut turns = Vec::new();
+    let end = loop {
+        match stream.next().await {
+            Ok((queue, _)) => turns.push(queue.get()),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(turns, [0, 1, 2]);
+    assert_eq!(end.queue, Some(QueueId::new(3)));
+    assert!(matches!(end.error, BrokerError::OffsetOutOfRange { .. }), "{end:?}");
+    broker.close().unwrap();
+}
+
 /// Readers that take their time used to keep the others from reading, though what waited for them was no memory.
 #[tokio::test]
 async fn what_goes_out_as_it_lies_in_the_log_is_not_counted() {

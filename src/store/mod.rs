@@ -677,8 +677,8 @@ impl Store {
     }
 
     /// As [`Store::read`]; and if that needs the pool, which costs more than a read, it reads on there in the `others`
-    /// of the topic, in their order, as long as bytes are left of the request and little time has gone. What is told of
-    /// them are records; about all others nothing is known.
+    /// of the topic, in their order, as long as each has records to give, bytes are left of the request and little time
+    /// has gone. Of the first that has none, and those behind it, nothing is told.
     ///
     /// # Errors
     /// As [`Store::read`], of the queue of the request alone.

@@ -33,7 +33,7 @@ use super::topics::TopicHandle;
 use crate::file::FileError;
 use crate::format::batch::TagFilter;
 use crate::format::consume_queue::{EntryFlags, QueueEntry};
-use crate::format::record::RecordHeader;
+use crate::format::record::{HEADER_LEN, RecordHeader};
 use crate::log::commit_log::{ReadRecord, Via};
 use crate::log::consume_queue::Lookup;
 use crate::message::{
@@ -354,7 +354,8 @@ impl Shared {
         read.answer(stop)
     }
 
-    /// Reads where the disk may be waited for; then in others, as far as [`READ_AHEAD`] and the bytes go.
+    /// Reads where the disk may be waited for; then in others, as far as [`READ_AHEAD`] and the bytes go, and up to the
+    /// first that has no records to give: what there is to say of it meets who asks for it.
     pub(super) fn read_on_disk(
         &self,
         mut request: ReadRequest,
@@ -366,19 +367,21 @@ impl Shared {
         let mut ahead = Vec::new();
         let ReadOutcome::Records { records, .. } = &first else { return Ok((first, ahead)) };
         let mut left = request.max_bytes.saturating_sub(bytes_of(records));
+        // Any read gives a whole record, whether it fits or not: others are mostly as large as this one.
+        let mut largest = records.iter().map(len_of).max().unwrap_or(0);
         for (queue, from) in others {
-            if left == 0 || begun.elapsed() > READ_AHEAD {
+            if left < largest || begun.elapsed() > READ_AHEAD {
                 break;
             }
             (request.queue, request.from, request.max_bytes) = (queue, from, left);
-            // What keeps this one from being read meets who asks for it.
             let Ok(Some(ReadOutcome::Records { records, next, range })) =
                 self.read(&request, May::Disk)
             else {
-                continue;
+                break;
             };
             let Some(rest) = left.checked_sub(bytes_of(&records)) else { break };
             left = rest;
+            largest = largest.max(records.iter().map(len_of).max().unwrap_or(0));
             ahead.push(Ahead { queue, records, next, range });
         }
         Ok((first, ahead))
@@ -450,9 +453,13 @@ impl Unreadable for HeaderAt {
     const UNREADABLE: Self = Self::Lost;
 }
 
-/// Bytes of the log that records take, without what surrounds them.
+/// Bytes of the log that a record takes, but for the zeros behind it.
+fn len_of(record: &StoredRecord) -> usize {
+    HEADER_LEN + record.attributes.len() + record.batch.len()
+}
+
 fn bytes_of(records: &[StoredRecord]) -> usize {
-    records.iter().map(|record| record.attributes.len() + record.batch.len()).sum()
+    records.iter().map(len_of).sum()
 }
 
 fn stored(header: &RecordHeader, body: &Bytes, via: Via) -> StoredRecord {

@@ -221,7 +221,8 @@ fn a_read_off_the_disk_goes_on_in_other_queues_as_far_as_its_bytes_go() {
 
     let rig = rig.close_and_reopen();
     let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
-    for (max_bytes, all) in [(1 << 20, &[1, 2, 4, 5, 6][..]), (3_500, &[1, 2]), (1, &[])] {
+    // Queue 3 has nothing to give: it must not be passed over.
+    for (max_bytes, all) in [(1 << 20, &[1, 2][..]), (2_500, &[1]), (1, &[])] {
         // It may be over sooner: where the clock says so.
         let mut most = Vec::new();
         for _ in 0..100 {

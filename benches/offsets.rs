@@ -1,13 +1,13 @@
 //! Commits of offsets against plain appends of records of the same bytes.
 //!
-//! The subject is `Broker::commit_offsets` as a request calls it: names looked up, offsets checked against their queues,
-//! decided, appended, applied, and acknowledged by the topic's flush mode. The control appends the state record that
-//! such a commit appends, to the same store, with as many at once, and waits for the same. So the ratio is what the
-//! broker costs over its log. The rate counts commits.
+//! The subject is `Broker::commit_offsets` as a request calls it: names looked up, offsets checked against their
+//! queues, decided, appended, applied, and acknowledged by the topic's flush mode. The control appends the state
+//! record that such a commit appends, to the same store, with as many at once, and waits for the same. So the ratio is
+//! what the broker costs over its log. The rate counts commits.
 //!
 //! At the end: memory of groups and of committed offsets, as the process sees it (anonymous resident memory before and
-//! after making them, without the log that made them), and how much more it is at most while a snapshot of them is taken
-//! and written. No segment is finished before that, or a snapshot under way would count as theirs.
+//! after making them, without the log that made them), and how much more it is at most while a snapshot of them is
+//! taken and written. No segment is finished before that, or a snapshot under way would count as theirs.
 #![expect(clippy::expect_used, clippy::panic, reason = "a bench that cannot go on ends")]
 
 mod measure;
@@ -184,6 +184,7 @@ fn record(caller: u32, queues: u32, offset: u64) -> Vec<u8> {
         bound: QUEUES,
         offsets: (0..queues).map(offset).collect(),
         note: None,
+        revoked: None,
     };
     let mut payload = Vec::new();
     transition.encode_into(&mut payload);

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`Clock::now`] | yes, when an operator or NTP turns it | fed into the store clock, nothing else |
 //! | [`StoreClock`] | never; stands still until wall time has caught up | every store time |
+//! | [`SteadyClock`] | never; does not jump either | the ends of leases |
 //! | [`Clock::elapsed`] | never | intervals and deadlines |
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +77,29 @@ impl StoreClock {
     }
 }
 
+/// The clock of what ends after a while: the store clock as it was at the start, and what went by since. Turning the
+/// machine's clock neither ends everything at once nor keeps it for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct SteadyClock {
+    began: Timestamp,
+    /// What [`Clock::elapsed`] read then.
+    at: Duration,
+}
+
+impl SteadyClock {
+    /// A clock that reads `began` when [`Clock::elapsed`] reads `at`.
+    pub const fn starting_at(began: Timestamp, at: Duration) -> Self {
+        Self { began, at }
+    }
+
+    /// What it reads when [`Clock::elapsed`] reads `elapsed`.
+    pub fn at(&self, elapsed: Duration) -> Timestamp {
+        let since = elapsed.saturating_sub(self.at).as_millis();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        Timestamp::new(self.began.get().saturating_add(since))
+    }
+}
+
 /// A clock that moves only when told to.
 #[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
@@ -125,5 +149,16 @@ mod tests {
         assert_eq!(clock.stamp(Timestamp::new(1_500)).get(), 1_500);
         assert_eq!(clock.stamp(Timestamp::new(200)).get(), 1_500);
         assert_eq!(clock.stamp(Timestamp::new(1_501)).get(), 1_501);
+    }
+
+    #[test]
+    fn the_steady_clock_does_not_see_that_the_wall_clock_is_turned() {
+        let clock = ManualClock::new(Timestamp::new(5_000));
+        clock.advance(Duration::from_secs(7));
+        let steady = SteadyClock::starting_at(clock.now(), clock.elapsed());
+        assert_eq!(steady.at(clock.elapsed()).get(), 12_000);
+        clock.set_wall(Timestamp::new(3));
+        clock.advance(Duration::from_millis(30));
+        assert_eq!(steady.at(clock.elapsed()).get(), 12_030);
     }
 }

@@ -70,6 +70,16 @@ number! {
     Timestamp: u64
 }
 
+/// One delivery of a message to a group, or its renewal. No two of a message have the same, also if a power cut took
+/// the newest of them; a later one is higher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId {
+    /// In which it was given.
+    pub epoch: Epoch,
+    /// The end of the record that gave it.
+    pub number: u64,
+}
+
 impl PhysicalOffset {
     /// The offset `len` bytes further on.
     #[must_use]

@@ -142,8 +142,8 @@ pub async fn run(
     Ok(())
 }
 
-/// A server that runs in a task beside its caller, as for tests of programs that use one. Dropped, it drains and stops;
-/// nobody waits for it then.
+/// A server that runs in a task beside its caller, as for tests of programs that use one. Dropped, it drains and
+/// stops; nobody waits for it then.
 #[derive(Debug)]
 pub struct Spawned {
     listening: Listening,
@@ -262,6 +262,8 @@ struct Running {
     stop_http: watch::Sender<bool>,
     grpc: JoinHandle<()>,
     http: JoinHandle<()>,
+    /// Looks after leases.
+    tender: JoinHandle<()>,
     /// Ends with this.
     _certificate: JoinSet<()>,
 }
@@ -275,6 +277,7 @@ impl Running {
         let is_open_to_others = warn_of_others(grpc, http);
         let (services, health) =
             grpc::services(Arc::clone(&broker), config.server.advertise.as_deref()).await?;
+        let tended = Arc::clone(&broker);
         let connected = Arc::new(Connected::default());
         let connections = Arc::new(Connections::told_to(Arc::clone(&connected)));
         let has_failed = Arc::new(AtomicBool::new(false));
@@ -302,6 +305,7 @@ impl Running {
             stop_http,
             grpc: tokio::spawn(serve),
             http: tokio::spawn(http::serve(http_listener, told, http_stopped)),
+            tender: tokio::spawn(async move { tended.tend_leases().await }),
             _certificate: certificate.follow(),
         })
     }
@@ -310,6 +314,7 @@ impl Running {
     async fn drain(self, broker: &Broker) -> Result<(), JoinError> {
         broker.drain();
         self.health.stop().await;
+        self.tender.await?;
         self.stop_grpc.send_replace(true);
         self.grpc.await?;
         self.stop_http.send_replace(true);
@@ -326,6 +331,7 @@ impl Running {
             grpc.abort();
         }
         self.http.abort();
+        self.tender.abort();
         let error = ServerError::Poisoned;
         tracing::error!("{error}");
         error

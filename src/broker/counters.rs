@@ -147,6 +147,18 @@ pub struct Counters {
     pub commits: Counter,
     /// Queues that a commit or a reset moved back.
     pub rewinds: Counter,
+    /// Receives answered with messages.
+    pub receives: Counter,
+    /// Messages leased by them.
+    pub received_messages: Counter,
+    /// Messages finished by their consumers.
+    pub acks: Counter,
+    /// Messages finished because the filter of a receive did not want them.
+    pub filtered: Counter,
+    /// Messages finished for a group because they are gone, or cannot be read any more.
+    pub gone: Counter,
+    /// Messages that became dead letters.
+    pub dead_letters: Counter,
     refusals: Vec<Counter>,
 }
 
@@ -165,6 +177,12 @@ impl Default for Counters {
             idle_sessions: Counter::default(),
             commits: Counter::default(),
             rewinds: Counter::default(),
+            receives: Counter::default(),
+            received_messages: Counter::default(),
+            acks: Counter::default(),
+            filtered: Counter::default(),
+            gone: Counter::default(),
+            dead_letters: Counter::default(),
             refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
         }
     }

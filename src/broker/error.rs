@@ -3,6 +3,7 @@
 //! Every refusal but [`BrokerError::FlushTimeout`], [`BrokerError::Unknown`] and [`BrokerError::Poisoned`] means that
 //! nothing was stored and nothing will be. Expected outcomes (nothing to read yet) are not errors.
 
+use crate::filter::FilterError;
 use crate::format::batch::{BatchError, TagFilterError};
 use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset};
 use crate::store::{AppendError, QueueRange, ReadError, SpaceError};
@@ -75,6 +76,9 @@ pub enum BrokerError {
     /// The tag expression cannot be read.
     #[error(transparent)]
     BadFilter(#[from] TagFilterError),
+    /// The filter expression cannot be read.
+    #[error(transparent)]
+    BadExpression(#[from] FilterError),
     /// A number or a length in the request is above its limit.
     #[error("{what} of {found} exceeds the limit of {limit}")]
     TooLarge {
@@ -246,6 +250,26 @@ pub enum BrokerError {
         /// What is committed.
         current: Option<QueueOffset>,
     },
+    /// Consumers have messages of the queue, or it waits to deliver some again: its position moves as they are
+    /// finished.
+    #[error(
+        "consumers of the group have messages of queue {queue} of topic {topic}: a reset ends that, a commit does not"
+    )]
+    OpenMessages {
+        /// The topic's name.
+        topic: Box<str>,
+        /// The queue.
+        queue: QueueId,
+    },
+    /// So many messages that are not finished, and no more.
+    #[error("{limit} messages are delivered and not finished, and no more can be")]
+    OpenLimit {
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The receipt is none of this broker's, or not of this group and topic, or its lease is worth nothing any more.
+    #[error("the receipt handle is not valid")]
+    BadReceipt,
     /// So many committed offsets, and no more.
     #[error(
         "there are {limit} committed offsets already, and no more can be kept: delete groups that are not used"
@@ -410,6 +434,12 @@ pub enum RequestFault {
         /// Which field.
         field: &'static str,
     },
+    /// An entry of an extension that says nothing.
+    #[error("an entry says what is to become of its lease")]
+    NoHold,
+    /// A receive of nothing.
+    #[error("a receive asks for at least 1 message")]
+    NoMessages,
     /// Retry delays that are none.
     #[error("a consumer group has at least one retry delay")]
     NoRetryDelays,
@@ -530,6 +560,12 @@ reasons! {
     Conflict = "CONFLICT",
     /// Too many committed offsets.
     OffsetLimit = "OFFSET_LIMIT",
+    /// Messages of the queue are leased.
+    OpenMessages = "OPEN_MESSAGES",
+    /// Too many messages are delivered and not finished.
+    OpenLimit = "OPEN_LIMIT",
+    /// The receipt handle is worth nothing.
+    BadReceipt = "BAD_RECEIPT",
 }
 
 impl BrokerError {
@@ -547,7 +583,11 @@ impl BrokerError {
             Self::BadFilter(
                 TagFilterError::TooLong { .. } | TagFilterError::TooManyTags { .. },
             ) => Reason::TooLarge,
-            Self::TooLarge { .. } => Reason::TooLarge,
+            Self::BadExpression(FilterError::Tags(
+                TagFilterError::TooLong { .. } | TagFilterError::TooManyTags { .. },
+            ))
+            | Self::TooLarge { .. } => Reason::TooLarge,
+            Self::BadExpression(_) => Reason::BadRequest,
             Self::BadToken => Reason::BadToken,
             Self::MessageNotFound => Reason::MessageNotFound,
             Self::OffsetOutOfRange { .. } => Reason::OffsetOutOfRange,
@@ -575,6 +615,9 @@ impl BrokerError {
             Self::CommitOutOfRange { .. } => Reason::OffsetOutOfRange,
             Self::OffsetConflict { .. } => Reason::Conflict,
             Self::OffsetLimit { .. } => Reason::OffsetLimit,
+            Self::OpenMessages { .. } => Reason::OpenMessages,
+            Self::OpenLimit { .. } => Reason::OpenLimit,
+            Self::BadReceipt => Reason::BadReceipt,
         }
     }
 
@@ -592,7 +635,8 @@ impl BrokerError {
             Self::TooLarge { limit, .. }
             | Self::TopicLimit { limit }
             | Self::GroupLimit { limit }
-            | Self::OffsetLimit { limit } => Some(*limit),
+            | Self::OffsetLimit { limit }
+            | Self::OpenLimit { limit } => Some(*limit),
             Self::BadGroupName(GroupNameFault::TooLong { limit, .. }) => u64::try_from(*limit).ok(),
             Self::BadBatch(fault) => fault.limit(),
             Self::BadName(NameFault::TooLong { limit, .. })

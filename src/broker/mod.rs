@@ -7,32 +7,42 @@
 //! | `send_messages.rs` | sends of single messages, and topics for clients that ask for them |
 //! | `clients.rs` | who is connected, and who is told what |
 //! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
+//! | `receive.rs`, `settle.rs` | messages leased to consumers, and what they do with them |
+//! | `tend.rs`, `dead_letter.rs` | what is due again; what was delivered too often |
+//! | `cut.rs`, `handle.rs` | single messages out of records; signed receipts of leases |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
 //! | `verify.rs` | a look at the whole store while it serves |
 //! | `route.rs`, `names.rs`, `token.rs` | which queue, which names, which page |
 //! | `budget.rs`, [`counters`] | bytes in work; what is counted |
 //!
-//! The broker starts no task of its own: everything runs on the task of the request, and the store's threads wake it.
-//! Calls into the store that block do so for one write of the log at most. Every request has a deadline, and what it
-//! may wait for ends [`REPLY_RESERVE`] before it at most, so that the answer still arrives.
+//! One task is the broker's own, and its owner runs it: [`Broker::tend_leases`]. Everything else runs on the task of
+//! the request, and the store's threads wake it. Calls into the store that block do so for one write of the log at
+//! most. Every request has a deadline, and what it may wait for ends [`REPLY_RESERVE`] before it at most, so that the
+//! answer still arrives.
 
 mod budget;
 mod clients;
 mod config;
 pub mod counters;
+mod cut;
+mod dead_letter;
 mod error;
 mod groups;
+mod handle;
 mod long_poll;
 mod names;
 mod offsets;
 mod pull;
 mod pull_stream;
 mod query;
+mod receive;
 mod route;
 mod send;
 mod send_messages;
 mod sessions;
+mod settle;
 pub mod state;
+mod tend;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -53,7 +63,8 @@ use crate::store::{
     Watermarks,
 };
 
-// What answers are made of: the rooms above know the store through the broker only.
+// What answers are made of, and filters: the rooms above know the rooms below through the broker only.
+pub use crate::filter::{Expression, Language};
 pub use crate::format::batch::{BatchError, NewMeta, TextField, limits};
 pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifySummary};
 
@@ -75,9 +86,11 @@ pub use offsets::{
 pub use pull::{PullRequest, Pulled, SPLICED};
 pub use pull_stream::{PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
+pub use receive::{MAX_INVISIBLE, MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
 pub use send::{Receipt, SendRequest, StoredBatch};
 pub use send_messages::{NewMessage, SendMessages};
 pub use sessions::{SessionDescription, SessionPage};
+pub use settle::{ExtendEntry, ExtendFault, Hold};
 pub use state::groups::{Group, GroupChange};
 pub use state::offsets::{Caller, ChangeKind, Expected, OffsetChange};
 pub use state::sessions::{SessionFault, SessionState};
@@ -105,6 +118,7 @@ pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
 use budget::Budget;
 use clients::Clients;
 use counters::Counters;
+use handle::Signer;
 use state::State;
 
 /// A running broker. Dropping it does not close the store: call [`Broker::close`].
@@ -131,6 +145,8 @@ pub struct Broker {
     /// One at a time.
     verifications: Arc<Semaphore>,
     clients: Arc<Clients>,
+    /// Of the receipts of leases.
+    signer: Signer,
     counters: Counters,
     started: Vec<ReportLine>,
 }
@@ -240,6 +256,7 @@ impl Broker {
             queries: Semaphore::new(query::MAX_AT_ONCE),
             verifications: Arc::new(Semaphore::new(1)),
             clients: Arc::default(),
+            signer: Signer::new(store.handle_key()),
             counters: Counters::default(),
             started,
             store,

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
+use super::state::leases::OpenCount;
 use super::state::offsets::{
     Asked, By, Caller, Commit, Expected, KEPT_MS, NewOffset, OffsetChange, Offsets, TopicCommit,
 };
@@ -25,7 +26,9 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
 use crate::format::state_record::OffsetCause;
-use crate::message::{InitialPosition, PhysicalOffset, QueueId, QueueOffset, Timestamp};
+use crate::message::{
+    GroupId, InitialPosition, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
+};
 use crate::store::{AppendError, QueueRange};
 
 /// The most offsets in one commit.
@@ -48,9 +51,9 @@ pub struct CommitOffset<'a> {
     pub offset: QueueOffset,
     /// What must be committed now.
     pub expected: Expected,
-    /// How many queues the topic had when the caller looked where the group begins: those that it got since begin at 0,
-    /// if this is the group's first commit to it. Of several offsets of a topic the lowest counts. `None`: those that
-    /// it has at the commit.
+    /// How many queues the topic had when the caller looked where the group begins: those that it got since begin at
+    /// 0, if this is the group's first commit to it. Of several offsets of a topic the lowest counts. `None`: those
+    /// that it has at the commit.
     pub known_queues: Option<u32>,
 }
 
@@ -65,6 +68,12 @@ pub struct QueueProgress {
     pub committed: Option<QueueOffset>,
     /// Where the group goes on: the committed offset, else its initial position as of now.
     pub next: QueueOffset,
+    /// Messages that a receive would get now.
+    pub ready: u64,
+    /// Messages that somebody has.
+    pub leased: u64,
+    /// Messages that wait: for the end of a pause, or for those before them in their message group.
+    pub waiting: u64,
 }
 
 impl QueueProgress {
@@ -246,7 +255,7 @@ impl Broker {
         self.caught_up(&topic, deadline).await;
         let range = self.bounds(&topic, queue, deadline).await?;
         self.still_there(&topic, deadline).await?;
-        Ok(QueueProgress { queue, range, committed, next })
+        Ok(self.split((group.id(), topic.id()), queue, range, (committed, next)))
     }
 
     /// How far a group is in up to `limit` queues of a topic from `first_queue` on; `limit` is at most 10 000.
@@ -290,10 +299,26 @@ impl Broker {
                 Some(offset) => offset,
                 None => self.offset_of(topic, queue, range, begin, deadline).await?,
             };
-            queues.push(QueueProgress { queue, range, committed, next });
+            queues.push(self.split((group.id(), topic.id()), queue, range, (committed, next)));
         }
         self.still_there(topic, deadline).await?;
         Ok(queues)
+    }
+
+    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment.
+    fn split(
+        &self,
+        key: (GroupId, TopicId),
+        queue: QueueId,
+        range: QueueRange,
+        (committed, next): (Option<QueueOffset>, QueueOffset),
+    ) -> QueueProgress {
+        let now = self.store.lease_time().get();
+        let (open, cursor) = self.state.offsets.open_in(key, queue, now);
+        let fresh = cursor.unwrap_or(next).max(range.min);
+        let fresh = range.max.get().saturating_sub(fresh.get());
+        let OpenCount { due, leased, waiting } = open;
+        QueueProgress { queue, range, committed, next, ready: fresh + due, leased, waiting }
     }
 
     /// A position in up to `limit` queues of a topic from `first_queue` on, as offsets; `limit` is at most 10 000. The
@@ -356,7 +381,11 @@ impl Broker {
             });
             let commit = TopicCommit { topic, known_queues, offsets: offsets.collect() };
             let by = By { cause: OffsetCause::Reset, caller: request.caller };
+            let key = (group.id(), commit.topic.id());
             if let Some(old) = self.try_commit(&group, &[commit], by, deadline).await? {
+                if let Some(ready) = self.state.offsets.ready.get(key) {
+                    queues.iter().for_each(|row| ready.arrived(row.queue.get()));
+                }
                 for (row, old) in queues.iter_mut().zip(old) {
                     (row.old, row.from) = (old, old.unwrap_or(row.from));
                 }
@@ -410,7 +439,7 @@ impl Broker {
         check_queue(topic, QueueId::new(first))?;
         let mut rows = Vec::new();
         for now in self.progress_in(group, topic, first, count, deadline).await? {
-            let QueueProgress { queue, range, committed, next } = now;
+            let QueueProgress { queue, range, committed, next, .. } = now;
             let new = self.offset_of(topic, queue, range, request.to, deadline).await?;
             if !(range.min..=range.max).contains(&new) {
                 return Err(self.commit_out_of_range(topic, queue, new, range, deadline).await);
@@ -422,7 +451,7 @@ impl Broker {
 
     /// Commits, and waits until that may be said: what was committed before. `None`: a deletion was under way and came
     /// to nothing, so the caller looks everything up again.
-    async fn try_commit(
+    pub(super) async fn try_commit(
         &self,
         group: &GroupEntry,
         commits: &[TopicCommit],
@@ -459,6 +488,11 @@ impl Broker {
                 self.acknowledged(&commit.topic, applied, deadline).await?;
                 let topic = commit.topic.name().into();
                 Err(BrokerError::OffsetConflict { topic, queue, current })
+            }
+            Commit::Open { topic: id, queue } => {
+                let commit = commits.iter().find(|commit| commit.topic.id() == id);
+                let topic = commit.map_or("", |commit| commit.topic.name()).into();
+                Err(BrokerError::OpenMessages { topic, queue })
             }
             Commit::Limit => Err(BrokerError::OffsetLimit { limit: Offsets::MAX_ROWS }),
             Commit::Deleted => {
@@ -504,7 +538,8 @@ impl Broker {
                     continue;
                 }
                 if !has_caught_up {
-                    // What was acknowledged before this request came counts, dispatched or not; a refusal tells it too.
+                    // What was acknowledged before this request came counts, dispatched or not; a refusal tells it
+                    // too.
                     self.caught_up(&topic, deadline).await;
                     has_caught_up = true;
                 }
@@ -541,7 +576,7 @@ impl Broker {
     }
 
     /// A position of a queue that holds `range`, as an offset.
-    async fn offset_of(
+    pub(super) async fn offset_of(
         &self,
         topic: &TopicEntry,
         queue: QueueId,
@@ -564,7 +599,7 @@ impl Broker {
     }
 
     /// What a queue holds, exactly.
-    async fn bounds(
+    pub(super) async fn bounds(
         &self,
         topic: &TopicEntry,
         queue: QueueId,
@@ -576,7 +611,7 @@ impl Broker {
 
     /// Waits until all that was acknowledged for a topic can be seen. What lags a little is still true, so a deadline
     /// that ends the wait is no error.
-    async fn caught_up(&self, topic: &TopicEntry, deadline: Instant) {
+    pub(super) async fn caught_up(&self, topic: &TopicEntry, deadline: Instant) {
         let _ = timeout_at(before(deadline), self.store.caught_up(topic.handle())).await;
     }
 

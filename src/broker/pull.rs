@@ -320,7 +320,7 @@ impl Broker {
 
     /// What one answer may have: less, the less room is left, so that many who take their time leave some to the
     /// others.
-    fn part_bytes(&self) -> u32 {
+    pub(super) fn part_bytes(&self) -> u32 {
         let part = self.replies.free() / 16;
         u32::try_from(part).unwrap_or(u32::MAX).max(LEAST_PART)
     }

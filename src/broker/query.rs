@@ -467,7 +467,7 @@ async fn only_message(
 }
 
 /// What a task has done that decompresses.
-fn unpacked<T>(done: Result<T, tokio::task::JoinError>) -> Result<T, BrokerError> {
+pub(super) fn unpacked<T>(done: Result<T, tokio::task::JoinError>) -> Result<T, BrokerError> {
     done.map_err(|error| match error.try_into_panic() {
         Ok(panic) => resume_unwind(panic),
         Err(_ended) => BrokerError::Draining,
@@ -476,12 +476,12 @@ fn unpacked<T>(done: Result<T, tokio::task::JoinError>) -> Result<T, BrokerError
 
 /// The batch of a record. It was checked when it was sent and its checksum when it was read, so what cannot be walked
 /// is damage.
-fn batch_of(record: &StoredRecord) -> Result<Batch<'_>, BrokerError> {
+pub(super) fn batch_of(record: &StoredRecord) -> Result<Batch<'_>, BrokerError> {
     Batch::parse(&record.batch).map_err(|_| BrokerError::DamagedRecord { at: record.offset })
 }
 
 /// Bytes of room that it takes to cut messages out of a batch: none if they lie there as they are.
-fn room_to_unpack(batch: &Batch<'_>) -> usize {
+pub(super) fn room_to_unpack(batch: &Batch<'_>) -> usize {
     match batch.codec() {
         0 => 0,
         // One that states more than the limit is refused before there is room for it.

@@ -1,7 +1,7 @@
 //! Topics as a service: made, changed, purged, deleted, listed, described.
 //!
-//! An answer that reveals what the table holds waits until that is durable by the broker's default mode. A change and a
-//! purge are on stable media before their OK, whatever the modes are.
+//! An answer that reveals what the table holds waits until that is durable by the broker's default mode. A change and
+//! a purge are on stable media before their OK, whatever the modes are.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -125,8 +125,8 @@ impl Broker {
 
     /// Changes a topic, in force at once. What is so already is fine, and so is no change at all.
     ///
-    /// More queues begin at offset 0. From async to sync, acknowledgements wait from now on, and what was visible stays
-    /// so. A shorter retention makes messages unreadable at once; under a longer one stays gone what was gone.
+    /// More queues begin at offset 0. From async to sync, acknowledgements wait from now on, and what was visible
+    /// stays so. A shorter retention makes messages unreadable at once; under a longer one stays gone what was gone.
     ///
     /// # Errors
     /// The topic is as it was, unless [`BrokerError::stored`] says otherwise. Fewer queues are refused; what would
@@ -155,6 +155,7 @@ impl Broker {
         self.store.clean_soon();
         if let Update::Done(topic) = &updated {
             self.store.wake_readers(topic.handle());
+            self.state.offsets.ready.wake_topic(topic.id());
         }
         self.durable(applied, deadline).await?;
         match updated {
@@ -172,12 +173,12 @@ impl Broker {
         }
     }
 
-    /// Makes messages of a topic unreadable, at once for pulls and queries, for good. Returns how many; `None` if there
-    /// are too many queues to count, or their files cannot be read in time.
+    /// Makes messages of a topic unreadable, at once for pulls and queries, for good. Returns how many; `None` if
+    /// there are too many queues to count, or their files cannot be read in time.
     ///
     /// # Errors
-    /// Everything is there, unless [`BrokerError::stored`] says otherwise. An offset beyond the end of the queue is out
-    /// of range; one below its begin is fine, as there is nothing to do.
+    /// Everything is there, unless [`BrokerError::stored`] says otherwise. An offset beyond the end of the queue is
+    /// out of range; one below its begin is fine, as there is nothing to do.
     pub async fn purge_topic(
         &self,
         name: &str,

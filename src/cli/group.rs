@@ -261,6 +261,9 @@ struct ShownDescription<'a> {
     #[serde(flatten)]
     group: Shown<'a>,
     lag: u64,
+    ready: u64,
+    leased: u64,
+    waiting: u64,
     topic: Vec<ShownTopic<'a>>,
 }
 
@@ -277,6 +280,9 @@ struct ShownQueue {
     max: u64,
     committed: Option<u64>,
     lag: u64,
+    ready: u64,
+    leased: u64,
+    waiting: u64,
     #[serde(skip)]
     cells: Vec<String>,
 }
@@ -294,6 +300,9 @@ impl From<&QueueProgress> for ShownQueue {
             max: progress.range.max.get(),
             committed: progress.committed.map(|offset| offset.get()),
             lag: progress.lag,
+            ready: progress.ready,
+            leased: progress.leased,
+            waiting: progress.waiting,
             cells: progress_cells(progress),
         }
     }
@@ -308,8 +317,17 @@ impl<'a> From<&'a GroupDescription> for ShownDescription<'a> {
                 queue: topic.queues.iter().map(ShownQueue::from).collect(),
             })
             .collect();
-        let queues = topic.iter().flat_map(|topic| &topic.queue);
-        Self { group: Shown::from(&description.group), lag: queues.map(|q| q.lag).sum(), topic }
+        let sum = |of: fn(&ShownQueue) -> u64| {
+            topic.iter().flat_map(|topic| &topic.queue).map(of).sum::<u64>()
+        };
+        Self {
+            group: Shown::from(&description.group),
+            lag: sum(|queue| queue.lag),
+            ready: sum(|queue| queue.ready),
+            leased: sum(|queue| queue.leased),
+            waiting: sum(|queue| queue.waiting),
+            topic,
+        }
     }
 }
 
@@ -326,6 +344,9 @@ impl ShownDescription<'_> {
             ("retry delays", delays.join(", ")),
             ("initial", self.group.initial.clone()),
             ("lag", self.lag.to_string()),
+            ("ready", self.ready.to_string()),
+            ("leased", self.leased.to_string()),
+            ("waiting", self.waiting.to_string()),
         ]);
         if self.topic.is_empty() {
             return format!("{about}\n\nnothing is committed yet");

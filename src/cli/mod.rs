@@ -25,6 +25,7 @@ mod offset;
 mod output;
 mod pull;
 mod query;
+mod receive;
 mod send;
 mod serve;
 mod session;
@@ -132,6 +133,8 @@ enum Command {
     Send(send::SendArgs),
     /// Read messages in order
     Pull(pull::PullArgs),
+    /// Receive messages for a consumer group, and acknowledge them
+    Receive(receive::ReceiveArgs),
     /// Find messages by key or id
     Query(query::QueryArgs),
     /// Make, list, show, change and delete consumer groups
@@ -201,6 +204,7 @@ async fn client_command(
         Command::Topic(command) => topic::run(command, connection, output).await,
         Command::Send(args) => send::run(args, connection, output).await,
         Command::Pull(args) => pull::run(args, connection, output).await,
+        Command::Receive(args) => receive::run(args, connection, output).await,
         Command::Query(args) => query::run(args, connection, output).await,
         Command::Group(command) => group::run(command, connection, output).await,
         Command::Offset(command) => offset::run(command, connection, output).await,

@@ -190,6 +190,9 @@ pub enum Reason {
     OffsetNotFound,
     Conflict,
     OffsetLimit,
+    OpenMessages,
+    OpenLimit,
+    BadReceipt,
     Bug,
     Forbidden,
     NeedsForce,
@@ -239,6 +242,9 @@ impl Reason {
             "OFFSET_NOT_FOUND" => Self::OffsetNotFound,
             "CONFLICT" => Self::Conflict,
             "OFFSET_LIMIT" => Self::OffsetLimit,
+            "OPEN_MESSAGES" => Self::OpenMessages,
+            "OPEN_LIMIT" => Self::OpenLimit,
+            "BAD_RECEIPT" => Self::BadReceipt,
             "BUG" => Self::Bug,
             "FORBIDDEN" => Self::Forbidden,
             "NEEDS_FORCE" => Self::NeedsForce,
@@ -379,8 +385,9 @@ impl ClientError {
                 let message = status.message().to_owned();
                 Self::Refused(Box::new(Refusal::new(status.code(), Reason::Unrecognised, message)))
             }
-            // The transport's own words, also when it never reached anybody: without an answer nothing is known. HTTP/2
-            // ends connections with codes that become RESOURCE_EXHAUSTED and PERMISSION_DENIED, in the middle of calls.
+            // The transport's own words, also when it never reached anybody: without an answer nothing is known.
+            // HTTP/2 ends connections with codes that become RESOURCE_EXHAUSTED and PERMISSION_DENIED, in the middle
+            // of calls.
             _ => Self::NoAnswer { server: server.to_owned(), source: Box::new(status) },
         }
     }

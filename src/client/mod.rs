@@ -22,9 +22,9 @@
 //! [`Client::connect`] takes `HOST:PORT`, and `https://HOST:PORT` for TLS; [`Client::connect_trusting`] is for brokers
 //! whose certificate nobody vouches for, such as one that a broker made for itself.
 //!
-//! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the
-//! next call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition
-//! can help and whether it is safe. The exceptions are a [`Session`] and a [`Producer`], which send a batch again until
+//! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the next
+//! call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition can
+//! help and whether it is safe. The exceptions are a [`Session`] and a [`Producer`], which send a batch again until
 //! its outcome is known, and a [`Puller`]. No task of its own but the connection's, and one for each producer.
 //!
 //! The broker sends whole records; messages below the wanted offset and messages whose tag does not match are dropped
@@ -40,6 +40,7 @@ mod pull_stream;
 mod puller;
 mod query_stream;
 mod raw;
+mod receive;
 mod send_stream;
 mod session;
 mod verify;
@@ -66,6 +67,7 @@ pub use self::producer::{
 pub use self::pull_stream::{Part, PullStream, PullStreamOptions};
 pub use self::puller::{OnGone, Puller, PullerConfig};
 pub use self::query_stream::QueryStream;
+pub use self::receive::{Filter, Hold, HoldFault, Leased, Receive};
 pub use self::send_stream::SendStream;
 pub use self::session::{PATIENCE, ProducerSession, Session};
 pub use self::verify::{Finding, Verification, VerifyEvent, VerifySummary};
@@ -90,7 +92,8 @@ const WINDOWS: u32 = 8;
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of a frame that the broker may send: most batches lie whole in one, and need not be put together.
 const MAX_FRAME: u32 = 256 << 10;
-/// Silence after which the broker is asked whether it still lives, while a call is under way: a stream has no deadline.
+/// Silence after which the broker is asked whether it still lives, while a call is under way: a stream has no
+/// deadline.
 const PING_AFTER: Duration = Duration::from_secs(20);
 /// How long it may take to say so.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -485,8 +488,9 @@ impl Client {
     /// Reads messages of one queue.
     ///
     /// # Errors
-    /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `Truncated` with the first
-    /// offset whose message is gone and the epoch, `UnknownTopic`, `BadQueue`, `Rebuilding`; in the name of a group
+    /// Refusals: `OffsetOutOfRange` with the range, `Damaged` with the next readable offset, `Truncated` with the
+    /// first offset whose message is gone and the epoch, `UnknownTopic`, `BadQueue`, `Rebuilding`; in the name of a
+    /// group
     /// `UnknownGroup` and `GroupDisabled`. [`ClientError::BadAnswer`] with [`AnswerError::Decompression`]: the batch at
     /// the offset asked for does not decompress to what its producer says.
     pub async fn pull(&self, pull: &Pull<'_>) -> Result<Pulled, ClientError> {
@@ -585,7 +589,8 @@ impl Client {
     /// Changes a topic, in force at once and durable. Without a change it answers what the topic is.
     ///
     /// # Errors
-    /// Refusals: `UnknownTopic`, `BadRequest` (also for fewer queues), `TooLarge`, `TopicLimit`; without [`Force::Yes`]
+    /// Refusals: `UnknownTopic`, `BadRequest` (also for fewer queues), `TooLarge`, `TopicLimit`; without
+    /// [`Force::Yes`]
     /// `NeedsForce` for what breaks the order of a FIFO topic.
     pub async fn update_topic(
         &self,

@@ -51,6 +51,12 @@ pub struct QueueProgress {
     pub next: QueueOffset,
     /// Messages from the committed offset to the end; without a committed one, from the first that is there.
     pub lag: u64,
+    /// Messages that a receive would get now.
+    pub ready: u64,
+    /// Messages that somebody has.
+    pub leased: u64,
+    /// Messages that wait: for the end of a pause, or for those before them in their message group.
+    pub waiting: u64,
 }
 
 /// A place in a queue.
@@ -371,5 +377,8 @@ pub(super) fn progress(row: proto::QueueProgress) -> QueueProgress {
         committed: row.committed.map(QueueOffset::new),
         next: QueueOffset::new(row.next),
         lag: row.lag,
+        ready: row.ready,
+        leased: row.leased,
+        waiting: row.waiting,
     }
 }

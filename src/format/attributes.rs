@@ -3,12 +3,120 @@
 //! | tag | len | attribute        | meaning                                                                    |
 //! | --: | --: | ---------------- | -------------------------------------------------------------------------- |
 //! |   1 |  24 | producer session | session u64, epoch u64, sequence u64: a retry of the batch is not stored again |
+//! |   2 |  56 | dead letter      | where it comes from: topic u64, queue offset u64, epoch and physical offset of its record u64, its store time u64, queue u32, deliveries u32, index u16, reason u16 (1 deliveries, 2 given up), zero u32 |
+//! |   3 |     | its topic's name | UTF-8                                                                      |
 
 use super::record::{attributes, put_attribute};
-use super::{DecodeError, array_at, u64_at};
-use crate::message::{SessionId, SessionMark};
+use super::{DecodeError, array_at, u16_at, u32_at, u64_at};
+use crate::message::{
+    Epoch, MessageId, PhysicalOffset, QueueId, QueueOffset, SessionId, SessionMark, Timestamp,
+    TopicId,
+};
 
 const PRODUCER_SESSION: u16 = 1;
+const DEAD_LETTER: u16 = 2;
+const ORIGIN_NAME: u16 = 3;
+
+const DEAD_LETTER_LEN: usize = 56;
+
+/// Why a message is a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadReason {
+    /// It was delivered as often as its group allows.
+    Attempts,
+    /// Its consumer gave it up.
+    GivenUp,
+}
+
+/// Where a dead letter comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadLetter<'a> {
+    /// Why it is one.
+    pub reason: DeadReason,
+    /// How often it was delivered.
+    pub deliveries: u32,
+    /// The incarnation of its topic.
+    pub topic: TopicId,
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its place there.
+    pub queue_offset: QueueOffset,
+    /// Its id.
+    pub id: MessageId,
+    /// When it was stored.
+    pub store_time: Timestamp,
+    /// The name of its topic.
+    pub topic_name: &'a str,
+}
+
+/// The attributes of a dead letter.
+pub fn of_dead_letter(letter: &DeadLetter<'_>) -> Vec<u8> {
+    let mut value = Vec::with_capacity(DEAD_LETTER_LEN);
+    for number in [
+        letter.topic.get(),
+        letter.queue_offset.get(),
+        letter.id.epoch.get(),
+        letter.id.offset.get(),
+        letter.store_time.get(),
+    ] {
+        value.extend_from_slice(&number.to_le_bytes());
+    }
+    value.extend_from_slice(&letter.queue.get().to_le_bytes());
+    value.extend_from_slice(&letter.deliveries.to_le_bytes());
+    value.extend_from_slice(&letter.id.index.to_le_bytes());
+    let reason: u16 = match letter.reason {
+        DeadReason::Attempts => 1,
+        DeadReason::GivenUp => 2,
+    };
+    value.extend_from_slice(&reason.to_le_bytes());
+    value.extend_from_slice(&[0; 4]);
+    let mut out = Vec::with_capacity(DEAD_LETTER_LEN + letter.topic_name.len() + 8);
+    let put = put_attribute(&mut out, DEAD_LETTER, &value)
+        .and_then(|()| put_attribute(&mut out, ORIGIN_NAME, letter.topic_name.as_bytes()));
+    debug_assert!(put.is_ok(), "a topic's name is short");
+    out
+}
+
+/// Where a dead letter comes from, if the attributes are those of one.
+///
+/// # Errors
+/// An attribute has another length or no meaning, or the list is cut short.
+pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> {
+    let (mut value, mut topic_name) = (None, "");
+    for attribute in attributes(bytes) {
+        let attribute = attribute?;
+        let meaningless = DecodeError::Field { tag: attribute.tag, len: attribute.value.len() };
+        match attribute.tag {
+            DEAD_LETTER if attribute.value.len() == DEAD_LETTER_LEN => {
+                value = Some(attribute.value);
+            }
+            DEAD_LETTER => return Err(meaningless),
+            ORIGIN_NAME => {
+                topic_name = str::from_utf8(attribute.value).map_err(|_| meaningless)?;
+            }
+            _ => {}
+        }
+    }
+    let Some(value) = value else { return Ok(None) };
+    Ok(Some(DeadLetter {
+        reason: match u16_at(value, 50)? {
+            1 => DeadReason::Attempts,
+            2 => DeadReason::GivenUp,
+            _ => return Err(DecodeError::Field { tag: DEAD_LETTER, len: value.len() }),
+        },
+        deliveries: u32_at(value, 44)?,
+        topic: TopicId::new(u64_at(value, 0)?),
+        queue: QueueId::new(u32_at(value, 40)?),
+        queue_offset: QueueOffset::new(u64_at(value, 8)?),
+        id: MessageId {
+            epoch: Epoch::new(u64_at(value, 16)?),
+            offset: PhysicalOffset::new(u64_at(value, 24)?),
+            index: u16_at(value, 48)?,
+        },
+        store_time: Timestamp::new(u64_at(value, 32)?),
+        topic_name,
+    }))
+}
 
 const SESSION_AT: usize = 0;
 const EPOCH_AT: usize = SESSION_AT + size_of::<u64>();
@@ -74,6 +182,36 @@ mod tests {
         assert_eq!(session(&bytes), Ok(None));
         bytes.extend(of_session(&MARK));
         assert_eq!(session(&bytes), Ok(Some(MARK)));
+    }
+
+    #[test]
+    fn a_dead_letter_tells_where_it_comes_from() {
+        let letter = DeadLetter {
+            reason: DeadReason::GivenUp,
+            deliveries: 3,
+            topic: TopicId::new(7),
+            queue: QueueId::new(2),
+            queue_offset: QueueOffset::new(5),
+            id: MessageId { epoch: Epoch::new(1), offset: PhysicalOffset::new(4096), index: 6 },
+            store_time: Timestamp::new(77),
+            topic_name: "orders",
+        };
+        let bytes = of_dead_letter(&letter);
+        assert_eq!(
+            hex(&bytes),
+            [
+                "02003800070000000000000005000000",
+                "00000000010000000000000000100000",
+                "000000004d0000000000000002000000",
+                "03000000060002000000000003000600",
+                "6f7264657273"
+            ]
+        );
+        assert_eq!(dead_letter(&bytes), Ok(Some(letter)));
+        assert_eq!((dead_letter(&[]), session(&bytes)), (Ok(None), Ok(None)));
+        let mut wrong = bytes.clone();
+        wrong[4 + 50] = 3;
+        assert_eq!(dead_letter(&wrong), Err(DecodeError::Field { tag: 2, len: 56 }));
     }
 
     #[test]

@@ -137,6 +137,17 @@ impl NewRecord {
         mark: &SessionMark,
     ) -> Self {
         let attributes = Bytes::from(attributes::of_session(mark));
+        Self::message_with(topic, queue, batch, info, attributes)
+    }
+
+    /// The same, of a batch of which the broker says something in attributes.
+    pub fn message_with(
+        topic: &Arc<TopicHandle>,
+        queue: QueueId,
+        batch: Bytes,
+        info: &BatchInfo,
+        attributes: Bytes,
+    ) -> Self {
         let record = Self::message(topic, queue, Bytes::new(), info);
         let payload_crc = payload_crc(&attributes, &batch);
         Self { attributes, payload: batch, payload_crc, ..record }

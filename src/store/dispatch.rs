@@ -5,6 +5,7 @@
 //! dispatcher's mutex, by its thread or by a reader that must wait. It never waits for a disk: fresh bytes are in the
 //! mapping, entries in memory.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Shared;
@@ -16,7 +17,7 @@ use crate::format::record::{HEADER_LEN, RecordFlags, RecordHeader, RecordKind, v
 use crate::format::segment_header::PAGE_LEN;
 use crate::log::commit_log::FreshSegment;
 use crate::log::consume_queue::Lookup;
-use crate::message::{PhysicalOffset, QueueKey, QueueOffset};
+use crate::message::{PhysicalOffset, QueueKey, QueueOffset, TopicId};
 use crate::sync::{Arc, Ordering, fence, lock};
 
 /// A step covers at most so many bytes, or one larger record.
@@ -134,7 +135,7 @@ impl Shared {
         // Who parks registers first and looks at the mark then; the mark moves first and the table is looked at then.
         fence(Ordering::SeqCst);
         self.dispatch_waiters.release(at);
-        if self.arrivals.len() > 0 {
+        if self.arrivals.len() > 0 || self.is_watched.load(Ordering::SeqCst) {
             self.wake_arrived(start, at);
         }
         self.space.notify_waiters();
@@ -186,9 +187,11 @@ impl Shared {
     }
 
     /// Wakes who waits for the queues of the records in `start..end`, which were just dispatched; for a sync topic
-    /// after its flush. A second look at the headers, only while somebody is parked.
+    /// after its flush. A second look at the headers, only while somebody is parked or watches.
     fn wake_arrived(&self, start: PhysicalOffset, end: PhysicalOffset) {
         let mut at = start;
+        // Of the topic that was looked up last: records of a topic often come together.
+        let mut known = (TopicId::ZERO, false);
         while at < end {
             let Some(segment) = self.log.fresh(at) else { return };
             let next_base = segment.end().plus(PAGE_LEN as u64);
@@ -201,10 +204,14 @@ impl Shared {
                     continue;
                 }
                 let Some(header) = segment.header(at) else { return };
-                if let Some(key) = queue_key(&header)
-                    && self.arrivals.has(key)
-                {
-                    self.wake_when_visible(header.end(), key);
+                if let Some(key) = queue_key(&header) {
+                    if known.0 != key.topic {
+                        let topic = self.topics.get(key.topic);
+                        known = (key.topic, topic.is_some_and(|topic| topic.is_watched()));
+                    }
+                    if known.1 || self.arrivals.has(key) {
+                        self.wake_when_visible(header.end(), key);
+                    }
                 }
                 at = if header.kind == RecordKind::Filler { next_base } else { header.end() };
             }
@@ -215,11 +222,19 @@ impl Shared {
         let visible =
             self.topics.get(key.topic).is_none_or(|topic| end <= self.visible_end(&topic));
         if visible {
-            self.arrivals.wake(key);
+            self.announce(key);
         } else {
-            lock(&self.unflushed_arrivals).push((end, key));
+            note(&mut lock(&self.unflushed_arrivals), key, end);
             // The flush may have passed `end` between the look and the push.
             self.wake_flushed_arrivals(self.marks.flushed.get());
+        }
+    }
+
+    /// Something of a queue can be read.
+    fn announce(&self, key: QueueKey) {
+        self.arrivals.wake(key);
+        if self.is_watched.load(Ordering::SeqCst) {
+            self.applier.readable(key);
         }
     }
 
@@ -232,8 +247,9 @@ impl Shared {
             // Above the mark the dispatcher is still at it, and finds the reader parked.
             let dispatched = self.marks.dispatched.get();
             let ends = entries.iter().map(|entry| entry.offset.plus(u64::from(entry.len)));
-            let passed = ends.filter(|end| *end <= dispatched).map(|end| (end, key));
-            lock(&self.unflushed_arrivals).extend(passed);
+            let mut unflushed = lock(&self.unflushed_arrivals);
+            ends.filter(|end| *end <= dispatched).for_each(|end| note(&mut unflushed, key, end));
+            drop(unflushed);
             // As above.
             self.wake_flushed_arrivals(self.marks.flushed.get());
         }
@@ -246,7 +262,7 @@ impl Shared {
             return;
         }
         let mut reached = Vec::new();
-        waiting.retain(|(end, key)| {
+        waiting.retain(|key, end| {
             if *end <= flushed {
                 reached.push(*key);
             }
@@ -254,9 +270,16 @@ impl Shared {
         });
         drop(waiting);
         for key in reached {
-            self.arrivals.wake(key);
+            self.announce(key);
         }
     }
+}
+
+/// The queue's first unflushed record that somebody waits for. Who is woken by it and finds the queue at its end looks
+/// for the next one when he parks.
+fn note(waiting: &mut HashMap<QueueKey, PhysicalOffset>, key: QueueKey, end: PhysicalOffset) {
+    let first = waiting.entry(key).or_insert(end);
+    *first = end.min(*first);
 }
 
 /// What a verified record puts into queues and index; used by the walks of recovery and rebuild, which read from the

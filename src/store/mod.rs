@@ -68,7 +68,7 @@ use self::read::May;
 pub(crate) use self::signal::Signal;
 use self::waiters::{ArrivalWaiters, PositionWaiters};
 use self::watermarks::Marks;
-use crate::clock::{Clock, StoreClock};
+use crate::clock::{Clock, SteadyClock, StoreClock};
 use crate::file::disk::Disk;
 use crate::file::segment::Segment;
 use crate::format::DecodeError;
@@ -141,6 +141,12 @@ pub trait Applier: Send + Sync + 'static {
     /// A batch of a producer session that was found in the log, in log order, in replay only. As with `apply`, what
     /// `restore` contained comes again.
     fn stored(&self, mark: SessionMark, batch: &SessionBatch);
+
+    /// Records of a queue of a watched topic can be read since a moment ago. Called by the dispatcher and by the flush
+    /// worker, so it must not block.
+    fn readable(&self, queue: QueueKey) {
+        let _ = queue;
+    }
 
     /// The state as it is now. Called by the seal worker and by `close`.
     fn snapshot(&self, topics: &Topics) -> StateSnapshot;
@@ -259,6 +265,7 @@ pub(crate) struct Shared {
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     store_clock: StoreClock,
+    steady_clock: SteadyClock,
     applier: Arc<dyn Applier>,
     identity: Arc<Identity>,
     index_seed: u64,
@@ -311,8 +318,11 @@ pub(crate) struct Shared {
     refused: Mutex<HashMap<(PhysicalOffset, read::Extent), u32>>,
     /// Whether there are any: a hint that spares reads the lock.
     any_refused: AtomicBool,
-    /// Parked readers of sync topics whose entries are dispatched and not flushed: end and queue.
-    unflushed_arrivals: Mutex<Vec<(PhysicalOffset, QueueKey)>>,
+    /// Queues of sync topics that somebody waits for, whose entries are dispatched and not flushed: by the end of the
+    /// first.
+    unflushed_arrivals: Mutex<HashMap<QueueKey, PhysicalOffset>>,
+    /// Whether a topic is watched.
+    is_watched: AtomicBool,
 
     arrivals: ArrivalWaiters,
     flush_waiters: PositionWaiters,
@@ -449,8 +459,8 @@ impl Store {
     /// only after the flushed position passes its end.
     ///
     /// # Errors
-    /// Nothing was stored, except in `Unknown`. `NotReady`: no space yet, await [`Store::space`], for a record of state
-    /// [`Store::space_for_state`].
+    /// Nothing was stored, except in `Unknown`. `NotReady`: no space yet, await [`Store::space`], for a record of
+    /// state [`Store::space_for_state`].
     pub fn append_one(&self, record: NewRecord) -> Result<Placed, AppendError> {
         self.shared.append_one(record)
     }
@@ -536,8 +546,8 @@ impl Store {
         }
     }
 
-    /// Resolves when a record of `topic` that ends at `end` may be acknowledged: at once for an async topic, when it is
-    /// durable for a sync one.
+    /// Resolves when a record of `topic` that ends at `end` may be acknowledged: at once for an async topic, when it
+    /// is durable for a sync one.
     ///
     /// # Errors
     /// As [`Store::durable`].
@@ -607,7 +617,8 @@ impl Store {
         }
     }
 
-    /// The first readable message of a queue that was stored at `time` or later; the end of the queue if there is none.
+    /// The first readable message of a queue that was stored at `time` or later; the end of the queue if there is
+    /// none.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -622,8 +633,8 @@ impl Store {
         async move { pool.run(move || shared.offset_at(&topic, queue, time)).await }
     }
 
-    /// Whether a reader that is at `offset` of a queue, and has heard of no epoch after `epoch`, read messages that are
-    /// not there any more; then from where on. An epoch that has not begun yet parts from nothing.
+    /// Whether a reader that is at `offset` of a queue, and has heard of no epoch after `epoch`, read messages that
+    /// are not there any more; then from where on. An epoch that has not begun yet parts from nothing.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -651,8 +662,8 @@ impl Store {
         (cuts.below, cuts.before)
     }
 
-    /// Gives a topic other settings while nothing is appended, so that what anybody saw of an async topic stays visible
-    /// when it becomes a sync one.
+    /// Gives a topic other settings while nothing is appended, so that what anybody saw of an async topic stays
+    /// visible when it becomes a sync one.
     pub fn configure(&self, topic: &TopicHandle, settings: &TopicSettings) {
         let _tail = lock(&self.shared.tail);
         topic.configure(settings, self.shared.marks.appended.get());
@@ -723,6 +734,21 @@ impl Store {
             shared.dispatch_signal.wake();
             arrived.await.unwrap_or(Arrival::Closed)
         }
+    }
+
+    /// From now on [`Applier::readable`] is told of the topic's queues. The caller looks at them once more afterwards,
+    /// and with [`Store::tell_behind`] whenever it comes to the end of one.
+    pub fn watch(&self, topic: &TopicHandle) {
+        topic.watch();
+        self.shared.is_watched.store(true, Ordering::SeqCst);
+        // As in `arrival`: whoever moves a mark does it the other way round.
+        fence(Ordering::SeqCst);
+    }
+
+    /// If records of a queue from an offset on are there and cannot be read yet, [`Applier::readable`] is told when
+    /// they can.
+    pub fn tell_behind(&self, topic: &TopicHandle, queue: QueueId, from: QueueOffset) {
+        self.shared.wake_when_flushed(QueueKey { topic: topic.id(), queue }, from);
     }
 
     /// How many readers are parked in [`Store::arrival`].
@@ -796,6 +822,16 @@ impl Store {
     /// The store time of this moment; no record gets an earlier one from now on.
     pub fn now(&self) -> Timestamp {
         self.shared.store_time()
+    }
+
+    /// The time by which leases end: it goes on evenly while the process runs, whoever turns the machine's clock.
+    pub fn lease_time(&self) -> Timestamp {
+        self.shared.steady_clock.at(self.shared.clock.elapsed())
+    }
+
+    /// The key that signs what clients bring back.
+    pub fn handle_key(&self) -> &[u8; 32] {
+        &self.shared.identity.handle_key
     }
 
     /// The epoch of this start.

@@ -25,7 +25,7 @@ use super::{
     OpenError, Progress, ScrubWorker, SealWorker, Shared, StartReport, Store, StoreConfig,
     StoreMetrics, allocate, recover,
 };
-use crate::clock::{Clock, StoreClock};
+use crate::clock::{Clock, SteadyClock, StoreClock};
 use crate::file::FileError;
 use crate::file::disk::{DirLock, Disk};
 use crate::format::names;
@@ -172,7 +172,8 @@ impl Store {
             given_up: Mutex::new(Vec::new()),
             refused: Mutex::default(),
             any_refused: AtomicBool::new(false),
-            unflushed_arrivals: Mutex::new(Vec::new()),
+            unflushed_arrivals: Mutex::default(),
+            is_watched: AtomicBool::new(false),
             arrivals: ArrivalWaiters::new(),
             flush_waiters: PositionWaiters::default(),
             dispatch_waiters: PositionWaiters::default(),
@@ -194,6 +195,10 @@ impl Store {
             config,
             disk,
             store_clock: StoreClock::starting_at(found.store_clock),
+            steady_clock: SteadyClock::starting_at(
+                found.store_clock.max(clock.now()),
+                clock.elapsed(),
+            ),
             clock,
             applier,
         });

@@ -1,5 +1,5 @@
-//! What the store knows of a topic: how many queues, what its acknowledgements wait for, what of it is gone, whether it
-//! is dead, and the next offset of each queue. Names, types and rules are the broker's.
+//! What the store knows of a topic: how many queues, what its acknowledgements wait for, what of it is gone, whether
+//! it is dead, and the next offset of each queue. Names, types and rules are the broker's.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,6 +29,8 @@ pub struct TopicHandle {
     floor: AtomicU64,
     /// Set before the delete is appended, read under the append lock: nothing is stored behind the delete.
     dead: AtomicBool,
+    /// Somebody is told when its queues can be read.
+    watched: AtomicBool,
     /// How many queues there are. Release after the cells are there.
     queues: AtomicU32,
     next: Cells,
@@ -120,6 +122,7 @@ impl TopicHandle {
             flush: AtomicU8::new(encode(settings.flush)),
             floor: AtomicU64::new(0),
             dead: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
             queues: AtomicU32::new(settings.queues),
             next: Cells::new(settings.queues as usize),
             retention_ms: AtomicU64::new(settings.retention.time_ms.unwrap_or(UNLIMITED)),
@@ -263,6 +266,16 @@ impl TopicHandle {
     /// The record of what [`TopicHandle::keep_expired_by_bytes`] gave is appended: it needs no other.
     pub(crate) fn expired_by_bytes_is_recorded(&self, below: PhysicalOffset) {
         self.recorded_by_bytes.fetch_max(below.get(), Ordering::Relaxed);
+    }
+
+    /// Somebody is told from now on when its queues can be read.
+    pub(crate) fn watch(&self) {
+        self.watched.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody is.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::SeqCst)
     }
 
     /// Marks it dead: appends to it are refused from now on, reads find nothing.

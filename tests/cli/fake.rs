@@ -340,6 +340,27 @@ impl Broker for Fake {
         }
     }
 
+    async fn receive(
+        &self,
+        _: Request<proto::ReceiveRequest>,
+    ) -> Result<Response<proto::ReceiveResponse>, Status> {
+        Err(Status::unimplemented("receive"))
+    }
+
+    async fn ack(
+        &self,
+        _: Request<proto::AckRequest>,
+    ) -> Result<Response<proto::AckResponse>, Status> {
+        Err(Status::unimplemented("ack"))
+    }
+
+    async fn extend(
+        &self,
+        _: Request<proto::ExtendRequest>,
+    ) -> Result<Response<proto::ExtendResponse>, Status> {
+        Err(Status::unimplemented("extend"))
+    }
+
     async fn query_messages(
         &self,
         request: Request<proto::QueryMessagesRequest>,

@@ -274,6 +274,12 @@ fn groups_commit_reset_and_go_on_where_they_were() {
 }
 
 #[test]
+fn consumers_of_a_group_receive_and_acknowledge_its_messages() {
+    let broker = RealBroker::start();
+    session("tests/cli/receive.trycmd", &broker.grpc);
+}
+
+#[test]
 fn a_broker_that_is_told_to_stop_ends_with_zero() {
     let mut broker = RealBroker::start();
     assert_eq!(mainstem(&broker.grpc, &["send", "-t", "orders", "hello"], "").2, Some(0));

@@ -242,6 +242,8 @@ async fn a_description_shows_where_the_group_is_in_all_of_its_topics() {
         committed,
         next: committed.unwrap_or(0),
         lag,
+        ready: max - committed.unwrap_or(0),
+        ..QueueProgress::default()
     };
     assert_eq!(all.topics[0].queues, [row(0, 0, None, 0), row(1, 3, Some(1), 2)]);
     assert_eq!(all.topics[1].queues.len(), 3);

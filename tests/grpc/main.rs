@@ -13,6 +13,7 @@ mod pull;
 mod pull_stream;
 mod puller;
 mod query;
+mod receive;
 mod send;
 mod send_stream;
 mod server;

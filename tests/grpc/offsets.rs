@@ -94,7 +94,8 @@ async fn progress(server: &Server, group: &str, first: u32, limit: u32) -> Vec<Q
 }
 
 fn row(queue: u32, max: u64, committed: Option<u64>, next: u64, lag: u64) -> QueueProgress {
-    QueueProgress { queue, range: Some(OffsetRange { min: 0, max }), committed, next, lag }
+    let (range, ready) = (Some(OffsetRange { min: 0, max }), max.saturating_sub(next));
+    QueueProgress { queue, range, committed, next, lag, ready, ..QueueProgress::default() }
 }
 
 /// A reset of `g` in `t`.

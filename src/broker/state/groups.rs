@@ -173,6 +173,11 @@ impl GroupTable {
         self.by_name.get(name).map(|entry| Arc::clone(&entry))
     }
 
+    /// The group of an id.
+    pub(crate) fn by_id(&self, id: GroupId) -> Option<Arc<GroupEntry>> {
+        self.by_id.get(&id).map(|entry| Arc::clone(&entry))
+    }
+
     /// Whether there is a group of this id.
     pub(crate) fn has_id(&self, id: GroupId) -> bool {
         self.by_id.contains_key(&id)

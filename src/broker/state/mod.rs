@@ -5,7 +5,7 @@
 //! | the topic table | [`topics`] | names, ids, configurations, what of a topic is gone, and the counter of ids |
 //! | the session table; each session | [`sessions`] | names and the counter of ids; epoch, sequence, the last batches |
 //! | the group table | [`groups`] | names, ids, settings of consumer groups, and the counter of ids |
-//! | a (group, topic) | [`offsets`] | the committed offset of each queue; the changes of it that are remembered |
+//! | a (group, topic) | [`offsets`], [`leases`] | the committed offset of each queue; the changes of it that are remembered; what consumers have of it |
 //!
 //! A unit has one short mutex. A change happens under it in this order: decide, append the state record, apply. So the
 //! order in the log is the order of decisions. Replay after a start runs the same transition function.
@@ -16,6 +16,7 @@
 //! A step over several units locks them in the order of the table.
 
 pub mod groups;
+pub(crate) mod leases;
 pub mod offsets;
 pub mod sessions;
 #[cfg(test)]
@@ -24,7 +25,7 @@ pub mod topics;
 
 use crate::format::DecodeError;
 use crate::format::state_record::{SessionBatch, Transition, transitions};
-use crate::message::{PhysicalOffset, SessionMark};
+use crate::message::{PhysicalOffset, QueueKey, SessionMark};
 use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
 
 use groups::GroupTable;
@@ -70,10 +71,19 @@ impl State {
                 self.groups.replay(transition, at);
                 self.offsets.forget_group(id);
             }
-            Transition::OffsetsCommitted { group, topic, bound, offsets, note }
+            Transition::OffsetsCommitted { group, topic, bound, offsets, note, revoked }
                 if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
             {
-                self.offsets.replay((group, topic), bound, offsets, note.as_ref(), at);
+                let (key, note) = ((group, topic), note.as_ref());
+                self.offsets.replay(key, bound, offsets, note, revoked, (at, from));
+            }
+            Transition::LeasesGiven { group, topic, .. }
+            | Transition::MessagesFinished { group, topic, .. }
+            | Transition::LeasesChanged { group, topic, .. }
+            | Transition::LeasesKept { group, topic, .. }
+                if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
+            {
+                self.offsets.replay_leases((group, topic), transition, (at, from));
             }
             Transition::OffsetHistory { group, topic, position, note, moves }
                 if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
@@ -136,6 +146,21 @@ fn append(store: &Store, transitions: &[Transition]) -> Result<PhysicalOffset, A
     store.append_one(record).map(|placed| placed.end)
 }
 
+/// The same behind other records, all or nothing.
+fn append_with(
+    store: &Store,
+    mut records: Vec<NewRecord>,
+    transitions: &[Transition],
+) -> Result<PhysicalOffset, AppendError> {
+    let mut payload = Vec::new();
+    for transition in transitions {
+        transition.encode_into(&mut payload);
+    }
+    records.push(NewRecord::state(payload));
+    let placed = store.append(records)?;
+    Ok(placed.last().map_or(PhysicalOffset::ZERO, |last| last.end))
+}
+
 impl Applier for State {
     fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError> {
         let mut applied = PhysicalOffset::ZERO;
@@ -162,6 +187,10 @@ impl Applier for State {
 
     fn stored(&self, mark: SessionMark, batch: &SessionBatch) {
         self.sessions.found(mark, batch);
+    }
+
+    fn readable(&self, queue: QueueKey) {
+        self.offsets.ready.arrived(queue.topic, queue.queue.get());
     }
 
     fn snapshot(&self, _topics: &Topics) -> StateSnapshot {

@@ -18,13 +18,17 @@
 //! looks at the mark under the unit's mutex. If it saw none, its record may lie behind the deletion; then what it
 //! applied is forgotten with the unit, as replay passes over it: the group or the topic is gone there.
 //!
-//! Memory: 12 bytes for each committed queue offset, and about 200 for each (group, topic). `benches/offsets.rs` prints
-//! it.
+//! A group that gets messages (`leased.rs`, `leases/`) has a position too, the same one: it moves as messages are
+//! finished. So a commit is refused in a queue of which messages are open, and a reset ends their leases.
+//!
+//! Memory: 12 bytes for each committed queue offset, and about 200 for each (group, topic). `benches/offsets.rs`
+//! prints it.
 //!
 //! A commit that goes forward and says nothing about itself, as those of consumers do, is not remembered: it has no
 //! note, its record has no byte for it, and it does not touch `history`.
 
 mod history;
+pub(crate) mod leased;
 #[cfg(test)]
 mod tests;
 
@@ -34,12 +38,16 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use dashmap::DashMap;
+use tokio::sync::Notify;
 
-use super::append;
 use super::groups::GroupEntry;
+use super::leases::{Leases, ReadyTable};
 use super::topics::TopicEntry;
+use super::{Source, append};
 use crate::format::state_record::{OffsetCause, OffsetMove, OffsetNote, Transition};
-use crate::message::{GroupId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+use crate::message::{
+    Epoch, GroupId, LeaseId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
+};
 use crate::store::{AppendError, Store};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 
@@ -134,6 +142,8 @@ pub(crate) enum Commit {
         current: Option<QueueOffset>,
         applied: PhysicalOffset,
     },
+    /// Nothing of it is there: messages of a queue are leased, or wait to be delivered again.
+    Open { topic: TopicId, queue: QueueId },
     /// Nothing of it is there: there are too many committed offsets.
     Limit,
     /// Nothing of it is there: the group or one of the topics is being deleted.
@@ -198,6 +208,10 @@ struct Unit {
     bound: u32,
     /// Out of the table for good: its group or its topic is gone.
     forgotten: bool,
+    /// There from the first message on that the group got.
+    leases: Option<Box<Leases>>,
+    /// What the snapshot contained that the start began with.
+    restored: PhysicalOffset,
 }
 
 impl Unit {
@@ -279,6 +293,7 @@ struct UnitChange<'a> {
     /// By rising queue, none twice.
     offsets: &'a [(QueueId, QueueOffset)],
     note: Option<&'a Arc<OffsetNote>>,
+    revoked: Option<Epoch>,
 }
 
 /// Which units there are, both ways round.
@@ -296,6 +311,14 @@ pub(crate) struct Offsets {
     /// Rows of all units, and those that a commit under way may add. Relaxed: a limit, and a number to show.
     rows: AtomicU64,
     history: Mutex<History>,
+    /// Open messages of all units. Relaxed, as `rows`.
+    open: AtomicU64,
+    /// The units that somebody has to look at, by when. Taken under a unit's mutex.
+    timers: Mutex<BTreeSet<(u64, GroupId, TopicId)>>,
+    /// Told when the first of them is another.
+    pub(crate) timer_set: Notify,
+    /// Who looks for messages, and where.
+    pub(crate) ready: ReadyTable,
 }
 
 impl Offsets {
@@ -304,6 +327,9 @@ impl Offsets {
 
     /// Bytes of one unit: its place in the maps, itself and its allocations.
     const UNIT_COST: u64 = 200;
+
+    /// Bytes of one open message: itself, and its place in the order of what is due.
+    const OPEN_COST: u64 = 160;
 
     /// Commits offsets of a group in several topics, by rising id and no topic twice: all of them with one record, or
     /// none. Blocks for one append at most. What is committed already appends nothing.
@@ -350,6 +376,12 @@ impl Offsets {
             }
             applied = applied.max(unit.applied);
             for new in &commit.offsets {
+                let is_open = unit.leases.as_ref().is_some_and(|leases| leases.has_open(new.queue));
+                if is_open && by.cause == OffsetCause::Commit {
+                    let (topic, queue) = (commit.topic.id(), new.queue);
+                    return Ok(Commit::Open { topic, queue });
+                }
+                changes |= is_open;
                 let current = unit.get(new.queue);
                 if !new.expected.is_met(current) {
                     let (topic, queue) = (commit.topic.id(), new.queue);
@@ -380,23 +412,29 @@ impl Offsets {
                 },
                 offsets: commit.offsets.iter().map(|new| (new.queue, new.offset)).collect(),
                 note: note.clone(),
+                // A power cut may have taken leases whose receipts are still out there: a reset ends those too.
+                revoked: (unit.leases.is_some() || by.cause == OffsetCause::Reset)
+                    .then(|| store.epoch()),
             })
             .collect();
         let end = append(store, &transitions).inspect_err(|_| {
             self.rows.fetch_sub(added, Ordering::Relaxed);
         })?;
         for (transition, (_, unit)) in transitions.iter().zip(units.iter_mut()) {
-            if let Transition::OffsetsCommitted { topic, bound, offsets, note, .. } = transition {
+            if let Transition::OffsetsCommitted { topic, bound, offsets, note, revoked, .. } =
+                transition
+            {
                 let key = (group.id(), *topic);
-                let change = UnitChange { bound: *bound, offsets, note: note.as_ref() };
+                let (bound, note, revoked) = (*bound, note.as_ref(), *revoked);
+                let change = UnitChange { bound, offsets, note, revoked };
                 self.apply(key, unit, change, end);
             }
         }
         Ok(Commit::Done { end, old })
     }
 
-    /// Takes a commit into its unit and, if it has a note, into the history; how many rows the unit got by it. The same
-    /// for one that was just appended and one that is found again.
+    /// Takes a commit into its unit and, if it has a note, into the history; how many rows the unit got by it. The
+    /// same for one that was just appended and one that is found again.
     fn apply(
         &self,
         key: (GroupId, TopicId),
@@ -407,6 +445,13 @@ impl Offsets {
         if let Some(note) = change.note {
             let moves = unit.moves(note, change.offsets);
             lock(&self.history).add(key, end, note, &moves);
+        }
+        if let Some(epoch) = change.revoked {
+            let lease = LeaseId { epoch, number: end.get() };
+            let leases = unit.leases.get_or_insert_default();
+            let before = leases.rows();
+            leases.revoke(change.offsets.iter().map(|(queue, _)| *queue), lease);
+            self.recount(before, leases.rows());
         }
         unit.transition(change.bound, change.offsets, end)
     }
@@ -473,7 +518,8 @@ impl Offsets {
     /// Bytes of memory that they take, about.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let units = u64::try_from(self.units.len()).unwrap_or(u64::MAX);
-        units * Self::UNIT_COST + self.count() * size_of::<Row>() as u64
+        let rows = self.count() * size_of::<Row>() as u64;
+        units * Self::UNIT_COST + rows + self.open() * Self::OPEN_COST
     }
 
     /// Forgets what a deleted group has committed.
@@ -505,11 +551,15 @@ impl Offsets {
     }
 
     fn forget(&self, key: (GroupId, TopicId)) {
+        // Before the unit: who makes one anew sees that the group or the topic is dead.
+        self.ready.forget(key);
         if let Some((_, unit)) = self.units.remove(&key) {
             let mut unit = lock(&unit);
             unit.forgotten = true;
             let rows = std::mem::take(&mut unit.rows);
             self.rows.fetch_sub(rows.len() as u64, Ordering::Relaxed);
+            let leases = unit.leases.take();
+            self.recount(leases.map_or(0, |leases| leases.rows()), 0);
             // Nothing comes after it: whoever adds has the unit's lock, and has seen that it is not forgotten.
             lock(&self.history).forget(key);
         }
@@ -541,26 +591,52 @@ impl Offsets {
         }
     }
 
-    /// Applies a commit of a record that ends at `end`, in replay, or of a snapshot that is as of `end`. The caller has
-    /// looked that group and topic are there. What a unit contains already is passed over; its last record may come
-    /// again, which changes nothing.
+    /// Applies a commit of a record that ends at `end`, in replay, or of a snapshot that is as of `end`. The caller
+    /// has looked that group and topic are there. What a unit contains already is passed over; its last record may
+    /// come again, which changes nothing.
     pub(super) fn replay(
         &self,
         key: (GroupId, TopicId),
         bound: u32,
         mut offsets: Vec<(QueueId, QueueOffset)>,
         note: Option<&Arc<OffsetNote>>,
-        end: PhysicalOffset,
+        revoked: Option<Epoch>,
+        (end, from): (PhysicalOffset, Source),
     ) {
         // As they were written; another order would break the rows.
         offsets.sort_by_key(|(queue, _)| *queue);
         offsets.dedup_by_key(|(queue, _)| *queue);
         let unit = self.unit(key.0, key.1);
         let mut unit = lock(&unit);
-        if end >= unit.applied {
-            let change = UnitChange { bound, offsets: &offsets, note };
-            let added = self.apply(key, &mut unit, change, end);
-            self.rows.fetch_add(added, Ordering::Relaxed);
+        if from == Source::Snapshot {
+            unit.restored = end;
+        } else if end <= unit.restored {
+            return;
+        }
+        let change = UnitChange { bound, offsets: &offsets, note, revoked };
+        let added = self.apply(key, &mut unit, change, end);
+        self.rows.fetch_add(added, Ordering::Relaxed);
+    }
+
+    /// The same for what consumers did. What was open at a snapshot comes behind the positions of it.
+    pub(super) fn replay_leases(
+        &self,
+        key: (GroupId, TopicId),
+        transition: Transition,
+        (end, from): (PhysicalOffset, Source),
+    ) {
+        let unit = self.unit(key.0, key.1);
+        let mut unit = lock(&unit);
+        if from == Source::Snapshot {
+            unit.restored = end;
+            let mut leases = unit.leases.take().unwrap_or_default();
+            let before = leases.rows();
+            leases.kept(transition);
+            self.recount(before, leases.rows());
+            self.look_again(key, &mut leases);
+            unit.leases = Some(leases);
+        } else if end > unit.restored {
+            self.apply_all(key, &mut unit, std::slice::from_ref(&transition), end);
         }
     }
 
@@ -589,8 +665,12 @@ impl Offsets {
             let (group, topic) = key;
             let offsets = unit.rows.iter().map(|row| row.pair()).collect();
             Transition::AsOf { applied: unit.applied }.encode_into(out);
-            Transition::OffsetsCommitted { group, topic, bound: unit.bound, offsets, note: None }
+            let (bound, note, revoked) = (unit.bound, None, None);
+            Transition::OffsetsCommitted { group, topic, bound, offsets, note, revoked }
                 .encode_into(out);
+            if let Some(leases) = &unit.leases {
+                leases.keep(group, topic, out);
+            }
             // Under the unit's lock: what is remembered is as of the same record.
             for (position, note, moves) in lock(&self.history).of(key) {
                 Transition::OffsetHistory { group, topic, position, note, moves }.encode_into(out);

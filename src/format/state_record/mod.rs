@@ -18,7 +18,7 @@
 //! |    7 | group updated     | 1 id, settings of a group, all of them                                              |
 //! |    8 | group deleted     | 1 id                                                                                |
 //! |    9 | next group id     | 1 id                                                                                |
-//! |   10 | offsets committed | 1 group, 2 topic, 3 queues u32, 4 rows of queue u32 and offset u64, [a note]        |
+//! |   10 | offsets committed | 1 group, 2 topic, 3 queues u32, 4 rows of queue u32 and offset u64, [a note], [9 epoch: leases up to this record are over] |
 //! |   11 | session opened    | 1 id, 2 name UTF-8, 3 epoch, 4 time                                                 |
 //! |   12 | session kept      | 1 id, 2 name UTF-8, 3 epoch, 4 time, 5 last sequence, 6 rows of 56 bytes            |
 //! |   13 | session closed    | 1 id                                                                                |
@@ -31,6 +31,10 @@
 //! |   20 | image ended       | 1 offset of its begin, 2 parts u32, 3 length                                        |
 //! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
 //! |   22 | offset history    | 1 group, 2 topic, 3 position, [4 rows of queue u32, old and new offset u64], a note, [9 rows of queue u32 and new offset u64: nothing was committed before] |
+//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt] |
+//! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes]                                              |
+//! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes]                                     |
+//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 48 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 32 bytes and 8 attempts u64, one for each: given for an attempt] |
 //!
 //! | a note on a change of offsets | field                                                                       |
 //! | ----------------------------- | --------------------------------------------------------------------------- |
@@ -65,6 +69,7 @@
 //! A commit of offsets that is to be remembered has a note; which of its rows are, and what was there before, follows
 //! from the state. *Offset history* says it outright, since a snapshot has no state before; it is in snapshots alone.
 
+mod leases;
 mod notes;
 mod settings;
 #[cfg(test)]
@@ -80,6 +85,7 @@ use crate::message::{
     TopicId, TopicSettings,
 };
 
+pub use leases::{ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run};
 pub use notes::{OffsetCause, OffsetMove, OffsetNote};
 
 const TOPIC_CREATED: u16 = 1;
@@ -104,6 +110,10 @@ const IMAGE_PART: u16 = 19;
 const IMAGE_ENDED: u16 = 20;
 const QUEUES_FOUND: u16 = 21;
 const OFFSET_HISTORY: u16 = 22;
+const LEASES_GIVEN: u16 = 23;
+const MESSAGES_FINISHED: u16 = 24;
+const LEASES_CHANGED: u16 = 25;
+const LEASES_KEPT: u16 = 26;
 
 const KIND_AT: usize = 0;
 const ZERO_AT: usize = KIND_AT + size_of::<u16>();
@@ -242,6 +252,9 @@ pub enum Transition {
         offsets: Vec<(QueueId, QueueOffset)>,
         /// There if the change may be one that is remembered.
         note: Option<Arc<OffsetNote>>,
+        /// There if the group has, or had, leases of the topic: none of these queues that was given up to here is in
+        /// force any more. The epoch in which that was.
+        revoked: Option<Epoch>,
     },
     /// A producer took a name, from whoever had it.
     SessionOpened {
@@ -335,6 +348,61 @@ pub enum Transition {
         /// From where to where, by rising queue.
         moves: Vec<OffsetMove>,
     },
+    /// A group got messages of a topic. The number of each lease is the end of this record.
+    LeasesGiven {
+        /// Which group.
+        group: GroupId,
+        /// Of which topic.
+        topic: TopicId,
+        /// In which it was written.
+        epoch: Epoch,
+        /// Until when they are leased.
+        due: Timestamp,
+        /// Which try of a receive they were given for, as a hash.
+        attempt: Option<u64>,
+        /// Where the group goes on with fresh messages, of the queues where that is elsewhere now. What lies before
+        /// and is not open is finished.
+        cursors: Vec<(QueueId, QueueOffset)>,
+        /// Which messages.
+        runs: Vec<GivenRun>,
+    },
+    /// A group is through with messages of a topic.
+    MessagesFinished {
+        /// Which group.
+        group: GroupId,
+        /// Of which topic.
+        topic: TopicId,
+        /// Which messages.
+        runs: Vec<Run>,
+    },
+    /// Leases last longer or end. Each becomes another, whose number is the end of this record.
+    LeasesChanged {
+        /// Of which group.
+        group: GroupId,
+        /// Of which topic.
+        topic: TopicId,
+        /// In which it was written.
+        epoch: Epoch,
+        /// Which, and how they stand.
+        leases: Vec<ChangedLease>,
+    },
+    /// In snapshots: what is open of a topic for a group.
+    LeasesKept {
+        /// Which group.
+        group: GroupId,
+        /// Of which topic.
+        topic: TopicId,
+        /// Where it goes on with fresh messages, of the queues that have open ones.
+        cursors: Vec<(QueueId, QueueOffset)>,
+        /// Its open messages.
+        open: Vec<OpenMessage>,
+        /// Messages that had several leases, oldest end first: the one that ended each.
+        ended: Vec<LastLease>,
+        /// By queue that was reset: none of its leases up to this one is in force.
+        revoked: Vec<LastLease>,
+        /// Where messages were given for a try of a receive, oldest first, and the try's hash.
+        attempts: Vec<(LastLease, u64)>,
+    },
 }
 
 impl Transition {
@@ -350,13 +418,34 @@ impl Transition {
                     Self::TopicExpired { id, below, before, queues: rows.to_vec() }.put(out);
                 }
             }
-            Self::OffsetsCommitted { group, topic, bound, offsets, note }
+            Self::OffsetsCommitted { group, topic, bound, offsets, note, revoked }
                 if offsets.len() > MAX_ROWS =>
             {
                 for rows in offsets.chunks(MAX_ROWS) {
                     let (group, topic, bound) = (*group, *topic, *bound);
-                    let (offsets, note) = (rows.to_vec(), note.clone());
-                    Self::OffsetsCommitted { group, topic, bound, offsets, note }.put(out);
+                    let (offsets, note, revoked) = (rows.to_vec(), note.clone(), *revoked);
+                    Self::OffsetsCommitted { group, topic, bound, offsets, note, revoked }.put(out);
+                }
+            }
+            Self::LeasesGiven { cursors, runs, .. }
+                if cursors.len().max(runs.len()) > leases::MAX_ROWS =>
+            {
+                for (cursors, runs) in chunks(cursors, runs) {
+                    self.given_part(cursors, runs).put(out);
+                }
+            }
+            Self::MessagesFinished { group, topic, runs } if runs.len() > leases::MAX_ROWS => {
+                for runs in runs.chunks(leases::MAX_ROWS) {
+                    let (group, topic, runs) = (*group, *topic, runs.to_vec());
+                    Self::MessagesFinished { group, topic, runs }.put(out);
+                }
+            }
+            Self::LeasesChanged { group, topic, epoch, leases }
+                if leases.len() > leases::MAX_ROWS =>
+            {
+                for leases in leases.chunks(leases::MAX_ROWS) {
+                    let (group, topic, epoch) = (*group, *topic, *epoch);
+                    Self::LeasesChanged { group, topic, epoch, leases: leases.to_vec() }.put(out);
                 }
             }
             Self::OffsetHistory { group, topic, position, note, moves }
@@ -436,13 +525,16 @@ impl Transition {
             Self::GroupDeleted { id } | Self::NextGroupId { next: id } => {
                 put_u64(out, 1, id.get());
             }
-            Self::OffsetsCommitted { group, topic, bound, offsets, note } => {
+            Self::OffsetsCommitted { group, topic, bound, offsets, note, revoked } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_field(out, 3, &bound.to_le_bytes());
                 put_field(out, 4, &offset_rows(offsets));
                 if let Some(note) = note {
                     notes::put_note(out, note);
+                }
+                if let Some(epoch) = revoked {
+                    put_u64(out, 9, epoch.get());
                 }
             }
             Self::SessionOpened { id, name, epoch, at } => {
@@ -488,7 +580,50 @@ impl Transition {
                 notes::put_moves(out, moves);
                 notes::put_note(out, note);
             }
+            Self::LeasesGiven { group, topic, epoch, due, attempt, cursors, runs } => {
+                put_u64(out, 1, group.get());
+                put_u64(out, 2, topic.get());
+                put_u64(out, 3, epoch.get());
+                put_u64(out, 4, due.get());
+                put_rows(out, 5, &offset_rows(cursors));
+                put_rows(out, 6, &leases::given_rows(runs));
+                if let Some(attempt) = attempt {
+                    put_u64(out, 7, *attempt);
+                }
+            }
+            Self::MessagesFinished { group, topic, runs } => {
+                put_u64(out, 1, group.get());
+                put_u64(out, 2, topic.get());
+                put_rows(out, 3, &leases::finished_rows(runs));
+            }
+            Self::LeasesChanged { group, topic, epoch, leases } => {
+                put_u64(out, 1, group.get());
+                put_u64(out, 2, topic.get());
+                put_u64(out, 3, epoch.get());
+                put_rows(out, 4, &leases::changed_rows(leases));
+            }
+            Self::LeasesKept { group, topic, cursors, open, ended, revoked, attempts } => {
+                put_u64(out, 1, group.get());
+                put_u64(out, 2, topic.get());
+                put_rows(out, 3, &offset_rows(cursors));
+                put_rows(out, 4, &leases::open_rows(open));
+                put_rows(out, 5, &leases::last_rows(ended));
+                put_rows(out, 6, &leases::last_rows(revoked));
+                let (given, hashes): (Vec<_>, Vec<_>) = attempts.iter().copied().unzip();
+                put_rows(out, 7, &leases::last_rows(&given));
+                let hashes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+                put_rows(out, 8, &hashes);
+            }
         }
+    }
+
+    /// A part of leases given, which with all others means the same.
+    fn given_part(&self, cursors: &[(QueueId, QueueOffset)], runs: &[GivenRun]) -> Self {
+        let mut part = self.clone();
+        if let Self::LeasesGiven { cursors: of_part, runs: given, .. } = &mut part {
+            (*of_part, *given) = (cursors.to_vec(), runs.to_vec());
+        }
+        part
     }
 
     fn kind(&self) -> u16 {
@@ -515,6 +650,10 @@ impl Transition {
             Self::ImageEnded { .. } => IMAGE_ENDED,
             Self::QueuesFound { .. } => QUEUES_FOUND,
             Self::OffsetHistory { .. } => OFFSET_HISTORY,
+            Self::LeasesGiven { .. } => LEASES_GIVEN,
+            Self::MessagesFinished { .. } => MESSAGES_FINISHED,
+            Self::LeasesChanged { .. } => LEASES_CHANGED,
+            Self::LeasesKept { .. } => LEASES_KEPT,
         }
     }
 
@@ -567,14 +706,15 @@ impl Transition {
             GROUP_DELETED => Self::GroupDeleted { id: GroupId::new(only_id()?) },
             NEXT_GROUP_ID => Self::NextGroupId { next: GroupId::new(only_id()?) },
             OFFSETS_COMMITTED => {
-                let [group, topic, bound, offsets, note @ ..] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
+                let [group, topic, bound, offsets, revoked, note @ ..] =
+                    collect(fields, [1, 2, 3, 4, 9, 5, 6, 7, 8])?;
                 Self::OffsetsCommitted {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
                     bound: bound.u32()?,
                     offsets: offsets_of(offsets)?,
                     note: notes::is_there(&note).then(|| notes::note_of(note)).transpose()?,
+                    revoked: revoked.optional().map(Field::u64).transpose()?.map(Epoch::new),
                 }
             }
             SESSION_OPENED => {
@@ -642,6 +782,57 @@ impl Transition {
                     moves: notes::moves_of(moved, new)?,
                 }
             }
+            LEASES_GIVEN => {
+                let [group, topic, epoch, due, cursors, runs, attempt] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7])?;
+                Self::LeasesGiven {
+                    group: GroupId::new(group.u64()?),
+                    topic: TopicId::new(topic.u64()?),
+                    epoch: Epoch::new(epoch.u64()?),
+                    due: Timestamp::new(due.u64()?),
+                    attempt: attempt.optional().map(Field::u64).transpose()?,
+                    cursors: cursors.optional().map_or(Ok(Vec::new()), offsets_of)?,
+                    runs: runs.optional().map_or(Ok(Vec::new()), leases::given_of)?,
+                }
+            }
+            MESSAGES_FINISHED => {
+                let [group, topic, runs] = collect(fields, [1, 2, 3])?;
+                Self::MessagesFinished {
+                    group: GroupId::new(group.u64()?),
+                    topic: TopicId::new(topic.u64()?),
+                    runs: runs.optional().map_or(Ok(Vec::new()), leases::finished_of)?,
+                }
+            }
+            LEASES_CHANGED => {
+                let [group, topic, epoch, changed] = collect(fields, [1, 2, 3, 4])?;
+                Self::LeasesChanged {
+                    group: GroupId::new(group.u64()?),
+                    topic: TopicId::new(topic.u64()?),
+                    epoch: Epoch::new(epoch.u64()?),
+                    leases: changed.optional().map_or(Ok(Vec::new()), leases::changed_of)?,
+                }
+            }
+            LEASES_KEPT => {
+                let [group, topic, cursors, open, ended, revoked, given, hashes] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
+                let last =
+                    |field: Field<'_>| field.optional().map_or(Ok(Vec::new()), leases::last_of);
+                let hash_of = |field| rows(field, size_of::<u64>(), |row| u64_at(row, 0));
+                let given = last(given)?;
+                let of_given = hashes.optional().map_or(Ok(Vec::new()), hash_of)?;
+                if of_given.len() != given.len() {
+                    return Err(hashes.meaningless());
+                }
+                Self::LeasesKept {
+                    group: GroupId::new(group.u64()?),
+                    topic: TopicId::new(topic.u64()?),
+                    cursors: cursors.optional().map_or(Ok(Vec::new()), offsets_of)?,
+                    open: open.optional().map_or(Ok(Vec::new()), leases::open_of)?,
+                    ended: last(ended)?,
+                    revoked: last(revoked)?,
+                    attempts: given.into_iter().zip(of_given).collect(),
+                }
+            }
             _ => return Err(DecodeError::UnknownTransition { kind }),
         })
     }
@@ -649,6 +840,26 @@ impl Transition {
 
 fn put_u64(out: &mut Vec<u8>, tag: u16, number: u64) {
     put_field(out, tag, &number.to_le_bytes());
+}
+
+/// A field that is absent if it has no rows.
+fn put_rows(out: &mut Vec<u8>, tag: u16, rows: &[u8]) {
+    if !rows.is_empty() {
+        put_field(out, tag, rows);
+    }
+}
+
+/// Cursors and runs in parts that fit their fields.
+fn chunks<'a>(
+    cursors: &'a [(QueueId, QueueOffset)],
+    runs: &'a [GivenRun],
+) -> impl Iterator<Item = (&'a [(QueueId, QueueOffset)], &'a [GivenRun])> {
+    let count = cursors.len().max(runs.len()).div_ceil(leases::MAX_ROWS);
+    (0..count).map(move |part| (chunk(cursors, part), chunk(runs, part)))
+}
+
+fn chunk<T>(rows: &[T], part: usize) -> &[T] {
+    rows.chunks(leases::MAX_ROWS).nth(part).unwrap_or_default()
 }
 
 fn offset_rows(rows: &[(QueueId, QueueOffset)]) -> Vec<u8> {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::format::testing::*;
-use crate::message::{Access, FlushMode, InitialPosition, Retention, TopicType};
+use crate::message::{Access, FlushMode, InitialPosition, LeaseId, Retention, TopicType};
 
 fn created(flush: FlushMode, topic_type: TopicType) -> Transition {
     let name = "orders".to_owned();
@@ -120,7 +120,7 @@ fn reserved_bytes_must_be_zero() {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(bytes: Vec<u8>, kind in 0_u16..24) {
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>, kind in 0_u16..28) {
         let _ = read(&bytes);
         let whole: Vec<_> = (1..10).map(|tag| (tag, &bytes[..bytes.len().min(100)])).collect();
         let _ = read(&raw(kind, &whole));
@@ -179,6 +179,7 @@ fn every_kind() -> Vec<Transition> {
             bound: 4,
             offsets: rows,
             note: None,
+            revoked: None,
         },
         Transition::SessionOpened {
             id: session,
@@ -231,6 +232,7 @@ fn remembered() -> Vec<Transition> {
             bound: 4,
             offsets: vec![(QueueId::new(3), QueueOffset::new(9))],
             note: Some(Arc::clone(&note)),
+            revoked: None,
         },
         Transition::OffsetHistory {
             group,
@@ -264,6 +266,130 @@ fn golden_bytes_of_later_kinds() {
 #[test]
 fn golden_bytes_of_what_is_remembered_of_offsets() {
     assert_eq!(hex(&run_of(&remembered())), GOLDEN_REMEMBERED);
+}
+
+/// What consumers do, and what a snapshot keeps of it.
+fn of_consumers() -> Vec<Transition> {
+    let (group, topic, epoch) = (GroupId::new(2), TopicId::new(7), Epoch::new(5));
+    let (queue, due) = (QueueId::new(3), Timestamp::new(77));
+    let lease = LeaseId { epoch, number: 4400 };
+    let run = Run { queue, first: QueueOffset::new(9), count: 2 };
+    let last = LastLease { queue, offset: QueueOffset::new(9), lease };
+    vec![
+        Transition::LeasesGiven {
+            group,
+            topic,
+            epoch,
+            due,
+            attempt: Some(8),
+            cursors: vec![(queue, QueueOffset::new(11))],
+            runs: vec![GivenRun { run, delivery: 1, group_hash: 6 }],
+        },
+        Transition::MessagesFinished { group, topic, runs: vec![run] },
+        Transition::LeasesChanged {
+            group,
+            topic,
+            epoch,
+            leases: vec![ChangedLease {
+                queue,
+                offset: QueueOffset::new(9),
+                state: OpenState::Waiting,
+                same_delivery: true,
+                due,
+            }],
+        },
+        Transition::LeasesKept {
+            group,
+            topic,
+            cursors: vec![(queue, QueueOffset::new(11))],
+            open: vec![OpenMessage {
+                queue,
+                offset: QueueOffset::new(9),
+                state: OpenState::Leased,
+                same_delivery: false,
+                renewed: true,
+                due,
+                lease,
+                deliveries: 2,
+                group_hash: 6,
+            }],
+            ended: vec![last],
+            revoked: vec![last],
+            attempts: vec![(last, 8)],
+        },
+        Transition::OffsetsCommitted {
+            group,
+            topic,
+            bound: 4,
+            offsets: vec![(queue, QueueOffset::new(9))],
+            note: None,
+            revoked: Some(epoch),
+        },
+    ]
+}
+
+#[test]
+fn golden_bytes_of_what_consumers_do() {
+    let run = run_of(&of_consumers());
+    assert_eq!(read(&run), Ok(of_consumers()));
+    assert_eq!(hex(&run), GOLDEN_CONSUMERS);
+}
+
+#[test]
+fn rows_of_consumers_that_mean_nothing_are_named() {
+    let id = 7_u64.to_le_bytes();
+    let error = |tag, len| Err(DecodeError::Field { tag, len });
+    let finished = |count: u32, first: u64| {
+        let row = [&[0; 4][..], &count.to_le_bytes(), &first.to_le_bytes()].concat();
+        read(&raw(24, &[(1, &id), (2, &id), (3, &row)])).map(|_| ())
+    };
+    assert_eq!(finished(1, 5), Ok(()));
+    assert_eq!(finished(0, 5), error(3, 16), "no message");
+    assert_eq!(finished(2, u64::MAX - 1), error(3, 16), "behind the last offset");
+    let changed = |word: u32| {
+        let row = [&[0; 4][..], &word.to_le_bytes(), &[0; 16]].concat();
+        read(&raw(25, &[(1, &id), (2, &id), (3, &id), (4, &row)])).map(|_| ())
+    };
+    assert_eq!([changed(1), changed(2 + 256)], [Ok(()), Ok(())]);
+    for word in [0, 3, 512, 1 << 16] {
+        assert_eq!(changed(word), error(4, 24), "{word}");
+    }
+    // An attempt for each place, and no more.
+    assert_eq!(read(&raw(26, &[(1, &id), (2, &id), (8, &id)])).map(|_| ()), error(8, 8));
+}
+
+#[test]
+fn very_many_leases_become_several_transitions_that_mean_the_same() {
+    let (group, topic, epoch) = (GroupId::new(2), TopicId::new(7), Epoch::new(5));
+    let runs: Vec<_> = (0..3_000)
+        .map(|n| Run { queue: QueueId::new(n), first: QueueOffset::new(9), count: 1 })
+        .collect();
+    let given: Vec<_> =
+        runs.iter().map(|run| GivenRun { run: *run, delivery: 1, group_hash: 0 }).collect();
+    let cursors: Vec<_> = (0..5_000).map(|n| (QueueId::new(n), QueueOffset::new(7))).collect();
+    let transition = Transition::LeasesGiven {
+        group,
+        topic,
+        epoch,
+        due: Timestamp::new(1),
+        attempt: None,
+        cursors: cursors.clone(),
+        runs: given.clone(),
+    };
+    let (mut found, mut found_cursors) = (Vec::new(), Vec::new());
+    for transition in read(&run_of(&[transition])).unwrap() {
+        let Transition::LeasesGiven { runs, cursors, .. } = transition else { panic!() };
+        found.extend(runs);
+        found_cursors.extend(cursors);
+    }
+    assert_eq!((found, found_cursors), (given, cursors));
+    let mut found = Vec::new();
+    let finished = Transition::MessagesFinished { group, topic, runs: runs.clone() };
+    for transition in read(&run_of(&[finished])).unwrap() {
+        let Transition::MessagesFinished { runs, .. } = transition else { panic!() };
+        found.extend(runs);
+    }
+    assert_eq!(found, runs);
 }
 
 #[test]
@@ -317,6 +443,7 @@ fn very_many_rows_become_several_transitions_that_mean_the_same() {
         bound: 9,
         offsets: rows.clone(),
         note: Some(Arc::clone(&noted)),
+        revoked: None,
     }]);
     let mut found = Vec::new();
     for transition in read(&run).unwrap() {
@@ -449,4 +576,40 @@ const GOLDEN_REMEMBERED: [&str; 15] = [
     "0000000000060001000207000d003130",
     "2e302e302e313a34303030080007006d",
     "654068657265",
+];
+
+const GOLDEN_CONSUMERS: [&str; 33] = [
+    "17000000680000000100080002000000",
+    "00000000020008000700000000000000",
+    "03000800050000000000000004000800",
+    "4d0000000000000005000c0003000000",
+    "0b000000000000000600180003000000",
+    "02000000090000000000000001000000",
+    "06000000070008000800000000000000",
+    "180000002c0000000100080002000000",
+    "00000000020008000700000000000000",
+    "03001000030000000200000009000000",
+    "00000000190000004000000001000800",
+    "02000000000000000200080007000000",
+    "00000000030008000500000000000000",
+    "04001800030000000201000009000000",
+    "000000004d000000000000001a000000",
+    "d4000000010008000200000000000000",
+    "02000800070000000000000003000c00",
+    "030000000b0000000000000004003000",
+    "03000000010200000900000000000000",
+    "4d000000000000000500000000000000",
+    "30110000000000000200000006000000",
+    "05002000030000000000000009000000",
+    "00000000050000000000000030110000",
+    "00000000060020000300000000000000",
+    "09000000000000000500000000000000",
+    "30110000000000000700200003000000",
+    "00000000090000000000000005000000",
+    "00000000301100000000000008000800",
+    "08000000000000000a0000003c000000",
+    "01000800020000000000000002000800",
+    "07000000000000000300040004000000",
+    "04000c00030000000900000000000000",
+    "090008000500000000000000",
 ];

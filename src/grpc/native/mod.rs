@@ -7,6 +7,7 @@
 //! | `send_stream.rs` | SendStream |
 //! | `pull.rs` | Pull, PullStream |
 //! | `query.rs` | QueryMessages |
+//! | `receive.rs` | Receive, Ack, Extend |
 //! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `groups.rs` | CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup |
 //! | `offsets.rs` | CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets, ListOffsetHistory |
@@ -22,6 +23,7 @@ mod offsets;
 mod overview;
 mod pull;
 mod query;
+mod receive;
 mod send;
 mod send_stream;
 mod sessions;
@@ -195,6 +197,27 @@ impl BrokerService for Native {
         request: Request<CloseSessionRequest>,
     ) -> Result<Response<CloseSessionResponse>, Status> {
         sessions::close(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn receive(
+        &self,
+        request: Request<proto::ReceiveRequest>,
+    ) -> Result<Response<proto::ReceiveResponse>, Status> {
+        receive::receive(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn ack(
+        &self,
+        request: Request<proto::AckRequest>,
+    ) -> Result<Response<proto::AckResponse>, Status> {
+        receive::ack(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn extend(
+        &self,
+        request: Request<proto::ExtendRequest>,
+    ) -> Result<Response<proto::ExtendResponse>, Status> {
+        receive::extend(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 
     async fn commit_offsets(

@@ -147,6 +147,9 @@ pub(super) fn progress(progress: &broker::QueueProgress) -> proto::QueueProgress
         committed: progress.committed.map(QueueOffset::get),
         next: progress.next.get(),
         lag: progress.lag(),
+        ready: progress.ready,
+        leased: progress.leased,
+        waiting: progress.waiting,
     }
 }
 

@@ -82,8 +82,11 @@ fn code(error: &BrokerError) -> Code {
         | BrokerError::BadToken
         | BrokerError::Session(_)
         | BrokerError::GroupExists => Code::BadRequest,
-        BrokerError::NeedsForce | BrokerError::OffsetConflict { .. } => Code::PreconditionFailed,
-        BrokerError::BadFilter(_) => Code::IllegalFilterExpression,
+        BrokerError::NeedsForce
+        | BrokerError::OffsetConflict { .. }
+        | BrokerError::OpenMessages { .. } => Code::PreconditionFailed,
+        BrokerError::BadFilter(_) | BrokerError::BadExpression(_) => Code::IllegalFilterExpression,
+        BrokerError::BadReceipt => Code::InvalidReceiptHandle,
         BrokerError::TooLarge { .. } => Code::PayloadTooLarge,
         BrokerError::MessageNotFound => Code::MessageNotFound,
         BrokerError::UnknownClient => Code::NotFound,
@@ -102,7 +105,8 @@ fn code(error: &BrokerError) -> Code {
         | BrokerError::Rebuilding
         | BrokerError::TopicLimit { .. }
         | BrokerError::GroupLimit { .. }
-        | BrokerError::OffsetLimit { .. } => Code::TooManyRequests,
+        | BrokerError::OffsetLimit { .. }
+        | BrokerError::OpenLimit { .. } => Code::TooManyRequests,
         BrokerError::FlushTimeout => Code::MasterPersistenceTimeout,
         BrokerError::Damaged { .. }
         | BrokerError::DamagedRecord { .. }

@@ -6,7 +6,7 @@ use crate::broker::state::State;
 use crate::broker::state::groups::GroupTable;
 use crate::broker::state::sessions::MAX_SESSIONS;
 use crate::broker::state::topics::TopicTable;
-use crate::format::state_record::{SESSION_WINDOW, SessionBatch};
+use crate::format::state_record::{OpenMessage, OpenState, SESSION_WINDOW, SessionBatch};
 use crate::message::{Epoch, FlushMode, GroupSettings, SessionId, TopicSettings, TopicType};
 use crate::store::{Applier as _, MAX_SNAPSHOT, Topics};
 
@@ -30,7 +30,7 @@ fn group_created(id: u64, name: String, settings: GroupSettings) -> Transition {
 fn committed(group: u64, topic: u64, queues: u32, note: Option<Arc<OffsetNote>>) -> Transition {
     let offsets = (0..queues).map(|queue| (QueueId::new(queue), QueueOffset::new(7))).collect();
     let (group, topic) = (GroupId::new(group), TopicId::new(topic));
-    Transition::OffsetsCommitted { group, topic, bound: 3, offsets, note }
+    Transition::OffsetsCommitted { group, topic, bound: 3, offsets, note, revoked: None }
 }
 
 /// The records one after the other, each of one transition.
@@ -57,7 +57,8 @@ fn of_commits_that_fail_together_the_last_takes_their_unit_out() {
     assert_eq!(offsets.topics_of(KEY.0, TopicId::ZERO, 9), (Vec::new(), false));
     assert_eq!(offsets.memory_bytes(), 0);
     // Nothing is taken out into which something was committed.
-    offsets.replay(KEY, 1, vec![(QueueId::ZERO, QueueOffset::new(5))], None, PhysicalOffset::ZERO);
+    let rows = vec![(QueueId::ZERO, QueueOffset::new(5))];
+    offsets.replay(KEY, 1, rows, None, None, (PhysicalOffset::new(1), Source::Log));
     offsets.discard_empty(KEY);
     assert_eq!(offsets.committed(KEY.0, KEY.1).get(QueueId::ZERO), Some(QueueOffset::new(5)));
 }
@@ -128,6 +129,30 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
     let history = len(&Transition::OffsetHistory { group, topic, position, note, moves });
     let history = MAX_CHANGES as u64 * history;
 
+    // Each of them of a queue and a unit of its own.
+    let open = OpenMessage {
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        state: OpenState::Leased,
+        same_delivery: false,
+        renewed: false,
+        due: Timestamp::ZERO,
+        lease: LeaseId::default(),
+        deliveries: 1,
+        group_hash: 0,
+    };
+    let kept = Transition::LeasesKept {
+        group,
+        topic,
+        cursors: vec![(QueueId::ZERO, QueueOffset::ZERO)],
+        open: vec![open],
+        ended: Vec::new(),
+        revoked: Vec::new(),
+        attempts: Vec::new(),
+    };
+    // And every queue reset once.
+    let leases = Offsets::MAX_OPEN * len(&kept) + Offsets::MAX_ROWS * 32;
+
     let batch = SessionBatch {
         topic: TopicId::ZERO,
         queue: QueueId::ZERO,
@@ -152,7 +177,7 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
     let positions = TopicTable::MAX_QUEUES * 20 + TopicTable::MAX_TOPICS as u64 * 12;
     // The log's own: head, deleted ranges, bases of segments.
     let store = 16 << 20;
-    let all = topics + groups + offsets + history + sessions + positions + store;
+    let all = topics + groups + offsets + leases + history + sessions + positions + store;
     assert!(all < MAX_SNAPSHOT, "{all}");
     assert!(offsets > 1 << 30, "more than what once was the bound: {offsets}");
 }

@@ -185,6 +185,7 @@ fn run(rig: &Rig, steps: &[Step]) -> (Model, Vec<Vec<u8>>) {
                     Commit::Conflict { .. } => Some(false),
                     Commit::Deleted => None,
                     Commit::Limit => panic!("far below the limit"),
+                    Commit::Open { .. } => panic!("nobody has messages"),
                 };
                 let by = (*cause, *name);
                 assert_eq!(done, model.commit(group, offsets, by, rig.store.now()));

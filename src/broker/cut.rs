@@ -1,0 +1,97 @@
+//! Single messages out of stored records: which of a record a consumer wants, and each of them as a batch of its own.
+//!
+//! What a message is stands in its meta, which is never compressed: a record of which nothing is wanted is not
+//! decompressed. One message that lies alone and uncompressed in its record is handed on as it lies there.
+
+use bytes::Bytes;
+
+use super::error::BrokerError;
+use super::query::batch_of;
+use crate::filter::Expression;
+use crate::format::batch::{Decompressor, group_hash, single};
+use crate::store::StoredRecord;
+
+/// What of a record is wanted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// By their places in the record, rising.
+    pub(super) indexes: Vec<u16>,
+    /// The first place that was not looked at.
+    pub(super) next: u16,
+    /// Hash of the message group of all of them, 0 without one.
+    pub(super) group_hash: u32,
+}
+
+/// Which messages of a record from a place on are wanted, at most `room`.
+///
+/// # Errors
+/// The record is damaged.
+pub(super) fn wanted(
+    record: &StoredRecord,
+    from: u16,
+    room: usize,
+    filter: &Expression,
+) -> Result<Wanted, BrokerError> {
+    let mut wanted = Wanted { next: from, ..Wanted::default() };
+    for (index, meta) in (0..record.message_count).zip(batch_of(record)?.metas()) {
+        let meta = meta.map_err(|_| BrokerError::DamagedRecord { at: record.offset })?;
+        if index == 0 {
+            wanted.group_hash = meta.message_group().map_or(0, group_hash);
+        }
+        if index < from {
+            continue;
+        }
+        if wanted.indexes.len() >= room {
+            return Ok(wanted);
+        }
+        if filter.matches(&meta) {
+            wanted.indexes.push(index);
+        }
+        wanted.next = index + 1;
+    }
+    // All were looked at, and whatever else the record says it has cannot be there.
+    wanted.next = wanted.next.max(record.message_count);
+    Ok(wanted)
+}
+
+/// Whether its messages can only be had by decompressing.
+pub(super) fn is_compressed(record: &StoredRecord) -> Result<bool, BrokerError> {
+    Ok(batch_of(record)?.codec() != 0)
+}
+
+/// Messages of a record, by their places, rising, each as a batch of one. Takes up to some ten milliseconds for a
+/// record that is compressed.
+///
+/// # Errors
+/// The record is damaged, or cannot be decompressed.
+pub(super) fn cut(record: &StoredRecord, indexes: &[u16]) -> Result<Vec<Bytes>, BrokerError> {
+    let at = record.offset;
+    let batch = batch_of(record)?;
+    let is_plain = batch.codec() == 0;
+    if is_plain && record.message_count == 1 {
+        return Ok(indexes.iter().map(|_| record.batch.clone()).collect());
+    }
+    let mut room = Vec::new();
+    let bodies = if is_plain {
+        batch.bodies()
+    } else {
+        let unpacked = Decompressor::new().decompress(&batch, &mut room);
+        unpacked.map_err(|fault| BrokerError::NotDecompressed { at, fault })?;
+        &room
+    };
+    let mut found = Vec::with_capacity(indexes.len());
+    let mut left = indexes.iter().peekable();
+    for (index, message) in (0..record.message_count).zip(batch.messages_in(bodies)) {
+        if left.peek().is_none() {
+            break;
+        }
+        let (meta, body) = message.map_err(|_| BrokerError::DamagedRecord { at })?;
+        if left.next_if(|wanted| **wanted == index).is_some() {
+            found.push(single(meta.raw(), body));
+        }
+    }
+    if found.len() < indexes.len() {
+        return Err(BrokerError::DamagedRecord { at });
+    }
+    Ok(found)
+}

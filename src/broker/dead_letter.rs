@@ -1,0 +1,228 @@
+//! Dead letters: what was delivered as often as its group allows, or is given up by its consumer, goes into the topic
+//! `%DLQ%` and the group's name.
+//!
+//! One append set holds the copy and the end of the lease: both are there or none. The copy is the message as it was
+//! sent, with where it comes from and why in its record's attributes. If it cannot be stored, the message stays where
+//! it is and is tried again after the group's last pause: nothing is dropped.
+//!
+//! The topic is made with the first dead letter: one queue, kept for 30 days. Nobody sends to it but the broker, and
+//! anybody may read it like another topic. What fails there for its own group stays there, or it would come back for
+//! ever.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Broker;
+use super::cut;
+use super::error::BrokerError;
+use super::handle::Handle;
+use super::receive::index_in;
+use super::settle::retry_delay;
+use super::state::leases::{Claim, Due};
+use super::state::offsets::leased::{Change, Consumer};
+use super::state::topics::{Creation, Origin as MadeBy, TopicEntry};
+use crate::format::attributes::{self, DeadLetter, DeadReason};
+use crate::format::batch;
+use crate::format::state_record::OpenState;
+use crate::message::{
+    MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, TopicSettings, TopicType,
+};
+use crate::store::{AppendError, NewRecord, StoredRecord};
+
+/// What the topic's name begins with.
+const PREFIX: &str = "%DLQ%";
+
+/// How long dead letters are kept: 30 days.
+const RETENTION_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
+
+/// What became of a message that is to be a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Buried {
+    /// It is one, or there is nothing left of it.
+    Done { end: PhysicalOffset },
+    /// Its lease was not in force any more.
+    Stale,
+}
+
+impl Broker {
+    /// Makes a dead letter of a message that its consumer gives up. The same receipt again is fine.
+    ///
+    /// # Errors
+    /// [`BrokerError::BadReceipt`]: its lease is not in force. Else the message is as it was, unless
+    /// [`BrokerError::stored`] says otherwise; then the same can be repeated.
+    pub async fn forward_to_dead_letters(
+        &self,
+        group: &str,
+        topic: &str,
+        handle: &str,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let group = self.group(group, deadline).await?;
+        let topic = self.topic(topic, deadline).await?;
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let claims = self.claims(consumer, [handle].into_iter()).await?;
+        let claim = claims.into_iter().flatten().next();
+        let claim = claim.as_ref().map(Handle::claim).ok_or(BrokerError::BadReceipt)?;
+        if let Some(due) = self.state.offsets.held(consumer, claim) {
+            match self.bury(consumer, due, DeadReason::GivenUp, deadline).await? {
+                Buried::Done { end } => {
+                    self.durable_dead_letter(consumer, end, deadline).await?;
+                    return Ok(());
+                }
+                Buried::Stale => return Err(BrokerError::BadReceipt),
+            }
+        }
+        // Finished by this lease: it is one already, or the message was acknowledged.
+        let settled = self
+            .settled_claims(consumer, deadline, || self.state.offsets.finish(consumer, &[claim]));
+        match settled.await?.results.first() {
+            Some(Some(_)) => Ok(()),
+            _ => Err(BrokerError::BadReceipt),
+        }
+    }
+
+    /// Waits until a dead letter may be acknowledged by both topics.
+    async fn durable_dead_letter(
+        &self,
+        consumer: Consumer<'_>,
+        end: PhysicalOffset,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        self.acknowledged(consumer.topic, end, deadline).await?;
+        match self.state.topics.get(&name_of(consumer.group.name())) {
+            Some(dead) => self.acknowledged(&dead, end, deadline).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a dead letter of an open message.
+    pub(super) async fn bury(
+        &self,
+        consumer: Consumer<'_>,
+        due: Due,
+        reason: DeadReason,
+        deadline: Instant,
+    ) -> Result<Buried, BrokerError> {
+        let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
+        let record = self.record_at(consumer.topic, queue, offset).await?;
+        let found = record.and_then(|record| index_in(&record, offset).map(|at| (record, at)));
+        let letter = match &found {
+            Some((record, index)) => letter(consumer, record, *index, due, reason),
+            None => None,
+        };
+        loop {
+            let record = match &letter {
+                Some((batch, attributes)) => {
+                    let dead = self.dead_letter_topic(consumer.group.name(), deadline).await?;
+                    let info = batch::check(batch)?;
+                    let batch = batch.clone();
+                    let attributes = attributes.clone();
+                    let queue = QueueId::ZERO;
+                    vec![NewRecord::message_with(dead.handle(), queue, batch, &info, attributes)]
+                }
+                None => Vec::new(),
+            };
+            match self.state.offsets.bury(consumer, due, record) {
+                Ok(Some(end)) => {
+                    let counter = match letter {
+                        Some(_) => &self.counters.dead_letters,
+                        None => &self.counters.gone,
+                    };
+                    counter.add(1);
+                    if let Some(ready) = self.state.offsets.ready.get(consumer.key())
+                        && self.state.offsets.has_due(consumer, self.store.lease_time().get())
+                    {
+                        ready.wake();
+                    }
+                    return Ok(Buried::Done { end });
+                }
+                Ok(None) => return Ok(Buried::Stale),
+                Err(AppendError::NotReady) => self.space_for_messages(deadline).await?,
+                // The topic of dead letters was deleted meanwhile: another one is made.
+                Err(AppendError::Deleted) if !consumer.topic.handle().is_dead() => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Keeps a message that cannot become a dead letter now, until the group's last pause is over.
+    pub(super) fn keep_for_later(&self, consumer: Consumer<'_>, due: Due) {
+        let settings = consumer.group.settings();
+        let pause = retry_delay(&settings, u32::MAX);
+        let claim = Claim { place: due.place, lease: due.open.lease, is_first: false };
+        let change = Change {
+            claim,
+            due: self.store.lease_time().get().saturating_add(pause.max(1_000)),
+            state: OpenState::Waiting,
+            same_delivery: due.open.same_delivery,
+        };
+        if let Err(error) = self.state.offsets.change(consumer, &[change]) {
+            tracing::warn!(%error, "a message that waits to be a dead letter cannot be put off");
+        }
+    }
+
+    /// Whether what a group gives up of a topic can become a dead letter.
+    pub(super) fn may_bury(consumer: Consumer<'_>) -> bool {
+        consumer.topic.name() != name_of(consumer.group.name())
+    }
+
+    /// The topic of a group's dead letters, made if it is not there.
+    async fn dead_letter_topic(
+        &self,
+        group: &str,
+        deadline: Instant,
+    ) -> Result<Arc<TopicEntry>, BrokerError> {
+        let name = name_of(group);
+        if let Some(topic) = self.state.topics.get(&name) {
+            return Ok(topic);
+        }
+        let retention = Retention { time_ms: Some(RETENTION_MS), bytes: None };
+        let open = TopicSettings::open(1, self.default_flush, TopicType::Mixed);
+        let settings = TopicSettings { retention, ..open };
+        loop {
+            match self.state.topics.create(&self.store, &name, settings, MadeBy::Asked) {
+                Ok((Creation::Ready(topic) | Creation::Conflict(topic), _)) => return Ok(topic),
+                Ok((Creation::Limit(limit), _)) => return Err(BrokerError::TopicLimit { limit }),
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The name of the topic of a group's dead letters.
+fn name_of(group: &str) -> String {
+    format!("{PREFIX}{group}")
+}
+
+/// The copy of a message, and what is said of it; `None` if it cannot be had any more.
+fn letter(
+    consumer: Consumer<'_>,
+    record: &StoredRecord,
+    index: u16,
+    due: Due,
+    reason: DeadReason,
+) -> Option<(Bytes, Bytes)> {
+    let batch = match cut::cut(record, &[index]) {
+        Ok(mut batches) => batches.pop()?,
+        Err(error) => {
+            tracing::error!(%error, "a message cannot become a dead letter");
+            return None;
+        }
+    };
+    let origin = DeadLetter {
+        reason,
+        deliveries: due.open.deliveries,
+        topic: consumer.topic.id(),
+        queue: record.queue,
+        queue_offset: QueueOffset::new(due.place.1),
+        id: MessageId { epoch: record.epoch, offset: record.offset, index },
+        store_time: record.store_time,
+        topic_name: consumer.topic.name(),
+    };
+    Some((batch, Bytes::from(attributes::of_dead_letter(&origin))))
+}

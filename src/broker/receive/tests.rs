@@ -1,0 +1,636 @@
+//! Receives, acks and extensions over a whole broker on a simulated disk, with a clock that the test moves.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::broker::{
+    BrokerConfig, ExtendEntry, ExtendFault, GroupChange, Hold, Position, ResetRequest, Run,
+    SendRequest,
+};
+use crate::filter::Language;
+use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
+use crate::message::{FlushMode, GroupSettings, TopicSettings, TopicType};
+use crate::store::StoreConfig;
+use crate::testing::{ManualClock, SimDisk};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+struct Rig {
+    broker: Arc<Broker>,
+    clock: Arc<ManualClock>,
+    disk: SimDisk,
+}
+
+/// What a message is to a test: queue, offset, delivery, body.
+type Seen = (u32, u64, u32, String);
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+fn all() -> Expression {
+    Expression::parse(Language::Tags, "*").unwrap()
+}
+
+fn open(disk: &SimDisk, clock: &Arc<ManualClock>) -> Arc<Broker> {
+    let store =
+        StoreConfig { segment_size: 4 << 20, flush: FlushMode::Async, ..StoreConfig::new("/data") };
+    let config = BrokerConfig::default();
+    Broker::open(Arc::new(disk.clone()), clock.clone(), store, config).unwrap().0
+}
+
+impl Rig {
+    /// With a topic `t` and a group `g`.
+    async fn new(queues: u32, settings: GroupSettings) -> Self {
+        let (disk, clock) = (SimDisk::new(), Arc::new(ManualClock::new(Timestamp::new(1_000_000))));
+        let broker = open(&disk, &clock);
+        let topic = TopicSettings::open(queues, FlushMode::Async, TopicType::Mixed);
+        broker.create_topic("t", topic, soon()).await.unwrap();
+        broker.create_group("g", &settings, soon()).await.unwrap();
+        Self { broker, clock, disk }
+    }
+
+    /// The same after a stop and a start.
+    fn again(self) -> Self {
+        self.broker.close().unwrap();
+        let Self { broker, clock, disk } = self;
+        drop(broker);
+        Self { broker: open(&disk, &clock), clock, disk }
+    }
+
+    async fn send_to(&self, queue: u32, body: &str) {
+        let queue = Some(QueueId::new(queue));
+        self.store(queue, &[(body, None, None)], None).await;
+    }
+
+    async fn store(
+        &self,
+        queue: Option<QueueId>,
+        messages: &[(&str, Option<&str>, Option<&str>)],
+        codec: Option<Codec>,
+    ) {
+        let mut batch = BatchBuilder::new();
+        for (body, tag, message_group) in messages {
+            let meta = NewMeta { tag: *tag, message_group: *message_group, ..NewMeta::default() };
+            batch.push(&meta, body.as_bytes());
+        }
+        let batch = match codec {
+            Some(codec) => batch.finish_compressed(&mut Compressor::new(codec).unwrap()),
+            None => batch.finish(),
+        };
+        let request = SendRequest { topic: "t", queue, batch, session: None, deadline: soon() };
+        self.broker.send(request).await.unwrap();
+    }
+
+    fn request<'a>(&self, filter: &'a Expression, max_messages: u32) -> ReceiveRequest<'a> {
+        ReceiveRequest {
+            group: "g",
+            topic: "t",
+            filter,
+            max_messages,
+            max_bytes: 1 << 20,
+            invisible: MINUTE,
+            wait: Duration::ZERO,
+            attempt: "",
+            deadline: soon(),
+        }
+    }
+
+    async fn receive(&self, max_messages: u32) -> Vec<ReceivedMessage> {
+        let filter = all();
+        self.broker.receive_messages(self.request(&filter, max_messages)).await.unwrap().messages
+    }
+
+    async fn seen(&self, max_messages: u32) -> Vec<Seen> {
+        let mut seen: Vec<_> = self.receive(max_messages).await.iter().map(seen).collect();
+        seen.sort();
+        seen
+    }
+
+    async fn ack(&self, handles: &[&str]) -> Vec<bool> {
+        self.broker.ack("g", "t", handles, soon()).await.unwrap()
+    }
+
+    async fn hold(&self, handle: &str, hold: Hold) -> Result<String, ExtendFault> {
+        let entries = [ExtendEntry { handle, hold }];
+        self.broker.extend("g", "t", &entries, soon()).await.unwrap().remove(0)
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
+    async fn committed(&self, queue: u32) -> u64 {
+        let queue = QueueId::new(queue);
+        self.broker.committed_offset("g", "t", queue, soon()).await.unwrap().next.get()
+    }
+}
+
+fn seen(message: &ReceivedMessage) -> Seen {
+    let batch = Batch::parse(&message.batch).unwrap();
+    let (_, body) = batch.messages_in(batch.bodies()).next().unwrap().unwrap();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    (message.queue.get(), message.queue_offset.get(), message.delivery, body)
+}
+
+fn of(queue: u32, offset: u64, delivery: u32, body: &str) -> Seen {
+    (queue, offset, delivery, body.to_owned())
+}
+
+#[tokio::test]
+async fn each_message_is_leased_once_and_finished_for_good() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    for (queue, body) in [(0, "a"), (1, "b"), (0, "c")] {
+        rig.send_to(queue, body).await;
+    }
+    let first = rig.receive(2).await;
+    assert_eq!(first.len(), 2);
+    let rest = rig.receive(9).await;
+    let mut got: Vec<_> = first.iter().chain(&rest).map(seen).collect();
+    got.sort();
+    assert_eq!(got, [of(0, 0, 1, "a"), of(0, 1, 1, "c"), of(1, 0, 1, "b")]);
+    assert_eq!(rig.seen(9).await, []);
+
+    // In any order; the position is that of the first that is not finished.
+    let handle = |seen_as: &Seen| {
+        let messages = first.iter().chain(&rest);
+        messages.clone().find(|message| seen(message) == *seen_as).unwrap().handle.clone()
+    };
+    let (a, b, c) = (handle(&got[0]), handle(&got[2]), handle(&got[1]));
+    assert_eq!(rig.ack(&[&c]).await, [true]);
+    assert_eq!((rig.committed(0).await, rig.committed(1).await), (0, 0));
+    assert_eq!(rig.ack(&[&a, &b, &a, "nonsense"]).await, [true, true, true, false]);
+    assert_eq!((rig.committed(0).await, rig.committed(1).await), (2, 1));
+
+    rig.pass(2 * MINUTE);
+    let rig = rig.again();
+    assert_eq!(rig.seen(9).await, []);
+    assert_eq!(rig.ack(&[&a, &b, &c]).await, [true; 3], "the same acks again");
+    assert_eq!((rig.committed(0).await, rig.committed(1).await), (2, 1));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_lease_that_is_over_is_given_again_and_only_the_last_one_counts() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    rig.send_to(0, "b").await;
+    let first = rig.receive(9).await;
+    rig.pass(MINUTE - Duration::from_millis(1));
+    assert_eq!(rig.seen(9).await, []);
+    rig.pass(Duration::from_millis(1));
+    // Late, and nobody else has it.
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [true]);
+    let second = rig.receive(9).await;
+    assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 2, "b")]);
+    assert_eq!(rig.ack(&[&first[1].handle]).await, [false], "somebody else has it");
+    let rig = rig.again();
+    assert_eq!(rig.seen(9).await, [], "leases outlive a restart");
+    assert_eq!(rig.ack(&[&first[1].handle, &second[0].handle]).await, [false, true]);
+    assert_eq!(rig.ack(&[&first[1].handle, &second[0].handle]).await, [false, true]);
+    assert_eq!(rig.committed(0).await, 2);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_lease_is_kept_on_or_given_back_by_a_new_receipt() {
+    let settings =
+        GroupSettings { retry_delays_ms: vec![10_000, 30_000], ..GroupSettings::default() };
+    let rig = Rig::new(1, settings).await;
+    rig.send_to(0, "a").await;
+    let first = rig.receive(1).await.remove(0).handle;
+    rig.pass(MINUTE / 2);
+    let kept = rig.hold(&first, Hold::For(MINUTE)).await.unwrap();
+    assert_eq!(rig.ack(&[&first]).await, [false], "another one took its place");
+    assert_eq!(rig.hold(&first, Hold::Retry).await, Err(ExtendFault::BadReceipt));
+    rig.pass(MINUTE - Duration::from_millis(1));
+    assert_eq!(rig.seen(1).await, []);
+
+    let back = rig.hold(&kept, Hold::Retry).await.unwrap();
+    rig.pass(Duration::from_secs(9));
+    assert_eq!(rig.seen(1).await, [], "the first pause of the group");
+    rig.pass(Duration::from_secs(1));
+    let second = rig.receive(1).await.remove(0);
+    assert_eq!(seen(&second), of(0, 0, 2, "a"));
+    assert_eq!(rig.ack(&[&back]).await, [false]);
+    let again = rig.hold(&second.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    assert_eq!(rig.ack(&[&second.handle]).await, [false]);
+    let third = rig.receive(1).await.remove(0);
+    assert_eq!(seen(&third), of(0, 0, 3, "a"));
+    let _ = again;
+
+    rig.hold(&third.handle, Hold::Undo).await.unwrap();
+    let same = rig.receive(1).await.remove(0);
+    assert_eq!(seen(&same), of(0, 0, 3, "a"), "that delivery did not count");
+    let long = Duration::from_secs(12 * 60 * 60);
+    let held = rig.hold(&same.handle, Hold::For(long)).await.unwrap();
+    rig.pass(MINUTE);
+    assert_eq!(rig.hold(&held, Hold::For(long)).await, Err(ExtendFault::TooLong));
+    assert_eq!(rig.ack(&[&held]).await, [true]);
+    assert_eq!(rig.committed(0).await, 1);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn receipts_are_good_for_their_group_and_topic_alone() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let topic = TopicSettings::open(1, FlushMode::Async, TopicType::Mixed);
+    rig.broker.create_topic("u", topic, soon()).await.unwrap();
+    rig.broker.create_group("h", &GroupSettings::default(), soon()).await.unwrap();
+    rig.send_to(0, "a").await;
+    let handle = rig.receive(1).await.remove(0).handle;
+    for (group, topic) in [("h", "t"), ("g", "u")] {
+        let acked = rig.broker.ack(group, topic, &[&handle], soon()).await.unwrap();
+        assert_eq!(acked, [false], "{group} {topic}");
+    }
+    // Made again under the same name, they are others.
+    rig.broker.delete_group("g", soon()).await.unwrap();
+    rig.broker.create_group("g", &GroupSettings::default(), soon()).await.unwrap();
+    assert_eq!(rig.ack(&[&handle]).await, [false]);
+    let again = rig.receive(1).await.remove(0);
+    assert_eq!(seen(&again), of(0, 0, 1, "a"));
+    rig.broker.delete_topic("t", soon()).await.unwrap();
+    rig.broker.create_topic("t", topic, soon()).await.unwrap();
+    assert_eq!(rig.ack(&[&again.handle]).await, [false]);
+    assert_eq!(rig.seen(1).await, []);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn messages_come_alone_whatever_record_they_lie_in() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    let messages: Vec<_> = ["a", "b", "c", "d", "e"].map(|body| (body, None, None)).to_vec();
+    rig.store(queue, &messages, None).await;
+    rig.store(queue, &messages, Some(Codec::Lz4)).await;
+    let mut got = Vec::new();
+    for count in [2, 2, 2, 4] {
+        let received = rig.receive(count).await;
+        assert_eq!(received.len(), count as usize);
+        got.extend(received);
+    }
+    let bodies: String = got.iter().map(|message| seen(message).3).collect();
+    assert_eq!(bodies, "abcdeabcde");
+    let offsets: Vec<_> = got.iter().map(|message| message.queue_offset.get()).collect();
+    assert_eq!(offsets, (0..10).collect::<Vec<_>>());
+    let ids: BTreeSet<_> = got.iter().map(|message| message.id).collect();
+    assert_eq!(ids.len(), 10);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    // Two tags of one Java hash, in one record and in records of their own.
+    let messages = [("1", Some("Aa"), None), ("2", Some("BB"), None), ("3", None, None)];
+    rig.store(queue, &messages, None).await;
+    for message in messages {
+        rig.store(queue, &[message], None).await;
+    }
+    let filter = Expression::parse(Language::Tags, "BB").unwrap();
+    let received = rig.broker.receive_messages(rig.request(&filter, 9)).await.unwrap().messages;
+    let got: Vec<_> = received.iter().map(seen).collect();
+    assert_eq!(got, [of(0, 1, 1, "2"), of(0, 4, 1, "2")]);
+    assert_eq!(rig.committed(0).await, 1);
+    assert_eq!(rig.ack(&[&received[0].handle]).await, [true]);
+    assert_eq!(rig.committed(0).await, 4);
+    // One that is not wanted any more is finished when its turn comes again.
+    rig.pass(MINUTE);
+    let filter = Expression::parse(Language::Sql, "TAGS = 'Aa'").unwrap();
+    let received = rig.broker.receive_messages(rig.request(&filter, 9)).await.unwrap().messages;
+    assert_eq!(received.len(), 0);
+    assert_eq!(rig.committed(0).await, 6);
+    assert_eq!(rig.broker.counters().filtered.get(), 5);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
+    let rig = Rig::new(4, GroupSettings::default()).await;
+    assert_eq!(rig.seen(1).await, []);
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        rig.send_to(3, "a").await;
+    });
+    let first = received.unwrap().messages;
+    assert_eq!(first.iter().map(seen).collect::<Vec<_>>(), [of(3, 0, 1, "a")]);
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        rig.hold(&first[0].handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    });
+    let second = received.unwrap().messages;
+    assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(3, 0, 2, "a")]);
+    // Neither a disabled group nor a broker that stops keeps anybody waiting.
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let change = GroupChange { enabled: Some(false), ..GroupChange::default() };
+        rig.broker.update_group("g", &change, soon()).await.unwrap();
+    });
+    assert!(matches!(received, Err(BrokerError::GroupDisabled { .. })), "{received:?}");
+    assert_eq!(rig.ack(&[&second[0].handle]).await, [true], "what it has it may finish");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_group_begins_where_it_says_in_all_queues_at_once() {
+    let latest =
+        GroupSettings { initial_position: InitialPosition::Latest, ..GroupSettings::default() };
+    let rig = Rig::new(2, latest).await;
+    rig.send_to(0, "before").await;
+    assert_eq!(rig.seen(9).await, []);
+    rig.send_to(0, "a").await;
+    rig.send_to(1, "b").await;
+    let rig = rig.again();
+    assert_eq!(rig.seen(9).await, [of(0, 1, 1, "a"), of(1, 0, 1, "b")]);
+    // A queue that comes later begins at 0.
+    let more = crate::broker::TopicChanges { queues: Some(3), ..Default::default() };
+    rig.broker.update_topic("t", &more, crate::message::Force::No, soon()).await.unwrap();
+    rig.send_to(2, "c").await;
+    assert_eq!(rig.seen(9).await, [of(2, 0, 1, "c")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_ends_leases_and_a_commit_must_not() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in ["a", "b", "c"] {
+        rig.send_to(0, body).await;
+    }
+    let first = rig.receive(2).await;
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [true]);
+    let commit = crate::broker::CommitOffset {
+        topic: "t",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::new(3),
+        expected: Expected::Any,
+        known_queues: None,
+    };
+    let refused = rig.broker.commit_offsets("g", &[commit], Caller::default(), soon()).await;
+    assert!(matches!(refused, Err(BrokerError::OpenMessages { .. })), "{refused:?}");
+    let reset = ResetRequest {
+        group: "g",
+        topic: "t",
+        queue: None,
+        to: Position::Earliest,
+        caller: Caller::default(),
+        run: Run::Real,
+    };
+    rig.broker.reset_offsets(reset, soon()).await.unwrap();
+    let handles: Vec<_> = first.iter().map(|message| message.handle.as_str()).collect();
+    assert_eq!(rig.ack(&handles).await, [false, false]);
+    let rig = rig.again();
+    assert_eq!(rig.ack(&handles).await, [false, false], "nor after a restart");
+    assert_eq!(rig.seen(9).await, [of(0, 0, 1, "a"), of(0, 1, 1, "b"), of(0, 2, 1, "c")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_purged_is_not_delivered_again() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in ["a", "b", "c"] {
+        rig.send_to(0, body).await;
+    }
+    let first = rig.receive(2).await;
+    let purge =
+        crate::broker::Purge::Queue { queue: QueueId::ZERO, up_to: Some(QueueOffset::new(1)) };
+    rig.broker.purge_topic("t", purge, soon()).await.unwrap();
+    rig.pass(MINUTE);
+    assert_eq!(rig.seen(9).await, [of(0, 1, 2, "b"), of(0, 2, 1, "c")]);
+    assert_eq!(rig.committed(0).await, 1);
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [true], "it was its only lease");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn turning_the_clock_neither_ends_leases_nor_keeps_them() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    rig.clock.set_wall(Timestamp::new(900_000_000));
+    assert_eq!(rig.seen(1).await, []);
+    rig.clock.set_wall(Timestamp::new(1));
+    rig.pass(MINUTE);
+    assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_receive_of_nothing_and_of_too_much_is_refused() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let filter = all();
+    let none = rig.broker.receive_messages(rig.request(&filter, 0)).await;
+    let fault = RequestFault::NoMessages;
+    assert!(matches!(none, Err(BrokerError::BadRequest { fault: f }) if f == fault), "{none:?}");
+    for request in [
+        rig.request(&filter, MAX_RECEIVE + 1),
+        ReceiveRequest { invisible: MAX_INVISIBLE + MINUTE, ..rig.request(&filter, 1) },
+        ReceiveRequest { wait: MAX_WAIT + MINUTE, ..rig.request(&filter, 1) },
+        ReceiveRequest { max_bytes: MAX_BYTES + 1, ..rig.request(&filter, 1) },
+    ] {
+        let refused = rig.broker.receive_messages(request).await;
+        assert!(matches!(refused, Err(BrokerError::TooLarge { .. })), "{refused:?}");
+    }
+    let unknown = ReceiveRequest { group: "nobody", ..rig.request(&filter, 1) };
+    let refused = rig.broker.receive_messages(unknown).await;
+    assert!(matches!(refused, Err(BrokerError::UnknownGroup { .. })), "{refused:?}");
+    rig.broker.close().unwrap();
+}
+
+/// An ordered group: `retries` pauses of a minute.
+fn ordered() -> GroupSettings {
+    GroupSettings {
+        ordered: true,
+        retry_delays_ms: vec![60_000],
+        max_attempts: Some(2),
+        ..GroupSettings::default()
+    }
+}
+
+impl Rig {
+    async fn send_ordered(&self, message_group: &str, body: &str) {
+        self.store(None, &[(body, None, Some(message_group))], None).await;
+    }
+
+    /// Bodies and deliveries, in the order in which they come.
+    async fn bodies(&self, max_messages: u32) -> (Vec<(String, u32)>, Vec<String>) {
+        let received = self.receive(max_messages).await;
+        let handles = received.iter().map(|message| message.handle.clone()).collect();
+        (received.iter().map(|message| (seen(message).3, message.delivery)).collect(), handles)
+    }
+}
+
+fn bodies(wanted: &[(&str, u32)]) -> Vec<(String, u32)> {
+    wanted.iter().map(|(body, delivery)| ((*body).to_owned(), *delivery)).collect()
+}
+
+#[tokio::test]
+async fn a_message_group_waits_for_its_own_messages_and_for_no_others() {
+    let rig = Rig::new(1, ordered()).await;
+    for (group, body) in [("a", "a1"), ("a", "a2"), ("b", "b1"), ("a", "a3"), ("b", "b2")] {
+        rig.send_ordered(group, body).await;
+    }
+    // A run of one message group goes to one consumer.
+    let (first, held) = rig.bodies(2).await;
+    assert_eq!(first, bodies(&[("a1", 1), ("a2", 1)]));
+    // Others get what does not wait for it.
+    let (second, of_b) = rig.bodies(9).await;
+    assert_eq!(second, bodies(&[("b1", 1), ("b2", 1)]));
+    assert_eq!(rig.bodies(9).await.0, []);
+    // Only the one that is not finished comes again, and what is behind it after it.
+    assert_eq!(rig.ack(&[&held[0]]).await, [true]);
+    assert_eq!(rig.bodies(9).await.0, []);
+    rig.hold(&held[1], Hold::Retry).await.unwrap();
+    let rig = rig.again();
+    assert_eq!(rig.ack(&[&of_b[0], &of_b[1]]).await, [true, true]);
+    rig.pass(MINUTE - Duration::from_millis(1));
+    assert_eq!(rig.bodies(9).await.0, [], "the pause holds the message group");
+    rig.pass(Duration::from_millis(1));
+    let (again, held) = rig.bodies(9).await;
+    assert_eq!(again, bodies(&[("a2", 2), ("a3", 1)]));
+    let handles: Vec<&str> = held.iter().map(String::as_str).collect();
+    assert_eq!(rig.ack(&handles).await, [true, true]);
+    assert_eq!(rig.committed(0).await, 5);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn messages_without_a_message_group_are_one_group_for_each_queue() {
+    let rig = Rig::new(2, ordered()).await;
+    for (queue, body) in [(0, "x1"), (0, "x2"), (1, "y1")] {
+        rig.send_to(queue, body).await;
+    }
+    rig.send_ordered("a", "a1").await;
+    let (first, held) = rig.bodies(1).await;
+    assert_eq!(first, bodies(&[("x1", 1)]));
+    let (mut others, _) = rig.bodies(9).await;
+    others.sort();
+    assert_eq!(others, bodies(&[("a1", 1), ("y1", 1)]));
+    assert_eq!(rig.ack(&[&held[0]]).await, [true]);
+    assert_eq!(rig.bodies(9).await.0, bodies(&[("x2", 1)]));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_tries_a_receive_again_gets_the_same_messages_with_new_receipts() {
+    for settings in [ordered(), GroupSettings::default()] {
+        let rig = Rig::new(1, settings).await;
+        for body in ["1", "2", "3"] {
+            rig.send_ordered("a", body).await;
+        }
+        let filter = all();
+        let tried = ReceiveRequest { attempt: "one", ..rig.request(&filter, 2) };
+        let first = rig.broker.receive_messages(tried).await.unwrap().messages;
+        assert_eq!(rig.ack(&[&first[0].handle]).await, [true]);
+        let rig = rig.again();
+        let tried = ReceiveRequest { attempt: "one", ..rig.request(&filter, 9) };
+        let again = rig.broker.receive_messages(tried).await.unwrap().messages;
+        assert_eq!(again.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "2")]);
+        assert_eq!(rig.ack(&[&first[1].handle]).await, [false], "the new one took its place");
+        assert_eq!(rig.ack(&[&again[0].handle]).await, [true]);
+        let other = ReceiveRequest { attempt: "two", ..tried };
+        let other = rig.broker.receive_messages(other).await.unwrap().messages;
+        assert_eq!(other.iter().map(seen).collect::<Vec<_>>(), [of(0, 2, 1, "3")]);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_next_come() {
+    let rig = Rig::new(1, ordered()).await;
+    rig.send_ordered("a", "a1").await;
+    rig.send_ordered("a", "a2").await;
+    for delivery in [1, 2] {
+        let (got, _) = rig.bodies(1).await;
+        assert_eq!(got, bodies(&[("a1", delivery)]));
+        rig.pass(MINUTE);
+    }
+    assert_eq!(rig.bodies(9).await.0, [], "a1 is first, and was delivered twice");
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.bodies(9).await.0, bodies(&[("a2", 1)]));
+    let rig = rig.again();
+    assert!(rig.broker.tend_due().await);
+    let filter = all();
+    rig.broker.create_group("readers", &GroupSettings::default(), soon()).await.unwrap();
+    let dead = ReceiveRequest { group: "readers", topic: "%DLQ%g", ..rig.request(&filter, 9) };
+    let dead = rig.broker.receive_messages(dead).await.unwrap().messages;
+    assert_eq!(dead.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "a1")]);
+    let letter = crate::format::attributes::dead_letter(&dead[0].attributes).unwrap().unwrap();
+    assert_eq!((letter.topic_name, letter.queue_offset.get(), letter.deliveries), ("t", 0, 2));
+    assert_eq!(letter.reason, crate::format::attributes::DeadReason::Attempts);
+    assert_eq!(rig.committed(0).await, 1);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_is_given_up_is_a_dead_letter_whoever_asks_twice() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    let handle = rig.receive(1).await.remove(0).handle;
+    let forward = |handle: String| {
+        let broker = Arc::clone(&rig.broker);
+        async move { broker.forward_to_dead_letters("g", "t", &handle, soon()).await }
+    };
+    let bad = forward("nonsense".to_owned()).await;
+    assert!(matches!(bad, Err(BrokerError::BadReceipt)), "{bad:?}");
+    forward(handle.clone()).await.unwrap();
+    forward(handle.clone()).await.unwrap();
+    assert_eq!(rig.committed(0).await, 1);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 1);
+    let dead = rig.broker.describe_topic("%DLQ%g", 0, 9, soon()).await.unwrap();
+    assert_eq!(dead.queues[0].range.max.get(), 1);
+    // Nobody else stores there.
+    let mut batch = BatchBuilder::new();
+    batch.push(&NewMeta::default(), b"x");
+    let batch = batch.finish();
+    let send = SendRequest { topic: "%DLQ%g", queue: None, batch, session: None, deadline: soon() };
+    let sent = rig.broker.send(send).await;
+    assert!(matches!(sent, Err(BrokerError::BadName(_))), "{sent:?}");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn the_timer_wakes_who_waits_when_a_lease_is_over() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        rig.pass(MINUTE);
+        rig.broker.tend_due().await;
+    });
+    let second = received.unwrap().messages;
+    assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished() {
+    use crate::broker::state::offsets::leased::MAX_OPEN_IN_QUEUE;
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let messages = vec![("x", None, None); 1_000];
+    for _ in 0..11 {
+        rig.store(Some(QueueId::ZERO), &messages, None).await;
+    }
+    let mut first = Vec::new();
+    for _ in 0..MAX_OPEN_IN_QUEUE / 1_000 {
+        first.extend(rig.receive(1_000).await);
+    }
+    assert_eq!(first.len(), MAX_OPEN_IN_QUEUE);
+    assert_eq!(rig.receive(1_000).await.len(), 0);
+    assert_eq!(rig.ack(&[&first[77].handle]).await, [true]);
+    assert!(!rig.receive(1).await.is_empty());
+    rig.broker.close().unwrap();
+}

@@ -1,0 +1,253 @@
+//! What consumers do with their leases: finish messages, keep them on, give them back.
+//!
+//! | a receipt | is |
+//! | --- | --- |
+//! | not signed by this store, of another group or topic, of another incarnation of either | bad |
+//! | of a record that is not there any more: a power cut took it, and another one may have its place | bad |
+//! | of a lease | worth what `state/leases/standing.rs` says |
+//!
+//! A group that is disabled gets no messages; what it has it may finish. An answer waits for the flush mode of the
+//! topic.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Broker;
+use super::error::BrokerError;
+use super::handle::Handle;
+use super::receive::{MAX_INVISIBLE, MAX_RECEIVE, check_duration, index_in};
+use super::state::leases::Claim;
+use super::state::offsets::leased::{Change, Consumer, Settled};
+use super::state::topics::TopicEntry;
+use super::topics::within;
+use crate::format::state_record::OpenState;
+use crate::message::{GroupSettings, MessageId, Timestamp};
+use crate::store::AppendError;
+
+/// The most receipts in one request.
+const MAX_RECEIPTS: u32 = MAX_RECEIVE;
+
+/// What is to become of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It lasts so long from now on, up to 12 hours after the delivery.
+    For(Duration),
+    /// The message is delivered again after the group's pause for its next delivery.
+    Retry,
+    /// The message is delivered again after so long.
+    RetryAfter(Duration),
+    /// The message is delivered again at once, and this delivery does not count: nobody got it.
+    Undo,
+}
+
+/// A lease that is to become another.
+#[derive(Clone, Copy, Debug)]
+pub struct ExtendEntry<'a> {
+    /// The receipt.
+    pub handle: &'a str,
+    /// What is to become of it.
+    pub hold: Hold,
+}
+
+/// Why a lease did not become another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExtendFault {
+    /// The receipt is worth nothing.
+    #[error("the receipt handle is not valid")]
+    BadReceipt,
+    /// It would last for longer than 12 hours after the delivery.
+    #[error("a message is leased for 12 hours at most")]
+    TooLong,
+}
+
+impl Broker {
+    /// Finishes messages of a topic for a group: it does not get them any more. Of each receipt, in their order,
+    /// whether its message is finished by it; the same receipt again is fine.
+    ///
+    /// # Errors
+    /// Nothing is finished, unless [`BrokerError::stored`] says otherwise; then the same can be repeated.
+    pub async fn ack(
+        &self,
+        group: &str,
+        topic: &str,
+        handles: &[&str],
+        deadline: Instant,
+    ) -> Result<Vec<bool>, BrokerError> {
+        within("receipts", u32::try_from(handles.len()).unwrap_or(u32::MAX), MAX_RECEIPTS)?;
+        let group = self.group(group, deadline).await?;
+        let topic = self.topic(topic, deadline).await?;
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let claims = self.claims(consumer, handles.iter().copied()).await?;
+        let worth: Vec<Claim> = claims.iter().flatten().map(Handle::claim).collect();
+        let settled =
+            self.settled_claims(consumer, deadline, || self.state.offsets.finish(consumer, &worth));
+        let settled = settled.await?;
+        let finished = settled.results.iter().flatten().count();
+        self.counters.acks.add(u64::try_from(finished).unwrap_or_default());
+        let mut results = settled.results.into_iter();
+        let result = |claim: &Option<Handle>| claim.is_some() && results.next().flatten().is_some();
+        Ok(claims.iter().map(result).collect())
+    }
+
+    /// Makes other leases of those of a group: longer ones, or such that end. Of each entry, in their order, the new
+    /// receipt; the old one is worth nothing any more.
+    ///
+    /// # Errors
+    /// Nothing is changed, unless [`BrokerError::stored`] says otherwise.
+    pub async fn extend(
+        &self,
+        group: &str,
+        topic: &str,
+        entries: &[ExtendEntry<'_>],
+        deadline: Instant,
+    ) -> Result<Vec<Result<String, ExtendFault>>, BrokerError> {
+        within("receipts", u32::try_from(entries.len()).unwrap_or(u32::MAX), MAX_RECEIPTS)?;
+        for entry in entries {
+            if let Hold::For(time) | Hold::RetryAfter(time) = entry.hold {
+                check_duration("invisible_ms", time, MAX_INVISIBLE)?;
+            }
+        }
+        let group = self.group(group, deadline).await?;
+        let topic = self.topic(topic, deadline).await?;
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let claims = self.claims(consumer, entries.iter().map(|entry| entry.handle)).await?;
+        let (now, settings) = (self.store.lease_time(), group.settings());
+        let planned: Vec<Result<(Handle, Change), ExtendFault>> = claims
+            .into_iter()
+            .zip(entries)
+            .map(|(handle, entry)| {
+                let handle = handle.ok_or(ExtendFault::BadReceipt)?;
+                change_of(&handle, entry.hold, now, &settings).map(|change| (handle, change))
+            })
+            .collect();
+        let changes: Vec<Change> = planned.iter().flatten().map(|(_, change)| *change).collect();
+        let settled = self
+            .settled_claims(consumer, deadline, || self.state.offsets.change(consumer, &changes));
+        let mut results = settled.await?.results.into_iter();
+        let text = |planned: Result<(Handle, Change), ExtendFault>| {
+            let (handle, change) = planned?;
+            let lease = results.next().flatten().ok_or(ExtendFault::BadReceipt)?;
+            let due = Timestamp::new(change.due);
+            Ok(self.signer.text(&Handle { lease, due, is_first: false, ..handle }))
+        };
+        Ok(planned.into_iter().map(text).collect())
+    }
+
+    /// Settles, again after each wait for room, and waits until that may be said. Who waits for messages that can be
+    /// delivered now is woken.
+    pub(super) async fn settled_claims(
+        &self,
+        consumer: Consumer<'_>,
+        deadline: Instant,
+        settle: impl Fn() -> Result<Settled, AppendError>,
+    ) -> Result<Settled, BrokerError> {
+        let settled = loop {
+            match settle() {
+                Ok(settled) => break settled,
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if let Some(ready) = self.state.offsets.ready.get(consumer.key()) {
+            settled.opened.iter().for_each(|queue| ready.arrived(*queue));
+            if settled.has_due {
+                ready.wake();
+            }
+        }
+        self.acknowledged(consumer.topic, settled.end, deadline).await?;
+        self.still_there(consumer.topic, deadline).await?;
+        Ok(settled)
+    }
+
+    /// What receipts say, of this group and this topic; `None` for those that are bad.
+    pub(super) async fn claims(
+        &self,
+        consumer: Consumer<'_>,
+        handles: impl Iterator<Item = &str>,
+    ) -> Result<Vec<Option<Handle>>, BrokerError> {
+        let mut claims = Vec::new();
+        for text in handles {
+            let handle = self.signer.handle(text).filter(|handle| {
+                (handle.group, handle.topic) == consumer.key()
+                    && handle.queue.get() < consumer.topic.handle().queues()
+            });
+            claims.push(match handle {
+                Some(handle) if self.is_its_record(consumer.topic, &handle).await? => Some(handle),
+                _ => None,
+            });
+        }
+        Ok(claims)
+    }
+
+    /// Whether the record of a handle still has the message's place.
+    async fn is_its_record(
+        &self,
+        topic: &TopicEntry,
+        handle: &Handle,
+    ) -> Result<bool, BrokerError> {
+        // Nothing that this process has read goes away under it but by age.
+        if handle.lease.epoch >= self.store.epoch() {
+            return Ok(true);
+        }
+        let id = MessageId { epoch: handle.record_epoch, offset: handle.record, index: 0 };
+        let record = self.store.by_id(id).await?;
+        Ok(record.is_some_and(|record| {
+            record.topic == topic.id()
+                && record.queue == handle.queue
+                && index_in(&record, handle.offset).is_some()
+        }))
+    }
+}
+
+impl Handle {
+    /// What it claims.
+    pub(super) fn claim(&self) -> Claim {
+        let place = (self.queue.get(), self.offset.get());
+        Claim { place, lease: self.lease, is_first: self.is_first }
+    }
+}
+
+/// What a lease is to become.
+fn change_of(
+    handle: &Handle,
+    hold: Hold,
+    now: Timestamp,
+    settings: &GroupSettings,
+) -> Result<Change, ExtendFault> {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let (after, state, same_delivery) = match hold {
+        Hold::For(time) => (ms(time), OpenState::Leased, false),
+        Hold::Retry => (retry_delay(settings, handle.delivery), OpenState::Waiting, false),
+        Hold::RetryAfter(time) => (ms(time), OpenState::Waiting, false),
+        Hold::Undo => (0, OpenState::Waiting, true),
+    };
+    let due = now.get().saturating_add(after);
+    if matches!(hold, Hold::For(_)) && due > handle.delivered.get() + ms(MAX_INVISIBLE) {
+        return Err(ExtendFault::TooLong);
+    }
+    // The last delivery failed: there is nothing to wait for.
+    let is_last = settings.max_attempts.is_some_and(|most| handle.delivery >= most);
+    let is_over = is_last && state == OpenState::Waiting && !same_delivery;
+    let due = if is_over { now.get() } else { due };
+    Ok(Change { claim: handle.claim(), due, state, same_delivery })
+}
+
+/// The pause after a delivery, by its number.
+pub(super) fn retry_delay(settings: &GroupSettings, delivery: u32) -> u64 {
+    let at = usize::try_from(delivery.saturating_sub(1)).unwrap_or(usize::MAX);
+    let delays = &settings.retry_delays_ms;
+    delays.get(at).or(delays.last()).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_failure_waits_for_the_first_delay_and_the_last_one_goes_on() {
+        let settings = GroupSettings { retry_delays_ms: vec![1, 5, 9], ..GroupSettings::default() };
+        let delays = [0, 1, 2, 3, 4, u32::MAX].map(|delivery| retry_delay(&settings, delivery));
+        assert_eq!(delays, [1, 1, 5, 9, 9, 9]);
+    }
+}

@@ -1,0 +1,571 @@
+//! What a group holds of a topic: the messages between its position and where it goes on that are not finished.
+//!
+//! ```text
+//!            position                        cursor
+//! finished      │ open  finished  open  …      │  never offered
+//! ──────────────┼──────────────────────────────┼──────────────►
+//! ```
+//!
+//! The position of a queue is its committed offset (`offsets.rs`): there is one, and not a second one for leases.
+//! Behind it lies the first open message; without one it is the cursor. Between the two everything is open or
+//! finished, so a finished message costs nothing: ten million of them behind one that is stuck are one open message.
+//!
+//! | an open message | means |
+//! | --- | --- |
+//! | ahead | passed over: others of its message group come first |
+//! | leased | somebody has it; due when his time is over |
+//! | waiting | it was given back; due when its pause is over |
+//!
+//! Leases run out without a record: what is due can be delivered again, and the record of that delivery says so. Until
+//! then whoever had it last may still finish it.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | this one | open messages, and the one place where they change |
+//! | `order.rs` | what can be delivered again, and when |
+//! | `ready.rs` | which queues may have fresh messages, and who waits for some |
+//! | `standing.rs` | what a lease is worth by now |
+//!
+//! All of it is guarded by the mutex of its (group, topic), and changes by the transitions of records alone. Of
+//! messages that had more than one lease, the last 128 that were finished are remembered, each with the lease that did
+//! it; of all others the receipt says whether its lease was the only one.
+
+mod order;
+mod ready;
+mod standing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+pub(crate) use self::order::{Kind, Lock, Place, Rule};
+use self::order::{Order, Seen, lock_of};
+pub(crate) use self::ready::{Ready, ReadyTable};
+pub(crate) use self::standing::{Claim, Standing};
+use crate::format::state_record::{
+    ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition,
+};
+use crate::message::{GroupId, LeaseId, QueueId, QueueOffset, Timestamp, TopicId};
+
+type Hasher = foldhash::fast::RandomState;
+
+/// So many messages that had more than one lease are remembered after their end.
+const ENDED: usize = 128;
+
+/// So many runs of messages are remembered by the try of a receive that got them.
+const ATTEMPTS: usize = 1_024;
+
+/// Rows of one transition of a snapshot.
+const KEPT_ROWS: usize = 1_000;
+
+/// An open message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Open {
+    pub(crate) state: OpenState,
+    pub(crate) same_delivery: bool,
+    pub(crate) renewed: bool,
+    /// On the store clock, in ms.
+    pub(crate) due: u64,
+    pub(crate) lease: LeaseId,
+    pub(crate) deliveries: u32,
+    pub(crate) group_hash: u32,
+}
+
+impl Open {
+    fn seen(&self) -> Seen {
+        let (state, due, group_hash) = (self.state, self.due, self.group_hash);
+        Seen { state, due, group_hash, next_delivery: self.next_delivery() }
+    }
+
+    /// Which delivery the next one is.
+    pub(crate) fn next_delivery(&self) -> u32 {
+        let more = u32::from(!self.same_delivery || self.deliveries == 0);
+        self.deliveries.saturating_add(more)
+    }
+}
+
+/// A queue with open messages.
+#[derive(Debug)]
+struct Queue {
+    cursor: u64,
+    open: BTreeMap<u64, Open>,
+}
+
+/// How many open messages there are of each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OpenCount {
+    /// They can be delivered again now.
+    pub(crate) due: u64,
+    /// Somebody has them.
+    pub(crate) leased: u64,
+    /// They wait for their time, or for others.
+    pub(crate) waiting: u64,
+}
+
+/// A message that is due, in the hand of who takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) place: Place,
+    pub(crate) open: Open,
+}
+
+impl Due {
+    /// Whether it was delivered before.
+    pub(crate) fn was_leased(&self) -> bool {
+        self.open.state != OpenState::Ahead
+    }
+
+    /// Its message group, to an ordered group.
+    pub(crate) fn lock(&self) -> Lock {
+        lock_of(self.place.0, self.open.group_hash)
+    }
+}
+
+/// What was taken into the hand.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// Messages, those of a message group in their order.
+    pub(crate) due: Vec<Due>,
+    /// Message groups that are to be put back.
+    locks: Vec<Lock>,
+}
+
+/// What a group holds of a topic.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    /// Those with open messages.
+    queues: HashMap<u32, Queue, Hasher>,
+    count: u64,
+    /// Oldest first.
+    ended: VecDeque<LastLease>,
+    /// The last lease that a reset of the queue revoked.
+    revoked: BTreeMap<u32, LeaseId>,
+    /// Oldest first: where a run begins that was given for a try, and the hash of the try.
+    attempts: VecDeque<(LastLease, u64)>,
+    /// Made when somebody asks what is due.
+    order: Option<Order>,
+    /// When the broker's timer looks here next.
+    pub(crate) timer: Option<u64>,
+}
+
+impl Leases {
+    /// How many open messages there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Rows that are kept, of open messages and of what is remembered.
+    pub(crate) fn rows(&self) -> u64 {
+        self.count + (self.ended.len() + self.attempts.len()) as u64
+    }
+
+    /// How many of them are of one queue.
+    pub(crate) fn count_in(&self, queue: u32) -> usize {
+        self.queues.get(&queue).map_or(0, |queue| queue.open.len())
+    }
+
+    /// Whether there are any of it.
+    pub(crate) fn has_open(&self, queue: QueueId) -> bool {
+        self.queues.contains_key(&queue.get())
+    }
+
+    /// An open message.
+    pub(crate) fn get(&self, (queue, offset): Place) -> Option<&Open> {
+        self.queues.get(&queue)?.open.get(&offset)
+    }
+
+    /// Where the group goes on with fresh messages of a queue at `position`.
+    pub(crate) fn cursor(&self, queue: u32, position: u64) -> u64 {
+        self.queues.get(&queue).map_or(position, |queue| queue.cursor)
+    }
+
+    /// How the open messages of a queue stand.
+    pub(crate) fn count_by_state(&self, queue: u32, now: u64) -> OpenCount {
+        let mut count = OpenCount::default();
+        for open in self.queues.get(&queue).into_iter().flat_map(|queue| queue.open.values()) {
+            match open.state {
+                OpenState::Ahead => count.waiting += 1,
+                _ if open.due <= now => count.due += 1,
+                OpenState::Leased => count.leased += 1,
+                OpenState::Waiting => count.waiting += 1,
+            }
+        }
+        count
+    }
+
+    /// Messages were delivered, or passed over: all at once. Positions are those of before; returns those of after.
+    pub(super) fn given(
+        &mut self,
+        given: Given<'_>,
+        position: impl Fn(u32) -> u64,
+    ) -> Vec<(QueueId, QueueOffset)> {
+        let mut touched = Vec::new();
+        for (queue, cursor) in given.cursors {
+            let of_queue = self.queue(queue.get(), position(queue.get()));
+            of_queue.cursor = of_queue.cursor.max(cursor.get());
+            touched.push(queue.get());
+        }
+        for row in given.runs {
+            let (queue, first) = (row.run.queue.get(), row.run.first.get());
+            let end = first.saturating_add(u64::from(row.run.count));
+            let of_queue = self.queue(queue, position(queue));
+            of_queue.cursor = of_queue.cursor.max(end);
+            touched.push(queue);
+            let state = if row.delivery == 0 { OpenState::Ahead } else { OpenState::Leased };
+            for offset in first..end {
+                let before = self.get((queue, offset)).map(|open| open.lease);
+                let is_leased = state == OpenState::Leased;
+                let open = Open {
+                    state,
+                    same_delivery: false,
+                    renewed: row.delivery > 1
+                        || before.is_some_and(|lease| lease > LeaseId::default()),
+                    due: if is_leased { given.due } else { 0 },
+                    lease: if is_leased { given.lease } else { LeaseId::default() },
+                    deliveries: row.delivery,
+                    group_hash: row.group_hash,
+                };
+                self.put((queue, offset), open);
+            }
+            if let Some(attempt) = given.attempt
+                && state == OpenState::Leased
+            {
+                let (queue, offset) = (row.run.queue, row.run.first);
+                self.remember_attempt(LastLease { queue, offset, lease: given.lease }, attempt);
+            }
+        }
+        self.settled(touched)
+    }
+
+    /// The group is through with messages. Positions as with `given`.
+    pub(super) fn finished(&mut self, runs: &[Run]) -> Vec<(QueueId, QueueOffset)> {
+        let mut touched = Vec::new();
+        for run in runs {
+            let queue = run.queue.get();
+            let end = run.first.get().saturating_add(u64::from(run.count));
+            for offset in run.first.get()..end {
+                let Some(open) = self.take_out((queue, offset)) else { continue };
+                if open.renewed {
+                    let (queue, offset) = (run.queue, QueueOffset::new(offset));
+                    self.remember_end(LastLease { queue, offset, lease: open.lease });
+                }
+            }
+            touched.push(queue);
+        }
+        self.settled(touched)
+    }
+
+    /// Leases become others.
+    pub(super) fn changed(&mut self, lease: LeaseId, leases: &[ChangedLease]) {
+        for change in leases {
+            let place = (change.queue.get(), change.offset.get());
+            let Some(open) = self.get(place) else { continue };
+            let open = Open {
+                state: change.state,
+                same_delivery: change.same_delivery,
+                renewed: true,
+                due: change.due.get(),
+                lease,
+                // Passed over again after a power cut, and then found to be in somebody's hands.
+                deliveries: open.deliveries.max(1),
+                ..*open
+            };
+            self.put(place, open);
+        }
+    }
+
+    /// The group goes on elsewhere in these queues: nothing of them is open any more, and no lease up to this one is
+    /// in force.
+    pub(super) fn revoke(&mut self, queues: impl Iterator<Item = QueueId>, lease: LeaseId) {
+        for queue in queues {
+            self.revoked.insert(queue.get(), lease);
+            self.ended.retain(|ended| ended.queue != queue);
+            self.attempts.retain(|(run, _)| run.queue != queue);
+            let Some(of_queue) = self.queues.remove(&queue.get()) else { continue };
+            self.count -= of_queue.open.len() as u64;
+            if let Some(order) = &mut self.order {
+                for (offset, open) in of_queue.open {
+                    order.remove((queue.get(), offset), open.seen());
+                }
+            }
+        }
+    }
+
+    /// A part of a snapshot.
+    pub(super) fn kept(&mut self, transition: Transition) {
+        let Transition::LeasesKept { cursors, open, ended, revoked, attempts, .. } = transition
+        else {
+            return;
+        };
+        for (queue, cursor) in cursors {
+            self.queue(queue.get(), cursor.get()).cursor = cursor.get();
+        }
+        for row in open {
+            self.queue(row.queue.get(), row.offset.get().saturating_add(1));
+            let one = Open {
+                state: row.state,
+                same_delivery: row.same_delivery,
+                renewed: row.renewed,
+                due: row.due.get(),
+                lease: row.lease,
+                deliveries: row.deliveries,
+                group_hash: row.group_hash,
+            };
+            self.put((row.queue.get(), row.offset.get()), one);
+        }
+        self.ended.extend(ended);
+        self.revoked.extend(revoked.iter().map(|row| (row.queue.get(), row.lease)));
+        self.attempts.extend(attempts);
+    }
+
+    /// The transitions of a snapshot, in parts of a bounded size.
+    pub(super) fn keep(&self, group: GroupId, topic: TopicId, out: &mut Vec<u8>) {
+        let mut queues: Vec<_> = self.queues.iter().collect();
+        queues.sort_unstable_by_key(|(queue, _)| **queue);
+        let cursors: Vec<_> = queues
+            .iter()
+            .map(|(queue, of_queue)| (QueueId::new(**queue), QueueOffset::new(of_queue.cursor)))
+            .collect();
+        let open: Vec<_> = queues
+            .iter()
+            .flat_map(|(queue, of_queue)| {
+                of_queue.open.iter().map(|(offset, open)| kept_row((**queue, *offset), open))
+            })
+            .collect();
+        let ended: Vec<_> = self.ended.iter().copied().collect();
+        let revoked: Vec<_> = self
+            .revoked
+            .iter()
+            .map(|(queue, lease)| LastLease {
+                queue: QueueId::new(*queue),
+                offset: QueueOffset::ZERO,
+                lease: *lease,
+            })
+            .collect();
+        let attempts: Vec<_> = self.attempts.iter().copied().collect();
+        let most = [cursors.len(), open.len(), ended.len(), revoked.len(), attempts.len()];
+        // One at least: it says that there are receipts in the world.
+        let parts = most.into_iter().max().unwrap_or_default().div_ceil(KEPT_ROWS).max(1);
+        for part in 0..parts {
+            Transition::LeasesKept {
+                group,
+                topic,
+                cursors: part_of(&cursors, part),
+                open: part_of(&open, part),
+                ended: part_of(&ended, part),
+                revoked: part_of(&revoked, part),
+                attempts: part_of(&attempts, part),
+            }
+            .encode_into(out);
+        }
+    }
+
+    /// Puts what is open in the order of a rule, if it is in another.
+    pub(crate) fn arrange(&mut self, rule: Rule) {
+        if self.order.as_ref().is_some_and(|order| order.rule() == rule) {
+            return;
+        }
+        let mut order = Order::new(rule);
+        for (queue, of_queue) in &self.queues {
+            for (offset, open) in &of_queue.open {
+                order.insert((*queue, *offset), open.seen());
+            }
+        }
+        self.order = Some(order);
+    }
+
+    /// When the first of a kind is due, of those that nobody has in his hand.
+    pub(crate) fn first_due(&self, kind: Kind) -> Option<u64> {
+        self.order.as_ref()?.first_due(kind)
+    }
+
+    /// When somebody has to look: at what can be delivered behind `now`, and at what is exhausted.
+    pub(crate) fn next_look(&self, now: u64) -> Option<u64> {
+        let order = self.order.as_ref()?;
+        let looks = [order.first_due_after(now), order.first_due(Kind::Exhausted)];
+        looks.into_iter().flatten().min()
+    }
+
+    /// Takes up to `room` messages of a kind that are due into the hand.
+    pub(crate) fn take_due(&mut self, kind: Kind, now: u64, room: usize) -> Taken {
+        let mut taken = Taken::default();
+        while taken.due.len() < room {
+            let Some((lock, places)) = self.order.as_mut().and_then(|order| order.take(kind, now))
+            else {
+                break;
+            };
+            taken.locks.extend(lock);
+            for place in places.into_iter().take(room - taken.due.len()) {
+                let open = self.get(place).copied();
+                taken.due.extend(open.map(|open| Due { place, open }));
+            }
+        }
+        taken
+    }
+
+    /// Puts back what is in the hand and not given since.
+    pub(crate) fn put_back(&mut self, taken: &Taken) {
+        for due in &taken.due {
+            let now = self.get(due.place).copied();
+            if let (Some(open), Some(order)) = (now, &mut self.order)
+                && !order.rule().ordered
+            {
+                order.insert(due.place, open.seen());
+            }
+        }
+        if let Some(order) = &mut self.order {
+            taken.locks.iter().for_each(|lock| order.put_back(*lock));
+        }
+    }
+
+    /// What a message waits for, if the group is ordered.
+    pub(crate) fn lock_if_ordered(&self, queue: u32, group_hash: u32) -> Option<Lock> {
+        let is_ordered = self.order.as_ref().is_some_and(|order| order.rule().ordered);
+        is_ordered.then(|| lock_of(queue, group_hash))
+    }
+
+    /// How many messages of a message group are open.
+    pub(crate) fn open_of(&self, lock: Lock) -> usize {
+        self.order.as_ref().map_or(0, |order| order.open_of(lock))
+    }
+
+    /// Whether it is known what is due.
+    pub(crate) fn has_order(&self) -> bool {
+        self.order.is_some()
+    }
+
+    /// The messages that were given for a try of a receive and are still leased to it.
+    pub(crate) fn of_attempt(&self, attempt: u64, now: u64) -> Vec<Due> {
+        let mut found = Vec::new();
+        for (run, _) in self.attempts.iter().filter(|(_, known)| *known == attempt) {
+            let Some(of_queue) = self.queues.get(&run.queue.get()) else { continue };
+            let behind = of_queue.open.range(run.offset.get()..).take(ATTEMPTS);
+            let of_run = behind.filter(|(_, open)| {
+                open.lease == run.lease && open.state == OpenState::Leased && open.due > now
+            });
+            found.extend(
+                of_run.map(|(offset, open)| Due { place: (run.queue.get(), *offset), open: *open }),
+            );
+        }
+        found.sort_unstable_by_key(|due| due.place);
+        found.dedup_by_key(|due| due.place);
+        found
+    }
+
+    fn remember_attempt(&mut self, run: LastLease, attempt: u64) {
+        if self.attempts.len() >= ATTEMPTS {
+            self.attempts.pop_front();
+        }
+        self.attempts.push_back((run, attempt));
+    }
+
+    fn remember_end(&mut self, ended: LastLease) {
+        if self.ended.len() >= ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ended);
+    }
+
+    fn queue(&mut self, queue: u32, position: u64) -> &mut Queue {
+        self.queues
+            .entry(queue)
+            .or_insert_with(|| Queue { cursor: position, open: BTreeMap::new() })
+    }
+
+    fn put(&mut self, place: Place, open: Open) {
+        let Some(of_queue) = self.queues.get_mut(&place.0) else { return };
+        let old = of_queue.open.insert(place.1, open);
+        self.count += u64::from(old.is_none());
+        if let Some(order) = &mut self.order {
+            if let Some(old) = old {
+                order.remove(place, old.seen());
+            }
+            order.insert(place, open.seen());
+        }
+    }
+
+    fn take_out(&mut self, place: Place) -> Option<Open> {
+        let open = self.queues.get_mut(&place.0)?.open.remove(&place.1)?;
+        self.count -= 1;
+        if let Some(order) = &mut self.order {
+            order.remove(place, open.seen());
+        }
+        Some(open)
+    }
+
+    /// The positions of queues that were touched; those without open messages are let go.
+    fn settled(&mut self, mut touched: Vec<u32>) -> Vec<(QueueId, QueueOffset)> {
+        touched.sort_unstable();
+        touched.dedup();
+        let mut positions = Vec::with_capacity(touched.len());
+        for queue in touched {
+            let Some(of_queue) = self.queues.get(&queue) else { continue };
+            let first = of_queue.open.keys().next().copied();
+            let at = first.unwrap_or(of_queue.cursor);
+            positions.push((QueueId::new(queue), QueueOffset::new(at)));
+            if first.is_none() {
+                self.queues.remove(&queue);
+            }
+        }
+        if self.queues.is_empty() {
+            // Nobody has anything that he could get once more.
+            self.attempts.clear();
+        }
+        positions
+    }
+
+    /// Whether every promise of the state holds; for tests.
+    #[cfg(test)]
+    pub(crate) fn check(&self, position: impl Fn(u32) -> u64) {
+        let mut count = 0;
+        for (queue, of_queue) in &self.queues {
+            let first = of_queue.open.keys().next().copied();
+            assert_eq!(Some(position(*queue)), first, "the position is the first open message");
+            assert!(of_queue.open.keys().all(|offset| *offset < of_queue.cursor));
+            count += of_queue.open.len() as u64;
+        }
+        assert_eq!(count, self.count);
+        if let Some(order) = &self.order {
+            let mut again = Self { order: None, ..Self::default() };
+            for (queue, of_queue) in &self.queues {
+                again.queue(*queue, of_queue.cursor);
+                for (offset, open) in &of_queue.open {
+                    again.put((*queue, *offset), *open);
+                }
+            }
+            again.arrange(order.rule());
+            for kind in [Kind::Again, Kind::Exhausted] {
+                let of_messages = again.first_due(kind);
+                assert_eq!(of_messages, order.first_due(kind), "the order is that of the messages");
+            }
+        }
+    }
+}
+
+/// What the record of a delivery says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given<'a> {
+    pub(crate) lease: LeaseId,
+    pub(crate) due: u64,
+    pub(crate) attempt: Option<u64>,
+    pub(crate) cursors: &'a [(QueueId, QueueOffset)],
+    pub(crate) runs: &'a [GivenRun],
+}
+
+fn kept_row((queue, offset): Place, open: &Open) -> OpenMessage {
+    OpenMessage {
+        queue: QueueId::new(queue),
+        offset: QueueOffset::new(offset),
+        state: open.state,
+        same_delivery: open.same_delivery,
+        renewed: open.renewed,
+        due: Timestamp::new(open.due),
+        lease: open.lease,
+        deliveries: open.deliveries,
+        group_hash: open.group_hash,
+    }
+}
+
+fn part_of<T: Clone>(rows: &[T], part: usize) -> Vec<T> {
+    rows.chunks(KEPT_ROWS).nth(part).unwrap_or_default().to_vec()
+}

@@ -1,0 +1,332 @@
+//! Which queues may have fresh messages for a group, and who waits for some. No state: made again after a start.
+//!
+//! A queue is idle, listed or in somebody's hand. It is listed when something of it becomes readable; who looks for
+//! messages takes the one that is listed for longest, and nobody else gets it until he puts it back. So work is found
+//! without a look at other queues, and no two look at one queue. An idle queue costs nothing.
+//!
+//! | it was | something arrives | who has it puts it back |
+//! | --- | --- | --- |
+//! | idle | it is listed | |
+//! | listed | | |
+//! | in a hand | it is noted | listed, if there is more or something was noted; else idle |
+//!
+//! Who finds nothing parks. Whenever something is listed that was not, the one who waits longest is woken, and who
+//! puts back a queue that has more wakes the next: as many as there is work for, one after the other. Who is woken and
+//! goes away without a look wakes the next in his place.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use tokio::sync::oneshot;
+
+use crate::message::{GroupId, TopicId};
+use crate::sync::{AtomicU32, Mutex, Ordering, lock};
+
+type Hasher = foldhash::fast::RandomState;
+type Key = (GroupId, TopicId);
+
+/// Waiters of one group for one topic.
+const MAX_WAITERS: usize = 16_384;
+
+/// Where a queue is, if it is not idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Listed,
+    InHand { noted: bool },
+}
+
+/// What a group has to look at of a topic.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    state: Mutex<State>,
+    /// Queues that are known to have a position, and were looked at once: those below. Relaxed: it only grows, and
+    /// looking twice does no harm.
+    begun: AtomicU32,
+    /// Counts looks. Relaxed: it decides whether fresh messages or others come first.
+    turns: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    listed: VecDeque<u32>,
+    places: HashMap<u32, Place, Hasher>,
+    waiters: VecDeque<oneshot::Sender<()>>,
+    ended: bool,
+}
+
+impl State {
+    fn list(&mut self, queue: u32) {
+        self.places.insert(queue, Place::Listed);
+        self.listed.push_back(queue);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        while let Some(waiter) = self.waiters.pop_front() {
+            if waiter.send(()).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+/// Somebody who waits, until he goes away.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    ready: Arc<Ready>,
+    woken: Option<oneshot::Receiver<()>>,
+}
+
+impl Parked {
+    /// Resolves when he is to look again.
+    pub(crate) async fn woken(&mut self) {
+        if let Some(woken) = &mut self.woken {
+            // Whoever could wake him is gone: he looks, and finds out.
+            let _ = woken.await;
+        }
+        self.woken = None;
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        let Some(woken) = &mut self.woken else { return };
+        woken.close();
+        if woken.try_recv().is_ok() {
+            self.ready.wake();
+        }
+    }
+}
+
+impl Ready {
+    fn new() -> Self {
+        Self { state: Mutex::default(), begun: AtomicU32::new(0), turns: AtomicU32::new(0) }
+    }
+
+    /// So many queues were begun with.
+    pub(crate) fn begun(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// The queues below `queues` have a position, and were looked at.
+    pub(crate) fn begin(&self, queues: u32) {
+        self.begun.fetch_max(queues, Ordering::Relaxed);
+    }
+
+    /// Which look this is.
+    pub(crate) fn turn(&self) -> u32 {
+        self.turns.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Something of a queue can be read.
+    pub(crate) fn arrived(&self, queue: u32) {
+        let mut state = lock(&self.state);
+        match state.places.get_mut(&queue) {
+            None => state.list(queue),
+            Some(Place::Listed) => {}
+            Some(Place::InHand { noted }) => *noted = true,
+        }
+    }
+
+    /// Takes the queue into the hand that is listed for longest.
+    pub(crate) fn take(&self) -> Option<u32> {
+        let mut state = lock(&self.state);
+        let queue = state.listed.pop_front()?;
+        state.places.insert(queue, Place::InHand { noted: false });
+        Some(queue)
+    }
+
+    /// Puts a queue back; it is listed again if it has more.
+    pub(crate) fn put_back(&self, queue: u32, has_more: bool) {
+        let mut state = lock(&self.state);
+        let noted = state.places.remove(&queue) == Some(Place::InHand { noted: true });
+        if has_more || noted {
+            state.list(queue);
+        }
+    }
+
+    /// Whether a queue is listed.
+    pub(crate) fn has_listed(&self) -> bool {
+        !lock(&self.state).listed.is_empty()
+    }
+
+    /// Wakes who waits longest.
+    pub(crate) fn wake(&self) {
+        lock(&self.state).wake();
+    }
+
+    /// Wakes all: they are to look at what has become of the group or the topic.
+    pub(crate) fn wake_all(&self) {
+        let waiters = std::mem::take(&mut lock(&self.state).waiters);
+        waiters.into_iter().for_each(|waiter| {
+            // Gone already.
+            let _ = waiter.send(());
+        });
+    }
+
+    /// How many wait, those that went away lately included.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.state).waiters.len()
+    }
+
+    /// Waits from now on: behind all others, or before them if he was woken for nothing. The caller looks once more
+    /// afterwards. `None`: too many wait.
+    pub(crate) fn park(self: &Arc<Self>, in_front: bool) -> Option<Parked> {
+        let (wake, woken) = oneshot::channel();
+        let mut state = lock(&self.state);
+        if state.waiters.len() >= MAX_WAITERS {
+            state.waiters.retain(|waiter| !waiter.is_closed());
+            if state.waiters.len() >= MAX_WAITERS {
+                return None;
+            }
+        }
+        match state.ended {
+            // At once, by being dropped.
+            true => drop(wake),
+            false if in_front => state.waiters.push_front(wake),
+            false => state.waiters.push_back(wake),
+        }
+        drop(state);
+        Some(Parked { ready: Arc::clone(self), woken: Some(woken) })
+    }
+
+    fn end(&self) {
+        lock(&self.state).ended = true;
+        self.wake_all();
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(crate) struct ReadyTable {
+    all: DashMap<Key, Arc<Ready>, Hasher>,
+    of_topic: DashMap<TopicId, Vec<(GroupId, Arc<Ready>)>, Hasher>,
+}
+
+impl ReadyTable {
+    /// That of a group and a topic, if somebody has asked for messages since the start.
+    pub(crate) fn get(&self, key: Key) -> Option<Arc<Ready>> {
+        self.all.get(&key).map(|ready| Arc::clone(&ready))
+    }
+
+    /// The same, made if it is not there.
+    pub(crate) fn make(&self, key: Key) -> Arc<Ready> {
+        if let Some(ready) = self.get(key) {
+            return ready;
+        }
+        // Under the topic's lock both, so that whoever is in the one is in the other.
+        let mut of_topic = self.of_topic.entry(key.1).or_default();
+        let ready = Arc::clone(&self.all.entry(key).or_insert_with(|| Arc::new(Ready::new())));
+        if !of_topic.iter().any(|(group, _)| *group == key.0) {
+            of_topic.push((key.0, Arc::clone(&ready)));
+        }
+        ready
+    }
+
+    /// Something of a queue can be read: for every group that gets messages of it.
+    pub(crate) fn arrived(&self, topic: TopicId, queue: u32) {
+        if let Some(of_topic) = self.of_topic.get(&topic) {
+            of_topic.iter().for_each(|(_, ready)| ready.arrived(queue));
+        }
+    }
+
+    /// All who wait for messages of a topic look again.
+    pub(crate) fn wake_topic(&self, topic: TopicId) {
+        if let Some(of_topic) = self.of_topic.get(&topic) {
+            of_topic.iter().for_each(|(_, ready)| ready.wake_all());
+        }
+    }
+
+    /// The group or the topic is gone.
+    pub(crate) fn forget(&self, key: Key) {
+        let is_empty = match self.of_topic.get_mut(&key.1) {
+            Some(mut of_topic) => {
+                of_topic.retain(|(group, _)| *group != key.0);
+                of_topic.is_empty()
+            }
+            None => false,
+        };
+        if is_empty {
+            self.of_topic.remove_if(&key.1, |_, of_topic| of_topic.is_empty());
+        }
+        if let Some((_, ready)) = self.all.remove(&key) {
+            ready.end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::now;
+
+    fn ready() -> Arc<Ready> {
+        Arc::new(Ready::new())
+    }
+
+    #[test]
+    fn a_queue_is_in_one_hand_at_a_time_and_comes_back_if_something_arrived_meanwhile() {
+        let ready = ready();
+        [7, 3, 7].into_iter().for_each(|queue| ready.arrived(queue));
+        assert_eq!([ready.take(), ready.take(), ready.take()], [Some(7), Some(3), None]);
+        ready.arrived(7);
+        assert!(!ready.has_listed());
+        ready.put_back(7, false);
+        ready.put_back(3, false);
+        assert_eq!([ready.take(), ready.take()], [Some(7), None]);
+        ready.put_back(7, true);
+        assert_eq!(ready.take(), Some(7));
+    }
+
+    #[test]
+    fn one_arrival_wakes_one_and_who_goes_away_wakes_the_next() {
+        let ready = ready();
+        let mut parked: Vec<_> = (0..3).map(|_| ready.park(false).unwrap()).collect();
+        ready.arrived(1);
+        ready.arrived(1);
+        assert_eq!(ready.waiting(), 2);
+        assert_eq!(now(parked[1].woken()), None);
+        // The first was woken and has not looked.
+        drop(parked.remove(0));
+        assert_eq!(ready.waiting(), 1);
+        assert_eq!(now(parked[0].woken()), Some(()));
+        // He found nothing, and waits before the others again.
+        let mut first = ready.park(true).unwrap();
+        ready.arrived(2);
+        assert_eq!(now(first.woken()), Some(()));
+        assert_eq!(now(parked[1].woken()), None);
+        // Gone before anybody woke him.
+        drop(parked);
+        ready.put_back(ready.take().unwrap(), true);
+        assert_eq!(ready.waiting(), 0);
+    }
+
+    #[test]
+    fn no_more_wait_than_may_and_those_that_went_do_not_count() {
+        let ready = ready();
+        let parked: Vec<_> = (0..MAX_WAITERS).map(|_| ready.park(false).unwrap()).collect();
+        assert!(ready.park(false).is_none());
+        drop(parked);
+        assert!(ready.park(false).is_some());
+        assert_eq!(ready.waiting(), 1);
+    }
+
+    #[test]
+    fn who_waits_for_what_is_gone_looks_at_once() {
+        let table = ReadyTable::default();
+        let key = (GroupId::new(1), TopicId::new(2));
+        let ready = table.make(key);
+        assert!(Arc::ptr_eq(&ready, &table.make(key)));
+        let mut parked = ready.park(false).unwrap();
+        table.arrived(TopicId::new(3), 0);
+        assert_eq!(now(parked.woken()), None);
+        table.forget(key);
+        assert_eq!(now(parked.woken()), Some(()));
+        assert_eq!(now(ready.park(false).unwrap().woken()), Some(()));
+        assert!(table.get(key).is_none());
+        table.arrived(key.1, 0);
+        assert!(!ready.has_listed());
+    }
+}

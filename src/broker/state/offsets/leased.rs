@@ -1,0 +1,774 @@
+//! What consumers do to a (group, topic): get messages, finish them, keep them on.
+//!
+//! Each is decided under the unit's mutex, appended as one record, and applied; replay applies the same. What is open
+//! and what is due is in `leases/`; that a position is the first open message, or the cursor, is kept here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::{Hasher, Offsets, Unit};
+use crate::broker::state::groups::GroupEntry;
+use crate::broker::state::leases::{
+    Claim, Due, Given, Kind, Leases, Lock, OpenCount, Place, Rule, Standing, Taken,
+};
+use crate::broker::state::topics::TopicEntry;
+use crate::broker::state::{append, append_with};
+use crate::format::state_record::{ChangedLease, GivenRun, OpenState, Run, Transition};
+use crate::message::{
+    Epoch, GroupId, LeaseId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
+};
+use crate::store::{AppendError, NewRecord, Store};
+use crate::sync::{Mutex, Ordering, lock};
+
+/// Open messages of one queue for one group: at so many no fresh ones are given, until some are finished.
+pub(crate) const MAX_OPEN_IN_QUEUE: usize = 10_000;
+
+/// A group and a topic that messages are given of, and by which rule.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Consumer<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) group: &'a GroupEntry,
+    pub(crate) topic: &'a Arc<TopicEntry>,
+}
+
+impl Consumer<'_> {
+    pub(crate) fn key(&self) -> (GroupId, TopicId) {
+        (self.group.id(), self.topic.id())
+    }
+
+    fn rule(&self) -> Rule {
+        let settings = self.group.settings();
+        Rule { ordered: settings.ordered, most: settings.max_attempts.unwrap_or(u32::MAX) }
+    }
+
+    fn is_gone(&self, unit: &Unit) -> bool {
+        unit.forgotten || self.group.is_dead() || self.topic.handle().is_dead()
+    }
+}
+
+/// Fresh messages of a queue that are to be given; what of it is not among them is finished by passing over it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fresh {
+    pub(crate) queue: u32,
+    /// The cursor that they were read from.
+    pub(crate) from: u64,
+    /// Where the next one is read from.
+    pub(crate) to: u64,
+    /// Offset and hash of the message group of each, rising.
+    pub(crate) messages: Vec<(u64, u32)>,
+}
+
+/// What is to be given, and for how long.
+#[derive(Debug, Default)]
+pub(crate) struct Giving<'a> {
+    /// In the hand, to be delivered again.
+    pub(crate) again: &'a [Due],
+    /// In the hand, and not wanted or not there any more.
+    pub(crate) finished: &'a [Due],
+    /// Leased to the same try of a receive, and given to it once more.
+    pub(crate) repeated: &'a [Due],
+    pub(crate) fresh: &'a [Fresh],
+    pub(crate) due: u64,
+    /// Which try of a receive it is for.
+    pub(crate) attempt: Option<u64>,
+}
+
+/// A message that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GivenMessage {
+    pub(crate) place: Place,
+    pub(crate) delivery: u32,
+    /// Whether this is its first lease.
+    pub(crate) is_first: bool,
+}
+
+/// What became of a giving.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Gave {
+    /// These were given, all with this lease; fewer than were wanted if something came in between.
+    Done { lease: LeaseId, messages: Vec<GivenMessage> },
+    /// Nothing: the group or the topic is being deleted.
+    Deleted,
+    /// Nothing: there are too many open messages, or too many positions.
+    Limit,
+}
+
+/// What became of claims.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// Of each claim, whether it was worth something; the new lease if it was changed.
+    pub(crate) results: Vec<Option<LeaseId>>,
+    /// It may be said once the log is durable up to here.
+    pub(crate) end: PhysicalOffset,
+    /// Something can be delivered now that could not before.
+    pub(crate) has_due: bool,
+    /// Queues of which fresh messages can be given again.
+    pub(crate) opened: Vec<u32>,
+}
+
+/// What a claim is to become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    pub(crate) claim: Claim,
+    pub(crate) due: u64,
+    pub(crate) state: OpenState,
+    pub(crate) same_delivery: bool,
+}
+
+impl Unit {
+    fn position_or_begin(&self, queue: u32) -> u64 {
+        self.get(QueueId::new(queue)).unwrap_or_default().get()
+    }
+
+    fn standing(&self, claim: Claim, now: Epoch) -> Standing {
+        let position = self.position_or_begin(claim.place.0);
+        match &self.leases {
+            Some(leases) => leases.standing(claim, position, now),
+            // A power cut may have taken all that there was.
+            None => Leases::default().standing(claim, position, now),
+        }
+    }
+
+    fn lease_rows(&self) -> u64 {
+        self.leases.as_ref().map_or(0, |leases| leases.rows())
+    }
+
+    /// The one place where leases change. Returns how many rows the unit got by it.
+    pub(super) fn apply_leases(&mut self, transition: &Transition, end: PhysicalOffset) -> u64 {
+        let mut leases = self.leases.take().unwrap_or_default();
+        let position = |queue| self.position_or_begin(queue);
+        let positions = match transition {
+            Transition::LeasesGiven { epoch, due, attempt, cursors, runs, .. } => {
+                let lease = LeaseId { epoch: *epoch, number: end.get() };
+                let (due, attempt) = (due.get(), *attempt);
+                leases.given(Given { lease, due, attempt, cursors, runs }, position)
+            }
+            Transition::MessagesFinished { runs, .. } => leases.finished(runs),
+            Transition::LeasesChanged { epoch, leases: changed, .. } => {
+                leases.changed(LeaseId { epoch: *epoch, number: end.get() }, changed);
+                Vec::new()
+            }
+            _ => Vec::new(),
+        };
+        self.leases = Some(leases);
+        // Bound already, unless the record that bound it is damaged.
+        self.transition(1, &positions, end)
+    }
+}
+
+impl Offsets {
+    /// The most open messages there may be in all, those included that are remembered after their end.
+    pub(crate) const MAX_OPEN: u64 = 8_000_000;
+
+    /// Whether a group has a position in every queue of a topic; else the queues that it has none in, of those below
+    /// `queues`.
+    pub(crate) fn unbound(&self, consumer: Consumer<'_>) -> Option<Vec<QueueId>> {
+        let queues = consumer.topic.handle().queues();
+        let Some(unit) = self.units.get(&consumer.key()).map(|unit| Arc::clone(&unit)) else {
+            return Some((0..queues).map(QueueId::new).collect());
+        };
+        let unit = lock(&unit);
+        let unbound = (0..queues).map(QueueId::new).filter(|queue| unit.get(*queue).is_none());
+        let unbound: Vec<_> = unbound.collect();
+        (!unbound.is_empty()).then_some(unbound)
+    }
+
+    /// Where a group goes on with fresh messages of some queues, and how many it can get there.
+    pub(crate) fn cursors(&self, consumer: Consumer<'_>, queues: &[u32]) -> Vec<(u64, usize)> {
+        let Some(unit) = self.known(consumer.key()) else { return vec![(0, 0); queues.len()] };
+        let unit = lock(&unit);
+        let cursor = |queue: &u32| {
+            let position = unit.position_or_begin(*queue);
+            match &unit.leases {
+                Some(leases) => {
+                    let room = MAX_OPEN_IN_QUEUE.saturating_sub(leases.count_in(*queue));
+                    (leases.cursor(*queue, position), room)
+                }
+                None => (position, MAX_OPEN_IN_QUEUE),
+            }
+        };
+        queues.iter().map(cursor).collect()
+    }
+
+    /// Takes up to `room` messages that are due into the hand.
+    pub(crate) fn take_due(
+        &self,
+        consumer: Consumer<'_>,
+        kind: Kind,
+        now: u64,
+        room: usize,
+    ) -> Taken {
+        let Some(unit) = self.known(consumer.key()) else { return Taken::default() };
+        let mut unit = lock(&unit);
+        match &mut unit.leases {
+            Some(leases) => {
+                leases.arrange(consumer.rule());
+                leases.take_due(kind, now, room)
+            }
+            None => Taken::default(),
+        }
+    }
+
+    /// Puts back what was taken, whatever has become of it.
+    pub(crate) fn put_back(&self, key: (GroupId, TopicId), taken: &Taken) {
+        let Some(unit) = self.known(key) else { return };
+        let mut unit = lock(&unit);
+        if let Some(leases) = &mut unit.leases {
+            leases.put_back(taken);
+            self.look_again(key, leases);
+        }
+    }
+
+    /// What was given for a try of a receive and is still leased to it.
+    pub(crate) fn of_attempt(&self, consumer: Consumer<'_>, attempt: u64, now: u64) -> Vec<Due> {
+        let Some(unit) = self.known(consumer.key()) else { return Vec::new() };
+        let unit = lock(&unit);
+        unit.leases.as_ref().map_or(Vec::new(), |leases| leases.of_attempt(attempt, now))
+    }
+
+    /// Gives messages: all of them with one record. What was finished, given or reset since it was looked at is left
+    /// out. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: nothing is given. After `NotReady` await space and call again.
+    pub(crate) fn give(
+        &self,
+        consumer: Consumer<'_>,
+        giving: &Giving<'_>,
+    ) -> Result<Gave, AppendError> {
+        let key = consumer.key();
+        let Some(unit) = self.known(key) else { return Ok(Gave::Deleted) };
+        let mut unit = lock(&unit);
+        if consumer.is_gone(&unit) {
+            return Ok(Gave::Deleted);
+        }
+        let mut leases = unit.leases.take();
+        if let Some(leases) = &mut leases {
+            leases.arrange(consumer.rule());
+        }
+        let plan = match &leases {
+            Some(leases) => Plan::of(&unit, leases, giving),
+            None => {
+                let mut none = Leases::default();
+                none.arrange(consumer.rule());
+                Plan::of(&unit, &none, giving)
+            }
+        };
+        unit.leases = leases;
+        let epoch = consumer.store.epoch();
+        let transitions = plan.transitions(key, epoch, giving);
+        if transitions.is_empty() {
+            let lease = LeaseId::default();
+            return Ok(Gave::Done { lease, messages: Vec::new() });
+        }
+        let Some(end) = self.append_leases(consumer, &mut unit, &transitions, plan.added)? else {
+            return Ok(Gave::Limit);
+        };
+        let lease = LeaseId { epoch, number: end.get() };
+        Ok(Gave::Done { lease, messages: plan.messages })
+    }
+
+    /// Finishes what was claimed: all of it with one record. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: nothing is finished. After `NotReady` await space and call again.
+    pub(crate) fn finish(
+        &self,
+        consumer: Consumer<'_>,
+        claims: &[Claim],
+    ) -> Result<Settled, AppendError> {
+        let Some(unit) = self.known(consumer.key()) else {
+            return Ok(Settled::nothing(claims.len()));
+        };
+        let mut unit = lock(&unit);
+        if consumer.is_gone(&unit) {
+            return Ok(Settled::nothing(claims.len()));
+        }
+        let now = consumer.store.epoch();
+        let (mut held, mut lost) = (BTreeSet::new(), BTreeMap::<u32, BTreeSet<u64>>::new());
+        let mut standings = Vec::with_capacity(claims.len());
+        for claim in claims {
+            let standing = unit.standing(*claim, now);
+            match standing {
+                Standing::Held => {
+                    held.insert(claim.place);
+                }
+                Standing::Lost => {
+                    lost.entry(claim.place.0).or_default().insert(claim.place.1);
+                }
+                Standing::Finished | Standing::Stale => {}
+            }
+            standings.push(standing);
+        }
+        let (cursors, runs) = passed(&unit, &mut lost, consumer.rule().ordered);
+        let (group, topic) = consumer.key();
+        let mut transitions = Vec::new();
+        if !cursors.is_empty() {
+            let (epoch, due, attempt) = (now, Timestamp::ZERO, None);
+            let added = runs.iter().map(|run| u64::from(run.run.count)).sum();
+            let given =
+                Transition::LeasesGiven { group, topic, epoch, due, attempt, cursors, runs };
+            transitions.push((given, added));
+        }
+        if !held.is_empty() {
+            transitions
+                .push((Transition::MessagesFinished { group, topic, runs: runs_of(&held) }, 0));
+        }
+        let is_worth = |(claim, standing): (&Claim, Standing)| match standing {
+            Standing::Held | Standing::Finished => Some(claim.lease),
+            Standing::Lost => lost
+                .get(&claim.place.0)
+                .filter(|offsets| offsets.contains(&claim.place.1))
+                .map(|_| claim.lease),
+            Standing::Stale => None,
+        };
+        let results = claims.iter().zip(standings).map(is_worth).collect();
+        let added = transitions.iter().map(|(_, added)| added).sum();
+        let transitions: Vec<_> = transitions.into_iter().map(|(one, _)| one).collect();
+        self.settle(consumer, &mut unit, &transitions, added, results)
+    }
+
+    /// Makes other leases of those that were claimed: all of it with one record. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: nothing is changed. After `NotReady` await space and call again.
+    pub(crate) fn change(
+        &self,
+        consumer: Consumer<'_>,
+        changes: &[Change],
+    ) -> Result<Settled, AppendError> {
+        let Some(unit) = self.known(consumer.key()) else {
+            return Ok(Settled::nothing(changes.len()));
+        };
+        let mut unit = lock(&unit);
+        if consumer.is_gone(&unit) {
+            return Ok(Settled::nothing(changes.len()));
+        }
+        let (epoch, mut places) = (consumer.store.epoch(), BTreeSet::new());
+        let (mut leases, mut results) = (Vec::new(), Vec::with_capacity(changes.len()));
+        for change in changes {
+            let place = change.claim.place;
+            let is_held = unit.standing(change.claim, epoch) == Standing::Held;
+            // Of two for one message the first makes the other stale.
+            if !is_held || !places.insert(place) {
+                results.push(None);
+                continue;
+            }
+            leases.push(ChangedLease {
+                queue: QueueId::new(place.0),
+                offset: QueueOffset::new(place.1),
+                state: change.state,
+                same_delivery: change.same_delivery,
+                due: Timestamp::new(change.due),
+            });
+            results.push(Some(change.claim.lease));
+        }
+        let (group, topic) = consumer.key();
+        let transitions = match leases.is_empty() {
+            true => Vec::new(),
+            false => vec![Transition::LeasesChanged { group, topic, epoch, leases }],
+        };
+        let mut settled = self.settle(consumer, &mut unit, &transitions, 0, results)?;
+        let lease = LeaseId { epoch, number: settled.end.get() };
+        settled.results.iter_mut().flatten().for_each(|result| *result = lease);
+        Ok(settled)
+    }
+
+    /// Finishes a message whose lease is as it was taken into the hand, together with what becomes of it: all of it or
+    /// nothing. `None`: its lease is another one. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: nothing is finished or stored. After `NotReady` await space and call again.
+    pub(crate) fn bury(
+        &self,
+        consumer: Consumer<'_>,
+        due: Due,
+        becomes: Vec<NewRecord>,
+    ) -> Result<Option<PhysicalOffset>, AppendError> {
+        let Some(unit) = self.known(consumer.key()) else { return Ok(None) };
+        let mut unit = lock(&unit);
+        let open = unit.leases.as_ref().and_then(|leases| leases.get(due.place));
+        if consumer.is_gone(&unit) || open.is_none_or(|open| open.lease != due.open.lease) {
+            return Ok(None);
+        }
+        let (group, topic) = consumer.key();
+        let runs = runs_of(&BTreeSet::from([due.place]));
+        let transitions = [Transition::MessagesFinished { group, topic, runs }];
+        let end = append_with(consumer.store, becomes, &transitions)?;
+        self.apply_all(consumer.key(), &mut unit, &transitions, end);
+        Ok(Some(end))
+    }
+
+    /// The open message that a claim holds.
+    pub(crate) fn held(&self, consumer: Consumer<'_>, claim: Claim) -> Option<Due> {
+        let unit = self.known(consumer.key())?;
+        let unit = lock(&unit);
+        if consumer.is_gone(&unit) || unit.standing(claim, consumer.store.epoch()) != Standing::Held
+        {
+            return None;
+        }
+        let open = *unit.leases.as_ref()?.get(claim.place)?;
+        Some(Due { place: claim.place, open })
+    }
+
+    /// How the open messages of queues stand.
+    pub(crate) fn open_in(
+        &self,
+        key: (GroupId, TopicId),
+        queue: QueueId,
+        now: u64,
+    ) -> (OpenCount, Option<QueueOffset>) {
+        let Some(unit) = self.known(key) else { return (OpenCount::default(), None) };
+        let unit = lock(&unit);
+        match (&unit.leases, unit.get(queue)) {
+            (Some(leases), Some(position)) => {
+                let cursor = leases.cursor(queue.get(), position.get());
+                (leases.count_by_state(queue.get(), now), Some(QueueOffset::new(cursor)))
+            }
+            (_, position) => (OpenCount::default(), position),
+        }
+    }
+
+    /// How many messages are open or remembered in all.
+    pub(crate) fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// The (group, topic)s that the timer has to look at by now.
+    pub(crate) fn fired(&self, now: u64) -> Vec<(GroupId, TopicId)> {
+        let mut timers = lock(&self.timers);
+        let mut fired = Vec::new();
+        while let Some((due, group, topic)) = timers.first().copied()
+            && due <= now
+        {
+            timers.pop_first();
+            fired.push((group, topic));
+        }
+        drop(timers);
+        for key in &fired {
+            if let Some(unit) = self.known(*key)
+                && let Some(leases) = &mut lock(&unit).leases
+            {
+                leases.timer = None;
+            }
+        }
+        fired
+    }
+
+    /// When the timer has to look next.
+    pub(crate) fn next_timer(&self) -> Option<u64> {
+        lock(&self.timers).first().map(|(due, _, _)| *due)
+    }
+
+    /// After a look: whether messages can be delivered now, and the next look is set.
+    pub(crate) fn looked(&self, consumer: Consumer<'_>, now: u64) -> bool {
+        let Some(unit) = self.known(consumer.key()) else { return false };
+        let mut unit = lock(&unit);
+        let Some(leases) = &mut unit.leases else { return false };
+        leases.arrange(consumer.rule());
+        if let Some(due) = leases.next_look(now) {
+            self.set_timer(consumer.key(), leases, due);
+        }
+        leases.first_due(Kind::Again).is_some_and(|due| due <= now)
+    }
+
+    /// Whether messages can be delivered again by now.
+    pub(crate) fn has_due(&self, consumer: Consumer<'_>, now: u64) -> bool {
+        let Some(unit) = self.known(consumer.key()) else { return false };
+        let mut unit = lock(&unit);
+        let Some(leases) = &mut unit.leases else { return false };
+        leases.arrange(consumer.rule());
+        leases.first_due(Kind::Again).is_some_and(|due| due <= now)
+    }
+
+    /// Whether every promise of a unit's leases holds; for tests.
+    #[cfg(test)]
+    pub(crate) fn check(&self, key: (GroupId, TopicId), position: impl Fn(u32) -> u64) {
+        if let Some(unit) = self.known(key)
+            && let Some(leases) = &lock(&unit).leases
+        {
+            leases.check(position);
+        }
+    }
+
+    fn known(&self, key: (GroupId, TopicId)) -> Option<Arc<Mutex<Unit>>> {
+        self.units.get(&key).map(|unit| Arc::clone(&unit))
+    }
+
+    /// Appends and applies; `None`: there are too many open messages or positions.
+    fn append_leases(
+        &self,
+        consumer: Consumer<'_>,
+        unit: &mut Unit,
+        transitions: &[Transition],
+        added: u64,
+    ) -> Result<Option<PhysicalOffset>, AppendError> {
+        let queues: BTreeSet<_> = transitions.iter().flat_map(queues_of).collect();
+        let rows = unit.missing(queues.into_iter());
+        if added > 0 && self.open.load(Ordering::Relaxed) + added > Self::MAX_OPEN
+            || rows > 0 && self.rows.load(Ordering::Relaxed) + rows > Self::MAX_ROWS
+        {
+            return Ok(None);
+        }
+        let end = append(consumer.store, transitions)?;
+        self.apply_all(consumer.key(), unit, transitions, end);
+        Ok(Some(end))
+    }
+
+    /// Applies transitions of a record, just appended or found again, and counts what they come to.
+    pub(super) fn apply_all(
+        &self,
+        key: (GroupId, TopicId),
+        unit: &mut Unit,
+        transitions: &[Transition],
+        end: PhysicalOffset,
+    ) {
+        let before = unit.lease_rows();
+        for transition in transitions {
+            let rows = unit.apply_leases(transition, end);
+            self.rows.fetch_add(rows, Ordering::Relaxed);
+        }
+        self.recount(before, unit.lease_rows());
+        if let Some(leases) = &mut unit.leases {
+            self.look_again(key, leases);
+        }
+    }
+
+    pub(super) fn recount(&self, before: u64, after: u64) {
+        self.open.fetch_add(after, Ordering::Relaxed);
+        self.open.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Sets the timer of a unit to what is due first, if that is before what it is set to.
+    pub(super) fn look_again(&self, key: (GroupId, TopicId), leases: &mut Leases) {
+        let due = match leases.has_order() {
+            true => [Kind::Again, Kind::Exhausted].map(|kind| leases.first_due(kind)),
+            // Nobody knows yet what is due: the timer asks.
+            false => [(leases.count() > 0).then_some(0), None],
+        };
+        if let Some(due) = due.into_iter().flatten().min() {
+            self.set_timer(key, leases, due);
+        }
+    }
+
+    fn set_timer(&self, key: (GroupId, TopicId), leases: &mut Leases, due: u64) {
+        if leases.timer.is_some_and(|timer| timer <= due) {
+            return;
+        }
+        let mut timers = lock(&self.timers);
+        if let Some(old) = leases.timer.replace(due) {
+            timers.remove(&(old, key.0, key.1));
+        }
+        let is_first = timers.first().is_none_or(|first| (due, key.0, key.1) < *first);
+        timers.insert((due, key.0, key.1));
+        drop(timers);
+        if is_first {
+            self.timer_set.notify_one();
+        }
+    }
+
+    fn settle(
+        &self,
+        consumer: Consumer<'_>,
+        unit: &mut Unit,
+        transitions: &[Transition],
+        added: u64,
+        mut results: Vec<Option<LeaseId>>,
+    ) -> Result<Settled, AppendError> {
+        let queues: BTreeSet<u32> =
+            transitions.iter().flat_map(queues_of).map(QueueId::get).collect();
+        let full = |unit: &Unit, queue: u32| {
+            let leases = unit.leases.as_ref();
+            leases.is_some_and(|leases| leases.count_in(queue) >= MAX_OPEN_IN_QUEUE)
+        };
+        let were_full: Vec<_> = queues.into_iter().filter(|queue| full(unit, *queue)).collect();
+        let mut end = unit.applied;
+        if !transitions.is_empty() {
+            match self.append_leases(consumer, unit, transitions, added)? {
+                Some(appended) => end = appended,
+                None => results.iter_mut().for_each(|result| *result = None),
+            }
+        }
+        let opened = were_full.into_iter().filter(|queue| !full(unit, *queue)).collect();
+        let has_due = match &mut unit.leases {
+            Some(leases) => {
+                leases.arrange(consumer.rule());
+                let now = consumer.store.lease_time().get();
+                leases.first_due(Kind::Again).is_some_and(|due| due <= now)
+            }
+            None => false,
+        };
+        Ok(Settled { results, end, has_due, opened })
+    }
+}
+
+impl Settled {
+    fn nothing(count: usize) -> Self {
+        Self {
+            results: vec![None; count],
+            end: PhysicalOffset::ZERO,
+            has_due: false,
+            opened: Vec::new(),
+        }
+    }
+}
+
+/// What a giving comes to.
+#[derive(Debug, Default)]
+struct Plan {
+    cursors: Vec<(QueueId, QueueOffset)>,
+    runs: Vec<GivenRun>,
+    finished: BTreeSet<Place>,
+    messages: Vec<GivenMessage>,
+    /// Open messages more than before.
+    added: u64,
+}
+
+impl Plan {
+    /// What of a giving is still true.
+    fn of(unit: &Unit, leases: &Leases, giving: &Giving<'_>) -> Self {
+        let mut plan = Self::default();
+        let is_unchanged =
+            |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
+        // How many open messages of a message group this giving has in its hand.
+        let mut own = HashMap::<Lock, usize, Hasher>::default();
+        for due in giving.again.iter().filter(is_unchanged) {
+            let (open, is_first) = (due.open, !due.was_leased());
+            plan.deliver(due.place, open.next_delivery(), open.group_hash, is_first);
+            *own.entry(due.lock()).or_default() += 1;
+        }
+        for due in giving.repeated.iter().filter(is_unchanged) {
+            plan.deliver(due.place, due.open.deliveries.max(1), due.open.group_hash, false);
+        }
+        for due in giving.finished.iter().filter(is_unchanged) {
+            plan.finished.insert(due.place);
+            *own.entry(due.lock()).or_default() += 1;
+        }
+        for fresh in giving.fresh {
+            let position = unit.position_or_begin(fresh.queue);
+            let is_moved = leases.cursor(fresh.queue, position) != fresh.from;
+            if is_moved || fresh.to <= fresh.from {
+                continue;
+            }
+            plan.cursors.push((QueueId::new(fresh.queue), QueueOffset::new(fresh.to)));
+            for (offset, group_hash) in &fresh.messages {
+                let place = (fresh.queue, *offset);
+                plan.added += 1;
+                // All of the message group that is open goes to the same consumer, before this one.
+                let is_free = leases.lock_if_ordered(fresh.queue, *group_hash).is_none_or(|of| {
+                    leases.open_of(of) <= own.get(&of).copied().unwrap_or_default()
+                });
+                match is_free {
+                    true => plan.deliver(place, 1, *group_hash, true),
+                    false => plan.add(place, 0, *group_hash),
+                }
+            }
+        }
+        plan
+    }
+
+    fn deliver(&mut self, place: Place, delivery: u32, group_hash: u32, is_first: bool) {
+        self.messages.push(GivenMessage { place, delivery, is_first });
+        self.add(place, delivery, group_hash);
+    }
+
+    /// A row, or one more of the last one.
+    fn add(&mut self, (queue, offset): Place, delivery: u32, group_hash: u32) {
+        if let Some(last) = self.runs.last_mut()
+            && (last.run.queue.get(), last.delivery, last.group_hash)
+                == (queue, delivery, group_hash)
+            && last.run.first.get() + u64::from(last.run.count) == offset
+        {
+            last.run.count += 1;
+            return;
+        }
+        let run = Run { queue: QueueId::new(queue), first: QueueOffset::new(offset), count: 1 };
+        self.runs.push(GivenRun { run, delivery, group_hash });
+    }
+
+    fn transitions(
+        &self,
+        (group, topic): (GroupId, TopicId),
+        epoch: Epoch,
+        giving: &Giving<'_>,
+    ) -> Vec<Transition> {
+        let mut transitions = Vec::with_capacity(2);
+        if !self.finished.is_empty() {
+            let runs = runs_of(&self.finished);
+            transitions.push(Transition::MessagesFinished { group, topic, runs });
+        }
+        if !self.cursors.is_empty() || !self.runs.is_empty() {
+            transitions.push(Transition::LeasesGiven {
+                group,
+                topic,
+                epoch,
+                due: Timestamp::new(giving.due),
+                attempt: giving.attempt.filter(|_| !self.messages.is_empty()),
+                cursors: self.cursors.clone(),
+                runs: self.runs.clone(),
+            });
+        }
+        transitions
+    }
+}
+
+/// Places as runs.
+fn runs_of(places: &BTreeSet<Place>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (queue, offset) in places {
+        match runs.last_mut() {
+            Some(last)
+                if last.queue.get() == *queue
+                    && last.first.get() + u64::from(last.count) == *offset =>
+            {
+                last.count += 1;
+            }
+            _ => {
+                let (queue, first) = (QueueId::new(*queue), QueueOffset::new(*offset));
+                runs.push(Run { queue, first, count: 1 });
+            }
+        }
+    }
+    runs
+}
+
+/// The queues that a transition may give a position.
+fn queues_of(transition: &Transition) -> Vec<QueueId> {
+    match transition {
+        Transition::LeasesGiven { cursors, runs, .. } => {
+            let of_cursors = cursors.iter().map(|(queue, _)| *queue);
+            of_cursors.chain(runs.iter().map(|row| row.run.queue)).collect()
+        }
+        Transition::MessagesFinished { runs, .. } => runs.iter().map(|run| run.queue).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Messages that are finished though the log does not know that they were offered: a power cut took the record. The
+/// group passes over them, and what lies in between is open. `lost` keeps those with which that is done: in a queue
+/// with too much in between it is not, nor in an ordered group, which does not know the message groups in between.
+fn passed(
+    unit: &Unit,
+    lost: &mut BTreeMap<u32, BTreeSet<u64>>,
+    ordered: bool,
+) -> (Vec<(QueueId, QueueOffset)>, Vec<GivenRun>) {
+    let (mut cursors, mut plan) = (Vec::new(), Plan::default());
+    lost.retain(|queue, offsets| {
+        let position = unit.position_or_begin(*queue);
+        let leases = unit.leases.as_ref();
+        let cursor = leases.map_or(position, |leases| leases.cursor(*queue, position));
+        let open = leases.map_or(0, |leases| leases.count_in(*queue)) as u64;
+        let Some(last) = offsets.last().copied() else { return false };
+        let between = (last + 1).saturating_sub(cursor) - offsets.len() as u64;
+        let room = if ordered { 0 } else { (MAX_OPEN_IN_QUEUE as u64).saturating_sub(open) };
+        if between > room {
+            return false;
+        }
+        cursors.push((QueueId::new(*queue), QueueOffset::new(last + 1)));
+        for offset in (cursor..last).filter(|offset| !offsets.contains(offset)) {
+            plan.add((*queue, offset), 0, 0);
+        }
+        true
+    });
+    (cursors, plan.runs)
+}

@@ -1,0 +1,114 @@
+//! The one task that looks after leases: it wakes who waits when a message is due again, and makes dead letters of
+//! what was delivered as often as it may be.
+//!
+//! It sleeps until the first (group, topic) has something due, looks at that one, and at no other. Nothing is due in
+//! one without open messages, so those cost nothing. Leases need it for nothing else: that one is over is found by who
+//! looks.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Broker;
+use super::dead_letter::Buried;
+use super::state::leases::Kind;
+use super::state::offsets::leased::Consumer;
+use crate::format::attributes::DeadReason;
+use crate::message::{GroupId, TopicId};
+
+/// Messages that become dead letters before others get their turn.
+const STEP: usize = 32;
+
+/// How long it rests after something failed.
+const REST: Duration = Duration::from_secs(1);
+
+/// How long a dead letter may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+impl Broker {
+    /// Looks after leases until the broker drains. For one task; another one beside it does no harm.
+    pub async fn tend_leases(&self) {
+        let mut draining = self.draining.subscribe();
+        tokio::select! {
+            () = self.tend_for_ever() => {}
+            _ = draining.wait_for(|draining| *draining) => {}
+        }
+    }
+
+    async fn tend_for_ever(&self) {
+        loop {
+            let timer_set = self.state.offsets.timer_set.notified();
+            tokio::pin!(timer_set);
+            // Registered before the look: a timer that is set in between is not missed.
+            timer_set.as_mut().enable();
+            if !self.tend_due().await {
+                sleep(REST).await;
+            }
+            match self.state.offsets.next_timer() {
+                Some(due) => {
+                    let left = due.saturating_sub(self.store.lease_time().get());
+                    // Over, or told that another one is first: looked at either way.
+                    let _ = timeout(Duration::from_millis(left), timer_set).await;
+                }
+                None => timer_set.await,
+            }
+        }
+    }
+
+    /// One look at all that is due by now. `false`: a dead letter could not be made.
+    pub async fn tend_due(&self) -> bool {
+        let mut is_well = true;
+        for key in self.state.offsets.fired(self.store.lease_time().get()) {
+            is_well &= self.tend(key).await;
+        }
+        is_well
+    }
+
+    async fn tend(&self, (group, topic): (GroupId, TopicId)) -> bool {
+        let (Some(group), Some(topic)) =
+            (self.state.groups.by_id(group), self.state.topics.by_id(topic))
+        else {
+            return true;
+        };
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let offsets = &self.state.offsets;
+        let mut is_well = true;
+        loop {
+            let now = self.store.lease_time().get();
+            let taken = offsets.take_due(consumer, Kind::Exhausted, now, STEP);
+            if taken.due.is_empty() {
+                offsets.put_back(consumer.key(), &taken);
+                break;
+            }
+            for due in &taken.due {
+                let buried = match Self::may_bury(consumer) {
+                    true => {
+                        let deadline = Instant::now() + DEADLINE;
+                        self.bury(consumer, *due, DeadReason::Attempts, deadline).await
+                    }
+                    false => {
+                        self.keep_for_later(consumer, *due);
+                        Ok(Buried::Stale)
+                    }
+                };
+                if let Err(error) = buried {
+                    let (group, topic) = (group.name(), topic.name());
+                    tracing::warn!(%error, group, topic, "a dead letter cannot be stored");
+                    self.keep_for_later(consumer, *due);
+                    is_well = false;
+                }
+            }
+            offsets.put_back(consumer.key(), &taken);
+            if !is_well {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        if offsets.looked(consumer, self.store.lease_time().get())
+            && let Some(ready) = offsets.ready.get(consumer.key())
+        {
+            ready.wake();
+        }
+        is_well
+    }
+}

@@ -1,0 +1,122 @@
+//! Receive, Ack and Extend, through the native client.
+
+use std::time::Duration;
+
+use mainstem::client::{
+    Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Reason, Receive,
+};
+use mainstem::message::{QueueId, QueueOffset};
+use mainstem::proto::{ExtendEntry, ExtendRequest, TopicConfig};
+use tonic::Code;
+
+use crate::support::{Server, batch, refusal, refused, to};
+
+const RECEIVE: Receive<'_> = Receive {
+    group: "g",
+    topic: "t",
+    filter: Filter::All,
+    max_messages: 10,
+    invisible: Duration::from_secs(60),
+    wait: Duration::ZERO,
+    attempt: "",
+};
+
+/// A server with a topic of two queues, three messages in them, and a group.
+async fn server() -> (Server, Client) {
+    let server = Server::start().await;
+    server.create("t", TopicConfig { queues: 2, ..TopicConfig::default() }).await;
+    server.send(to("t", Some(0), batch(&["a", "b"]))).await.unwrap();
+    server.send(to("t", Some(1), batch(&["c"]))).await.unwrap();
+    let client = Client::connect(&server.at.grpc.to_string()).await.unwrap();
+    client.create_group("g", &GroupSettings::default()).await.unwrap();
+    (server, client)
+}
+
+fn bodies(leased: &[Leased]) -> Vec<(String, u32)> {
+    let body = |one: &Leased| String::from_utf8(one.message.body.to_vec()).unwrap();
+    let mut bodies: Vec<_> = leased.iter().map(|one| (body(one), one.delivery)).collect();
+    bodies.sort();
+    bodies
+}
+
+fn wanted(bodies: &[(&str, u32)]) -> Vec<(String, u32)> {
+    bodies.iter().map(|(body, delivery)| ((*body).to_owned(), *delivery)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_received_kept_on_given_back_and_acknowledged() {
+    let (_server, client) = server().await;
+    let leased = client.receive(&RECEIVE).await.unwrap();
+    assert_eq!(bodies(&leased), wanted(&[("a", 1), ("b", 1), ("c", 1)]));
+    assert_eq!(client.receive(&RECEIVE).await.unwrap(), []);
+    let handle =
+        |body: &[u8]| leased.iter().find(|one| one.message.body == body).unwrap().handle.as_str();
+    assert!(handle(b"a").len() <= 256);
+    let progress = client.progress("g", "t").await.unwrap();
+    let split: Vec<_> = progress.iter().map(|row| (row.ready, row.leased, row.waiting)).collect();
+    assert_eq!(split, [(0, 2, 0), (0, 1, 0)]);
+
+    let holds = [
+        (handle(b"a"), Hold::For(Duration::from_secs(30))),
+        (handle(b"b"), Hold::RetryAfter(Duration::from_secs(600))),
+        (handle(b"c"), Hold::RetryAfter(Duration::ZERO)),
+        ("nonsense", Hold::Retry),
+        (handle(b"a"), Hold::For(Duration::from_secs(30))),
+    ];
+    let held = client.extend("g", "t", &holds).await.unwrap();
+    assert_eq!(held[3], Err(HoldFault::BadReceipt));
+    assert_eq!(held[4], Err(HoldFault::BadReceipt), "the first took its place");
+    let again = client.receive(&RECEIVE).await.unwrap();
+    assert_eq!(bodies(&again), wanted(&[("c", 2)]));
+    let progress = client.progress("g", "t").await.unwrap();
+    let split: Vec<_> = progress.iter().map(|row| (row.ready, row.leased, row.waiting)).collect();
+    assert_eq!(split, [(0, 1, 1), (0, 1, 0)]);
+
+    let (a, b) = (held[0].as_ref().unwrap(), held[1].as_ref().unwrap());
+    let finished = client.ack("g", "t", &[handle(b"a"), a, b, &again[0].handle]).await.unwrap();
+    assert_eq!(finished, [false, true, true, true]);
+    let progress = client.progress("g", "t").await.unwrap();
+    let lags: Vec<_> = progress.iter().map(|row| (row.committed.unwrap().get(), row.lag)).collect();
+    assert_eq!(lags, [(2, 0), (1, 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_gets_the_message_that_comes() {
+    let (server, client) = server().await;
+    let leased = client.receive(&RECEIVE).await.unwrap();
+    assert_eq!(leased.len(), 3);
+    let waiting = Receive { wait: Duration::from_secs(20), ..RECEIVE };
+    let (received, ()) = tokio::join!(client.receive(&waiting), async {
+        server.send(to("t", Some(1), batch(&["d"]))).await.unwrap();
+    });
+    assert_eq!(bodies(&received.unwrap()), wanted(&[("d", 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_received_is_refused_with_its_reason() {
+    let (server, client) = server().await;
+    let reason =
+        async |receive: Receive<'_>| client.receive(&receive).await.unwrap_err().reason().unwrap();
+    assert_eq!(reason(Receive { group: "nobody", ..RECEIVE }).await, Reason::UnknownGroup);
+    assert_eq!(reason(Receive { topic: "nothing", ..RECEIVE }).await, Reason::UnknownTopic);
+    assert_eq!(reason(Receive { max_messages: 1_025, ..RECEIVE }).await, Reason::TooLarge);
+    let long = Duration::from_secs(12 * 3_600 + 1);
+    assert_eq!(reason(Receive { invisible: long, ..RECEIVE }).await, Reason::TooLarge);
+    let sql = Filter::Sql("a >");
+    assert_eq!(reason(Receive { filter: sql, ..RECEIVE }).await, Reason::BadRequest);
+
+    let leased = client.receive(&RECEIVE).await.unwrap();
+    let entries = vec![ExtendEntry { handle: leased[0].handle.clone(), hold: None }];
+    let request = ExtendRequest { group: "g".to_owned(), topic: "t".to_owned(), entries };
+    let answer = server.broker.clone().extend(request).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
+    let commit = NewCommit {
+        topic: "t",
+        queue: QueueId::new(0),
+        offset: QueueOffset::new(1),
+        expected: mainstem::client::Expected::Any,
+        known_queues: None,
+    };
+    let refused = client.commit("g", &[commit]).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::OpenMessages));
+}

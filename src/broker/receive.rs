@@ -662,8 +662,10 @@ impl Broker {
         let request = receiver.request;
         let fresh: Vec<Fresh> = hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
         let has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
+        let is_empty = !has_passed && hand.again.is_empty() && hand.finished.is_empty();
         let (due, delivered, gave) = loop {
-            if self.is_draining() {
+            // Who finds nothing is answered with that.
+            if self.is_draining() && !(is_empty && repeated.is_empty()) {
                 return Err(BrokerError::Draining);
             }
             self.admitted(receiver.consumer.group)?;

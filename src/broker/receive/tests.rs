@@ -80,6 +80,8 @@ impl Rig {
         };
         let request = SendRequest { topic: "t", queue, batch, session: None, deadline: soon() };
         self.broker.send(request).await.unwrap();
+        let topic = self.broker.state.topics.get("t").unwrap();
+        self.broker.store.caught_up(topic.handle()).await;
     }
 
     fn request<'a>(&self, filter: &'a Expression, max_messages: u32) -> ReceiveRequest<'a> {
@@ -98,7 +100,21 @@ impl Rig {
 
     async fn receive(&self, max_messages: u32) -> Vec<ReceivedMessage> {
         let filter = all();
-        self.broker.receive_messages(self.request(&filter, max_messages)).await.unwrap().messages
+        self.receive_all(self.request(&filter, max_messages)).await
+    }
+
+    /// One receive may get a part: what is listed when it looks. So as many as it takes.
+    async fn receive_all(&self, mut request: ReceiveRequest<'_>) -> Vec<ReceivedMessage> {
+        let mut all = Vec::new();
+        while request.max_messages > 0 {
+            let more = self.broker.receive_messages(request).await.unwrap().messages;
+            if more.is_empty() {
+                break;
+            }
+            request.max_messages -= u32::try_from(more.len()).unwrap();
+            all.extend(more);
+        }
+        all
     }
 
     async fn seen(&self, max_messages: u32) -> Vec<Seen> {
@@ -289,7 +305,7 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
         rig.store(queue, &[message], None).await;
     }
     let filter = Expression::parse(Language::Tags, "BB").unwrap();
-    let received = rig.broker.receive_messages(rig.request(&filter, 9)).await.unwrap().messages;
+    let received = rig.receive_all(rig.request(&filter, 9)).await;
     let got: Vec<_> = received.iter().map(seen).collect();
     assert_eq!(got, [of(0, 1, 1, "2"), of(0, 4, 1, "2")]);
     assert_eq!(rig.committed(0).await, 1);
@@ -298,7 +314,7 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
     // One that is not wanted any more is finished when its turn comes again.
     rig.pass(MINUTE);
     let filter = Expression::parse(Language::Sql, "TAGS = 'Aa'").unwrap();
-    let received = rig.broker.receive_messages(rig.request(&filter, 9)).await.unwrap().messages;
+    let received = rig.receive_all(rig.request(&filter, 9)).await;
     assert_eq!(received.len(), 0);
     assert_eq!(rig.committed(0).await, 6);
     assert_eq!(rig.broker.counters().filtered.get(), 5);
@@ -632,5 +648,141 @@ async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished()
     assert_eq!(rig.receive(1_000).await.len(), 0);
     assert_eq!(rig.ack(&[&first[77].handle]).await, [true]);
     assert!(!rig.receive(1).await.is_empty());
+    rig.broker.close().unwrap();
+}
+
+/// Every wait is ended by a message, so a wake-up that is lost is an answer without one.
+async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
+    const CONSUMERS: usize = 12;
+    const MESSAGES: usize = 1_500;
+    let rig = Rig::new(queues, settings).await;
+    let change = crate::broker::TopicChanges { flush: Some(flush), ..Default::default() };
+    rig.broker.update_topic("t", &change, crate::message::Force::No, soon()).await.unwrap();
+    let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
+    let mut tasks = Vec::new();
+    for _ in 0..CONSUMERS {
+        let (broker, seen) = (Arc::clone(&rig.broker), Arc::clone(&seen));
+        tasks.push(tokio::spawn(async move {
+            let filter = all();
+            loop {
+                let request = ReceiveRequest {
+                    group: "g",
+                    topic: "t",
+                    filter: &filter,
+                    max_messages: 3,
+                    max_bytes: 1 << 20,
+                    invisible: MINUTE,
+                    wait: Duration::from_secs(25),
+                    attempt: "",
+                    deadline: soon(),
+                };
+                let received = match broker.receive_messages(request).await {
+                    Err(BrokerError::Draining) => return,
+                    received => received.unwrap().messages,
+                };
+                if received.is_empty() {
+                    assert!(broker.is_draining(), "a wake-up is lost");
+                    return;
+                }
+                for message in &received {
+                    let place = (message.queue, message.queue_offset);
+                    assert!(seen.lock().unwrap().insert(place), "{place:?} was given twice");
+                }
+                let handles: Vec<_> = received.iter().map(|one| one.handle.as_str()).collect();
+                let acked = broker.ack("g", "t", &handles, soon()).await.unwrap();
+                assert!(acked.iter().all(|acked| *acked));
+            }
+        }));
+    }
+    for number in 0..MESSAGES {
+        let group = format!("{}", number % 7);
+        rig.send_ordered(&group, "x").await;
+        if number % 100 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    while seen.lock().unwrap().len() < MESSAGES && !tasks.iter().any(|task| task.is_finished()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    rig.broker.drain();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(seen.lock().unwrap().len(), MESSAGES);
+    let progress = rig.broker.progress("g", "t", 0, 99, soon()).await.unwrap();
+    assert_eq!(progress.iter().map(crate::broker::QueueProgress::lag).sum::<u64>(), 0);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn consumers_that_wait_share_all_messages_and_none_is_given_twice() {
+    share(FlushMode::Async, GroupSettings::default(), 4).await;
+    share(FlushMode::Sync, GroupSettings::default(), 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn consumers_of_an_ordered_group_share_all_messages_too() {
+    share(FlushMode::Async, ordered(), 2).await;
+    share(FlushMode::Sync, ordered(), 3).await;
+}
+
+#[tokio::test]
+async fn one_message_ends_one_wait_however_many_there_are() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..10_000 {
+        let broker = Arc::clone(&rig.broker);
+        tasks.spawn(async move {
+            let filter = all();
+            let request = ReceiveRequest {
+                group: "g",
+                topic: "t",
+                filter: &filter,
+                max_messages: 8,
+                max_bytes: 1 << 20,
+                invisible: MINUTE,
+                wait: Duration::from_secs(25),
+                attempt: "",
+                deadline: soon(),
+            };
+            broker.receive_messages(request).await.unwrap().messages.len()
+        });
+    }
+    while rig.broker.waiting() < 10_000 {
+        tokio::task::yield_now().await;
+    }
+    let parked = rig.broker.counters().parked.get();
+    rig.send_to(1, "a").await;
+    assert_eq!(tasks.join_next().await.unwrap().unwrap(), 1);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rig.broker.waiting(), 9_999);
+    assert_eq!(rig.broker.counters().parked.get(), parked, "nobody else looked");
+    rig.broker.drain();
+    let mut rest = 0;
+    while let Some(got) = tasks.join_next().await {
+        rest += got.unwrap();
+    }
+    assert_eq!(rest, 0);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn work_is_found_among_very_many_queues_without_a_look_at_the_others() {
+    let rig = Rig::new(65_536, GroupSettings::default()).await;
+    rig.send_to(9, "before").await;
+    assert_eq!(rig.seen(9).await, [of(9, 0, 1, "before")]);
+    let filter = all();
+    for queue in [65_535, 0, 40_000] {
+        let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+        let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+            rig.send_to(queue, "a").await;
+        });
+        let got = received.unwrap().messages;
+        assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(queue, 0, 1, "a")]);
+        assert_eq!(rig.ack(&[&got[0].handle]).await, [true]);
+    }
+    assert_eq!(rig.broker.group_counts().1, 4, "a position for each queue that moved");
     rig.broker.close().unwrap();
 }

@@ -29,11 +29,22 @@ pub(crate) enum Step {
         end: PhysicalOffset,
         /// What was wrong at its begin.
         reason: DecodeError,
-        /// Whether it holds nothing but zeros.
-        zeros: bool,
+        zeros: Zeros,
     },
     /// A filler, or no room for a header: the next record is in the next segment.
     End,
+}
+
+/// How much of a gap is zero, from its begin on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Zeros {
+    /// Less than a header: something was written there.
+    None,
+    /// A header at least. So the end of the log looks: every append writes as many zeros behind it. What follows them
+    /// may be left from an earlier use of the file, or from a record that never became whole.
+    Header,
+    /// All of it.
+    All,
 }
 
 /// The walk.
@@ -120,7 +131,8 @@ impl SegmentWalk {
 
     /// Looks for the next sound header, in steps of 8 bytes.
     fn gap(&mut self, reason: DecodeError) -> Result<Step, FileError> {
-        let mut zeros = true;
+        let is_blank = self.bytes(self.at, HEADER_LEN)?.iter().all(|byte| *byte == 0);
+        let mut zeros = if is_blank { Zeros::All } else { Zeros::None };
         while self.at < self.segment.end() {
             let at = self.at;
             let left = usize::try_from(self.segment.end().since(at)).unwrap_or(usize::MAX);
@@ -131,7 +143,7 @@ impl SegmentWalk {
                 self.at = piece_end;
                 continue;
             }
-            zeros = false;
+            zeros = zeros.min(Zeros::Header);
             // A body may hold a magic in each of its steps: from one to the next no byte is read again.
             while let Some(candidate) = self.magic_before(piece_end) {
                 self.at = candidate;

@@ -13,7 +13,7 @@ use crate::format::epoch::EpochRecord;
 use crate::format::record::{ALIGN, RecordHeader, RecordKind};
 use crate::format::segment_header::PAGE_LEN;
 use crate::format::state_record::transitions;
-use crate::log::walk::{SegmentWalk, Step};
+use crate::log::walk::{SegmentWalk, Step, Zeros};
 use crate::message::PhysicalOffset;
 
 /// What stands at a place of the log.
@@ -132,7 +132,7 @@ impl Dump {
                     if is_last {
                         self.walk = None;
                     }
-                    let is_free = zeros && is_last;
+                    let is_free = zeros >= Zeros::Header && is_last;
                     if is_searching || is_free {
                         continue;
                     }

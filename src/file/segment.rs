@@ -1,7 +1,9 @@
 //! One fixed-size file of the CommitLog: write, publish, read, sync.
 //!
 //! A segment is made whole before it gets its name: temporary name, real blocks, zeros, header page, sync, rename,
-//! sync of the directory. From then on its length never changes. Positions are given as physical offsets; the file
+//! sync of the directory. From then on its length never changes. When it is deleted and nobody reads it any more, its
+//! file may get a temporary name again and become another segment, with what it held behind the first page of records.
+//! Positions are given as physical offsets; the file
 //! position is the offset minus the segment's base, and the header page counts.
 //!
 //! - One descriptor for writing and syncing, from `open` on: the kernel reports a failed write-back once per
@@ -21,8 +23,8 @@ use bytes::Bytes;
 use super::FileError;
 use super::disk::{self, Access, Disk, DiskFile, ZEROS};
 use super::mapping::Mapping;
-use crate::format::names::FileKind;
-use crate::format::segment_header::SegmentHeader;
+use crate::format::names::{self, FileKind};
+use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
 use crate::message::PhysicalOffset;
 
 /// How a new segment's blocks are prepared.
@@ -32,6 +34,20 @@ pub enum Prefill {
     Zeros,
     /// Reserved only.
     Blocks,
+}
+
+/// The file of a deleted segment, under a temporary name: what it holds is of no use, its blocks and pages are.
+#[derive(Debug)]
+pub struct Spare {
+    name: String,
+    len: u64,
+}
+
+impl Spare {
+    /// Removes the file. Durable with a sync of the directory.
+    pub fn unlink(self, disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+        disk.unlink(&dir.join(self.name))
+    }
 }
 
 /// An open segment.
@@ -62,6 +78,52 @@ impl Segment {
         })?;
         // A descriptor under the final name, so that errors tell it. All was synced, none can be missed by it.
         Self::open(disk, &dir.join(name), header.base, header.len)
+    }
+
+    /// As [`Segment::create`], of a spare whose name is durable. Behind the header page and a page of zeros stands what
+    /// the file held.
+    ///
+    /// # Errors
+    /// As there. The spare is gone, or under a temporary name.
+    ///
+    /// # Panics
+    /// If the spare has another length: a broken invariant.
+    pub fn reuse(
+        disk: &dyn Disk,
+        dir: &Path,
+        spare: Spare,
+        header: &SegmentHeader,
+    ) -> Result<Self, FileError> {
+        assert!(spare.len == header.len, "a spare keeps its length");
+        let name = FileKind::Segment.name(header.base);
+        disk::put_again_in_place(disk, dir, &dir.join(spare.name), &name, |file| {
+            // They are there, unless somebody punched holes.
+            file.allocate(header.len)?;
+            let header = header.encode();
+            let mut pages = [IoSlice::new(&header), IoSlice::new(&ZEROS[..PAGE_LEN])];
+            disk::write_all_vectored_at(file, &mut pages, 0)
+        })?;
+        Self::open(disk, &dir.join(name), header.base, header.len)
+    }
+
+    /// Gives up a deleted segment and keeps its file, under a temporary name: durable with a sync of the directory,
+    /// and not to be written to before. `None`: slices of it are still read, or the file has another name or length;
+    /// then it is as it was.
+    ///
+    /// # Errors
+    /// The file is as it was, or has the temporary name.
+    pub fn into_spare(self, disk: &dyn Disk, dir: &Path) -> Result<Option<Spare>, FileError> {
+        let Self { file, mapping, base } = self;
+        let len = mapping.len();
+        // Ends the mapping. Who has a slice has a part in it, and nobody can get one any more (M2, M3).
+        let is_unread = Arc::into_inner(mapping).is_some();
+        if !is_unread || file.links()? != 1 || file.len()? != len {
+            return Ok(None);
+        }
+        let name = FileKind::Segment.name(base);
+        let aside = names::temporary(&name);
+        disk.rename(&dir.join(name), &dir.join(&aside))?;
+        Ok(Some(Spare { name: aside, len }))
     }
 
     /// Opens the segment at `path` for reading and writing. Its header is the caller's to check. Nothing is published.

@@ -1,0 +1,453 @@
+//! The file of a deleted segment becomes another one, and what it held stands behind the end of the log.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstem::file::Operation;
+use mainstem::format::identity::Identity;
+use mainstem::format::record::{HEADER_LEN, RecordHeader, RecordKind, record_len};
+use mainstem::format::segment_header::PAGE_LEN;
+use mainstem::format::state_record::Transition;
+use mainstem::message::{FlushMode, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+use mainstem::store::{AppendError, Placed, ReadOutcome, StoreConfig};
+use mainstem::testing::{CrashChoice, NameChoice, SimDisk, Torn, WriteChoice};
+
+use crate::oracle::{self, Logged};
+use crate::power_cut::{EVERY, cut_everywhere};
+use crate::rig::{Dice, Rig, batch, files, path, tiny};
+use crate::script::{self, Run, Step};
+
+const SEGMENT: u64 = 16 << 10;
+const LEN: usize = 700;
+
+/// A random script in which nothing is kept for long.
+pub(crate) fn random(seed: u64, len: usize) -> Vec<Step> {
+    let mut dice = Dice(seed ^ 0x5EED);
+    let mut steps = Vec::new();
+    for step in script::random(seed, len) {
+        steps.push(step);
+        if dice.one_in(9) {
+            steps.extend([1, 2].map(|topic| Step::Purge { topic, queue: None }));
+            match dice.below(3) {
+                0 => steps.extend([Step::Dispatch, Step::Flush, Step::Seal, Step::Clean(5)]),
+                _ => steps.push(Step::Settle),
+            }
+        }
+    }
+    steps
+}
+
+/// How often the file of a segment was kept, and how often one became another segment.
+fn uses(disk: &SimDisk) -> (usize, usize) {
+    let (mut given, mut taken) = (0, 0);
+    let mut spares = HashSet::new();
+    for (call, path) in disk.journal() {
+        if call != Operation::Rename {
+            continue;
+        }
+        if path.extension() == Some("log".as_ref()) {
+            given += 1;
+            spares.insert(path);
+        } else if spares.remove(&path.with_extension("")) {
+            taken += 1;
+        }
+    }
+    (given, taken)
+}
+
+/// A store whose active segment was others before, with a topic of one queue.
+fn reused() -> (SimDisk, Rig) {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    for n in 0.. {
+        match rig.send(1, 0, &batch(n, 1, LEN)) {
+            Ok(_) => {}
+            Err(AppendError::NotReady) => rig.workers.settle(),
+            Err(error) => panic!("{error}"),
+        }
+        if n % 10 == 9 {
+            purge(&mut rig);
+        }
+        let tail = rig.store.watermarks().appended;
+        let used = tail.get() % SEGMENT;
+        let has_room = (5_000..7_500).contains(&used);
+        if has_room && uses(&disk).1 > 5 && is_old(&active(&disk), used + 2 * PAGE_LEN as u64) {
+            break;
+        }
+    }
+    rig.workers.settle();
+    (disk, rig)
+}
+
+fn purge(rig: &mut Rig) {
+    let (below, before) = (rig.store.watermarks().appended, Timestamp::ZERO);
+    let expired = Transition::TopicExpired { id: TopicId::new(1), below, before, queues: vec![] };
+    rig.state(&expired).unwrap();
+    rig.store.clean_soon();
+    rig.workers.settle();
+}
+
+/// The bytes of the segment with the end of the log.
+fn active(disk: &SimDisk) -> Vec<u8> {
+    let identity = Identity::decode(&disk.durable_bytes(&path("identity")).unwrap()).unwrap();
+    let has_records = |bytes: &Vec<u8>, base: u64| {
+        let at = PhysicalOffset::new(base + PAGE_LEN as u64);
+        let salt = identity.salt(PhysicalOffset::new(base));
+        RecordHeader::decode(&bytes[PAGE_LEN..], at, salt).is_ok()
+    };
+    let files = files(disk, "commitlog").into_iter().rev();
+    let mut found = files.map(|file| (crate::rig::base(&file), disk.durable_bytes(&file).unwrap()));
+    found.find(|(base, bytes)| has_records(bytes, *base)).unwrap().1
+}
+
+fn active_file(tail: PhysicalOffset) -> (std::path::PathBuf, u64) {
+    let base = tail.get() / SEGMENT * SEGMENT;
+    (path("commitlog").join(format!("{base:020}.log")), base)
+}
+
+fn is_old(bytes: &[u8], from: u64) -> bool {
+    bytes[from as usize..].iter().any(|byte| *byte != 0)
+}
+
+fn opened(disk: &SimDisk) -> (Rig, Vec<Logged>) {
+    let mut rig = Rig::open(disk);
+    rig.workers.settle();
+    (rig, oracle::walk(disk, &"opened"))
+}
+
+fn messages(log: &[Logged]) -> Vec<PhysicalOffset> {
+    let is_message = |record: &&Logged| record.header.kind == RecordKind::Message;
+    log.iter().filter(is_message).map(|record| record.header.physical_offset).collect()
+}
+
+/// Equal sizes, so that headers stand where headers stood, and all is gone as soon as it is sealed.
+#[test]
+fn files_that_are_used_again_and_again_keep_what_was_acknowledged_wherever_the_power_goes() {
+    let mut steps = vec![
+        Step::Create { topic: 1, queues: 1, flush: FlushMode::Sync },
+        Step::Create { topic: 2, queues: 1, flush: FlushMode::Async },
+    ];
+    let send = |topic| Step::Send { topic, queue: 0, count: 1, len: LEN };
+    for round in 0..9 {
+        for n in 0..6 {
+            steps.extend([send(1), send(2)]);
+            match n {
+                1 => steps.extend([Step::Allocate, Step::Dispatch, Step::Flush]),
+                3 => steps.extend([Step::Allocate, Step::Seal, Step::Read]),
+                _ => {}
+            }
+        }
+        steps.extend([1, 2].map(|topic| Step::Purge { topic, queue: None }));
+        steps.extend([Step::Dispatch, Step::Flush, Step::Seal, Step::Clean(4), Step::Dispatch]);
+        match round % 4 {
+            0 => steps.extend([Step::Flush, Step::Clean(3), Step::Flush, Step::Clean(2)]),
+            3 => steps.extend([Step::Settle, Step::CloseAndReopen]),
+            _ => steps.push(Step::Settle),
+        }
+    }
+    let mut run = Run::start(SimDisk::new(), &tiny());
+    run.run(&steps);
+    let (given, taken) = uses(&run.disk);
+    assert!(given > 5 && taken > 3, "{given} {taken}");
+    assert_eq!(run.disk.rewritten_under_readers(), 0);
+    let tally = cut_everywhere("reused", &tiny(), &steps, EVERY);
+    assert!(tally.operations > 150 && tally.followed > 50, "{tally:?}");
+}
+
+#[test]
+fn random_scripts_that_keep_little_keep_every_promise_at_every_cut() {
+    let mut taken = 0;
+    for seed in 0..2 {
+        let steps = random(seed, 90);
+        let mut run = Run::start(SimDisk::new(), &tiny());
+        run.run(&steps);
+        assert_eq!(run.disk.rewritten_under_readers(), 0);
+        taken += uses(&run.disk).1;
+        cut_everywhere(&format!("reused, random {seed}"), &tiny(), &steps, EVERY);
+    }
+    assert!(taken > 3, "{taken}");
+}
+
+/// What was flushed ends in zeros, also where it ends with its page: so nothing is told of as torn.
+#[test]
+fn the_end_of_the_log_is_found_where_a_record_ends_with_its_page_and_old_bytes_follow() {
+    for short_of_it in [0, 8, 120, 128, 136] {
+        let (disk, mut rig) = reused();
+        let tail = rig.store.watermarks().appended.get();
+        let page_end = (tail + 2_000).next_multiple_of(PAGE_LEN as u64) - short_of_it;
+        let fits = |len: &usize| tail + record_len(0, batch(0, 1, *len).len()) == page_end;
+        let len = (0..8_000).find(fits).unwrap();
+        let placed = rig.send(1, 0, &batch(0, 1, len)).unwrap();
+        assert_eq!(placed.end.get(), page_end);
+        rig.workers.flush.flush_all();
+        for choice in [CrashChoice::NOTHING, CrashChoice::EVERYTHING] {
+            let image = disk.crash_image(&choice);
+            let (file, base) = active_file(placed.end);
+            let bytes = image.durable_bytes(&file).unwrap();
+            let at = (placed.end.get() - base) as usize;
+            assert_eq!(bytes[at..at + HEADER_LEN], [0; HEADER_LEN]);
+            assert!(is_old(&bytes, at as u64), "it held another segment");
+            let (rig, log) = opened(&image);
+            let report = rig.store.start_report();
+            assert_eq!(
+                (&report.cut, &report.lost, report.clean),
+                (&None, &None, false),
+                "{report}"
+            );
+            assert_eq!(messages(&log).last(), Some(&placed.offset));
+        }
+    }
+}
+
+/// A header of now, with the body of another segment behind it.
+#[test]
+fn a_record_whose_body_is_of_an_earlier_segment_is_cut_off_whole() {
+    for keep in [HEADER_LEN, HEADER_LEN + 8, 400, 800] {
+        let (disk, mut rig) = reused();
+        rig.workers.flush.flush_all();
+        let before = rig.store.watermarks().appended;
+        let placed = rig.send(1, 0, &batch(0, 1, LEN)).unwrap();
+        let torn = Some(Torn { version: 0, keep });
+        let choice = CrashChoice { names: NameChoice::All, writes: WriteChoice::None, torn };
+        let image = disk.crash_image(&choice);
+        let (file, base) = active_file(placed.offset);
+        let bytes = image.durable_bytes(&file).unwrap();
+        assert!(is_old(&bytes, placed.end.get() - base));
+        let (rig, log) = opened(&image);
+        let report = rig.store.start_report();
+        let cut = report.cut.as_ref().unwrap();
+        assert_eq!((cut.at, placed.offset), (before, before));
+        // What the earlier segment left behind it is no part of it.
+        assert!(cut.len <= placed.end.since(placed.offset), "{report}");
+        assert_eq!(report.lost.as_ref().unwrap().messages, 1);
+        assert!(!messages(&log).contains(&placed.offset));
+        assert_eq!(report.damaged, []);
+    }
+}
+
+/// As above, and nothing of it lands: not the zeros behind it either. What stands there then lines up, header by
+/// header, with what was never flushed.
+#[test]
+fn records_of_an_earlier_segment_that_line_up_with_the_end_are_none() {
+    #[derive(Clone, Copy, Debug)]
+    enum At {
+        /// At the end, as if the zeros behind it had not landed.
+        End,
+        /// Behind them.
+        Mark,
+        /// A filler at the end.
+        Filler,
+    }
+    for (what, is_same_salt) in
+        [At::End, At::Mark, At::Filler].map(|at| [(at, false), (at, true)]).concat()
+    {
+        let (disk, mut rig) = reused();
+        rig.workers.flush.flush_all();
+        let tail = rig.store.watermarks().appended;
+        let image = disk.crash_image(&CrashChoice::NOTHING);
+        let identity = Identity::decode(&image.durable_bytes(&path("identity")).unwrap()).unwrap();
+        let before = oracle::walk(&image, &what_of(what as u8));
+        let sample = before.iter().rfind(|r| r.header.kind == RecordKind::Message).unwrap();
+        let (file, base) = active_file(tail);
+        // Two uses of the file ago.
+        let old_base = PhysicalOffset::new(base - 2 * SEGMENT);
+        let salt_of = if is_same_salt { PhysicalOffset::new(base) } else { old_base };
+        let salt = identity.salt(salt_of);
+        let mut at = tail.get() - base;
+        if let At::Mark = what {
+            at += HEADER_LEN as u64;
+        }
+        let mut bytes = Vec::new();
+        let len = u64::from(sample.header.total_len);
+        let end = SEGMENT - at;
+        while end - bytes.len() as u64 >= len && !matches!(what, At::Filler) {
+            let place = old_base.plus(at + bytes.len() as u64);
+            let header = RecordHeader { physical_offset: place, ..sample.header };
+            let start = bytes.len();
+            bytes.extend(header.encode(salt));
+            bytes.extend_from_slice(&sample.payload);
+            bytes.resize(start + len as usize, 0);
+        }
+        let left = end - bytes.len() as u64;
+        let filler = RecordHeader {
+            kind: RecordKind::Filler,
+            total_len: left as u32,
+            payload_len: 0,
+            attributes_len: 0,
+            physical_offset: old_base.plus(at + bytes.len() as u64),
+            ..sample.header
+        };
+        if left >= HEADER_LEN as u64 {
+            bytes.extend(filler.encode(salt));
+        }
+        image.overwrite(&file, at, &bytes).unwrap();
+
+        let (mut rig, log) = opened(&image);
+        let report = rig.store.start_report().clone();
+        let is_marked = matches!(what, At::Mark);
+        assert_eq!(report.cut.is_none(), is_marked, "{what:?}: {report}");
+        assert_eq!((&report.lost, &report.damaged[..]), (&None, &[][..]), "{what:?}: {report}");
+        if let Some(cut) = &report.cut {
+            assert_eq!(cut.at, tail);
+            let kept = image.durable_bytes(cut.kept_in.as_ref().unwrap()).unwrap();
+            assert_eq!(kept.len() as u64, cut.len);
+        }
+        assert_eq!(messages(&log), messages(&before), "{what:?}");
+        // The same again, and again after more: none comes up behind what is appended.
+        let copy = image.crash_image(&CrashChoice::EVERYTHING);
+        assert_eq!(opened(&copy).0.store.start_report().cut, None, "{what:?}");
+        let sent: Vec<_> = (0..3).map(|n| rig.send(1, 0, &batch(n, 1, LEN)).unwrap()).collect();
+        rig.workers.flush.flush_all();
+        let (_, log) = opened(&image.crash_image(&CrashChoice::NOTHING));
+        let expected: Vec<_> =
+            messages(&before).into_iter().chain(sent.iter().map(|placed| placed.offset)).collect();
+        assert_eq!(messages(&log), expected, "{what:?}");
+    }
+}
+
+fn what_of(number: u8) -> String {
+    format!("before the start of case {number}")
+}
+
+/// What is appended and not flushed goes, page by page, and what comes back is another segment's.
+#[test]
+fn a_cut_in_a_file_with_old_bytes_leaves_an_unbroken_beginning_and_is_told_once() {
+    let (disk, mut rig) = reused();
+    rig.workers.flush.flush_all();
+    let before = messages(&oracle::walk(&disk, &"before"));
+    let sent: Vec<Placed> = (0..5).map(|n| rig.send(1, 0, &batch(n, 1, LEN)).unwrap()).collect();
+    let pending = disk.pending_counts();
+    for seed in 0..400 {
+        let choice = CrashChoice::random(seed, pending);
+        let image = disk.crash_image(&choice);
+        let (rig, log) = opened(&image);
+        let found = messages(&log);
+        let count = found.len() - before.len();
+        assert_eq!(found[..before.len()], before, "{choice:?}");
+        let kept: Vec<_> = sent[..count].iter().map(|placed| placed.offset).collect();
+        assert_eq!(found[before.len()..], kept, "{choice:?}");
+        let report = rig.store.start_report();
+        if let Some(cut) = &report.cut {
+            assert!(cut.len <= 64 << 10, "{report}");
+        }
+        let lost = report.lost.as_ref().map_or(0, |lost| lost.messages);
+        assert!(lost as usize + count <= sent.len(), "{report}");
+        rig.kill();
+        let again = opened(&image).0;
+        assert_eq!(again.store.start_report().cut, None, "{choice:?}");
+    }
+}
+
+/// A slice outlives its segment, and must not show another.
+#[test]
+fn a_file_that_is_still_read_does_not_become_another_segment() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    let topic = rig.create(1, 1, FlushMode::Sync);
+    let large = batch(0, 1, 3_000);
+    rig.send(1, 0, &large).unwrap();
+    rig.workers.settle();
+    let ReadOutcome::Records { records, .. } = rig.read(&topic, 0, 0, 1) else {
+        panic!("a record")
+    };
+    let first = files(&disk, "commitlog")[0].clone();
+    for n in 1..200 {
+        if let Err(AppendError::NotReady) = rig.send(1, 0, &batch(n, 1, LEN)) {
+            rig.workers.settle();
+        }
+        if n % 10 == 0 {
+            purge(&mut rig);
+        }
+    }
+    let journal = disk.journal();
+    assert!(journal.contains(&(Operation::Unlink, first.clone())));
+    assert!(!journal.contains(&(Operation::Rename, first)));
+    assert!(uses(&disk).1 > 5, "others do: {:?}", uses(&disk));
+    assert_eq!(records[0].batch, large);
+    assert_eq!(disk.rewritten_under_readers(), 0);
+}
+
+#[test]
+fn spares_are_two_at_most_and_do_not_outlive_the_process() {
+    let (disk, mut rig) = reused();
+    let spares = |disk: &SimDisk| {
+        disk.paths().iter().filter(|p| p.extension() == Some("tmp".as_ref())).count()
+    };
+    for n in 0..100 {
+        if let Err(AppendError::NotReady) = rig.send(1, 0, &batch(n, 1, LEN)) {
+            rig.workers.settle();
+        }
+    }
+    rig.workers.settle();
+    purge(&mut rig);
+    assert_eq!((rig.store.status().spare_segments, spares(&disk)), (2, 2));
+    rig.kill();
+    let image = disk.crash_image(&CrashChoice::NOTHING);
+    assert_eq!(spares(&image), 2);
+    let rig = Rig::open(&image);
+    assert_eq!((rig.store.status().spare_segments, spares(&image)), (0, 0));
+}
+
+#[test]
+fn a_disk_that_is_short_gets_the_bytes_of_spares_back() {
+    let disk = SimDisk::new();
+    let config = StoreConfig { disk_reserve: 64 << 10, ..tiny() };
+    let mut rig = Rig::try_open(Arc::new(disk.clone()), &config, 1_000_000).unwrap();
+    rig.create(1, 1, FlushMode::Sync);
+    for n in 0..100 {
+        if let Err(AppendError::NotReady) = rig.send(1, 0, &batch(n, 1, LEN)) {
+            rig.workers.settle();
+        }
+    }
+    purge(&mut rig);
+    assert_eq!(rig.store.status().spare_segments, 2);
+    let used: u64 = disk.paths().iter().map(|p| disk.durable_bytes(p).unwrap().len() as u64).sum();
+    disk.set_capacity(Some(used + (40 << 10)));
+    rig.clock.advance(Duration::from_secs(1));
+    rig.workers.clean.step();
+    assert_eq!(rig.store.status().spare_segments, 0);
+    rig.clock.advance(Duration::from_secs(1));
+    rig.workers.settle();
+    assert!(!rig.store.status().disk_is_short, "two segments are more than was missing");
+    // What is deleted while it is short is not kept.
+    disk.set_capacity(Some(used - (20 << 10)));
+    rig.clock.advance(Duration::from_secs(1));
+    purge(&mut rig);
+    assert!(rig.store.status().disk_is_short);
+    assert_eq!(rig.store.status().spare_segments, 0);
+}
+
+#[test]
+fn a_segment_of_another_size_is_not_used_again() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.create(1, 1, FlushMode::Sync);
+    for n in 0..60 {
+        if let Err(AppendError::NotReady) = rig.send(1, 0, &batch(n, 1, LEN)) {
+            rig.workers.settle();
+        }
+    }
+    rig.close();
+    let larger = StoreConfig { segment_size: 2 * SEGMENT, ..tiny() };
+    let mut rig = Rig::try_open(Arc::new(disk.clone()), &larger, 1_000_000).unwrap();
+    for n in 0..60 {
+        if let Err(AppendError::NotReady) = rig.send(1, 0, &batch(n, 1, LEN)) {
+            rig.workers.settle();
+        }
+    }
+    purge(&mut rig);
+    let status = rig.store.status();
+    assert!(status.deleted_segments > 4, "{status:?}");
+    let lens: Vec<_> = disk
+        .paths()
+        .iter()
+        .filter(|path| path.extension() == Some("tmp".as_ref()))
+        .map(|path| disk.durable_bytes(path).unwrap().len() as u64)
+        .collect();
+    assert!(lens.iter().all(|len| *len == 2 * SEGMENT), "{lens:?}");
+    let topic = rig.topic(1).unwrap();
+    assert_eq!(rig.min(&topic, 0).unwrap(), rig.store.queue_max(&topic, QueueId::ZERO).get());
+    assert!(rig.store.queue_max(&topic, QueueId::ZERO) > QueueOffset::ZERO);
+}

@@ -130,7 +130,7 @@ fn files_that_are_used_again_and_again_keep_what_was_acknowledged_wherever_the_p
         Step::Create { topic: 2, queues: 1, flush: FlushMode::Async },
     ];
     let send = |topic| Step::Send { topic, queue: 0, count: 1, len: LEN };
-    for round in 0..9 {
+    for round in 0..12 {
         for n in 0..6 {
             steps.extend([send(1), send(2)]);
             match n {

@@ -34,9 +34,9 @@ impl fmt::Display for Case<'_> {
 #[derive(Clone, Copy)]
 pub(crate) struct Effort {
     /// Random choices beside those that are always tried.
-    random: u64,
+    pub(crate) random: u64,
     /// One image in so many is also reopened, rebuilt, appended to and cut again.
-    follow: u64,
+    pub(crate) follow: u64,
 }
 
 pub(crate) const EVERY: Effort = Effort { random: 12, follow: 8 };

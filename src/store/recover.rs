@@ -261,13 +261,6 @@ struct WalkEnd {
     is_marked: bool,
 }
 
-/// A segment made ahead.
-struct Empty {
-    base: PhysicalOffset,
-    /// Whether nothing was ever written to it. In a file that was another segment before, only a clean stop can tell.
-    is_untouched: bool,
-}
-
 struct Recovery<'a> {
     config: &'a StoreConfig,
     topics: &'a Topics,
@@ -294,8 +287,9 @@ struct Recovery<'a> {
     epoch_walked: Epoch,
     /// The highest id of a topic that a walked message is of.
     newest_topic: TopicId,
-    /// Segments behind the tail without a record.
-    empty: Vec<Empty>,
+    /// Segments behind the tail that begin as they were made, with zeros, and have no sound header. So they are ready to
+    /// be written to, whatever stands in them: as behind a tail, none of it is ever taken for a record.
+    empty: Vec<PhysicalOffset>,
     deleted: Ranges,
     lost: Ranges,
     /// Whole segments that are not there: deleted, or damage. Known at the end of the walk.
@@ -495,7 +489,7 @@ impl Recovery<'_> {
         }
         let segments = self.log.segments();
         let behind = segments.iter().map(|s| s.base()).filter(|base| *base > active.base());
-        self.empty.extend(behind.map(|base| Empty { base, is_untouched: true }));
+        self.empty.extend(behind);
         Ok(true)
     }
 
@@ -541,7 +535,7 @@ impl Recovery<'_> {
                         let base = segment.base();
                         let is_whole = at == base.plus(PAGE_LEN as u64) && end >= segment.end();
                         if is_whole && zeros >= Zeros::Header {
-                            self.empty.push(Empty { base, is_untouched: zeros == Zeros::All });
+                            self.empty.push(base);
                         }
                         if end >= segment.end() {
                             break;

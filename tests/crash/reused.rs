@@ -203,6 +203,63 @@ fn the_end_of_the_log_is_found_where_a_record_ends_with_its_page_and_old_bytes_f
     }
 }
 
+/// Fills the segment with the end of the log until so many bytes are left. A next one is ready.
+fn fill(rig: &Rig, left: u64) -> Placed {
+    loop {
+        let tail = rig.store.watermarks().appended.get();
+        let end = tail.next_multiple_of(SEGMENT) - left;
+        let fits = |len: &usize| tail + record_len(0, batch(0, 1, *len).len()) == end;
+        // A set is at most a quarter of a segment.
+        if let Some(len) = (0..3_000).find(fits) {
+            return rig.send(1, 0, &batch(0, 1, len)).unwrap();
+        }
+        rig.send(1, 0, &batch(0, 1, LEN)).unwrap();
+    }
+}
+
+/// Without it no record of the start has a place, and no image, behind which alone segments are deleted.
+#[test]
+fn an_unclean_start_keeps_the_segment_that_is_ready_so_that_a_short_disk_can_end() {
+    for left in [0, 8, 64, 128] {
+        for choice in [CrashChoice::NOTHING, CrashChoice::EVERYTHING] {
+            let (disk, mut rig) = reused();
+            let placed = fill(&rig, left);
+            rig.workers.flush.flush_all();
+            rig.kill();
+            let image = disk.crash_image(&choice);
+            let (active, base) = active_file(placed.offset);
+            let (ready, next) = active_file(PhysicalOffset::new(base + SEGMENT));
+            assert_eq!(files(&image, "commitlog").last(), Some(&ready));
+            assert!(
+                is_old(&image.durable_bytes(&ready).unwrap(), 0x3000),
+                "it was another segment"
+            );
+            // Less is free than the reserve: no segment can be made.
+            let used: u64 =
+                image.paths().iter().map(|p| image.durable_bytes(p).unwrap().len() as u64).sum();
+            image.set_capacity(Some(used + (64 << 10)));
+            let mut rig = Rig::try_open(Arc::new(image.clone()), &tiny(), 1_000_000)
+                .unwrap_or_else(|error| panic!("{left} left: {error}"));
+            let report = rig.store.start_report().clone();
+            assert_eq!((&report.cut, &report.lost, &report.remarks[..]), (&None, &None, &[][..]));
+            assert!(!image.journal().contains(&(Operation::Unlink, ready)), "{left} left");
+            rig.workers.settle();
+            assert!(rig.store.status().disk_is_short);
+            // What is written for it takes the log into the next segment.
+            let mut purges = 0;
+            while files(&image, "commitlog").contains(&active) {
+                purge(&mut rig);
+                purges += 1;
+                assert!(purges < 10, "{left} left: nothing is deleted");
+            }
+            // Its records stand where the others stood.
+            assert!(rig.store.watermarks().appended.get() > next, "{left} left");
+            let log = oracle::walk(&image, &format!("{left} left"));
+            assert!(log.iter().all(|record| record.header.physical_offset.get() > next));
+        }
+    }
+}
+
 /// A header of now, with the body of another segment behind it.
 #[test]
 fn a_record_whose_body_is_of_an_earlier_segment_is_cut_off_whole() {

@@ -47,14 +47,15 @@ impl Recovery<'_> {
         let mut ready = None;
         let dir = self.config.dir.join(FileKind::Segment.directory());
         for segment in segments.iter().filter(|s| s.base() > active.base()) {
-            let empty = self.empty.iter().find(|empty| empty.base == segment.base());
-            let reusable = empty.is_some_and(|empty| empty.is_untouched)
+            let is_empty = self.empty.contains(&segment.base());
+            // On a disk that is short no other could be made, and without one it may be that nothing can be deleted.
+            let reusable = is_empty
                 && segment.base() == active.end()
                 && segment.len() == self.config.segment_size;
             if reusable {
                 ready = Some(Arc::clone(segment));
             } else {
-                if empty.is_none() {
+                if !is_empty {
                     self.report.remarks.push(format!(
                         "removed segment {}: all in it came after the cut, nothing durable was in it",
                         segment.base()
@@ -78,7 +79,7 @@ impl Recovery<'_> {
         let mut reach = tail;
         let mut by_queue = BTreeMap::<QueueKey, LostQueue>::new();
         for segment in self.log.segments().iter().filter(|segment| segment.end() > tail) {
-            if self.empty.iter().any(|empty| empty.base == segment.base()) {
+            if self.empty.contains(&segment.base()) {
                 continue;
             }
             let from = segment.base().plus(PAGE_LEN as u64).max(tail);

@@ -24,6 +24,7 @@ use crate::format::record::{
     ALIGN, HEADER_LEN, RecordFlags, RecordHeader, RecordKind, payload_crc, record_len,
 };
 use crate::format::segment_header::PAGE_LEN;
+use crate::log::walk::mark_end;
 use crate::log::{consume_queue, index};
 use crate::message::{
     Epoch, PhysicalOffset, QueueId, QueueOffset, SessionMark, Timestamp, TopicId,
@@ -317,7 +318,7 @@ impl Scratch {
 }
 
 impl Tail {
-    /// A tail at `end` in `segment`; all from there to the segment's end is zero.
+    /// A tail at `end` in `segment`. What stands behind it may be anything but a sound header.
     pub(super) fn new(
         segment: Arc<Segment>,
         end: PhysicalOffset,
@@ -581,9 +582,8 @@ impl Shared {
         let segment = Arc::clone(&tail.segment);
         let start = tail.end;
         let end = self.lay_out(tail, stamp, records);
-        // Behind the end of the log stands a header's length of zeros: that tells it from what the file held before.
         let marked = end.plus(HEADER_LEN as u64);
-        let page_end = PhysicalOffset::new(marked.get().next_multiple_of(PAGE)).min(segment.end());
+        let page_end = mark_end(end, segment.end());
         let padding =
             if marked.min(segment.end()) > tail.touched { page_end.since(end) } else { 0 };
         let written = if end.since(start) + padding < GATHER_BELOW {

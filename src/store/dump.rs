@@ -13,7 +13,7 @@ use crate::format::epoch::EpochRecord;
 use crate::format::record::{ALIGN, RecordHeader, RecordKind};
 use crate::format::segment_header::PAGE_LEN;
 use crate::format::state_record::transitions;
-use crate::log::walk::{SegmentWalk, Step, Zeros};
+use crate::log::walk::{SegmentWalk, Step};
 use crate::message::PhysicalOffset;
 
 /// What stands at a place of the log.
@@ -126,13 +126,13 @@ impl Dump {
                     };
                     return Ok(Some(Dumped::Record { header, content }));
                 }
-                Step::Gap { end, reason, zeros } => {
+                Step::Gap { end, reason, is_marked } => {
                     let refusal = walk.take_refusal().filter(|_| walk.is_unread(&(at..end)));
                     let is_last = self.store.segments.iter().any(|segment| segment.end() == end);
                     if is_last {
                         self.walk = None;
                     }
-                    let is_free = zeros >= Zeros::Header && is_last;
+                    let is_free = is_marked && is_last;
                     if is_searching || is_free {
                         continue;
                     }

@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | header sound, body not | damage: the entry stays, marked | torn: cut at X |
 //! | no sound header, a later record at Y | damage up to Y, or up to `durable` if that is first, then cut | torn: cut at X |
-//! | no sound header to the end | damage up to `durable`, the tail is there | torn, or the clean end if a header's length of zeros is there |
+//! | no sound header to the end | damage up to `durable`, the tail is there | torn, or the clean end if the zeros of an append are there |
 //! | a record of a lower epoch than before | as no sound header | stale: as no sound header |
 //! | an append set that does not end | kept | cut at its first record |
 //! | the disk does not give the bytes | damage | the start is refused: they may be sound |
@@ -32,9 +32,11 @@
 //!   this life, and which is durable before any other: stale. And a cut ends behind the last sound header there is, so
 //!   none is left behind a new tail.
 //!
-//! Every append writes a header's length of zeros behind it, in the same write. Zeros at X, with no sound header
-//! behind them, are the end that an append left. Anything else is told as torn, to where something verifies; where
-//! nothing does, to the first zeros, or at most 64 KiB: nobody knows how much of it was written last.
+//! Every append writes a header's length of zeros behind it and fills their page with them, in the same write. Zeros at
+//! X up to there, with no sound header behind them, are the end that an append left. Anything else is told as torn, to
+//! where something verifies; where nothing does, to the first page of zeros, or at most 64 KiB: nobody knows how much
+//! of it was written last. One loss is silent: of a last record that was not durable, the whole pages that its header
+//! is in did not land, and nothing behind it verifies. Then all looks as if it had not been sent.
 
 mod find;
 mod report;
@@ -72,7 +74,7 @@ use crate::format::state_record::Transition;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::ConsumeQueues;
 use crate::log::index::Indexes;
-use crate::log::walk::{SegmentWalk, Step, Zeros};
+use crate::log::walk::{SegmentWalk, Step, mark_end};
 use crate::message::{Epoch, PhysicalOffset, Timestamp, TopicId};
 use crate::sync::Arc;
 
@@ -257,7 +259,7 @@ struct WalkEnd {
     tail: PhysicalOffset,
     /// Why the bytes behind are not part of the log, if there are any.
     reason: Option<DecodeError>,
-    /// It is as an append left it: a header's length of zeros follows, and no sound header in this segment.
+    /// It is as an append left it: zeros up to `mark_end` follow, and no sound header in this segment.
     is_marked: bool,
 }
 
@@ -454,9 +456,9 @@ impl Recovery<'_> {
                         | DecodeError::Reserved { .. }),
                     ..
                 } => return Err(OpenError::NotUnderstood { at, source }),
-                Step::Gap { end, reason, zeros } => {
+                Step::Gap { end, reason, is_marked } => {
                     if self.is_torn(&mut walk, at, end)? {
-                        let is_marked = zeros >= Zeros::Header && end >= segment.end();
+                        let is_marked = is_marked && end >= segment.end();
                         return Ok(self.cut(at, reason, is_marked));
                     }
                     // What was durable is kept, also of a set whose rest is in the gap.
@@ -483,8 +485,7 @@ impl Recovery<'_> {
         if self.clean_end != Some(at) || !self.set.is_empty() || left < HEADER_LEN as u64 {
             return Ok(false);
         }
-        let mut bytes = [0; HEADER_LEN];
-        if active.read_exact(at, &mut bytes).is_err() || bytes.iter().any(|byte| *byte != 0) {
+        if !mark_stands(active, at) {
             return Ok(false);
         }
         let segments = self.log.segments();
@@ -531,10 +532,10 @@ impl Recovery<'_> {
                 }
                 match step {
                     Step::End => break,
-                    Step::Gap { end, zeros, .. } => {
+                    Step::Gap { end, is_marked, .. } => {
                         let base = segment.base();
                         let is_whole = at == base.plus(PAGE_LEN as u64) && end >= segment.end();
-                        if is_whole && zeros >= Zeros::Header {
+                        if is_whole && is_marked {
                             self.empty.push(base);
                         }
                         if end >= segment.end() {
@@ -592,6 +593,13 @@ impl Recovery<'_> {
             _ => self.report.damaged.push(range),
         }
     }
+}
+
+/// Whether zeros stand at `at` as an append that ends there leaves them.
+fn mark_stands(segment: &Segment, at: PhysicalOffset) -> bool {
+    let len = mark_end(at, segment.end()).since(at);
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+    segment.read_exact(at, &mut bytes).is_ok() && bytes.iter().all(|byte| *byte == 0)
 }
 
 /// How a segment ended.

@@ -27,7 +27,8 @@ pub(crate) struct Logged {
 }
 
 /// Walks the durable bytes of the log from its first to its last record. There is no damage, and behind the end stand
-/// a header's length of zeros and no record of the segment any more, of whatever epoch. Segments may be missing: whether they were deleted is what the store says at its start.
+/// a header's length of zeros, to the end of their page, and no record of the segment any more, of whatever epoch.
+/// Segments may be missing: whether they were deleted is what the store says at its start.
 pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
     let identity = Identity::decode(&disk.durable_bytes(&path("identity")).unwrap()).unwrap();
     let mut found: Vec<Logged> = Vec::new();
@@ -42,7 +43,8 @@ pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
             let header = match RecordHeader::decode(&bytes[at..], here, identity.salt(base)) {
                 Ok(header) => header,
                 Err(error) => {
-                    let written = bytes[at..at + HEADER_LEN].iter().position(|byte| *byte != 0);
+                    let mark = (at + HEADER_LEN).next_multiple_of(PAGE_LEN).min(bytes.len());
+                    let written = bytes[at..mark].iter().position(|byte| *byte != 0);
                     assert_eq!(written, None, "{case}: {error} at {here}, and no zeros there");
                     for at in (at..=bytes.len() - HEADER_LEN).step_by(ALIGN as usize) {
                         let here = base.plus(at as u64);

@@ -286,6 +286,27 @@ fn a_record_whose_body_is_of_an_earlier_segment_is_cut_off_whole() {
     }
 }
 
+/// The header decays, or never lands, and of the page that it is in more than that is there.
+#[test]
+fn a_last_record_without_its_header_is_told_of_as_torn_and_not_taken_for_the_end() {
+    for zeros in [HEADER_LEN, 512] {
+        let (disk, mut rig) = reused();
+        rig.workers.flush.flush_all();
+        let placed = rig.send(1, 0, &batch(0, 1, LEN)).unwrap();
+        let image = disk.crash_image(&CrashChoice::EVERYTHING);
+        let (file, base) = active_file(placed.offset);
+        image.overwrite(&file, placed.offset.get() - base, &vec![0; zeros]).unwrap();
+        let (rig, log) = opened(&image);
+        let report = rig.store.start_report();
+        let cut = report.cut.as_ref().unwrap_or_else(|| panic!("{zeros}: {report}"));
+        assert_eq!(cut.at, placed.offset);
+        assert!(!messages(&log).contains(&placed.offset));
+        assert_eq!(report.damaged, []);
+        rig.kill();
+        assert_eq!(opened(&image).0.store.start_report().cut, None);
+    }
+}
+
 /// As above, and nothing of it lands: not the zeros behind it either. What stands there then lines up, header by
 /// header, with what was never flushed.
 #[test]
@@ -316,7 +337,7 @@ fn records_of_an_earlier_segment_that_line_up_with_the_end_are_none() {
         let salt = identity.salt(salt_of);
         let mut at = tail.get() - base;
         if let At::Mark = what {
-            at += HEADER_LEN as u64;
+            at = (at + HEADER_LEN as u64).next_multiple_of(PAGE_LEN as u64);
         }
         let mut bytes = Vec::new();
         let len = u64::from(sample.header.total_len);

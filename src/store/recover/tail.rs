@@ -15,7 +15,7 @@ use crate::format::epoch::{Lost, LostQueue, MAX_LOST_QUEUES};
 use crate::format::names::{self, FileKind};
 use crate::format::record::{HEADER_LEN, RecordKind};
 use crate::format::segment_header::PAGE_LEN;
-use crate::log::walk::{SegmentWalk, Step};
+use crate::log::walk::{SegmentWalk, Step, mark_end};
 use crate::message::{Epoch, PhysicalOffset, QueueKey};
 use crate::store::OpenError;
 use crate::sync::Arc;
@@ -38,6 +38,8 @@ impl Recovery<'_> {
             let (lost, reach) = self.lost_behind(&active, tail)?;
             self.report.lost = lost;
             let until = if reach > tail { reach } else { self.torn_to(&active, tail)? };
+            // The next start looks for zeros up to there.
+            let until = until.max(mark_end(tail, active.end()));
             let (len, kept_in) = self.clear(disk, &active, tail..until)?;
             if len > 0 {
                 let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());

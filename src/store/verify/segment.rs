@@ -14,7 +14,7 @@ use crate::format::state_record::transitions;
 use crate::log::commit_log::Via;
 use crate::log::consume_queue::QueuePart;
 use crate::log::index::IndexPart;
-use crate::log::walk::{SegmentWalk, Step, Zeros};
+use crate::log::walk::{SegmentWalk, Step};
 use crate::message::{PhysicalOffset, QueueKey};
 use crate::store::dispatch::{derive, queue_key};
 use crate::store::offline::SegmentFile;
@@ -149,8 +149,8 @@ impl Verifier {
                 self.take_order(base, &header);
                 self.take(walking, &header);
             }
-            Step::Gap { end, reason, zeros } => {
-                let is_free = zeros >= Zeros::Header && end >= walking.segment.end();
+            Step::Gap { end, reason, is_marked } => {
+                let is_free = is_marked && end >= walking.segment.end();
                 self.wrong(walking, at..end, reason, is_free, None);
                 return end >= walking.segment.end();
             }

@@ -466,7 +466,8 @@ impl Recovery<'_> {
                     self.report.damage_may_hold_state = true;
                     self.damage(at..end.min(self.durable));
                     if self.durable < end {
-                        return Ok(self.cut(self.durable, reason, false));
+                        let is_marked = end >= segment.end() && mark_stands(segment, self.durable);
+                        return Ok(self.cut(self.durable, reason, is_marked));
                     }
                     if end >= segment.end() {
                         return Ok(SegmentEnd::Rolled);

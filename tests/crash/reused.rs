@@ -307,6 +307,26 @@ fn a_last_record_without_its_header_is_told_of_as_torn_and_not_taken_for_the_end
     }
 }
 
+/// The last durable record decays; what the file held before is no torn tail.
+#[test]
+fn a_last_durable_record_that_is_damaged_is_damage_alone() {
+    let (disk, mut rig) = reused();
+    let placed = rig.send(1, 0, &batch(0, 1, LEN)).unwrap();
+    rig.workers.settle();
+    rig.close();
+    let (file, base) = active_file(placed.offset);
+    let end = placed.end.get();
+    assert!(is_old(&disk.durable_bytes(&file).unwrap(), end - base));
+    for zeros in [1, HEADER_LEN] {
+        let image = disk.crash_image(&CrashChoice::NOTHING);
+        image.overwrite(&file, placed.offset.get() - base, &vec![0; zeros]).unwrap();
+        let rig = Rig::open(&image);
+        let report = rig.store.start_report();
+        assert_eq!((&report.cut, &report.lost), (&None, &None), "{report}");
+        assert_eq!(report.damaged, [placed.offset..placed.end], "{report}");
+    }
+}
+
 /// As above, and nothing of it lands: not the zeros behind it either. What stands there then lines up, header by
 /// header, with what was never flushed.
 #[test]

@@ -37,9 +37,10 @@ impl Recovery<'_> {
         if !end.is_marked {
             let (lost, reach) = self.lost_behind(&active, tail)?;
             self.report.lost = lost;
-            let until = if reach > tail { reach } else { self.torn_to(&active, tail)? };
             // The next start looks for zeros up to there.
-            let until = until.max(mark_end(tail, active.end()));
+            let mark_end = mark_end(tail, active.end());
+            let until = if reach > tail { reach } else { self.torn_to(&active, mark_end)? };
+            let until = until.max(mark_end);
             let (len, kept_in) = self.clear(disk, &active, tail..until)?;
             if len > 0 {
                 let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
@@ -131,19 +132,20 @@ impl Recovery<'_> {
         Ok((Some(Lost { messages, queue_count, first, last, queues }), reach))
     }
 
-    /// How far behind `tail` something may have been written that does not verify.
+    /// How far something may have been written that does not verify: from `from`, a page's begin behind the tail, to
+    /// the first page of zeros.
     fn torn_to(
         &self,
         segment: &Segment,
-        tail: PhysicalOffset,
+        from: PhysicalOffset,
     ) -> Result<PhysicalOffset, OpenError> {
-        let len = segment.end().since(tail).min(TORN_LOOK);
+        let len = segment.end().since(from).min(TORN_LOOK);
         let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
-        segment.read_exact(tail, &mut bytes)?;
+        segment.read_exact(from, &mut bytes)?;
         let mut pages = bytes.chunks(PAGE_LEN);
         let used = pages.position(|page| page.iter().all(|byte| *byte == 0));
         let used = used.map_or(len, |pages| (pages * PAGE_LEN) as u64);
-        Ok(tail.plus(used))
+        Ok(from.plus(used))
     }
 
     /// Copies what stands in `range`, at the end of `segment`, aside, then zeroes and syncs it. Returns how many bytes

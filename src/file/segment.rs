@@ -45,8 +45,8 @@ pub struct Spare {
 
 impl Spare {
     /// Removes the file. Durable with a sync of the directory.
-    pub fn unlink(self, disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
-        disk.unlink(&dir.join(self.name))
+    pub fn unlink(&self, disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+        disk.unlink(&dir.join(&self.name))
     }
 }
 

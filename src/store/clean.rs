@@ -161,7 +161,11 @@ impl CleanWorker {
         }
         self.looked_at_disk = Some(now);
         // A disk that does not say is not short of space.
-        let free = shared.disk.free_space(&shared.config.dir).unwrap_or(u64::MAX);
+        let free_space = || shared.disk.free_space(&shared.config.dir).unwrap_or(u64::MAX);
+        let mut free = free_space();
+        if free < shared.config.disk_reserve && shared.unlink_spares() {
+            free = free_space();
+        }
         let is_short = free < shared.config.disk_reserve;
         if shared.disk_is_short.swap(is_short, Ordering::Relaxed) != is_short {
             if is_short {
@@ -181,7 +185,7 @@ impl CleanWorker {
             }
             self.recorded = None;
         }
-        if shared.give_up_spares()? || shared.sweep()? {
+        if shared.give_up_spares() || shared.sweep()? {
             return Ok(Progress::Worked);
         }
         let now = shared.clock.elapsed();
@@ -567,7 +571,7 @@ impl Shared {
         if let Err(error) = self.remove(gone, &mut spares) {
             for spare in spares {
                 // The first error is the one to tell; a file that stays is removed by the next start.
-                match self.unlink_spare(spare) {
+                match self.unlink_spare(&spare) {
                     Ok(()) | Err(_) => {}
                 }
             }

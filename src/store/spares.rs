@@ -70,20 +70,37 @@ impl Shared {
         })
     }
 
-    pub(super) fn unlink_spare(&self, spare: Spare) -> Result<(), FileError> {
+    pub(super) fn unlink_spare(&self, spare: &Spare) -> Result<(), FileError> {
         spare.unlink(&*self.disk, &self.config.dir.join(FileKind::Segment.directory()))
     }
 
-    /// While space is short, files that are kept for later are unlinked. `true`: there were some.
-    pub(super) fn give_up_spares(&self) -> Result<bool, FileError> {
-        if !self.space_is_wanted() || self.spares.count() == 0 {
-            return Ok(false);
-        }
+    /// While space is short, files that are kept for later are unlinked. `true`: some were.
+    pub(super) fn give_up_spares(&self) -> bool {
+        self.space_is_wanted() && self.unlink_spares()
+    }
+
+    /// Unlinks the files that are kept for later; those that stay are tried again. `true`: some are gone.
+    pub(super) fn unlink_spares(&self) -> bool {
+        let (mut stay, mut is_any_gone) = (Vec::new(), false);
         while let Some(spare) = self.spares.take() {
-            self.unlink_spare(spare)?;
+            match self.unlink_spare(&spare) {
+                Ok(()) | Err(FileError::NotFound { .. }) => is_any_gone = true,
+                Err(error) => {
+                    tracing::warn!(%error, "a file that is kept for the next segment stays");
+                    stay.push(spare);
+                }
+            }
         }
-        self.disk.sync_dir(&self.config.dir.join(FileKind::Segment.directory()))?;
-        self.allocate_signal.wake();
-        Ok(true)
+        self.spares.keep(stay);
+        if is_any_gone {
+            // Where that fails, the next start removes what is there again.
+            if let Err(error) =
+                self.disk.sync_dir(&self.config.dir.join(FileKind::Segment.directory()))
+            {
+                tracing::warn!(%error, "files that were unlinked may be there again after a power cut");
+            }
+            self.allocate_signal.wake();
+        }
+        is_any_gone
     }
 }

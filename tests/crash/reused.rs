@@ -11,7 +11,9 @@ use mainstem::format::segment_header::PAGE_LEN;
 use mainstem::format::state_record::Transition;
 use mainstem::message::{FlushMode, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
 use mainstem::store::{AppendError, Placed, ReadOutcome, StoreConfig};
-use mainstem::testing::{CrashChoice, NameChoice, SimDisk, Torn, WriteChoice};
+use mainstem::testing::{
+    CrashChoice, Fault, FaultRule, NameChoice, SimDisk, Times, Torn, WriteChoice,
+};
 
 use crate::oracle::{self, Logged};
 use crate::power_cut::{EVERY, Effort, cut_everywhere};
@@ -506,10 +508,21 @@ fn a_disk_that_is_short_gets_the_bytes_of_spares_back() {
     let used: u64 = disk.paths().iter().map(|p| disk.durable_bytes(p).unwrap().len() as u64).sum();
     disk.set_capacity(Some(used + (40 << 10)));
     rig.clock.advance(Duration::from_secs(1));
+    // One that cannot be unlinked is not forgotten.
+    disk.fail(FaultRule {
+        operation: Operation::Unlink,
+        path_contains: Some(".tmp".to_owned()),
+        nth: 1,
+        times: Times::Always,
+        error: Fault::Eio,
+    });
+    rig.workers.clean.step();
+    assert_eq!(rig.store.status().spare_segments, 2);
+    assert!(rig.store.status().disk_is_short);
+    disk.clear_faults();
+    rig.clock.advance(Duration::from_secs(1));
     rig.workers.clean.step();
     assert_eq!(rig.store.status().spare_segments, 0);
-    rig.clock.advance(Duration::from_secs(1));
-    rig.workers.settle();
     assert!(!rig.store.status().disk_is_short, "two segments are more than was missing");
     // What is deleted while it is short is not kept.
     disk.set_capacity(Some(used - (20 << 10)));

@@ -289,8 +289,8 @@ struct Recovery<'a> {
     epoch_walked: Epoch,
     /// The highest id of a topic that a walked message is of.
     newest_topic: TopicId,
-    /// Segments behind the tail that begin as they were made, with zeros, and have no sound header. They are ready to be
-    /// written to, whatever stands in them: as behind a tail, none of it is ever taken for a record.
+    /// Segments behind the tail that begin as they were made, with zeros, and have no sound header.
+    /// They may be written to, whatever stands in them: as behind a tail, none of it is ever taken for a record.
     empty: Vec<PhysicalOffset>,
     deleted: Ranges,
     lost: Ranges,

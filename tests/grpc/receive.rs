@@ -46,7 +46,11 @@ fn wanted(bodies: &[(&str, u32)]) -> Vec<(String, u32)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_received_kept_on_given_back_and_acknowledged() {
     let (_server, client) = server().await;
-    let leased = client.receive(&RECEIVE).await.unwrap();
+    let mut leased = client.receive(&RECEIVE).await.unwrap();
+    // One receive may get a part: what is listed when it looks.
+    while leased.len() < 3 {
+        leased.extend(client.receive(&RECEIVE).await.unwrap());
+    }
     assert_eq!(bodies(&leased), wanted(&[("a", 1), ("b", 1), ("c", 1)]));
     assert_eq!(client.receive(&RECEIVE).await.unwrap(), []);
     let handle =

@@ -297,6 +297,7 @@ impl Broker {
             Some(ready) => ready,
             None => offsets.ready.make(consumer.key()),
         };
+        ready.asked();
         let queues = topic.handle().queues();
         let begun = ready.begun();
         if begun >= queues {

@@ -358,6 +358,38 @@ async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
 }
 
 #[tokio::test]
+async fn a_group_that_does_not_ask_for_a_while_costs_arrivals_nothing_and_gets_all_when_it_asks() {
+    let rig = Rig::new(4, GroupSettings::default()).await;
+    rig.send_to(1, "a").await;
+    let first = rig.receive(9).await;
+    let topic = rig.broker.state.topics.get("t").unwrap();
+    let key = (rig.broker.state.groups.get("g").unwrap().id(), topic.id());
+    let is_there = || rig.broker.state.offsets.ready.get(key).is_some();
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (false, false));
+    rig.send_to(2, "b").await;
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [true]);
+    assert!(!is_there(), "neither an arrival nor an ack brings it back");
+    assert_eq!(rig.seen(9).await, [of(2, 0, 1, "b")]);
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    // Who waits is not idle.
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        (0..3).for_each(|_| rig.broker.tend_idle());
+        rig.send_to(3, "c").await;
+    });
+    let received: Vec<_> = received.unwrap().messages.iter().map(seen).collect();
+    assert_eq!(received, [of(3, 0, 1, "c")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_group_begins_where_it_says_in_all_queues_at_once() {
     let latest =
         GroupSettings { initial_position: InitialPosition::Latest, ..GroupSettings::default() };

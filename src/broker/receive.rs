@@ -179,6 +179,28 @@ impl Drop for Hand<'_> {
     }
 }
 
+/// Somebody who was woken for a message. If he goes away before he has looked, the next one is woken in his place.
+struct Woken<'a> {
+    broker: &'a Broker,
+    ready: Arc<Ready>,
+    group: Arc<GroupEntry>,
+    topic: Arc<TopicEntry>,
+    has_looked: bool,
+}
+
+impl Drop for Woken<'_> {
+    fn drop(&mut self) {
+        if self.has_looked {
+            return;
+        }
+        let Broker { store, state, .. } = self.broker;
+        let consumer = Consumer { store, group: &self.group, topic: &self.topic };
+        if self.ready.has_listed() || state.offsets.has_due(consumer, store.lease_time().get()) {
+            self.ready.wake();
+        }
+    }
+}
+
 /// What a look came to.
 enum Look {
     Found(Received),
@@ -203,6 +225,7 @@ impl Broker {
             Expression::Sql(_) => Arc::new(TagFilter::All),
         };
         let (mut has_caught_up, mut in_front, mut looks) = (false, false, 0);
+        let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
             let topic = self.topic(request.topic, request.deadline).await?;
@@ -214,7 +237,13 @@ impl Broker {
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
             let receiver = Receiver { consumer, ready, request: &request, tags, attempt };
-            match self.look_once(&receiver).await {
+            let look = self.look_once(&receiver).await;
+            if look.is_ok()
+                && let Some(woken) = &mut woken
+            {
+                woken.has_looked = true;
+            }
+            match look {
                 Ok(Look::Found(received)) => return Ok(received),
                 Ok(Look::Passed) if looks < MAX_LOOKS => {
                     looks += 1;
@@ -248,6 +277,8 @@ impl Broker {
                 self.still_there(&topic, request.deadline).await?;
                 return Ok(Received::default());
             }
+            let ready = receiver.ready;
+            woken = Some(Woken { broker: self, ready, group, topic, has_looked: false });
             in_front = true;
         }
     }

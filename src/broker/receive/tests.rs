@@ -358,6 +358,69 @@ async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
 }
 
 #[tokio::test]
+async fn who_is_woken_and_goes_away_before_he_took_anything_wakes_the_next() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let wait = || {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            let filter = all();
+            let request = ReceiveRequest {
+                group: "g",
+                topic: "t",
+                filter: &filter,
+                max_messages: 8,
+                max_bytes: 1 << 20,
+                invisible: MINUTE,
+                client: None,
+                wait: Duration::from_secs(20),
+                attempt: "",
+                deadline: soon(),
+            };
+            broker.receive_messages(request).await.unwrap().messages
+        }
+    };
+    let waiting = |count: usize| {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            while broker.waiting() != count {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    rig.send_to(0, "a").await;
+    let mut handle = rig.receive(1).await.remove(0).handle;
+    for is_back in [true, false] {
+        let first = tokio::spawn(wait());
+        waiting(1).await;
+        let second = tokio::spawn(wait());
+        waiting(2).await;
+        // No bytes to answer with: the first is woken, and waits for some.
+        let free = rig.broker.replies.free();
+        let all_bytes = rig.broker.replies.take(free, soon()).await.unwrap();
+        let (queue, delivery) = match is_back {
+            true => {
+                rig.hold(&handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+                (0, 2)
+            }
+            false => {
+                rig.send_to(1, "a").await;
+                (1, 1)
+            }
+        };
+        waiting(1).await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        drop(all_bytes);
+        let mut received = second.await.unwrap();
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(queue, 0, delivery, "a")]);
+        handle = received.remove(0).handle;
+        assert_eq!(rig.ack(&[&handle]).await, [true]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_group_that_does_not_ask_for_a_while_costs_arrivals_nothing_and_gets_all_when_it_asks() {
     let rig = Rig::new(4, GroupSettings::default()).await;
     rig.send_to(1, "a").await;

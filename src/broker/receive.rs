@@ -60,6 +60,13 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Queues that one look takes into its hand.
 const MAX_QUEUES: usize = 256;
 
+/// Messages that one look goes through for such as are wanted, once it found too few: what is passed over costs one
+/// record for so many.
+const SCAN: usize = 1_024;
+
+/// Bytes of records that it reads for that from one queue.
+const SCAN_BYTES: u64 = 1 << 20;
+
 /// Looks of one receive at messages that are all passed over, before it answers with nothing or waits.
 const MAX_LOOKS: u32 = 64;
 
@@ -570,23 +577,35 @@ impl Broker {
             if let Some(in_hand) = hand.queues.get_mut(at) {
                 (in_hand.fresh.from, in_hand.fresh.to, in_hand.room) = (cursor, cursor, room);
             }
-            self.read_fresh(hand, at, half.min(hand.room())).await?;
+            self.read_fresh(hand, at, half.min(hand.room()), 0).await?;
         }
+        let mut scan = match hand.receiver.request.filter {
+            Expression::Tags(TagFilter::All) => 0,
+            Expression::Tags(_) | Expression::Sql(_) => SCAN,
+        };
         for at in 0..hand.queues.len() {
-            let has_more = hand.queues.get(at).is_some_and(|queue| queue.has_more);
-            if hand.stopped.is_none() && hand.room() > 0 && has_more {
-                self.read_fresh(hand, at, hand.room()).await?;
+            let Some(InHand { has_more: true, fresh: Fresh { to: from, .. }, .. }) =
+                hand.queues.get(at)
+            else {
+                continue;
+            };
+            let from = *from;
+            if hand.stopped.is_none() && hand.room() > 0 {
+                self.read_fresh(hand, at, hand.room(), scan).await?;
+                let to = hand.queues.get(at).map_or(from, |queue| queue.fresh.to);
+                scan = scan.saturating_sub(usize::try_from(to - from).unwrap_or(usize::MAX));
             }
         }
         Ok(())
     }
 
-    /// Reads on in a queue that is in the hand.
+    /// Reads on in a queue that is in the hand: `room` messages, or through `scan` for as many that are wanted.
     async fn read_fresh(
         &self,
         hand: &mut Hand<'_>,
         at: usize,
         room: usize,
+        scan: usize,
     ) -> Result<(), BrokerError> {
         let Some(in_hand) = hand.queues.get_mut(at) else { return Ok(()) };
         let room = room.min(in_hand.room);
@@ -597,11 +616,12 @@ impl Broker {
         }
         let (queue, from) = (in_hand.fresh.queue, in_hand.fresh.to);
         let room_bytes = hand.max_bytes.saturating_sub(hand.bytes);
+        let room_bytes = if scan > room { room_bytes.max(SCAN_BYTES) } else { room_bytes };
         let read = ReadRequest {
             topic: Arc::clone(hand.receiver.consumer.topic.handle()),
             queue: QueueId::new(queue),
             from: QueueOffset::new(from),
-            max_messages: room,
+            max_messages: room.max(scan),
             max_bytes: usize::try_from(room_bytes).unwrap_or(usize::MAX).max(1),
             filter: Arc::clone(&hand.receiver.tags),
         };
@@ -633,6 +653,10 @@ impl Broker {
             let skip = from.saturating_sub(record.first_queue_offset.get());
             let skip = u16::try_from(skip).unwrap_or(u16::MAX);
             let first = record.first_queue_offset.get();
+            if left == 0 || hand.bytes >= hand.max_bytes {
+                next = first + u64::from(skip);
+                break;
+            }
             let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
             let wanted = wanted.unwrap_or_else(|error| {
                 tracing::error!(%error, "a record cannot be delivered");

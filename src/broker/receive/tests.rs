@@ -323,6 +323,29 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
 }
 
 #[tokio::test]
+async fn what_the_filter_passes_over_costs_few_records_however_few_messages_are_wanted() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    for number in 0..3_000 {
+        let tag = if number % 1_000 == 999 { "wanted" } else { "other" };
+        rig.store(queue, &[("x", Some(tag), None)], None).await;
+    }
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let appended = || rig.broker.store.watermarks().appended;
+    let filter = Expression::parse(Language::Sql, "TAGS = 'wanted'").unwrap();
+    for (max_bytes, offset) in [(1 << 20, 999), (1, 1_999), (1 << 20, 2_999)] {
+        let before = appended();
+        let request = ReceiveRequest { max_bytes, ..rig.request(&filter, 1) };
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(0, offset, 1, "x")]);
+        let len = appended().since(before);
+        assert!(len < 2_000, "{len} bytes of state records");
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
     let rig = Rig::new(4, GroupSettings::default()).await;
     assert_eq!(rig.seen(1).await, []);

@@ -719,9 +719,11 @@ impl Broker {
         permit: Permit,
     ) -> Result<Look, BrokerError> {
         let request = receiver.request;
-        let fresh: Vec<Fresh> = hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
-        let has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
-        let is_empty = !has_passed && hand.again.is_empty() && hand.finished.is_empty();
+        let mut fresh: Vec<Fresh> =
+            hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
+        let mut has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
+        let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
+        let is_empty = !has_passed && is_old_empty;
         let (due, delivered, gave) = loop {
             // Who finds nothing is answered with that.
             if self.is_draining() && !(is_empty && repeated.is_empty()) {
@@ -740,6 +742,12 @@ impl Broker {
                 client: request.client.map_or(0, clients::hash_of),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
+                // Those that are open already take no room, and must get done to make some.
+                Ok(Gave::Limit) if has_passed && !(is_old_empty && repeated.is_empty()) => {
+                    fresh.clear();
+                    has_passed = false;
+                    hand.queues.iter_mut().for_each(|in_hand| in_hand.has_more = true);
+                }
                 Ok(gave) => break (giving.due, now, gave),
                 Err(AppendError::NotReady) => self.space(request.deadline).await?,
                 Err(error) => return Err(error.into()),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::broker::state::leases::Claim;
 use crate::broker::{
     BrokerConfig, ClientKind, ExtendEntry, ExtendFault, GroupChange, Hold, Introduction, Position,
     ResetRequest, Run, SendRequest,
@@ -829,6 +830,52 @@ async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished()
 }
 
 /// Every wait is ended by a message, so a wake-up that is lost is an answer without one.
+#[tokio::test]
+async fn at_the_bound_of_all_open_messages_retries_and_acks_go_on_and_nobody_takes_the_rest_alone()
+{
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.broker.create_group("h", &GroupSettings::default(), soon()).await.unwrap();
+    for body in ["a", "b", "c", "d", "e"] {
+        rig.send_to(0, body).await;
+    }
+    let filter = all();
+    let request = rig.request(&filter, 9);
+    let other = ReceiveRequest { group: "h", max_messages: 2, ..request };
+    assert_eq!(rig.receive(2).await.len(), 2);
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN);
+    for request in [request, other] {
+        let refused = rig.broker.receive_messages(request).await;
+        assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    }
+    rig.pass(MINUTE);
+    // With fresh messages behind them, in whichever order a look takes them.
+    for delivery in [2, 3] {
+        let again = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = again.iter().map(seen).collect();
+        assert_eq!(got, [of(0, 0, delivery, "a"), of(0, 1, delivery, "b")]);
+        rig.pass(MINUTE);
+    }
+    let last = rig.broker.receive_messages(request).await.unwrap().messages;
+    // A receipt of before a power cut, whose lease the log has lost, of a message behind others.
+    let (group, topic) = (rig.broker.state.groups.get("g"), rig.broker.state.topics.get("t"));
+    let (group, topic) = (group.unwrap(), topic.unwrap());
+    let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+    let held = rig.broker.signer.handle(&last[0].handle).unwrap().claim();
+    let lost = Claim { place: (0, 3), lease: LeaseId::default(), is_first: true };
+    let settled = rig.broker.state.offsets.finish(consumer, &[held, lost]).unwrap();
+    assert_eq!(settled.results, [Some(held.lease), None]);
+    assert_eq!(rig.committed(0).await, 1);
+
+    // It may have no more than it leaves to others.
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN - 3);
+    let refused = rig.broker.receive_messages(request).await;
+    assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    assert_eq!(rig.broker.receive_messages(other).await.unwrap().messages.len(), 2);
+    rig.broker.state.offsets.pretend_open(9);
+    assert_eq!(rig.receive(9).await.len(), 3);
+    rig.broker.close().unwrap();
+}
+
 async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
     const CONSUMERS: usize = 12;
     const MESSAGES: usize = 1_500;

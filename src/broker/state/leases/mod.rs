@@ -445,6 +445,11 @@ impl Leases {
         is_ordered.then(|| lock_of(queue, group_hash))
     }
 
+    /// The open messages of a message group in the order in which they come.
+    pub(crate) fn sequence(&self, lock: Lock) -> impl Iterator<Item = Place> {
+        self.order.iter().flat_map(move |order| order.sequence(lock))
+    }
+
     /// How many messages of a message group are open.
     pub(crate) fn open_of(&self, lock: Lock) -> usize {
         self.order.as_ref().map_or(0, |order| order.open_of(lock))

@@ -3,7 +3,7 @@
 //! Each is decided under the unit's mutex, appended as one record, and applied; replay applies the same. What is open
 //! and what is due is in `leases/`; that a position is the first open message, or the cursor, is kept here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Hasher, Offsets, Unit};
@@ -676,6 +676,21 @@ impl Settled {
     }
 }
 
+/// To an ordered group: the messages in the hand before which nothing of their message group is open, but what is in
+/// the hand too. Who had a message last may have changed its lease meanwhile: then those behind it wait.
+fn in_turn(leases: &Leases, giving: &Giving<'_>) -> Option<HashSet<Place, Hasher>> {
+    let is_unchanged =
+        |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
+    let in_hand = || giving.again.iter().chain(giving.finished);
+    let first = in_hand().next()?;
+    leases.lock_if_ordered(first.place.0, first.open.group_hash)?;
+    let unchanged: HashSet<Place, Hasher> =
+        in_hand().filter(is_unchanged).map(|due| due.place).collect();
+    let locks: HashSet<Lock, Hasher> = in_hand().map(Due::lock).collect();
+    let of_lock = |lock| leases.sequence(lock).take_while(|place| unchanged.contains(place));
+    Some(locks.into_iter().flat_map(of_lock).collect())
+}
+
 /// What a giving comes to.
 #[derive(Debug, Default)]
 struct Plan {
@@ -695,7 +710,9 @@ impl Plan {
             |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
         // How many open messages of a message group this giving has in its hand.
         let mut own = HashMap::<Lock, usize, Hasher>::default();
-        for due in giving.again.iter().filter(is_unchanged) {
+        let in_turn = in_turn(leases, giving);
+        let is_its_turn = |due: &&Due| in_turn.as_ref().is_none_or(|all| all.contains(&due.place));
+        for due in giving.again.iter().filter(is_unchanged).filter(is_its_turn) {
             let (open, is_first) = (due.open, !due.was_leased());
             plan.deliver(due.place, open.next_delivery(), open.group_hash, is_first);
             *own.entry(due.lock()).or_default() += 1;

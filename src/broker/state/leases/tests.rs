@@ -669,6 +669,18 @@ proptest! {
 }
 
 #[test]
+fn who_keeps_a_message_on_that_another_is_about_to_get_keeps_those_behind_it_back_too() {
+    let receive = |due, fresh, meanwhile| {
+        // Of the first six the second and the fifth: those of one message group.
+        let (queue, unwanted, lasts, client) = (0, 0b101_101, 10, 0);
+        Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile }
+    };
+    let keeps_on = Meanwhile::Change(vec![1], 50, true);
+    let steps = [receive(0, 6, Meanwhile::Nothing), Step::Wait(20), receive(4, 0, keeps_on)];
+    run(&steps, true);
+}
+
+#[test]
 fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message() {
     let mut leases = Leases::default();
     let lease = LeaseId { epoch: Epoch::new(1), number: 100 };
@@ -684,7 +696,7 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     let mut position = Vec::new();
     for batch in 0..10_000_u64 {
         given(&mut leases, 1 + batch * 1_000, 1_000);
-        position = leases.finished(&[run(1 + batch * 1_000, 1_000)]);
+        position = leases.finished(&[run(1 + batch * 1_000, 1_000)], None);
     }
     assert_eq!(position, [(QueueId::ZERO, QueueOffset::ZERO)]);
     assert_eq!((leases.count(), leases.rows()), (1, 1));
@@ -692,5 +704,8 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     let mut kept = Vec::new();
     leases.keep(GroupId::new(1), TopicId::new(1), &mut kept);
     assert!(kept.len() < 128, "{}", kept.len());
-    assert_eq!(leases.finished(&[run(0, 1)]), [(QueueId::ZERO, QueueOffset::new(10_000_001))]);
+    assert_eq!(
+        leases.finished(&[run(0, 1)], None),
+        [(QueueId::ZERO, QueueOffset::new(10_000_001))]
+    );
 }

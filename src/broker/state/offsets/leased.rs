@@ -23,6 +23,9 @@ use crate::sync::{Mutex, Ordering, lock};
 /// Open messages of one queue for one group: at so many no fresh ones are given, until some are finished.
 pub(crate) const MAX_OPEN_IN_QUEUE: usize = 10_000;
 
+/// What the name of the topic of a group's dead letters begins with; the group's name comes behind.
+pub(crate) const DEAD_LETTERS: &str = "%DLQ%";
+
 /// A group and a topic that messages are given of, and by which rule.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Consumer<'a> {
@@ -38,7 +41,17 @@ impl Consumer<'_> {
 
     fn rule(&self) -> Rule {
         let settings = self.group.settings();
-        Rule { ordered: settings.ordered, most: settings.max_attempts.unwrap_or(u32::MAX) }
+        let most = match self.is_of_dead_letters() {
+            true => u32::MAX,
+            false => settings.max_attempts.unwrap_or(u32::MAX),
+        };
+        Rule { ordered: settings.ordered, most }
+    }
+
+    /// Whether the topic is that of the group's own dead letters. What fails there stays, or it would come back for
+    /// ever.
+    pub(crate) fn is_of_dead_letters(&self) -> bool {
+        self.topic.name().strip_prefix(DEAD_LETTERS) == Some(self.group.name())
     }
 
     fn is_gone(&self, unit: &Unit) -> bool {
@@ -95,6 +108,15 @@ pub(crate) enum Gave {
     Limit,
 }
 
+/// Who finishes a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FinishedBy {
+    /// Whoever has it; the same from him again is fine.
+    Holder,
+    /// The broker: no lease of it is worth anything any more.
+    Broker,
+}
+
 /// What became of claims.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settled {
@@ -104,8 +126,6 @@ pub(crate) struct Settled {
     pub(crate) end: PhysicalOffset,
     /// Something can be delivered now that could not before.
     pub(crate) has_due: bool,
-    /// Queues of which fresh messages can be given again.
-    pub(crate) opened: Vec<u32>,
 }
 
 /// What a claim is to become.
@@ -131,6 +151,10 @@ impl Unit {
         }
     }
 
+    fn is_full(&self, queue: u32) -> bool {
+        self.leases.as_ref().is_some_and(|leases| leases.count_in(queue) >= MAX_OPEN_IN_QUEUE)
+    }
+
     fn lease_rows(&self) -> u64 {
         self.leases.as_ref().map_or(0, |leases| leases.rows())
     }
@@ -145,7 +169,9 @@ impl Unit {
                 let (due, attempt, client) = (due.get(), *attempt, *client);
                 leases.given(Given { lease, due, attempt, client, cursors, runs }, position)
             }
-            Transition::MessagesFinished { runs, .. } => leases.finished(runs),
+            Transition::MessagesFinished { epoch, runs, .. } => {
+                leases.finished(runs, epoch.map(|epoch| LeaseId { epoch, number: end.get() }))
+            }
             Transition::LeasesChanged { epoch, leases: changed, .. } => {
                 leases.changed(LeaseId { epoch: *epoch, number: end.get() }, changed);
                 Vec::new()
@@ -325,8 +351,10 @@ impl Offsets {
             transitions.push((given, added));
         }
         if !held.is_empty() {
-            transitions
-                .push((Transition::MessagesFinished { group, topic, runs: runs_of(&held) }, 0));
+            transitions.push((
+                Transition::MessagesFinished { group, topic, epoch: None, runs: runs_of(&held) },
+                0,
+            ));
         }
         let is_worth = |(claim, standing): (&Claim, Standing)| match standing {
             Standing::Held | Standing::Finished => Some(claim.lease),
@@ -397,6 +425,7 @@ impl Offsets {
         &self,
         consumer: Consumer<'_>,
         due: Due,
+        by: FinishedBy,
         becomes: Vec<NewRecord>,
     ) -> Result<Option<PhysicalOffset>, AppendError> {
         let Some(unit) = self.known(consumer.key()) else { return Ok(None) };
@@ -407,7 +436,11 @@ impl Offsets {
         }
         let (group, topic) = consumer.key();
         let runs = runs_of(&BTreeSet::from([due.place]));
-        let transitions = [Transition::MessagesFinished { group, topic, runs }];
+        let epoch = match by {
+            FinishedBy::Holder => None,
+            FinishedBy::Broker => Some(consumer.store.epoch()),
+        };
+        let transitions = [Transition::MessagesFinished { group, topic, epoch, runs }];
         let end = append_with(consumer.store, becomes, &transitions)?;
         self.apply_all(consumer.key(), &mut unit, &transitions, end);
         Ok(Some(end))
@@ -547,7 +580,7 @@ impl Offsets {
         }
     }
 
-    fn known(&self, key: (GroupId, TopicId)) -> Option<Arc<Mutex<Unit>>> {
+    pub(super) fn known(&self, key: (GroupId, TopicId)) -> Option<Arc<Mutex<Unit>>> {
         self.units.get(&key).map(|unit| Arc::clone(&unit))
     }
 
@@ -580,6 +613,9 @@ impl Offsets {
         end: PhysicalOffset,
     ) {
         let before = unit.lease_rows();
+        let queues: BTreeSet<u32> =
+            transitions.iter().flat_map(queues_of).map(QueueId::get).collect();
+        let full: Vec<_> = queues.into_iter().filter(|queue| unit.is_full(*queue)).collect();
         for transition in transitions {
             let rows = unit.apply_leases(transition, end);
             self.rows.fetch_add(rows, Ordering::Relaxed);
@@ -587,6 +623,11 @@ impl Offsets {
         self.recount(before, unit.lease_rows());
         if let Some(leases) = &mut unit.leases {
             self.look_again(key, leases);
+        }
+        // Whoever found no room there put it aside.
+        let opened = full.into_iter().filter(|queue| !unit.is_full(*queue));
+        if let Some(ready) = opened.clone().next().and_then(|_| self.ready.get(key)) {
+            opened.for_each(|queue| ready.arrived(queue));
         }
     }
 
@@ -614,7 +655,7 @@ impl Offsets {
         }
     }
 
-    fn set_timer(&self, key: (GroupId, TopicId), leases: &mut Leases, due: u64) {
+    pub(super) fn set_timer(&self, key: (GroupId, TopicId), leases: &mut Leases, due: u64) {
         if leases.timer.is_some_and(|timer| timer <= due) {
             return;
         }
@@ -638,13 +679,6 @@ impl Offsets {
         added: u64,
         mut results: Vec<Option<LeaseId>>,
     ) -> Result<Settled, AppendError> {
-        let queues: BTreeSet<u32> =
-            transitions.iter().flat_map(queues_of).map(QueueId::get).collect();
-        let full = |unit: &Unit, queue: u32| {
-            let leases = unit.leases.as_ref();
-            leases.is_some_and(|leases| leases.count_in(queue) >= MAX_OPEN_IN_QUEUE)
-        };
-        let were_full: Vec<_> = queues.into_iter().filter(|queue| full(unit, *queue)).collect();
         let mut end = unit.applied;
         if !transitions.is_empty() {
             match self.append_leases(consumer, unit, transitions, added)? {
@@ -652,7 +686,6 @@ impl Offsets {
                 None => results.iter_mut().for_each(|result| *result = None),
             }
         }
-        let opened = were_full.into_iter().filter(|queue| !full(unit, *queue)).collect();
         let has_due = match &mut unit.leases {
             Some(leases) => {
                 leases.arrange(consumer.rule());
@@ -661,18 +694,13 @@ impl Offsets {
             }
             None => false,
         };
-        Ok(Settled { results, end, has_due, opened })
+        Ok(Settled { results, end, has_due })
     }
 }
 
 impl Settled {
     fn nothing(count: usize) -> Self {
-        Self {
-            results: vec![None; count],
-            end: PhysicalOffset::ZERO,
-            has_due: false,
-            opened: Vec::new(),
-        }
+        Self { results: vec![None; count], end: PhysicalOffset::ZERO, has_due: false }
     }
 }
 
@@ -775,7 +803,7 @@ impl Plan {
         let mut transitions = Vec::with_capacity(2);
         if !self.finished.is_empty() {
             let runs = runs_of(&self.finished);
-            transitions.push(Transition::MessagesFinished { group, topic, runs });
+            transitions.push(Transition::MessagesFinished { group, topic, epoch: None, runs });
         }
         if !self.cursors.is_empty() || !self.runs.is_empty() {
             transitions.push(Transition::LeasesGiven {

@@ -150,7 +150,6 @@ impl Broker {
             }
         };
         if let Some(ready) = self.state.offsets.ready.get(consumer.key()) {
-            settled.opened.iter().for_each(|queue| ready.arrived(*queue));
             if settled.has_due {
                 ready.wake();
             }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Broker;
-use super::dead_letter::Buried;
 use super::state::leases::Kind;
 use super::state::offsets::leased::Consumer;
 use crate::format::attributes::DeadReason;
@@ -35,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const MAX_LOST: usize = 1_000;
 
 /// How long a dead letter may take.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(2);
 
 impl Broker {
     /// Looks after leases until the broker drains. For one task; another one beside it does no harm.
@@ -150,22 +149,17 @@ impl Broker {
                 break;
             }
             for due in &taken.due {
-                let buried = match Self::may_bury(consumer) {
-                    true => {
-                        let deadline = Instant::now() + DEADLINE;
-                        self.bury(consumer, *due, DeadReason::Attempts, deadline).await
-                    }
-                    false => {
-                        self.keep_for_later(consumer, *due);
-                        Ok(Buried::Stale)
-                    }
-                };
-                if let Err(error) = buried {
-                    let (group, topic) = (group.name(), topic.name());
-                    tracing::warn!(%error, group, topic, "a dead letter cannot be stored");
-                    self.keep_for_later(consumer, *due);
-                    is_well = false;
+                let deadline = Instant::now() + DEADLINE;
+                let buried = self.bury(consumer, *due, DeadReason::Attempts, deadline).await;
+                let Err(error) = buried else { continue };
+                let (group, topic) = (group.name(), topic.name());
+                tracing::warn!(%error, group, topic, "a dead letter cannot be stored");
+                if let Err(error) = self.keep_for_later(consumer, *due) {
+                    tracing::warn!(%error, group, topic, "nor can it be put off");
                 }
+                // Others wait behind it: the rest of these is for the next look.
+                is_well = false;
+                break;
             }
             offsets.put_back(consumer.key(), &taken);
             if !is_well {

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::broker::state::leases::Claim;
 use crate::broker::{
-    BrokerConfig, ClientKind, ExtendEntry, ExtendFault, GroupChange, Hold, Introduction, Position,
-    ResetRequest, Run, SendRequest,
+    BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
+    Introduction, NewMessage, Position, ResetRequest, Run, SendMessages, SendRequest,
 };
 use crate::filter::Language;
 use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
@@ -684,13 +684,16 @@ async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_ne
     let rig = Rig::new(1, ordered()).await;
     rig.send_ordered("a", "a1").await;
     rig.send_ordered("a", "a2").await;
+    let mut last = String::new();
     for delivery in [1, 2] {
-        let (got, _) = rig.bodies(1).await;
+        let (got, mut handles) = rig.bodies(1).await;
         assert_eq!(got, bodies(&[("a1", delivery)]));
+        last = handles.remove(0);
         rig.pass(MINUTE);
     }
     assert_eq!(rig.bodies(9).await.0, [], "a1 is first, and was delivered twice");
     assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.ack(&[&last]).await, [false], "it is a dead letter");
     assert_eq!(rig.bodies(9).await.0, bodies(&[("a2", 1)]));
     let rig = rig.again();
     assert!(rig.broker.tend_due().await);
@@ -730,6 +733,123 @@ async fn a_message_that_is_given_up_is_a_dead_letter_whoever_asks_twice() {
     let send = SendRequest { topic: "%DLQ%g", queue: None, batch, session: None, deadline: soon() };
     let sent = rig.broker.send(send).await;
     assert!(matches!(sent, Err(BrokerError::BadName(_))), "{sent:?}");
+    let one = NewMessage { meta: NewMeta::default(), body: b"x" };
+    let several = SendMessages { topic: "%DLQ%g", messages: &[one], deadline: soon() };
+    let sent = rig.broker.send_messages(&several).await;
+    assert!(matches!(sent, Err(BrokerError::Forbidden { .. })), "{sent:?}");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothing_back() {
+    for settings in [ordered(), GroupSettings { ordered: false, ..ordered() }] {
+        let rig = Rig::new(1, settings).await;
+        rig.send_to(0, "a").await;
+        rig.send_to(0, "b").await;
+        for handle in rig.bodies(2).await.1 {
+            rig.broker.forward_to_dead_letters("g", "t", &handle, soon()).await.unwrap();
+        }
+        let filter = all();
+        let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 9) };
+        let mut handles = Vec::new();
+        for delivery in 1..=5 {
+            let messages = rig.receive_all(dead).await;
+            let both = [of(0, 0, delivery, "a"), of(0, 1, delivery, "b")];
+            assert_eq!(messages.iter().map(seen).collect::<Vec<_>>(), both);
+            if delivery == 4 {
+                let given_up = messages[0].handle.as_str();
+                let again = rig.broker.forward_to_dead_letters("g", "%DLQ%g", given_up, soon());
+                again.await.unwrap();
+            }
+            handles = messages.into_iter().map(|message| message.handle).collect();
+            rig.pass(MINUTE);
+            assert!(rig.broker.tend_due().await);
+        }
+        let handles = [handles[0].as_str(), handles[1].as_str()];
+        assert_eq!(rig.broker.ack("g", "%DLQ%g", &handles, soon()).await.unwrap(), [true; 2]);
+        assert!(rig.receive_all(dead).await.is_empty());
+        assert_eq!(rig.broker.counters().dead_letters.get(), 2);
+        rig.broker.close().unwrap();
+    }
+}
+
+/// More queues than a receive looks at by itself.
+const VERY_MANY: u32 = FEW_QUEUES + 1;
+
+#[tokio::test]
+async fn a_full_queue_goes_on_when_its_messages_became_dead_letters() {
+    use crate::broker::state::offsets::leased::MAX_OPEN_IN_QUEUE;
+    let once = GroupSettings { max_attempts: Some(1), ..GroupSettings::default() };
+    let rig = Rig::new(VERY_MANY, once).await;
+    let messages = vec![("x", None, None); 1_000];
+    for _ in 0..MAX_OPEN_IN_QUEUE / 1_000 {
+        rig.store(Some(QueueId::ZERO), &messages, None).await;
+    }
+    rig.send_to(0, "last").await;
+    let mut got = 0;
+    while got < MAX_OPEN_IN_QUEUE {
+        got += rig.receive(1_000).await.len();
+    }
+    assert_eq!(rig.seen(9).await, []);
+    rig.pass(MINUTE);
+    assert!(rig.broker.tend_due().await);
+    let last = of(0, u64::try_from(MAX_OPEN_IN_QUEUE).unwrap(), 1, "last");
+    assert_eq!(rig.seen(9).await, [last]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_goes_back_lists_its_queue() {
+    let rig = Rig::new(VERY_MANY, GroupSettings::default()).await;
+    rig.send_to(7, "a").await;
+    let handle = rig.receive(1).await.remove(0).handle;
+    assert_eq!(rig.ack(&[&handle]).await, [true]);
+    assert_eq!(rig.seen(9).await, []);
+    let back = CommitOffset {
+        topic: "t",
+        queue: QueueId::new(7),
+        offset: QueueOffset::ZERO,
+        expected: Expected::Any,
+        known_queues: None,
+    };
+    rig.broker.commit_offsets("g", &[back], Caller::default(), soon()).await.unwrap();
+    assert_eq!(rig.seen(9).await, [of(7, 0, 1, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn as_many_receipts_as_a_request_takes_can_be_repeated_though_all_were_kept_on() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.store(Some(QueueId::ZERO), &vec![("x", None, None); 1_000], None).await;
+    let mut kept_on = Vec::new();
+    for message in rig.receive(1_000).await {
+        kept_on.push(rig.hold(&message.handle, Hold::For(MINUTE)).await.unwrap());
+    }
+    assert_eq!(kept_on.len(), 1_000);
+    let handles: Vec<_> = kept_on.iter().map(String::as_str).collect();
+    for _ in 0..2 {
+        assert_eq!(rig.ack(&handles).await, [true; 1_000]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_finds_what_other_settings_of_the_group_let_him_have() {
+    let rig = Rig::new(1, ordered()).await;
+    rig.send_ordered("a", "a1").await;
+    assert_eq!(rig.bodies(1).await.0, bodies(&[("a1", 1)]));
+    rig.send_ordered("a", "a2").await;
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let change = GroupChange { ordered: Some(false), ..GroupChange::default() };
+        rig.broker.update_group("g", &change, soon()).await.unwrap();
+    });
+    let second = received.unwrap().messages;
+    assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "a2")]);
     rig.broker.close().unwrap();
 }
 
@@ -805,6 +925,7 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
     assert_eq!(rig.ack(&[&first.handle]).await, [true], "until somebody else has it");
     assert_eq!(rig.seen(9).await, []);
     assert_eq!(rig.ack(&[&third]).await, [true]);
+    assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert_eq!(rig.broker.state.offsets.with_clients(), []);
     rig.broker.close().unwrap();

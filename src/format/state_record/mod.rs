@@ -32,7 +32,7 @@
 //! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
 //! |   22 | offset history    | 1 group, 2 topic, 3 position, [4 rows of queue u32, old and new offset u64], a note, [9 rows of queue u32 and new offset u64: nothing was committed before] |
 //! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client] |
-//! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes]                                              |
+//! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes], [4 epoch: in spite of their leases]         |
 //! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes]                                     |
 //! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 56 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 32 bytes and 8 attempts u64, one for each: given for an attempt] |
 //! |   27 | clients lost      | 1 group, 2 topic, 3 due, [4 clients u64]                                            |
@@ -376,6 +376,8 @@ pub enum Transition {
         group: GroupId,
         /// Of which topic.
         topic: TopicId,
+        /// There if nobody finished them who had them: their leases are worth nothing any more. The epoch of now.
+        epoch: Option<Epoch>,
         /// Which messages.
         runs: Vec<Run>,
     },
@@ -449,10 +451,12 @@ impl Transition {
                     self.given_part(cursors, runs).put(out);
                 }
             }
-            Self::MessagesFinished { group, topic, runs } if runs.len() > leases::MAX_ROWS => {
+            Self::MessagesFinished { group, topic, epoch, runs }
+                if runs.len() > leases::MAX_ROWS =>
+            {
                 for runs in runs.chunks(leases::MAX_ROWS) {
-                    let (group, topic, runs) = (*group, *topic, runs.to_vec());
-                    Self::MessagesFinished { group, topic, runs }.put(out);
+                    let (group, topic, epoch, runs) = (*group, *topic, *epoch, runs.to_vec());
+                    Self::MessagesFinished { group, topic, epoch, runs }.put(out);
                 }
             }
             Self::LeasesChanged { group, topic, epoch, leases }
@@ -615,10 +619,13 @@ impl Transition {
                     put_u64(out, 8, *client);
                 }
             }
-            Self::MessagesFinished { group, topic, runs } => {
+            Self::MessagesFinished { group, topic, epoch, runs } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_rows(out, 3, &leases::finished_rows(runs));
+                if let Some(epoch) = epoch {
+                    put_u64(out, 4, epoch.get());
+                }
             }
             Self::LeasesChanged { group, topic, epoch, leases } => {
                 put_u64(out, 1, group.get());
@@ -827,10 +834,11 @@ impl Transition {
                 }
             }
             MESSAGES_FINISHED => {
-                let [group, topic, runs] = collect(fields, [1, 2, 3])?;
+                let [group, topic, runs, epoch] = collect(fields, [1, 2, 3, 4])?;
                 Self::MessagesFinished {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
+                    epoch: epoch.optional().map(Field::u64).transpose()?.map(Epoch::new),
                     runs: runs.optional().map_or(Ok(Vec::new()), leases::finished_of)?,
                 }
             }

@@ -286,7 +286,8 @@ fn of_consumers() -> Vec<Transition> {
             cursors: vec![(queue, QueueOffset::new(11))],
             runs: vec![GivenRun { run, delivery: 1, group_hash: 6 }],
         },
-        Transition::MessagesFinished { group, topic, runs: vec![run] },
+        Transition::MessagesFinished { group, topic, epoch: None, runs: vec![run] },
+        Transition::MessagesFinished { group, topic, epoch: Some(epoch), runs: vec![run] },
         Transition::LeasesChanged {
             group,
             topic,
@@ -388,7 +389,7 @@ fn very_many_leases_become_several_transitions_that_mean_the_same() {
     }
     assert_eq!((found, found_cursors), (given, cursors));
     let mut found = Vec::new();
-    let finished = Transition::MessagesFinished { group, topic, runs: runs.clone() };
+    let finished = Transition::MessagesFinished { group, topic, epoch: None, runs: runs.clone() };
     for transition in read(&run_of(&[finished])).unwrap() {
         let Transition::MessagesFinished { runs, .. } = transition else { panic!() };
         found.extend(runs);
@@ -582,7 +583,7 @@ const GOLDEN_REMEMBERED: [&str; 15] = [
     "654068657265",
 ];
 
-const GOLDEN_CONSUMERS: [&str; 38] = [
+const GOLDEN_CONSUMERS: [&str; 42] = [
     "17000000740000000100080002000000",
     "00000000020008000700000000000000",
     "03000800050000000000000004000800",
@@ -594,6 +595,10 @@ const GOLDEN_CONSUMERS: [&str; 38] = [
     "2c000000010008000200000000000000",
     "02000800070000000000000003001000",
     "03000000020000000900000000000000",
+    "18000000380000000100080002000000",
+    "00000000020008000700000000000000",
+    "03001000030000000200000009000000",
+    "00000000040008000500000000000000",
     "19000000400000000100080002000000",
     "00000000020008000700000000000000",
     "03000800050000000000000004001800",

@@ -5,7 +5,8 @@
 //! one without open messages, so those cost nothing. Leases need it for nothing else: that one is over is found by who
 //! looks.
 //!
-//! While anything is leased to clients for as long as they live it looks each second whether they do.
+//! While anything is leased to clients for as long as they live it looks each second whether they do. Each minute it
+//! forgets who did not ask for messages since the last one.
 
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const REST: Duration = Duration::from_secs(1);
 /// How often it looks whether clients live.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often it forgets who does not ask for messages.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Clients of one record.
 const MAX_LOST: usize = 1_000;
 
@@ -38,6 +42,7 @@ impl Broker {
         let mut draining = self.draining.subscribe();
         tokio::select! {
             () = self.tend_for_ever() => {}
+            () = self.tend_idle_for_ever() => {}
             _ = draining.wait_for(|draining| *draining) => {}
         }
     }
@@ -63,6 +68,23 @@ impl Broker {
                 None => timer_set.await,
             }
         }
+    }
+
+    async fn tend_idle_for_ever(&self) {
+        loop {
+            sleep(IDLE).await;
+            self.tend_idle();
+        }
+    }
+
+    /// Forgets who did not ask for messages since the last call and does not wait for some: whoever asks again is
+    /// looked at anew. Topics of which nobody asks are not watched any more.
+    pub fn tend_idle(&self) {
+        self.state.offsets.ready.let_idle_go(|topic| {
+            if let Some(topic) = self.state.topics.by_id(topic) {
+                topic.handle().unwatch();
+            }
+        });
     }
 
     /// Ends what is leased to clients that are gone. `false`: not all of it.

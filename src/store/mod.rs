@@ -326,7 +326,7 @@ pub(crate) struct Shared {
     any_refused: AtomicBool,
     /// Queues of sync topics that somebody waits for, whose entries are dispatched and not flushed: by the end of the
     /// first.
-    unflushed_arrivals: Mutex<HashMap<QueueKey, PhysicalOffset>>,
+    unflushed_arrivals: Mutex<dispatch::Unflushed>,
     /// Whether a topic is watched.
     is_watched: AtomicBool,
 

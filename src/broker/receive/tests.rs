@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::broker::state::leases::Claim;
 use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
     Introduction, NewMessage, Position, ResetRequest, Run, SendMessages, SendRequest,
@@ -323,6 +324,29 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
 }
 
 #[tokio::test]
+async fn what_the_filter_passes_over_costs_few_records_however_few_messages_are_wanted() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    for number in 0..3_000 {
+        let tag = if number % 1_000 == 999 { "wanted" } else { "other" };
+        rig.store(queue, &[("x", Some(tag), None)], None).await;
+    }
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let appended = || rig.broker.store.watermarks().appended;
+    let filter = Expression::parse(Language::Sql, "TAGS = 'wanted'").unwrap();
+    for (max_bytes, offset) in [(1 << 20, 999), (1, 1_999), (1 << 20, 2_999)] {
+        let before = appended();
+        let request = ReceiveRequest { max_bytes, ..rig.request(&filter, 1) };
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(0, offset, 1, "x")]);
+        let len = appended().since(before);
+        assert!(len < 2_000, "{len} bytes of state records");
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
     let rig = Rig::new(4, GroupSettings::default()).await;
     assert_eq!(rig.seen(1).await, []);
@@ -354,6 +378,101 @@ async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
     });
     assert!(matches!(received, Err(BrokerError::GroupDisabled { .. })), "{received:?}");
     assert_eq!(rig.ack(&[&second[0].handle]).await, [true], "what it has it may finish");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_is_woken_and_goes_away_before_he_took_anything_wakes_the_next() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let wait = || {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            let filter = all();
+            let request = ReceiveRequest {
+                group: "g",
+                topic: "t",
+                filter: &filter,
+                max_messages: 8,
+                max_bytes: 1 << 20,
+                invisible: MINUTE,
+                client: None,
+                wait: Duration::from_secs(20),
+                attempt: "",
+                deadline: soon(),
+            };
+            broker.receive_messages(request).await.unwrap().messages
+        }
+    };
+    let waiting = |count: usize| {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            while broker.waiting() != count {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    rig.send_to(0, "a").await;
+    let mut handle = rig.receive(1).await.remove(0).handle;
+    for is_back in [true, false] {
+        let first = tokio::spawn(wait());
+        waiting(1).await;
+        let second = tokio::spawn(wait());
+        waiting(2).await;
+        // No bytes to answer with: the first is woken, and waits for some.
+        let free = rig.broker.replies.free();
+        let all_bytes = rig.broker.replies.take(free, soon()).await.unwrap();
+        let (queue, delivery) = match is_back {
+            true => {
+                rig.hold(&handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+                (0, 2)
+            }
+            false => {
+                rig.send_to(1, "a").await;
+                (1, 1)
+            }
+        };
+        waiting(1).await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        drop(all_bytes);
+        let mut received = second.await.unwrap();
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(queue, 0, delivery, "a")]);
+        handle = received.remove(0).handle;
+        assert_eq!(rig.ack(&[&handle]).await, [true]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_ask_for_a_while_costs_arrivals_nothing_and_gets_all_when_it_asks() {
+    let rig = Rig::new(4, GroupSettings::default()).await;
+    rig.send_to(1, "a").await;
+    let first = rig.receive(9).await;
+    let topic = rig.broker.state.topics.get("t").unwrap();
+    let key = (rig.broker.state.groups.get("g").unwrap().id(), topic.id());
+    let is_there = || rig.broker.state.offsets.ready.get(key).is_some();
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (false, false));
+    rig.send_to(2, "b").await;
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [true]);
+    assert!(!is_there(), "neither an arrival nor an ack brings it back");
+    assert_eq!(rig.seen(9).await, [of(2, 0, 1, "b")]);
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    // Who waits is not idle.
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        (0..3).for_each(|_| rig.broker.tend_idle());
+        rig.send_to(3, "c").await;
+    });
+    let received: Vec<_> = received.unwrap().messages.iter().map(seen).collect();
+    assert_eq!(received, [of(3, 0, 1, "c")]);
     rig.broker.close().unwrap();
 }
 
@@ -847,6 +966,52 @@ async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished()
 }
 
 /// Every wait is ended by a message, so a wake-up that is lost is an answer without one.
+#[tokio::test]
+async fn at_the_bound_of_all_open_messages_retries_and_acks_go_on_and_nobody_takes_the_rest_alone()
+{
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.broker.create_group("h", &GroupSettings::default(), soon()).await.unwrap();
+    for body in ["a", "b", "c", "d", "e"] {
+        rig.send_to(0, body).await;
+    }
+    let filter = all();
+    let request = rig.request(&filter, 9);
+    let other = ReceiveRequest { group: "h", max_messages: 2, ..request };
+    assert_eq!(rig.receive(2).await.len(), 2);
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN);
+    for request in [request, other] {
+        let refused = rig.broker.receive_messages(request).await;
+        assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    }
+    rig.pass(MINUTE);
+    // With fresh messages behind them, in whichever order a look takes them.
+    for delivery in [2, 3] {
+        let again = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = again.iter().map(seen).collect();
+        assert_eq!(got, [of(0, 0, delivery, "a"), of(0, 1, delivery, "b")]);
+        rig.pass(MINUTE);
+    }
+    let last = rig.broker.receive_messages(request).await.unwrap().messages;
+    // A receipt of before a power cut, whose lease the log has lost, of a message behind others.
+    let (group, topic) = (rig.broker.state.groups.get("g"), rig.broker.state.topics.get("t"));
+    let (group, topic) = (group.unwrap(), topic.unwrap());
+    let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+    let held = rig.broker.signer.handle(&last[0].handle).unwrap().claim();
+    let lost = Claim { place: (0, 3), lease: LeaseId::default(), is_first: true };
+    let settled = rig.broker.state.offsets.finish(consumer, &[held, lost]).unwrap();
+    assert_eq!(settled.results, [Some(held.lease), None]);
+    assert_eq!(rig.committed(0).await, 1);
+
+    // It may have no more than it leaves to others.
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN - 3);
+    let refused = rig.broker.receive_messages(request).await;
+    assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    assert_eq!(rig.broker.receive_messages(other).await.unwrap().messages.len(), 2);
+    rig.broker.state.offsets.pretend_open(9);
+    assert_eq!(rig.receive(9).await.len(), 3);
+    rig.broker.close().unwrap();
+}
+
 async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
     const CONSUMERS: usize = 12;
     const MESSAGES: usize = 1_500;

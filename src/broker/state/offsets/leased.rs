@@ -335,12 +335,12 @@ impl Offsets {
         }
         let (cursors, runs) = passed(&unit, &mut lost, consumer.rule().ordered);
         let (group, topic) = consumer.key();
+        let mut added = runs.iter().map(|run| u64::from(run.run.count)).sum();
         let mut transitions = Vec::new();
         if !cursors.is_empty() {
             let (epoch, due, attempt, client) = (now, Timestamp::ZERO, None, 0);
             let at = consumer.store.lease_time();
-            let added = runs.iter().map(|run| u64::from(run.run.count)).sum();
-            let given = Transition::LeasesGiven {
+            transitions.push(Transition::LeasesGiven {
                 group,
                 topic,
                 epoch,
@@ -350,14 +350,17 @@ impl Offsets {
                 client,
                 cursors,
                 runs,
-            };
-            transitions.push((given, added));
+            });
+            if !self.has_room(&unit, &transitions, added) {
+                // What is open can be finished nevertheless: that is what makes room.
+                lost.clear();
+                transitions.clear();
+                added = 0;
+            }
         }
         if !held.is_empty() {
-            transitions.push((
-                Transition::MessagesFinished { group, topic, epoch: None, runs: runs_of(&held) },
-                0,
-            ));
+            let (epoch, runs) = (None, runs_of(&held));
+            transitions.push(Transition::MessagesFinished { group, topic, epoch, runs });
         }
         let is_worth = |(claim, standing): (&Claim, Standing)| match standing {
             Standing::Held | Standing::Finished => Some(claim.lease),
@@ -368,8 +371,6 @@ impl Offsets {
             Standing::Stale => None,
         };
         let results = claims.iter().zip(standings).map(is_worth).collect();
-        let added = transitions.iter().map(|(_, added)| added).sum();
-        let transitions: Vec<_> = transitions.into_iter().map(|(one, _)| one).collect();
         self.settle(consumer, &mut unit, &transitions, added, results)
     }
 
@@ -579,6 +580,12 @@ impl Offsets {
         leases.first_due(Kind::Again).is_some_and(|due| due <= now)
     }
 
+    /// As if so many messages were open in all; for tests.
+    #[cfg(test)]
+    pub(crate) fn pretend_open(&self, open: u64) {
+        self.open.store(open, Ordering::Relaxed);
+    }
+
     /// Whether every promise of a unit's leases holds; for tests.
     #[cfg(test)]
     pub(crate) fn check(&self, key: (GroupId, TopicId), position: impl Fn(u32) -> u64) {
@@ -593,6 +600,16 @@ impl Offsets {
         self.units.get(&key).map(|unit| Arc::clone(&unit))
     }
 
+    /// Whether there may be so many open messages more, and the positions that they need. One unit has no more of them
+    /// than it leaves to all others: it alone cannot keep those from going on.
+    fn has_room(&self, unit: &Unit, transitions: &[Transition], added: u64) -> bool {
+        let queues: BTreeSet<_> = transitions.iter().flat_map(queues_of).collect();
+        let rows = unit.missing(queues.into_iter());
+        let free = Self::MAX_OPEN.saturating_sub(self.open.load(Ordering::Relaxed));
+        (added == 0 || added + unit.lease_rows() <= free)
+            && (rows == 0 || self.rows.load(Ordering::Relaxed) + rows <= Self::MAX_ROWS)
+    }
+
     /// Appends and applies; `None`: there are too many open messages or positions.
     fn append_leases(
         &self,
@@ -601,11 +618,7 @@ impl Offsets {
         transitions: &[Transition],
         added: u64,
     ) -> Result<Option<PhysicalOffset>, AppendError> {
-        let queues: BTreeSet<_> = transitions.iter().flat_map(queues_of).collect();
-        let rows = unit.missing(queues.into_iter());
-        if added > 0 && self.open.load(Ordering::Relaxed) + added > Self::MAX_OPEN
-            || rows > 0 && self.rows.load(Ordering::Relaxed) + rows > Self::MAX_ROWS
-        {
+        if !self.has_room(unit, transitions, added) {
             return Ok(None);
         }
         let end = append(consumer.store, transitions)?;

@@ -148,6 +148,12 @@ pub trait Applier: Send + Sync + 'static {
         let _ = queue;
     }
 
+    /// What the clock of leases read last, as far as the state that was replayed knows. It goes on from there, once
+    /// all is replayed: leases neither freeze nor end when the machine's clock was turned before a restart.
+    fn lease_clock(&self) -> Timestamp {
+        Timestamp::ZERO
+    }
+
     /// The state as it is now. Called by the seal worker and by `close`.
     fn snapshot(&self, topics: &Topics) -> StateSnapshot;
 }

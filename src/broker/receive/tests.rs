@@ -560,6 +560,20 @@ async fn turning_the_clock_neither_ends_leases_nor_keeps_them() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_turned_back_keeps_no_lease_over_a_restart() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    rig.pass(10 * 60 * MINUTE);
+    rig.clock.set_wall(Timestamp::new(1_000_000));
+    assert_eq!(rig.seen(1).await, [of(0, 0, 1, "a")]);
+    let rig = rig.again();
+    assert_eq!(rig.seen(1).await, []);
+    rig.pass(MINUTE);
+    assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_receive_of_nothing_and_of_too_much_is_refused() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     let filter = all();
@@ -925,6 +939,7 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
     assert_eq!(rig.ack(&[&first.handle]).await, [true], "until somebody else has it");
     assert_eq!(rig.seen(9).await, []);
     assert_eq!(rig.ack(&[&third]).await, [true]);
+    assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert_eq!(rig.broker.state.offsets.with_clients(), []);

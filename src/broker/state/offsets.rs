@@ -319,6 +319,8 @@ pub(crate) struct Offsets {
     pub(crate) timer_set: Notify,
     /// The units in which something is leased to clients for as long as they live. Taken under a unit's mutex.
     of_clients: Mutex<BTreeSet<(GroupId, TopicId)>>,
+    /// What the clock of leases read last, as far as a record says so. Relaxed: a number that only grows.
+    lease_clock: AtomicU64,
     /// Who looks for messages, and where.
     pub(crate) ready: ReadyTable,
 }
@@ -679,6 +681,10 @@ impl Offsets {
     pub(super) fn snapshot_into(&self, out: &mut Vec<u8>) -> PhysicalOffset {
         let keys: Vec<_> = lock(&self.index).by_group.iter().copied().collect();
         let mut last = PhysicalOffset::ZERO;
+        match self.lease_clock() {
+            Timestamp::ZERO => {}
+            at => Transition::LeaseClock { at }.encode_into(out),
+        }
         for key in keys {
             let Some(unit) = self.units.get(&key).map(|unit| Arc::clone(&unit)) else { continue };
             let unit = lock(&unit);

@@ -27,8 +27,8 @@
 //! | `standing.rs` | what a lease is worth by now |
 //!
 //! All of it is guarded by the mutex of its (group, topic), and changes by the transitions of records alone. Of
-//! messages that had more than one lease, the last 4 096 that were finished are remembered, each with the lease that did
-//! it; of all others the receipt says whether its lease was the only one.
+//! messages that had more than one lease, the last 4 096 that were finished are remembered, each with the lease that
+//! did it; of all others the receipt says whether its lease was the only one.
 
 mod order;
 mod ready;

@@ -46,6 +46,10 @@ impl Applier for Recorder {
         self.state.apply(topics, payload, end)
     }
 
+    fn lease_clock(&self) -> Timestamp {
+        self.state.lease_clock()
+    }
+
     fn stored(&self, mark: SessionMark, batch: &SessionBatch) {
         self.state.stored(mark, batch);
     }

@@ -288,7 +288,8 @@ impl Offsets {
         };
         unit.leases = leases;
         let epoch = consumer.store.epoch();
-        let transitions = plan.transitions(key, epoch, giving);
+        let at = consumer.store.lease_time();
+        let transitions = plan.transitions(key, (epoch, at), giving);
         if transitions.is_empty() {
             let lease = LeaseId::default();
             return Ok(Gave::Done { lease, messages: Vec::new() });
@@ -338,10 +339,12 @@ impl Offsets {
         let mut transitions = Vec::new();
         if !cursors.is_empty() {
             let (epoch, due, attempt, client) = (now, Timestamp::ZERO, None, 0);
+            let at = consumer.store.lease_time();
             transitions.push(Transition::LeasesGiven {
                 group,
                 topic,
                 epoch,
+                at,
                 due,
                 attempt,
                 client,
@@ -356,8 +359,8 @@ impl Offsets {
             }
         }
         if !held.is_empty() {
-            let runs = runs_of(&held);
-            transitions.push(Transition::MessagesFinished { group, topic, epoch: None, runs });
+            let (epoch, runs) = (None, runs_of(&held));
+            transitions.push(Transition::MessagesFinished { group, topic, epoch, runs });
         }
         let is_worth = |(claim, standing): (&Claim, Standing)| match standing {
             Standing::Held | Standing::Finished => Some(claim.lease),
@@ -409,7 +412,13 @@ impl Offsets {
         let (group, topic) = consumer.key();
         let transitions = match leases.is_empty() {
             true => Vec::new(),
-            false => vec![Transition::LeasesChanged { group, topic, epoch, leases }],
+            false => vec![Transition::LeasesChanged {
+                group,
+                topic,
+                epoch,
+                at: consumer.store.lease_time(),
+                leases,
+            }],
         };
         let mut settled = self.settle(consumer, &mut unit, &transitions, 0, results)?;
         let lease = LeaseId { epoch, number: settled.end.get() };
@@ -630,6 +639,7 @@ impl Offsets {
             transitions.iter().flat_map(queues_of).map(QueueId::get).collect();
         let full: Vec<_> = queues.into_iter().filter(|queue| unit.is_full(*queue)).collect();
         for transition in transitions {
+            self.read_clock(transition);
             let rows = unit.apply_leases(transition, end);
             self.rows.fetch_add(rows, Ordering::Relaxed);
         }
@@ -647,6 +657,22 @@ impl Offsets {
     pub(super) fn recount(&self, before: u64, after: u64) {
         self.open.fetch_add(after, Ordering::Relaxed);
         self.open.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Notes what the clock of leases read when a record was written.
+    pub(crate) fn read_clock(&self, transition: &Transition) {
+        if let Transition::LeasesGiven { at, .. }
+        | Transition::LeasesChanged { at, .. }
+        | Transition::ClientsLost { due: at, .. }
+        | Transition::LeaseClock { at } = transition
+        {
+            self.lease_clock.fetch_max(at.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// What the clock of leases read last, as far as a record says so.
+    pub(crate) fn lease_clock(&self) -> Timestamp {
+        Timestamp::new(self.lease_clock.load(Ordering::Relaxed))
     }
 
     /// Sets the timer of a unit to what is due first, if that is before what it is set to, and notes whether somebody
@@ -810,7 +836,7 @@ impl Plan {
     fn transitions(
         &self,
         (group, topic): (GroupId, TopicId),
-        epoch: Epoch,
+        (epoch, at): (Epoch, Timestamp),
         giving: &Giving<'_>,
     ) -> Vec<Transition> {
         let mut transitions = Vec::with_capacity(2);
@@ -823,6 +849,7 @@ impl Plan {
                 group,
                 topic,
                 epoch,
+                at,
                 due: Timestamp::new(giving.due),
                 attempt: giving.attempt.filter(|_| !self.messages.is_empty()),
                 client: if self.messages.is_empty() { 0 } else { giving.client },

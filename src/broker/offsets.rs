@@ -37,6 +37,9 @@ const MAX_COMMIT: u32 = 10_000;
 /// The most queues, or changes, in an answer to a list.
 const MAX_PAGE: u32 = 10_000;
 
+/// Open messages that a list counts before others get their turn.
+const COUNT_STEP: u64 = 10_000;
+
 /// The longest name of a caller, in bytes.
 const MAX_CALLER: u32 = 128;
 
@@ -255,7 +258,8 @@ impl Broker {
         self.caught_up(&topic, deadline).await;
         let range = self.bounds(&topic, queue, deadline).await?;
         self.still_there(&topic, deadline).await?;
-        Ok(self.split((group.id(), topic.id()), queue, range, (committed, next)))
+        let split = self.split((group.id(), topic.id()), queue, range, (committed, next));
+        Ok(split.0)
     }
 
     /// How far a group is in up to `limit` queues of a topic from `first_queue` on; `limit` is at most 10 000.
@@ -291,34 +295,44 @@ impl Broker {
         self.caught_up(topic, deadline).await;
         let begin = Position::from(group.settings().initial_position);
         let end = topic.handle().queues().min(first_queue.saturating_add(limit));
-        let mut queues = Vec::new();
+        let (mut queues, mut counted) = (Vec::new(), 0);
         for queue in (first_queue..end).map(QueueId::new) {
+            if counted >= COUNT_STEP {
+                counted = 0;
+                tokio::task::yield_now().await;
+            }
             let range = self.bounds(topic, queue, deadline).await?;
             let committed = committed.get(queue);
             let next = match committed {
                 Some(offset) => offset,
                 None => self.offset_of(topic, queue, range, begin, deadline).await?,
             };
-            queues.push(self.split((group.id(), topic.id()), queue, range, (committed, next)));
+            let key = (group.id(), topic.id());
+            let (progress, open) = self.split(key, queue, range, (committed, next));
+            queues.push(progress);
+            counted += open;
         }
         self.still_there(topic, deadline).await?;
         Ok(queues)
     }
 
-    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment.
+    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment; and how many messages
+    /// were counted for that.
     fn split(
         &self,
         key: (GroupId, TopicId),
         queue: QueueId,
         range: QueueRange,
         (committed, next): (Option<QueueOffset>, QueueOffset),
-    ) -> QueueProgress {
+    ) -> (QueueProgress, u64) {
         let now = self.store.lease_time().get();
         let (open, cursor) = self.state.offsets.open_in(key, queue, now);
         let fresh = cursor.unwrap_or(next).max(range.min);
         let fresh = range.max.get().saturating_sub(fresh.get());
         let OpenCount { due, leased, waiting } = open;
-        QueueProgress { queue, range, committed, next, ready: fresh + due, leased, waiting }
+        let ready = fresh + due;
+        let progress = QueueProgress { queue, range, committed, next, ready, leased, waiting };
+        (progress, due + leased + waiting)
     }
 
     /// A position in up to `limit` queues of a topic from `first_queue` on, as offsets; `limit` is at most 10 000. The

@@ -13,7 +13,9 @@ use crate::filter::Language;
 use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
 use crate::message::{FlushMode, GroupSettings, TopicSettings, TopicType};
 use crate::store::StoreConfig;
-use crate::testing::{Fault, FaultRule, ManualClock, SimDisk, Times};
+use crate::testing::{
+    CrashChoice, Fault, FaultRule, ManualClock, NameChoice, SimDisk, Times, WriteChoice,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -787,6 +789,24 @@ async fn a_message_that_cannot_be_read_now_does_not_keep_those_behind_it_from_be
         assert_eq!(rig.receive(9).await.len(), 3);
         rig.broker.close().unwrap();
     }
+}
+
+#[tokio::test]
+async fn receipts_of_one_record_from_before_a_power_cut_read_it_once() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.store(Some(QueueId::ZERO), &vec![("x", None, None); 100], None).await;
+    let received = rig.receive(100).await;
+    let handles: Vec<_> = received.iter().map(|one| one.handle.as_str()).collect();
+    assert_eq!(handles.len(), 100);
+    let all = CrashChoice { names: NameChoice::All, writes: WriteChoice::All, torn: None };
+    let disk = rig.disk.crash_image(&all);
+    let broker = open(&disk, &rig.clock);
+    let before = disk.calls(Operation::Read);
+    assert_eq!(broker.ack("g", "t", &handles, soon()).await.unwrap(), [true; 100]);
+    let reads = disk.calls(Operation::Read) - before;
+    assert!((1..10).contains(&reads), "{reads}");
+    broker.close().unwrap();
+    rig.broker.close().unwrap();
 }
 
 #[tokio::test]

@@ -269,6 +269,14 @@ pub enum BrokerError {
         /// How many there may be in all.
         limit: u64,
     },
+    /// Other members of the group use another filter for the topic.
+    #[error(
+        "other members of the group get messages by the filter {expected}, and the group wants them all to use one"
+    )]
+    FilterMismatch {
+        /// That filter.
+        expected: Box<str>,
+    },
     /// The receipt is none of this broker's, or not of this group and topic, or its lease is worth nothing any more.
     #[error("the receipt handle is not valid")]
     BadReceipt,
@@ -566,6 +574,8 @@ reasons! {
     OpenMessages = "OPEN_MESSAGES",
     /// Too many messages are delivered and not finished.
     OpenLimit = "OPEN_LIMIT",
+    /// Other members of the group use another filter.
+    FilterMismatch = "FILTER_MISMATCH",
     /// The receipt handle is worth nothing.
     BadReceipt = "BAD_RECEIPT",
 }
@@ -619,6 +629,7 @@ impl BrokerError {
             Self::OffsetLimit { .. } => Reason::OffsetLimit,
             Self::OpenMessages { .. } => Reason::OpenMessages,
             Self::OpenLimit { .. } => Reason::OpenLimit,
+            Self::FilterMismatch { .. } => Reason::FilterMismatch,
             Self::BadReceipt => Reason::BadReceipt,
         }
     }

@@ -44,6 +44,7 @@ use crate::format::batch::TagFilter;
 use crate::format::state_record::OffsetCause;
 use crate::message::{InitialPosition, LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::{AppendError, ReadOutcome, ReadRequest, StoredRecord};
+use crate::sync::lock;
 
 /// The most messages of one receive.
 pub const MAX_RECEIVE: u32 = 1_024;
@@ -66,6 +67,12 @@ const SCAN: usize = 1_024;
 
 /// Bytes of records that it reads for that from one queue.
 const SCAN_BYTES: u64 = 1 << 20;
+
+/// So many due messages of members with other filters one look passes by.
+const MAX_LEFT: usize = 1_024;
+
+/// How long who found only such messages rests before he looks again.
+const REST: Duration = Duration::from_secs(1);
 
 /// Looks of one receive at messages that are all passed over, before it answers with nothing or waits.
 const MAX_LOOKS: u32 = 64;
@@ -176,6 +183,8 @@ struct Hand<'a> {
     max_bytes: u64,
     /// What was read is leased or passed over.
     is_given: bool,
+    /// So many that are due were left for others.
+    left: usize,
     /// Why the look ended before it had all that it wanted.
     stopped: Option<BrokerError>,
     /// Why a message that is due could not be read.
@@ -218,6 +227,8 @@ enum Look {
     Found(Received),
     /// Something was passed over; there may be more.
     Passed,
+    /// Something is due, for others.
+    Left,
     Nothing,
 }
 
@@ -245,6 +256,7 @@ impl Broker {
             self.admits(&group, request.deadline).await?;
             self.check_readable(&topic)?;
             let ready = self.begun(consumer, request.deadline).await?;
+            self.check_subscription(consumer, &ready, request.filter)?;
             let attempt =
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
@@ -255,6 +267,7 @@ impl Broker {
             {
                 woken.has_looked = true;
             }
+            let is_left = matches!(look, Ok(Look::Left));
             match look {
                 Ok(Look::Found(received)) => return Ok(received),
                 Ok(Look::Passed) if looks < MAX_LOOKS => {
@@ -263,7 +276,7 @@ impl Broker {
                     tokio::task::yield_now().await;
                     continue;
                 }
-                Ok(Look::Passed | Look::Nothing) => {}
+                Ok(Look::Passed | Look::Left | Look::Nothing) => {}
                 Err(BrokerError::Rebuilding) => {
                     self.wait_for_rebuild(until).await?;
                     continue;
@@ -285,7 +298,15 @@ impl Broker {
                 }
                 continue;
             }
-            if !self.wait_for_messages(&receiver, until, in_front).await? {
+            let may_be_more = match is_left {
+                true => {
+                    // It is for others, who have their turn meanwhile.
+                    receiver.ready.wake();
+                    self.rest(until).await
+                }
+                false => self.wait_for_messages(&receiver, until, in_front).await?,
+            };
+            if !may_be_more {
                 self.still_there(&topic, request.deadline).await?;
                 return Ok(Received::default());
             }
@@ -293,6 +314,40 @@ impl Broker {
             woken = Some(Woken { broker: self, ready, group, topic, has_looked: false });
             in_front = true;
         }
+    }
+
+    /// Waits for a while; `false`: the time is over, or the broker stops.
+    async fn rest(&self, until: Instant) -> bool {
+        let mut draining = self.draining.subscribe();
+        if *draining.borrow_and_update() || until <= Instant::now() {
+            return false;
+        }
+        timeout_at(until.min(Instant::now() + REST), draining.changed()).await.is_err()
+    }
+
+    /// Notes which filter is used.
+    ///
+    /// # Errors
+    /// The members of the group use another one, and it wants them to use one.
+    fn check_subscription(
+        &self,
+        consumer: Consumer<'_>,
+        ready: &Ready,
+        filter: &Expression,
+    ) -> Result<(), BrokerError> {
+        let one_filter = consumer.group.settings().one_filter;
+        let other = lock(&ready.subscriptions).note(filter, one_filter);
+        let Some((expected, is_new)) = other else { return Ok(()) };
+        self.counters.filter_mismatches.add(1);
+        let (expected, group, topic) = (expected.to_string(), consumer.group, consumer.topic);
+        if one_filter {
+            return Err(BrokerError::FilterMismatch { expected: expected.into() });
+        }
+        if is_new {
+            let (group, topic) = (group.name(), topic.name());
+            tracing::warn!(group, topic, expected, found = %filter, "members of a group use different filters");
+        }
+        Ok(())
     }
 
     /// Waits until there may be a message; `false`: the time is over, or the broker stops.
@@ -444,6 +499,7 @@ impl Broker {
                 bytes: 0,
                 max_bytes,
                 is_given: false,
+                left: 0,
                 stopped: None,
                 failed: None,
             };
@@ -480,9 +536,17 @@ impl Broker {
         }
         let now = self.store.lease_time().get();
         let consumer = hand.receiver.consumer;
-        hand.taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
-        let due = hand.taken.due.clone();
-        self.load_again(hand, &due).await
+        // What is left for others takes no place of what can be given.
+        while hand.stopped.is_none() && hand.room() > 0 && hand.left < MAX_LEFT {
+            let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
+            let (due, left) = (taken.due.clone(), hand.left);
+            hand.taken.append(taken);
+            self.load_again(hand, &due).await?;
+            if hand.left == left {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Reads messages that are open. What cannot be read now stays as it is, and does not keep those behind it from
@@ -518,6 +582,11 @@ impl Broker {
             let is_wanted =
                 wanted.is_ok_and(|wanted| wanted.indexes.first().is_some_and(|at| *at == index));
             if !is_wanted {
+                // It was wanted by a member whose filter is another one: it is left for him.
+                if !lock(&hand.receiver.ready.subscriptions).is_only_one() {
+                    hand.left += 1;
+                    continue;
+                }
                 self.counters.filtered.add(1);
                 hand.finished.push(*due);
                 continue;
@@ -772,17 +841,19 @@ impl Broker {
             Gave::Deleted => return Ok(Look::Passed),
         };
         let candidates = std::mem::take(&mut hand.candidates);
-        let (finished, stopped) = (hand.finished.len(), hand.stopped.take().or(hand.failed.take()));
+        let (finished, left) = (hand.finished.len(), hand.left);
+        let stopped = hand.stopped.take().or(hand.failed.take());
         hand.is_given = true;
         drop(hand);
         // Others may go on where this one left something.
-        if self.state.offsets.has_due(receiver.consumer, now.get()) {
+        if left == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
             receiver.ready.wake();
         }
         if messages.is_empty() {
             return match stopped {
                 Some(error) => Err(error),
                 None if has_passed || finished > 0 => Ok(Look::Passed),
+                None if left > 0 => Ok(Look::Left),
                 None => Ok(Look::Nothing),
             };
         }

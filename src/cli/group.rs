@@ -39,7 +39,7 @@ const CREATE_EXAMPLES: &str = "\
 Examples:
   mainstem group create billing
   mainstem group create audit --initial latest
-  mainstem group create steps --ordered --max-attempts 5 --retry-delays 1s,10s,1m";
+  mainstem group create steps --fifo --max-attempts 5 --retry-delays 1s,10s,1m";
 
 const UPDATE_EXAMPLES: &str = "\
 Examples:
@@ -82,7 +82,17 @@ struct SettingsArgs {
         default_missing_value = "true",
         hide_possible_values = true
     )]
-    ordered: Option<bool>,
+    fifo: Option<bool>,
+    /// Refuse who gets messages by another filter than the other members [default: false]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    one_filter: Option<bool>,
     /// How often a message is delivered at most: a number, or unlimited [default: 17]
     #[arg(long, value_name = "N", value_parser = attempts)]
     max_attempts: Option<Attempts>,
@@ -135,7 +145,8 @@ impl SettingsArgs {
         let ms = |delay: &Duration| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         GroupSettings {
             enabled,
-            ordered: self.ordered,
+            ordered: self.fifo,
+            one_filter: self.one_filter,
             max_attempts: self.max_attempts.map(|attempts| attempts.0),
             retry_delays_ms: self.retry_delays.as_ref().map(|all| all.iter().map(ms).collect()),
             initial_position: self.initial,
@@ -209,6 +220,7 @@ struct Shown<'a> {
     id: u64,
     enabled: bool,
     ordered: bool,
+    one_filter: bool,
     max_attempts: Option<u32>,
     retry_delays_ms: &'a [u64],
     initial: String,
@@ -222,6 +234,7 @@ impl<'a> From<&'a Group> for Shown<'a> {
             id: group.id.get(),
             enabled: settings.enabled,
             ordered: settings.ordered,
+            one_filter: settings.one_filter,
             max_attempts: settings.max_attempts,
             retry_delays_ms: &settings.retry_delays_ms,
             initial: match settings.initial_position {
@@ -340,6 +353,7 @@ impl ShownDescription<'_> {
             ("id", self.group.id.to_string()),
             ("enabled", yes_or_no(self.group.enabled)),
             ("ordered", yes_or_no(self.group.ordered)),
+            ("one filter", yes_or_no(self.group.one_filter)),
             ("attempts", self.group.attempts()),
             ("retry delays", delays.join(", ")),
             ("initial", self.group.initial.clone()),

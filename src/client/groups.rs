@@ -13,6 +13,8 @@ pub struct GroupSettings {
     pub enabled: Option<bool>,
     /// Whether messages of one message group are delivered one after the other. By default they are not.
     pub ordered: Option<bool>,
+    /// Whether all its members must use one filter for a topic, or are refused. By default they need not.
+    pub one_filter: Option<bool>,
     /// Deliveries of one message, the first included; `Some(None)` is without a limit. By default 17.
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them in milliseconds, 1 to 64 of them, of 12 hours at most. By default 1 s to 2 h.
@@ -141,6 +143,7 @@ impl Client {
             settings: message::GroupSettings {
                 enabled: config.enabled.ok_or_else(|| missing("enabled"))?,
                 ordered: config.ordered.ok_or_else(|| missing("ordered"))?,
+                one_filter: config.one_filter.unwrap_or(false),
                 max_attempts: (attempts > 0).then_some(attempts),
                 retry_delays_ms: config.retry_delays.unwrap_or_default().ms,
                 initial_position: match position {
@@ -165,6 +168,7 @@ fn config(settings: &GroupSettings) -> Option<proto::GroupConfig> {
     Some(proto::GroupConfig {
         enabled: settings.enabled,
         ordered: settings.ordered,
+        one_filter: settings.one_filter,
         max_attempts: settings.max_attempts.map(|most| most.unwrap_or(0)),
         retry_delays: settings.retry_delays_ms.clone().map(|ms| proto::RetryDelays { ms }),
         initial_position: settings

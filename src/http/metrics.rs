@@ -139,6 +139,12 @@ impl Collector for Numbers {
             ("received_messages", "Messages in them", None, counters.received_messages.get()),
             ("acks", "Messages finished by consumers", None, counters.acks.get()),
             ("filtered", "Messages that filters passed over", None, counters.filtered.get()),
+            (
+                "filter_mismatches",
+                "Receives with another filter than others of the group use",
+                None,
+                counters.filter_mismatches.get(),
+            ),
             ("gone", "Messages finished as they are gone", None, counters.gone.get()),
             (
                 "dead_letters",

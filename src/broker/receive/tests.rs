@@ -299,7 +299,7 @@ async fn messages_come_alone_whatever_record_they_lie_in() {
     rig.broker.close().unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     let queue = Some(QueueId::ZERO);
@@ -319,8 +319,10 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
     // One that is not wanted any more is finished when its turn comes again.
     rig.pass(MINUTE);
     let filter = Expression::parse(Language::Sql, "TAGS = 'Aa'").unwrap();
-    let received = rig.receive_all(rig.request(&filter, 9)).await;
-    assert_eq!(received.len(), 0);
+    assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
+    assert_eq!(rig.committed(0).await, 4, "somebody else may want it");
+    tokio::time::advance(Duration::from_secs(601)).await;
+    assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
     assert_eq!(rig.committed(0).await, 6);
     assert_eq!(rig.broker.counters().filtered.get(), 5);
     rig.broker.close().unwrap();
@@ -346,6 +348,50 @@ async fn what_the_filter_passes_over_costs_few_records_however_few_messages_are_
         let len = appended().since(before);
         assert!(len < 2_000, "{len} bytes of state records");
     }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_member_was_given_is_not_finished_by_the_filter_of_another() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    rig.store(queue, &[("a", Some("a"), None), ("b", Some("b"), None)], None).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (any, a, b) = (tags("a || b"), tags("a"), tags("b"));
+    let first = rig.receive_all(rig.request(&any, 1)).await.remove(0);
+    rig.hold(&first.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    // A member with another filter passes it by, waits, and gets what is for him.
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&b, 1) };
+    let second = rig.broker.receive_messages(waiting).await.unwrap().messages.remove(0);
+    assert_eq!(seen(&second), of(0, 1, 1, "b"));
+    let start = Instant::now();
+    assert!(rig.broker.receive_messages(waiting).await.unwrap().messages.is_empty());
+    assert_eq!(start.elapsed(), Duration::from_secs(20));
+    let again = rig.receive_all(rig.request(&a, 9)).await;
+    assert_eq!(again.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "a")]);
+    assert_eq!(rig.broker.counters().filtered.get(), 0);
+    assert!(rig.broker.counters().filter_mismatches.get() >= 2);
+    // Who is alone with his filter for long enough decides.
+    rig.hold(&again[0].handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(601)).await;
+    assert!(rig.receive_all(rig.request(&b, 9)).await.is_empty());
+    assert_eq!(rig.broker.counters().filtered.get(), 1);
+    assert!(rig.receive_all(rig.request(&a, 9)).await.is_empty());
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_may_refuse_members_with_another_filter_as_long_as_the_first_is_in_use() {
+    let rig = Rig::new(1, GroupSettings { one_filter: true, ..GroupSettings::default() }).await;
+    rig.send_to(0, "x").await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (a, all) = (tags("a"), all());
+    assert!(rig.receive_all(rig.request(&all, 1)).await.len() == 1);
+    let refused = rig.broker.receive_messages(rig.request(&a, 1)).await;
+    let Err(BrokerError::FilterMismatch { expected }) = refused else { panic!("{refused:?}") };
+    assert_eq!(expected.as_ref(), "*");
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    assert!(rig.broker.receive_messages(rig.request(&a, 1)).await.unwrap().messages.is_empty());
     rig.broker.close().unwrap();
 }
 
@@ -1055,6 +1101,7 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
     assert_eq!(rig.ack(&[&first.handle]).await, [true], "until somebody else has it");
     assert_eq!(rig.seen(9).await, []);
     assert_eq!(rig.ack(&[&third]).await, [true]);
+    assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());

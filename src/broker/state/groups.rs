@@ -93,6 +93,8 @@ pub struct GroupChange {
     pub enabled: Option<bool>,
     /// Whether messages of one message group are delivered one after the other.
     pub ordered: Option<bool>,
+    /// Whether all its members must use one filter for a topic.
+    pub one_filter: Option<bool>,
     /// Deliveries of one message; `Some(None)` is without a limit.
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them, in milliseconds.
@@ -109,6 +111,7 @@ impl GroupChange {
         GroupSettings {
             enabled: self.enabled.unwrap_or(settings.enabled),
             ordered: self.ordered.unwrap_or(settings.ordered),
+            one_filter: self.one_filter.unwrap_or(settings.one_filter),
             max_attempts: self.max_attempts.unwrap_or(settings.max_attempts),
             retry_delays_ms: delays.clone(),
             initial_position: self.initial_position.unwrap_or(settings.initial_position),

@@ -144,6 +144,7 @@ fn every_kind() -> Vec<Transition> {
     let group = GroupSettings {
         enabled: false,
         ordered: true,
+        one_filter: false,
         max_attempts: None,
         retry_delays_ms: vec![1_000, 5_000],
         initial_position: InitialPosition::Time(Timestamp::new(9)),
@@ -331,6 +332,10 @@ fn of_consumers() -> Vec<Transition> {
         },
         Transition::ClientsLost { group, topic, due, clients: vec![12, 13] },
         Transition::LeaseClock { at: Timestamp::new(71) },
+        Transition::GroupUpdated {
+            id: group,
+            settings: GroupSettings { one_filter: true, ..GroupSettings::default() },
+        },
         Transition::OffsetsCommitted {
             group,
             topic,
@@ -599,7 +604,7 @@ const GOLDEN_REMEMBERED: [&str; 15] = [
     "654068657265",
 ];
 
-const GOLDEN_CONSUMERS: [&str; 46] = [
+const GOLDEN_CONSUMERS: [&str; 58] = [
     "17000000800000000100080002000000",
     "00000000020008000700000000000000",
     "03000800050000000000000004000800",
@@ -641,9 +646,21 @@ const GOLDEN_CONSUMERS: [&str; 46] = [
     "030008004d0000000000000004001000",
     "0c000000000000000d00000000000000",
     "1c0000000c0000000100080047000000",
-    "000000000a0000003c00000001000800",
-    "02000000000000000200080007000000",
-    "00000000030004000400000004000c00",
-    "03000000090000000000000009000800",
-    "0500000000000000",
+    "0000000007000000b200000001000800",
+    "02000000000000000300010005040004",
+    "001100000005009000e8030000000000",
+    "00881300000000000010270000000000",
+    "00307500000000000060ea0000000000",
+    "00c0d401000000000020bf0200000000",
+    "0080a9030000000000e0930400000000",
+    "00407e050000000000a0680600000000",
+    "000053070000000000603d0800000000",
+    "00c027090000000000804f1200000000",
+    "0040771b000000000080ee3600000000",
+    "0000dd6d000000000006000100010a00",
+    "00003c00000001000800020000000000",
+    "00000200080007000000000000000300",
+    "04000400000004000c00030000000900",
+    "00000000000009000800050000000000",
+    "0000",
 ];

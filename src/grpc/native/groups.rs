@@ -89,6 +89,7 @@ fn change(config: Option<GroupConfig>) -> Result<GroupChange, BrokerError> {
     Ok(GroupChange {
         enabled: config.enabled,
         ordered: config.ordered,
+        one_filter: config.one_filter,
         max_attempts: config.max_attempts.map(attempts),
         retry_delays_ms: config.retry_delays.map(|delays| delays.ms),
         initial_position: config.initial_position.map(initial_position).transpose()?,
@@ -123,6 +124,7 @@ fn group(group: &Group) -> proto::Group {
         config: Some(GroupConfig {
             enabled: Some(settings.enabled),
             ordered: Some(settings.ordered),
+            one_filter: Some(settings.one_filter),
             max_attempts: Some(settings.max_attempts.unwrap_or(0)),
             retry_delays: Some(RetryDelays { ms: settings.retry_delays_ms.clone() }),
             initial_position: Some(proto::Position { at: Some(at) }),

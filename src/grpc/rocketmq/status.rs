@@ -85,7 +85,9 @@ fn code(error: &BrokerError) -> Code {
         BrokerError::NeedsForce
         | BrokerError::OffsetConflict { .. }
         | BrokerError::OpenMessages { .. } => Code::PreconditionFailed,
-        BrokerError::BadFilter(_) | BrokerError::BadExpression(_) => Code::IllegalFilterExpression,
+        BrokerError::BadFilter(_)
+        | BrokerError::BadExpression(_)
+        | BrokerError::FilterMismatch { .. } => Code::IllegalFilterExpression,
         BrokerError::BadReceipt => Code::InvalidReceiptHandle,
         BrokerError::TooLarge { .. } => Code::PayloadTooLarge,
         BrokerError::MessageNotFound => Code::MessageNotFound,

@@ -25,6 +25,7 @@
 //! | `order.rs` | what can be delivered again, and when |
 //! | `ready.rs` | which queues may have fresh messages, and who waits for some |
 //! | `standing.rs` | what a lease is worth by now |
+//! | `subscriptions.rs` | which filters the members of a group use |
 //!
 //! All of it is guarded by the mutex of its (group, topic), and changes by the transitions of records alone. Of
 //! messages that had more than one lease, the last 4 096 that were finished are remembered, each with the lease that
@@ -33,6 +34,7 @@
 mod order;
 mod ready;
 mod standing;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 
@@ -169,6 +171,14 @@ pub(crate) struct Taken {
     pub(crate) due: Vec<Due>,
     /// Message groups that are to be put back.
     locks: Vec<Lock>,
+}
+
+impl Taken {
+    /// Takes more into the hand.
+    pub(crate) fn append(&mut self, mut more: Self) {
+        self.due.append(&mut more.due);
+        self.locks.append(&mut more.locks);
+    }
 }
 
 /// What a group holds of a topic.

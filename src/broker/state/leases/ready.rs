@@ -26,6 +26,8 @@ use tokio::sync::oneshot;
 use crate::message::{GroupId, TopicId};
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
 
+use super::subscriptions::Subscriptions;
+
 type Hasher = foldhash::fast::RandomState;
 type Key = (GroupId, TopicId);
 
@@ -48,6 +50,8 @@ pub(crate) struct Ready {
     begun: AtomicU32,
     /// Counts looks. Relaxed: it decides whether fresh messages or others come first.
     turns: AtomicU32,
+    /// Which filters are used by those who ask.
+    pub(crate) subscriptions: Mutex<Subscriptions>,
     /// Somebody asked since the last look for those that nobody needs. Relaxed: it delays the forgetting.
     asked: AtomicBool,
 }
@@ -110,6 +114,7 @@ impl Ready {
             state: Mutex::default(),
             begun: AtomicU32::new(0),
             turns: AtomicU32::new(0),
+            subscriptions: Mutex::new(Subscriptions::new()),
             asked: AtomicBool::new(true),
         }
     }

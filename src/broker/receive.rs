@@ -33,7 +33,7 @@ use super::handle::Handle;
 use super::offsets::Position;
 use super::query::unpacked;
 use super::state::groups::GroupEntry;
-use super::state::leases::{Due, Kind, Place, Ready, Taken};
+use super::state::leases::{Due, Kind, Place, Ready, Repeated, Taken};
 use super::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
 use super::state::offsets::{By, Caller, Expected, NewOffset, Offsets, TopicCommit};
 use super::state::topics::TopicEntry;
@@ -499,10 +499,10 @@ impl Broker {
             };
             if let Some(attempt) = receiver.attempt {
                 let now = self.store.lease_time().get();
-                let repeated = offsets.of_attempt(receiver.consumer, attempt, now);
-                if !repeated.is_empty() {
-                    self.load_again(&mut hand, &repeated).await?;
-                    let repeated = std::mem::take(&mut hand.again);
+                let mut repeated = offsets.of_attempt(receiver.consumer, attempt, now);
+                if !repeated.due.is_empty() {
+                    self.load_again(&mut hand, &repeated.due).await?;
+                    repeated.due = std::mem::take(&mut hand.again);
                     return self.give(receiver, hand, &repeated, permit).await;
                 }
             }
@@ -519,7 +519,7 @@ impl Broker {
                 answer_len = hand.bytes;
                 continue;
             }
-            return self.give(receiver, hand, &[], permit).await;
+            return self.give(receiver, hand, &Repeated::default(), permit).await;
         }
     }
 
@@ -784,7 +784,7 @@ impl Broker {
         &self,
         receiver: &Receiver<'_>,
         mut hand: Hand<'_>,
-        repeated: &[Due],
+        repeated: &Repeated,
         permit: Permit,
     ) -> Result<Look, BrokerError> {
         let request = receiver.request;
@@ -793,31 +793,34 @@ impl Broker {
         let mut has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
         let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
         let is_empty = !has_passed && is_old_empty;
-        let (due, delivered, gave) = loop {
+        let (due, (delivered, now), gave) = loop {
             // Who finds nothing is answered with that.
-            if self.is_draining() && !(is_empty && repeated.is_empty()) {
+            if self.is_draining() && !(is_empty && repeated.due.is_empty()) {
                 return Err(BrokerError::Draining);
             }
             self.admitted(receiver.consumer.group)?;
             let now = self.store.lease_time();
-            let invisible = u64::try_from(request.invisible.as_millis()).unwrap_or(u64::MAX);
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            // Who tries again has them since his first try.
+            let delivered = repeated.delivered.unwrap_or(now);
+            let most = delivered.get().saturating_add(ms(MAX_INVISIBLE));
             let giving = Giving {
                 again: &hand.again,
                 finished: &hand.finished,
-                repeated,
+                repeated: &repeated.due,
                 fresh: &fresh,
-                due: now.get().saturating_add(invisible),
+                due: now.get().saturating_add(ms(request.invisible)).min(most),
                 attempt: receiver.attempt,
                 client: request.client.map_or(0, clients::hash_of),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
                 // Those that are open already take no room, and must get done to make some.
-                Ok(Gave::Limit) if has_passed && !(is_old_empty && repeated.is_empty()) => {
+                Ok(Gave::Limit) if has_passed && !(is_old_empty && repeated.due.is_empty()) => {
                     fresh.clear();
                     has_passed = false;
                     hand.queues.iter_mut().for_each(|in_hand| in_hand.has_more = true);
                 }
-                Ok(gave) => break (giving.due, now, gave),
+                Ok(gave) => break (giving.due, (delivered, now), gave),
                 Err(AppendError::NotReady) => self.space(request.deadline).await?,
                 Err(error) => return Err(error.into()),
             }
@@ -833,7 +836,7 @@ impl Broker {
         hand.is_given = true;
         drop(hand);
         // Others may go on where this one left something.
-        if left == 0 && self.state.offsets.has_due(receiver.consumer, delivered.get()) {
+        if left == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
             receiver.ready.wake();
         }
         if messages.is_empty() {

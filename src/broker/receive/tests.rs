@@ -740,6 +740,57 @@ async fn who_tries_a_receive_again_gets_the_same_messages_with_new_receipts() {
 }
 
 #[tokio::test]
+async fn a_try_is_remembered_by_its_queues_however_many_message_groups_it_got() {
+    let rig = Rig::new(1, ordered()).await;
+    let groups: Vec<_> = (0..40 * 32).map(|number| format!("{number}")).collect();
+    for group in &groups {
+        rig.send_ordered(group, "x").await;
+    }
+    let (filter, mut first) = (all(), Vec::new());
+    for number in 0..40 {
+        let attempt = format!("{number}");
+        let request = ReceiveRequest { attempt: &attempt, ..rig.request(&filter, 32) };
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        assert_eq!(received.len(), 32);
+        first.extend(received);
+    }
+    let rig = rig.again();
+    for number in [0, 7, 39, 7, 7] {
+        let attempt = format!("{number}");
+        let request = ReceiveRequest { attempt: &attempt, ..rig.request(&filter, 32) };
+        let again = rig.broker.receive_messages(request).await.unwrap().messages;
+        let [before, again] = [&first[number * 32..][..32], &again]
+            .map(|messages| messages.iter().map(seen).collect::<Vec<_>>());
+        assert_eq!(again, before, "{number}");
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_try_that_is_repeated_does_not_keep_messages_for_longer_than_may_be() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    let filter = all();
+    let hours = |hours: u64| Duration::from_secs(hours * 60 * 60);
+    let tried = ReceiveRequest { attempt: "one", invisible: hours(8), ..rig.request(&filter, 1) };
+    let mut last = rig.broker.receive_messages(tried).await.unwrap().messages.remove(0);
+    for _ in 0..2 {
+        rig.pass(hours(4));
+        let again = rig.broker.receive_messages(tried).await.unwrap().messages.remove(0);
+        assert_eq!(seen(&again), of(0, 0, 1, "a"));
+        last = again;
+    }
+    // Four are left of the twelve since it was delivered.
+    let extended = rig.hold(&last.handle, Hold::For(hours(5))).await;
+    assert_eq!(extended, Err(ExtendFault::TooLong));
+    rig.pass(hours(4) - Duration::from_millis(1));
+    assert_eq!(rig.seen(1).await, []);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_next_come() {
     let rig = Rig::new(1, ordered()).await;
     rig.send_ordered("a", "a1").await;
@@ -985,6 +1036,8 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
     assert_eq!(rig.ack(&[&first.handle]).await, [true], "until somebody else has it");
     assert_eq!(rig.seen(9).await, []);
     assert_eq!(rig.ack(&[&third]).await, [true]);
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());

@@ -34,7 +34,7 @@
 //! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client], 9 at |
 //! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes], [4 epoch: in spite of their leases]         |
 //! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes], 5 at                               |
-//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 56 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 32 bytes and 8 attempts u64, one for each: given for an attempt] |
+//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 56 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 56 bytes: given for a try of a receive] |
 //! |   27 | clients lost      | 1 group, 2 topic, 3 due, [4 clients u64]                                            |
 //! |   28 | clock of leases   | 1 at                                                                                |
 //!
@@ -87,7 +87,7 @@ use crate::message::{
     TopicId, TopicSettings,
 };
 
-pub use leases::{ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run};
+pub use leases::{ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Tried};
 pub use notes::{OffsetCause, OffsetMove, OffsetNote};
 
 const TOPIC_CREATED: u16 = 1;
@@ -412,8 +412,8 @@ pub enum Transition {
         ended: Vec<LastLease>,
         /// By queue that was reset: none of its leases up to this one is in force.
         revoked: Vec<LastLease>,
-        /// Where messages were given for a try of a receive, oldest first, and the try's hash.
-        attempts: Vec<(LastLease, u64)>,
+        /// Which messages were given for a try of a receive, oldest first.
+        tried: Vec<Tried>,
     },
     /// Clients are gone: what was leased to them for as long as they live is over.
     ClientsLost {
@@ -647,16 +647,14 @@ impl Transition {
                 put_rows(out, 4, &leases::changed_rows(leases));
                 put_u64(out, 5, at.get());
             }
-            Self::LeasesKept { group, topic, cursors, open, ended, revoked, attempts } => {
+            Self::LeasesKept { group, topic, cursors, open, ended, revoked, tried } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_rows(out, 3, &offset_rows(cursors));
                 put_rows(out, 4, &leases::open_rows(open));
                 put_rows(out, 5, &leases::last_rows(ended));
                 put_rows(out, 6, &leases::last_rows(revoked));
-                let (given, hashes): (Vec<_>, Vec<_>) = attempts.iter().copied().unzip();
-                put_rows(out, 7, &leases::last_rows(&given));
-                put_rows(out, 8, &hash_rows(&hashes));
+                put_rows(out, 7, &leases::tried_rows(tried));
             }
             Self::ClientsLost { group, topic, due, clients } => {
                 put_u64(out, 1, group.get());
@@ -870,15 +868,10 @@ impl Transition {
                 }
             }
             LEASES_KEPT => {
-                let [group, topic, cursors, open, ended, revoked, given, hashes] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
+                let [group, topic, cursors, open, ended, revoked, tried] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7])?;
                 let last =
                     |field: Field<'_>| field.optional().map_or(Ok(Vec::new()), leases::last_of);
-                let given = last(given)?;
-                let of_given = hashes.optional().map_or(Ok(Vec::new()), hashes_of)?;
-                if of_given.len() != given.len() {
-                    return Err(hashes.meaningless());
-                }
                 Self::LeasesKept {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
@@ -886,7 +879,7 @@ impl Transition {
                     open: open.optional().map_or(Ok(Vec::new()), leases::open_of)?,
                     ended: last(ended)?,
                     revoked: last(revoked)?,
-                    attempts: given.into_iter().zip(of_given).collect(),
+                    tried: tried.optional().map_or(Ok(Vec::new()), leases::tried_of)?,
                 }
             }
             CLIENTS_LOST => {

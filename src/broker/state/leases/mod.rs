@@ -45,7 +45,7 @@ use self::order::{Order, Seen, lock_of};
 pub(crate) use self::ready::{Ready, ReadyTable};
 pub(crate) use self::standing::{Claim, Standing};
 use crate::format::state_record::{
-    ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition,
+    ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition, Tried,
 };
 use crate::message::{GroupId, LeaseId, QueueId, QueueOffset, Timestamp, TopicId};
 
@@ -54,8 +54,11 @@ type Hasher = foldhash::fast::RandomState;
 /// So many messages that had more than one lease are remembered after their end: those of some requests.
 const ENDED: usize = 4_096;
 
-/// So many runs of messages are remembered by the try of a receive that got them.
-const ATTEMPTS: usize = 1_024;
+/// So much is remembered of what tries of receives got: one row for each try and queue.
+const TRIED: usize = 1_024;
+
+/// Open messages that are looked at for what a try got.
+const LOOK: usize = 1 << 16;
 
 /// Rows of one transition of a snapshot.
 const KEPT_ROWS: usize = 1_000;
@@ -125,6 +128,42 @@ impl Due {
     }
 }
 
+/// What a try of a receive got and still has.
+#[derive(Debug, Default)]
+pub(crate) struct Repeated {
+    pub(crate) due: Vec<Due>,
+    /// When it got that first, if there is anything.
+    pub(crate) delivered: Option<Timestamp>,
+}
+
+/// What a try of a receive gets with a record, and got before.
+#[derive(Debug)]
+struct Tries {
+    attempt: u64,
+    /// By their queue and lease, when it got them first.
+    before: HashMap<(QueueId, LeaseId), Timestamp, Hasher>,
+    /// By queue: the first and the last, and when it got them first, if that was before.
+    now: Vec<(QueueId, u64, u64, Option<Timestamp>)>,
+    /// Where a queue is in `now`.
+    at: HashMap<QueueId, usize, Hasher>,
+}
+
+impl Tries {
+    /// It gets a run of messages, the first of which had a lease before.
+    fn add(&mut self, queue: QueueId, (first, last): (u64, u64), lease: Option<LeaseId>) {
+        let delivered = lease.and_then(|lease| self.before.get(&(queue, lease)).copied());
+        let at = *self.at.entry(queue).or_insert(self.now.len());
+        match self.now.get_mut(at) {
+            Some((_, known_first, known_last, known)) => {
+                *known_first = first.min(*known_first);
+                *known_last = last.max(*known_last);
+                *known = (*known).into_iter().chain(delivered).min();
+            }
+            None => self.now.push((queue, first, last, delivered)),
+        }
+    }
+}
+
 /// What was taken into the hand.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
@@ -153,8 +192,8 @@ pub(crate) struct Leases {
     ends: VecDeque<(Place, LeaseId)>,
     /// The last lease that a reset of the queue revoked.
     revoked: BTreeMap<u32, LeaseId>,
-    /// Oldest first: where a run begins that was given for a try, and the hash of the try.
-    attempts: VecDeque<(LastLease, u64)>,
+    /// What was given for tries of receives, oldest first.
+    tried: VecDeque<Tried>,
     /// What is leased to clients for as long as they live, by client.
     of_clients: HashMap<u64, BTreeSet<Place>, Hasher>,
     /// Made when somebody asks what is due.
@@ -171,7 +210,7 @@ impl Leases {
 
     /// Rows that are kept, of open messages and of what is remembered.
     pub(crate) fn rows(&self) -> u64 {
-        self.count + (self.ends.len() + self.attempts.len()) as u64
+        self.count + (self.ends.len() + self.tried.len()) as u64
     }
 
     /// How many of them are of one queue.
@@ -214,7 +253,7 @@ impl Leases {
         given: Given<'_>,
         position: impl Fn(u32) -> u64,
     ) -> Vec<(QueueId, QueueOffset)> {
-        let mut touched = Vec::new();
+        let (mut touched, mut tried) = (Vec::new(), given.attempt.map(|of| self.tried_by(of)));
         for (queue, cursor) in given.cursors {
             let of_queue = self.queue(queue.get(), position(queue.get()));
             of_queue.cursor = of_queue.cursor.max(cursor.get());
@@ -227,6 +266,7 @@ impl Leases {
             of_queue.cursor = of_queue.cursor.max(end);
             touched.push(queue);
             let state = if row.delivery == 0 { OpenState::Ahead } else { OpenState::Leased };
+            let before = self.get((queue, first)).map(|open| open.lease);
             for offset in first..end {
                 let before = self.get((queue, offset)).map(|open| open.lease);
                 let is_leased = state == OpenState::Leased;
@@ -243,12 +283,14 @@ impl Leases {
                 };
                 self.put((queue, offset), open);
             }
-            if let Some(attempt) = given.attempt
+            if let Some(tried) = &mut tried
                 && state == OpenState::Leased
             {
-                let (queue, offset) = (row.run.queue, row.run.first);
-                self.remember_attempt(LastLease { queue, offset, lease: given.lease }, attempt);
+                tried.add(row.run.queue, (first, end - 1), before);
             }
+        }
+        if let Some(tried) = tried {
+            self.remember_tried(tried, &given);
         }
         self.settled(touched)
     }
@@ -320,7 +362,7 @@ impl Leases {
             self.revoked.insert(queue.get(), lease);
             self.ended.retain(|place, _| place.0 != queue.get());
             self.ends.retain(|(place, _)| place.0 != queue.get());
-            self.attempts.retain(|(run, _)| run.queue != queue);
+            self.tried.retain(|tried| tried.queue != queue);
             let Some(of_queue) = self.queues.remove(&queue.get()) else { continue };
             self.count -= of_queue.open.len() as u64;
             for (offset, open) in of_queue.open {
@@ -331,8 +373,7 @@ impl Leases {
 
     /// A part of a snapshot.
     pub(super) fn kept(&mut self, transition: Transition) {
-        let Transition::LeasesKept { cursors, open, ended, revoked, attempts, .. } = transition
-        else {
+        let Transition::LeasesKept { cursors, open, ended, revoked, tried, .. } = transition else {
             return;
         };
         for (queue, cursor) in cursors {
@@ -354,7 +395,7 @@ impl Leases {
         }
         ended.into_iter().for_each(|ended| self.remember_end(ended));
         self.revoked.extend(revoked.iter().map(|row| (row.queue.get(), row.lease)));
-        self.attempts.extend(attempts);
+        self.tried.extend(tried);
     }
 
     /// The transitions of a snapshot, in parts of a bounded size.
@@ -389,8 +430,8 @@ impl Leases {
                 lease: *lease,
             })
             .collect();
-        let attempts: Vec<_> = self.attempts.iter().copied().collect();
-        let most = [cursors.len(), open.len(), ended.len(), revoked.len(), attempts.len()];
+        let tried: Vec<_> = self.tried.iter().copied().collect();
+        let most = [cursors.len(), open.len(), ended.len(), revoked.len(), tried.len()];
         // One at least: it says that there are receipts in the world.
         let parts = most.into_iter().max().unwrap_or_default().div_ceil(KEPT_ROWS).max(1);
         for part in 0..parts {
@@ -401,7 +442,7 @@ impl Leases {
                 open: part_of(&open, part),
                 ended: part_of(&ended, part),
                 revoked: part_of(&revoked, part),
-                attempts: part_of(&attempts, part),
+                tried: part_of(&tried, part),
             }
             .encode_into(out);
         }
@@ -487,28 +528,69 @@ impl Leases {
     }
 
     /// The messages that were given for a try of a receive and are still leased to it.
-    pub(crate) fn of_attempt(&self, attempt: u64, now: u64) -> Vec<Due> {
-        let mut found = Vec::new();
-        for (run, _) in self.attempts.iter().filter(|(_, known)| *known == attempt) {
-            let Some(of_queue) = self.queues.get(&run.queue.get()) else { continue };
-            let behind = of_queue.open.range(run.offset.get()..).take(ATTEMPTS);
-            let of_run = behind.filter(|(_, open)| {
-                open.lease == run.lease && open.state == OpenState::Leased && open.due > now
-            });
-            found.extend(
-                of_run.map(|(offset, open)| Due { place: (run.queue.get(), *offset), open: *open }),
-            );
+    pub(crate) fn of_attempt(&self, attempt: u64, now: u64) -> Repeated {
+        let (mut found, mut left) = (Repeated::default(), LOOK);
+        for tried in self.tried.iter().filter(|tried| tried.attempt == attempt) {
+            let queue = tried.queue.get();
+            let Some(of_queue) = self.queues.get(&queue) else { continue };
+            let mut is_found = false;
+            for (offset, open) in
+                of_queue.open.range(tried.first.get()..=tried.last.get()).take(left)
+            {
+                left -= 1;
+                let is_leased = open.state == OpenState::Leased && open.due > now;
+                if open.lease == tried.lease && is_leased {
+                    found.due.push(Due { place: (queue, *offset), open: *open });
+                    is_found = true;
+                }
+            }
+            if is_found {
+                let known = found.delivered.get_or_insert(tried.delivered);
+                *known = tried.delivered.min(*known);
+            }
         }
-        found.sort_unstable_by_key(|due| due.place);
-        found.dedup_by_key(|due| due.place);
+        found.due.sort_unstable_by_key(|due| due.place);
         found
     }
 
-    fn remember_attempt(&mut self, run: LastLease, attempt: u64) {
-        if self.attempts.len() >= ATTEMPTS {
-            self.attempts.pop_front();
+    /// What a try of a receive got before.
+    fn tried_by(&self, attempt: u64) -> Tries {
+        let before = self.tried.iter().filter(|tried| tried.attempt == attempt);
+        let before = before.map(|tried| ((tried.queue, tried.lease), tried.delivered)).collect();
+        Tries { attempt, before, now: Vec::new(), at: HashMap::default() }
+    }
+
+    /// Remembers what a try got: one row for each queue, in place of those that it got before and gets once more.
+    fn remember_tried(&mut self, tries: Tries, given: &Given<'_>) {
+        let Tries { attempt, before, now, .. } = tries;
+        for (queue, first, last, delivered) in now {
+            // A large record is applied in parts when it is found again.
+            let parts = self.tried.iter_mut().rev().take_while(|tried| tried.lease == given.lease);
+            let (first, last) = (QueueOffset::new(first), QueueOffset::new(last));
+            let delivered = delivered.unwrap_or(given.at);
+            if let Some(tried) = parts.into_iter().find(|tried| tried.queue == queue) {
+                tried.first = first.min(tried.first);
+                tried.last = last.max(tried.last);
+                tried.delivered = delivered.min(tried.delivered);
+                continue;
+            }
+            if self.tried.len() >= TRIED {
+                self.tried.pop_front();
+            }
+            let lease = given.lease;
+            self.tried.push_back(Tried { queue, first, last, lease, attempt, delivered });
         }
-        self.attempts.push_back((run, attempt));
+        if before.is_empty() {
+            return;
+        }
+        let now = self.tried.iter().rev().take_while(|tried| tried.lease == given.lease);
+        let now: HashMap<_, _, Hasher> =
+            now.map(|tried| (tried.queue, (tried.first, tried.last))).collect();
+        self.tried.retain(|old| {
+            let is_replaced = |(first, last)| first <= old.first && old.last <= last;
+            let is_old = old.attempt == attempt && old.lease != given.lease;
+            !(is_old && now.get(&old.queue).copied().is_some_and(is_replaced))
+        });
     }
 
     fn remember_end(&mut self, ended: LastLease) {
@@ -581,7 +663,7 @@ impl Leases {
         }
         if self.queues.is_empty() {
             // Nobody has anything that he could get once more.
-            self.attempts.clear();
+            self.tried.clear();
         }
         positions
     }
@@ -627,6 +709,7 @@ impl Leases {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given<'a> {
     pub(crate) lease: LeaseId,
+    pub(crate) at: Timestamp,
     pub(crate) due: u64,
     pub(crate) attempt: Option<u64>,
     pub(crate) client: u64,

@@ -692,7 +692,15 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     let given = |leases: &mut Leases, first: u64, count: u32| {
         let runs = [GivenRun { run: run(first, count), delivery: 1, group_hash: 0 }];
         leases.given(
-            Given { lease, due: 9, attempt: None, client: 0, cursors: &[], runs: &runs },
+            Given {
+                lease,
+                at: Timestamp::ZERO,
+                due: 9,
+                attempt: None,
+                client: 0,
+                cursors: &[],
+                runs: &runs,
+            },
             |_| 0,
         )
     };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
-    Claim, Due, Given, Kind, Leases, Lock, OpenCount, Place, Rule, Standing, Taken,
+    Claim, Due, Given, Kind, Leases, Lock, OpenCount, Place, Repeated, Rule, Standing, Taken,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -164,10 +164,10 @@ impl Unit {
         let mut leases = self.leases.take().unwrap_or_default();
         let position = |queue| self.position_or_begin(queue);
         let positions = match transition {
-            Transition::LeasesGiven { epoch, due, attempt, client, cursors, runs, .. } => {
+            Transition::LeasesGiven { epoch, at, due, attempt, client, cursors, runs, .. } => {
                 let lease = LeaseId { epoch: *epoch, number: end.get() };
-                let (due, attempt, client) = (due.get(), *attempt, *client);
-                leases.given(Given { lease, due, attempt, client, cursors, runs }, position)
+                let (at, due, attempt, client) = (*at, due.get(), *attempt, *client);
+                leases.given(Given { lease, at, due, attempt, client, cursors, runs }, position)
             }
             Transition::MessagesFinished { epoch, runs, .. } => {
                 leases.finished(runs, epoch.map(|epoch| LeaseId { epoch, number: end.get() }))
@@ -252,10 +252,10 @@ impl Offsets {
     }
 
     /// What was given for a try of a receive and is still leased to it.
-    pub(crate) fn of_attempt(&self, consumer: Consumer<'_>, attempt: u64, now: u64) -> Vec<Due> {
-        let Some(unit) = self.known(consumer.key()) else { return Vec::new() };
+    pub(crate) fn of_attempt(&self, consumer: Consumer<'_>, attempt: u64, now: u64) -> Repeated {
+        let Some(unit) = self.known(consumer.key()) else { return Repeated::default() };
         let unit = lock(&unit);
-        unit.leases.as_ref().map_or(Vec::new(), |leases| leases.of_attempt(attempt, now))
+        unit.leases.as_ref().map(|leases| leases.of_attempt(attempt, now)).unwrap_or_default()
     }
 
     /// Gives messages: all of them with one record. What was finished, given or reset since it was looked at is left

@@ -1105,6 +1105,8 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
     assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
     assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
     assert_eq!(rig.broker.state.offsets.with_clients(), []);
     rig.broker.close().unwrap();
 }

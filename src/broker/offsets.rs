@@ -316,8 +316,8 @@ impl Broker {
         Ok(queues)
     }
 
-    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment; and how many messages
-    /// were counted for that.
+    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment; and how many
+    /// messages were counted for that.
     fn split(
         &self,
         key: (GroupId, TopicId),

@@ -267,8 +267,8 @@ impl Shared {
 }
 
 /// Queues with entries that are dispatched and not flushed, and the end of the first unflushed record of each. Who is
-/// woken by it and finds the queue at its end looks for the next one when he parks. What a record or a flush costs does
-/// not depend on how many queues there are that a flush did not reach.
+/// woken by it and finds the queue at its end looks for the next one when he parks. What a record or a flush costs
+/// does not depend on how many queues there are that a flush did not reach.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
     ends: HashMap<QueueKey, PhysicalOffset>,

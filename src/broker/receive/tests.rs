@@ -542,6 +542,26 @@ async fn a_group_begins_where_it_says_in_all_queues_at_once() {
 }
 
 #[tokio::test]
+async fn how_long_a_group_is_behind_is_the_age_of_its_first_open_message() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let lag = async |rig: &Rig| {
+        let rows = rig.broker.progress("g", "t", 0, 9, soon()).await.unwrap();
+        rows.iter().map(|row| row.lag_ms).collect::<Vec<_>>()
+    };
+    assert_eq!(lag(&rig).await, [None, None]);
+    rig.send_to(1, "a").await;
+    rig.pass(MINUTE);
+    rig.send_to(1, "b").await;
+    assert_eq!(lag(&rig).await, [None, Some(60_000)]);
+    let received = rig.receive_all(rig.request(&all(), 2)).await;
+    assert_eq!(rig.ack(&[&received[1].handle]).await, [true]);
+    assert_eq!(lag(&rig).await, [None, Some(60_000)], "the first one is leased, and not finished");
+    assert_eq!(rig.ack(&[&received[0].handle]).await, [true]);
+    assert_eq!(lag(&rig).await, [None, None]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_reset_ends_leases_and_a_commit_must_not() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     for body in ["a", "b", "c"] {

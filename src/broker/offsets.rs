@@ -35,6 +35,9 @@ const MAX_COMMIT: u32 = 10_000;
 /// The most queues, or changes, in an answer to a list.
 const MAX_PAGE: u32 = 10_000;
 
+/// Open messages that a list counts before others get their turn.
+const COUNT_STEP: u64 = 10_000;
+
 /// The longest name of a caller, in bytes.
 const MAX_CALLER: u32 = 128;
 
@@ -256,7 +259,7 @@ impl Broker {
         self.caught_up(&topic, deadline).await;
         let range = self.bounds(&topic, queue, deadline).await?;
         self.still_there(&topic, deadline).await?;
-        Ok(self.split(&group, &topic, queue, range, (committed, next)).await)
+        Ok(self.split(&group, &topic, queue, range, (committed, next)).await.0)
     }
 
     /// How far a group is in up to `limit` queues of a topic from `first_queue` on; `limit` is at most 10 000.
@@ -292,21 +295,29 @@ impl Broker {
         self.caught_up(topic, deadline).await;
         let begin = Position::from(group.settings().initial_position);
         let end = topic.handle().queues().min(first_queue.saturating_add(limit));
-        let mut queues = Vec::new();
+        let (mut queues, mut counted) = (Vec::new(), 0);
         for queue in (first_queue..end).map(QueueId::new) {
+            if counted >= COUNT_STEP {
+                counted = 0;
+                tokio::task::yield_now().await;
+            }
             let range = self.bounds(topic, queue, deadline).await?;
             let committed = committed.get(queue);
             let next = match committed {
                 Some(offset) => offset,
                 None => self.offset_of(topic, queue, range, begin, deadline).await?,
             };
-            queues.push(self.split(group, topic, queue, range, (committed, next)).await);
+            let split = self.split(group, topic, queue, range, (committed, next));
+            let (progress, open) = split.await;
+            queues.push(progress);
+            counted += open;
         }
         self.still_there(topic, deadline).await?;
         Ok(queues)
     }
 
-    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment.
+    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment; and how many messages
+    /// were counted for that.
     async fn split(
         &self,
         group: &GroupEntry,
@@ -314,7 +325,7 @@ impl Broker {
         queue: QueueId,
         range: QueueRange,
         (committed, next): (Option<QueueOffset>, QueueOffset),
-    ) -> QueueProgress {
+    ) -> (QueueProgress, u64) {
         let now = self.store.lease_time().get();
         let (open, cursor) = self.state.offsets.open_in((group.id(), topic.id()), queue, now);
         let fresh = cursor.unwrap_or(next).max(range.min);
@@ -322,7 +333,9 @@ impl Broker {
         let OpenCount { due, leased, waiting } = open;
         let ready = fresh + due;
         let lag_ms = self.lag_ms(topic, queue, range, next).await;
-        QueueProgress { queue, range, committed, next, ready, leased, waiting, lag_ms }
+        let progress =
+            QueueProgress { queue, range, committed, next, ready, leased, waiting, lag_ms };
+        (progress, due + leased + waiting)
     }
 
     /// For how long the message at an offset, or the first one behind it, has been there.

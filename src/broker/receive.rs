@@ -81,6 +81,9 @@ const MAX_LOOKS: u32 = 64;
 /// acknowledged before it came may not have been listed yet, for as long as the store's threads need to say so.
 const FEW_QUEUES: u32 = 1_024;
 
+/// Reads of one look that may fail before it goes on without the rest of what is due.
+const MAX_FAILED: u32 = 8;
+
 /// Queues that are looked at when a group gets messages of a topic for the first time, before others get their turn.
 const BEGIN_STEP: usize = 1_024;
 
@@ -184,6 +187,8 @@ struct Hand<'a> {
     left: usize,
     /// Why the look ended before it had all that it wanted.
     stopped: Option<BrokerError>,
+    /// Why a message that is due could not be read.
+    failed: Option<BrokerError>,
 }
 
 impl Drop for Hand<'_> {
@@ -496,6 +501,7 @@ impl Broker {
                 is_given: false,
                 left: 0,
                 stopped: None,
+                failed: None,
             };
             if let Some(attempt) = receiver.attempt {
                 let now = self.store.lease_time().get();
@@ -543,11 +549,12 @@ impl Broker {
         Ok(())
     }
 
-    /// Reads messages that are open. What cannot be read now ends the look; what is gone is finished.
+    /// Reads messages that are open. What cannot be read now stays as it is, and does not keep those behind it from
+    /// being read; what is gone is finished.
     async fn load_again(&self, hand: &mut Hand<'_>, due: &[Due]) -> Result<(), BrokerError> {
-        let mut known: Option<StoredRecord> = None;
+        let (mut known, mut failures) = (None::<StoredRecord>, 0);
         for due in due {
-            if hand.room() == 0 {
+            if hand.room() == 0 || failures >= MAX_FAILED {
                 return Ok(());
             }
             let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
@@ -558,8 +565,10 @@ impl Broker {
                 known = match self.record_at(hand.receiver.consumer.topic, queue, offset).await {
                     Ok(record) => record,
                     Err(error) => {
-                        hand.stopped = Some(error);
-                        return Ok(());
+                        failures += 1;
+                        hand.failed = Some(error);
+                        known = None;
+                        continue;
                     }
                 };
             }
@@ -596,8 +605,8 @@ impl Broker {
                     hand.again.push(*due);
                 }
                 Err(error) => {
-                    hand.stopped = Some(error);
-                    return Ok(());
+                    failures += 1;
+                    hand.failed = Some(error);
                 }
             }
         }
@@ -832,7 +841,8 @@ impl Broker {
             Gave::Deleted => return Ok(Look::Passed),
         };
         let candidates = std::mem::take(&mut hand.candidates);
-        let (finished, left, stopped) = (hand.finished.len(), hand.left, hand.stopped.take());
+        let (finished, left) = (hand.finished.len(), hand.left);
+        let stopped = hand.stopped.take().or(hand.failed.take());
         hand.is_given = true;
         drop(hand);
         // Others may go on where this one left something.

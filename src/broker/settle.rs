@@ -9,6 +9,8 @@
 //! A group that is disabled gets no messages; what it has it may finish. An answer waits for the flush mode of the
 //! topic.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,17 +18,20 @@ use tokio::time::Instant;
 use super::Broker;
 use super::error::BrokerError;
 use super::handle::Handle;
-use super::receive::{MAX_INVISIBLE, MAX_RECEIVE, check_duration, index_in};
+use super::receive::{MAX_INVISIBLE, MAX_RECEIVE, check_duration};
 use super::state::leases::Claim;
 use super::state::offsets::leased::{Change, Consumer, Settled};
 use super::state::topics::TopicEntry;
 use super::topics::within;
 use crate::format::state_record::OpenState;
-use crate::message::{GroupSettings, MessageId, Timestamp};
+use crate::message::{GroupSettings, MessageId, QueueId, Timestamp};
 use crate::store::AppendError;
 
 /// The most receipts in one request.
 const MAX_RECEIPTS: u32 = MAX_RECEIVE;
+
+/// The queue of a record and the offsets of its messages.
+type Places = (QueueId, Range<u64>);
 
 /// What is to become of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,37 +170,49 @@ impl Broker {
         consumer: Consumer<'_>,
         handles: impl Iterator<Item = &str>,
     ) -> Result<Vec<Option<Handle>>, BrokerError> {
-        let mut claims = Vec::new();
+        let (mut claims, mut read) = (Vec::new(), HashMap::default());
         for text in handles {
             let handle = self.signer.handle(text).filter(|handle| {
                 (handle.group, handle.topic) == consumer.key()
                     && handle.queue.get() < consumer.topic.handle().queues()
             });
             claims.push(match handle {
-                Some(handle) if self.is_its_record(consumer.topic, &handle).await? => Some(handle),
+                Some(handle) if self.is_its_record(consumer.topic, &handle, &mut read).await? => {
+                    Some(handle)
+                }
                 _ => None,
             });
         }
         Ok(claims)
     }
 
-    /// Whether the record of a handle still has the message's place.
+    /// Whether the record of a handle still has the message's place. `read` keeps the places of records of the topic
+    /// that were read for it: handles of one record read it once.
     async fn is_its_record(
         &self,
         topic: &TopicEntry,
         handle: &Handle,
+        read: &mut HashMap<MessageId, Option<Places>, foldhash::fast::RandomState>,
     ) -> Result<bool, BrokerError> {
         // Nothing that this process has read goes away under it but by age.
         if handle.lease.epoch >= self.store.epoch() {
             return Ok(true);
         }
         let id = MessageId { epoch: handle.record_epoch, offset: handle.record, index: 0 };
-        let record = self.store.by_id(id).await?;
-        Ok(record.is_some_and(|record| {
-            record.topic == topic.id()
-                && record.queue == handle.queue
-                && index_in(&record, handle.offset).is_some()
-        }))
+        let places = match read.get(&id) {
+            Some(places) => places.clone(),
+            None => {
+                let record = self.store.by_id(id).await?;
+                let places = record.filter(|record| record.topic == topic.id()).map(|record| {
+                    let first = record.first_queue_offset.get();
+                    (record.queue, first..first.saturating_add(u64::from(record.message_count)))
+                });
+                read.insert(id, places.clone());
+                places
+            }
+        };
+        let (queue, offset) = (handle.queue, handle.offset.get());
+        Ok(places.is_some_and(|(of, offsets)| of == queue && offsets.contains(&offset)))
     }
 }
 

@@ -8,11 +8,14 @@ use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
     Introduction, NewMessage, Position, ResetRequest, Run, SendMessages, SendRequest,
 };
+use crate::file::Operation;
 use crate::filter::Language;
 use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
 use crate::message::{FlushMode, GroupSettings, TopicSettings, TopicType};
 use crate::store::StoreConfig;
-use crate::testing::{ManualClock, SimDisk};
+use crate::testing::{
+    CrashChoice, Fault, FaultRule, ManualClock, NameChoice, SimDisk, Times, WriteChoice,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -807,6 +810,68 @@ async fn a_try_that_is_repeated_does_not_keep_messages_for_longer_than_may_be() 
     assert_eq!(rig.seen(1).await, []);
     rig.pass(Duration::from_millis(1));
     assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_now_does_not_keep_those_behind_it_from_being_delivered() {
+    let ordered = GroupSettings { max_attempts: None, ..ordered() };
+    for settings in [GroupSettings::default(), ordered] {
+        let rig = Rig::new(1, settings).await;
+        rig.send_ordered("a", "1").await;
+        rig.send_ordered("b", "2").await;
+        rig.send_ordered("a", "3").await;
+        assert_eq!(rig.receive(9).await.len(), 3);
+        rig.pass(MINUTE);
+        // What was read by a start lies on the disk.
+        let rig = rig.again();
+        let is_ordered = rig.broker.state.groups.get("g").unwrap().settings().ordered;
+        rig.disk.fail(FaultRule {
+            operation: Operation::Read,
+            path_contains: Some("commitlog".to_owned()),
+            nth: 1,
+            times: Times::Once,
+            error: Fault::Eio,
+        });
+        let filter = all();
+        let received = rig.broker.receive_messages(rig.request(&filter, 9)).await.unwrap();
+        let mut got: Vec<_> = received.messages.iter().map(|one| seen(one).3).collect();
+        got.sort();
+        assert_eq!(got, if is_ordered { vec!["2"] } else { vec!["2", "3"] });
+        let rest: Vec<_> = rig.receive(9).await.iter().map(|one| seen(one).3).collect();
+        assert_eq!(rest, if is_ordered { vec!["1", "3"] } else { vec!["1"] });
+        rig.pass(MINUTE);
+        // Nothing else is there: it says why.
+        rig.disk.fail(FaultRule {
+            operation: Operation::Read,
+            path_contains: Some("commitlog".to_owned()),
+            nth: 1,
+            times: Times::Always,
+            error: Fault::Eio,
+        });
+        let refused = rig.broker.receive_messages(rig.request(&filter, 9)).await;
+        assert!(refused.is_err(), "{refused:?}");
+        rig.disk.clear_faults();
+        assert_eq!(rig.receive(9).await.len(), 3);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn receipts_of_one_record_from_before_a_power_cut_read_it_once() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.store(Some(QueueId::ZERO), &vec![("x", None, None); 100], None).await;
+    let received = rig.receive(100).await;
+    let handles: Vec<_> = received.iter().map(|one| one.handle.as_str()).collect();
+    assert_eq!(handles.len(), 100);
+    let all = CrashChoice { names: NameChoice::All, writes: WriteChoice::All, torn: None };
+    let disk = rig.disk.crash_image(&all);
+    let broker = open(&disk, &rig.clock);
+    let before = disk.calls(Operation::Read);
+    assert_eq!(broker.ack("g", "t", &handles, soon()).await.unwrap(), [true; 100]);
+    let reads = disk.calls(Operation::Read) - before;
+    assert!((1..10).contains(&reads), "{reads}");
+    broker.close().unwrap();
     rig.broker.close().unwrap();
 }
 

@@ -786,3 +786,15 @@ async fn work_is_found_among_very_many_queues_without_a_look_at_the_others() {
     assert_eq!(rig.broker.group_counts().1, 4, "a position for each queue that moved");
     rig.broker.close().unwrap();
 }
+
+#[tokio::test]
+async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "one").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    rig.pass(2 * MINUTE);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.state.offsets.next_timer(), None);
+    assert_eq!(rig.seen(1).await, [(0, 0, 2, "one".to_owned())]);
+    rig.broker.close().unwrap();
+}

@@ -798,3 +798,27 @@ async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
     assert_eq!(rig.seen(1).await, [(0, 0, 2, "one".to_owned())]);
     rig.broker.close().unwrap();
 }
+
+#[tokio::test]
+async fn an_unknown_group_is_made_by_its_use_as_often_as_that_may_be() {
+    let (disk, clock) = (SimDisk::new(), Arc::new(ManualClock::new(Timestamp::new(1_000_000))));
+    let store = || StoreConfig { segment_size: 4 << 20, ..StoreConfig::new("/data") };
+    let open = |config| Broker::open(Arc::new(disk.clone()), clock.clone(), store(), config);
+    let config = BrokerConfig { auto_create_limit: 1, ..BrokerConfig::default() };
+    let broker = open(config).unwrap().0;
+    broker.open_group("a", soon()).await.unwrap();
+    broker.open_group("a", soon()).await.unwrap();
+    let error = broker.open_group("b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::GroupLimit { limit: 1 }), "{error}");
+    let error = broker.open_group("a.b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::BadGroupName(_)), "{error}");
+    assert_eq!(broker.group_counts().0, 1);
+    broker.close().unwrap();
+    drop(broker);
+    let config = BrokerConfig { auto_create_groups: false, ..BrokerConfig::default() };
+    let broker = open(config).unwrap().0;
+    broker.open_group("a", soon()).await.unwrap();
+    let error = broker.open_group("b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::UnknownGroup { .. }), "{error}");
+    broker.close().unwrap();
+}

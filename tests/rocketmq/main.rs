@@ -5,9 +5,12 @@
 
 mod clients;
 mod common;
+mod consumer;
 mod fuzz;
+mod receive;
 mod route;
 mod rules;
 mod send;
+mod settle;
 mod support;
 mod telemetry;

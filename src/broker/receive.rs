@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::budget::Permit;
+use super::clients;
 use super::cut::{self, Wanted};
 use super::error::{BrokerError, RequestFault};
 use super::handle::Handle;
@@ -85,6 +86,8 @@ pub struct ReceiveRequest<'a> {
     pub max_bytes: u32,
     /// How long nobody else gets them, up to 12 hours.
     pub invisible: Duration,
+    /// The client with which the leases end, if they do before their time is over: its id, as it introduced itself.
+    pub client: Option<&'a str>,
     /// How long to wait for a message.
     pub wait: Duration,
     /// Names this receive among tries of the same: who tries again, as the answer was lost, gets what he was given.
@@ -697,6 +700,7 @@ impl Broker {
                 fresh: &fresh,
                 due: now.get().saturating_add(invisible),
                 attempt: receiver.attempt,
+                client: request.client.map_or(0, clients::hash_of),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
                 Ok(gave) => break (giving.due, now, gave),

@@ -4,6 +4,8 @@
 //! It sleeps until the first (group, topic) has something due, looks at that one, and at no other. Nothing is due in
 //! one without open messages, so those cost nothing. Leases need it for nothing else: that one is over is found by who
 //! looks.
+//!
+//! While anything is leased to clients for as long as they live it looks each second whether they do.
 
 use std::time::Duration;
 
@@ -21,6 +23,12 @@ const STEP: usize = 32;
 
 /// How long it rests after something failed.
 const REST: Duration = Duration::from_secs(1);
+
+/// How often it looks whether clients live.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Clients of one record.
+const MAX_LOST: usize = 1_000;
 
 /// How long a dead letter may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -41,17 +49,56 @@ impl Broker {
             tokio::pin!(timer_set);
             // Registered before the look: a timer that is set in between is not missed.
             timer_set.as_mut().enable();
-            if !self.tend_due().await {
+            if !(self.tend_clients() & self.tend_due().await) {
                 sleep(REST).await;
             }
-            match self.state.offsets.next_timer() {
-                Some(due) => {
-                    let left = due.saturating_sub(self.store.lease_time().get());
+            let until =
+                |due: u64| Duration::from_millis(due.saturating_sub(self.store.lease_time().get()));
+            let look = (!self.state.offsets.with_clients().is_empty()).then_some(LOOK);
+            let timer = self.state.offsets.next_timer().map(until);
+            match look.into_iter().chain(timer).min() {
+                Some(left) => {
                     // Over, or told that another one is first: looked at either way.
-                    let _ = timeout(Duration::from_millis(left), timer_set).await;
+                    let _ = timeout(left, timer_set).await;
                 }
                 None => timer_set.await,
             }
+        }
+    }
+
+    /// Ends what is leased to clients that are gone. `false`: not all of it.
+    pub fn tend_clients(&self) -> bool {
+        let mut is_well = true;
+        for key in self.state.offsets.with_clients() {
+            let clients = self.state.offsets.clients_of(key);
+            let lost: Vec<_> =
+                clients.into_iter().filter(|client| !self.clients.lives(*client)).collect();
+            let (Some(group), Some(topic)) =
+                (self.state.groups.by_id(key.0), self.state.topics.by_id(key.1))
+            else {
+                continue;
+            };
+            let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+            for lost in lost.chunks(MAX_LOST) {
+                if let Err(error) = self.state.offsets.lose_clients(consumer, lost) {
+                    let (group, topic) = (group.name(), topic.name());
+                    tracing::warn!(%error, group, topic, "leases of lost clients cannot be ended");
+                    is_well = false;
+                }
+            }
+            if !lost.is_empty() {
+                self.wake_for_due(consumer);
+            }
+        }
+        is_well
+    }
+
+    fn wake_for_due(&self, consumer: Consumer<'_>) {
+        let offsets = &self.state.offsets;
+        if offsets.looked(consumer, self.store.lease_time().get())
+            && let Some(ready) = offsets.ready.get(consumer.key())
+        {
+            ready.wake();
         }
     }
 
@@ -104,11 +151,7 @@ impl Broker {
             }
             tokio::task::yield_now().await;
         }
-        if offsets.looked(consumer, self.store.lease_time().get())
-            && let Some(ready) = offsets.ready.get(consumer.key())
-        {
-            ready.wake();
-        }
+        self.wake_for_due(consumer);
         is_well
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::broker::{
-    BrokerConfig, ExtendEntry, ExtendFault, GroupChange, Hold, Position, ResetRequest, Run,
-    SendRequest,
+    BrokerConfig, ClientKind, ExtendEntry, ExtendFault, GroupChange, Hold, Introduction, Position,
+    ResetRequest, Run, SendRequest,
 };
 use crate::filter::Language;
 use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
@@ -92,6 +92,7 @@ impl Rig {
             max_messages,
             max_bytes: 1 << 20,
             invisible: MINUTE,
+            client: None,
             wait: Duration::ZERO,
             attempt: "",
             deadline: soon(),
@@ -632,6 +633,64 @@ async fn the_timer_wakes_who_waits_when_a_lease_is_over() {
     rig.broker.close().unwrap();
 }
 
+/// Leases by which clock; whether clients live by the runtime's.
+#[tokio::test(start_paused = true)]
+async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can_still_be_acked() {
+    let rig =
+        Rig::new(1, GroupSettings { max_attempts: Some(2), ..GroupSettings::default() }).await;
+    for body in ["a", "b", "c"] {
+        rig.send_to(0, body).await;
+    }
+    let known = |rig: &Rig, id: &str| {
+        let introduction = Introduction {
+            kind: ClientKind::PushConsumer,
+            language: String::new(),
+            version: String::new(),
+            hostname: String::new(),
+            group: Some("g".to_owned()),
+            topics: Vec::new(),
+            subscriptions: Vec::new(),
+        };
+        assert!(rig.broker.introduce_client(id, introduction, None, None));
+    };
+    let filter = all();
+    let hours = 3 * 60 * MINUTE;
+    let get = async |rig: &Rig, id| {
+        let request = rig.request(&filter, 1);
+        let request = ReceiveRequest { client: Some(id), invisible: hours, ..request };
+        rig.broker.receive_messages(request).await.unwrap().messages.remove(0)
+    };
+    known(&rig, "one");
+    known(&rig, "two");
+    let first = get(&rig, "one").await;
+    let second = get(&rig, "two").await;
+    let third = get(&rig, "two").await;
+    // Who says how long he goes on is not bound to his client any more.
+    let third = rig.hold(&third.handle, Hold::For(hours)).await.unwrap();
+    rig.pass(2 * 60 * MINUTE);
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.seen(9).await, []);
+    assert!(rig.broker.forget_client("two"));
+    // As long as after a start, nobody is taken for gone who was never heard of.
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    assert!(rig.broker.client_lives("one").is_some());
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.seen(9).await, [of(0, 1, 2, "b")]);
+    assert_eq!(rig.ack(&[&second.handle]).await, [false], "somebody else has it");
+    // After a start the leases are still those of the client, which has a minute to come back.
+    let rig = rig.again();
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.seen(9).await, []);
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.ack(&[&first.handle]).await, [true], "until somebody else has it");
+    assert_eq!(rig.seen(9).await, []);
+    assert_eq!(rig.ack(&[&third]).await, [true]);
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.broker.state.offsets.with_clients(), []);
+    rig.broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished() {
     use crate::broker::state::offsets::leased::MAX_OPEN_IN_QUEUE;
@@ -672,6 +731,7 @@ async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
                     max_messages: 3,
                     max_bytes: 1 << 20,
                     invisible: MINUTE,
+                    client: None,
                     wait: Duration::from_secs(25),
                     attempt: "",
                     deadline: soon(),
@@ -741,6 +801,7 @@ async fn one_message_ends_one_wait_however_many_there_are() {
                 max_messages: 8,
                 max_bytes: 1 << 20,
                 invisible: MINUTE,
+                client: None,
                 wait: Duration::from_secs(25),
                 attempt: "",
                 deadline: soon(),

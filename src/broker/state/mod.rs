@@ -81,6 +81,7 @@ impl State {
             | Transition::MessagesFinished { group, topic, .. }
             | Transition::LeasesChanged { group, topic, .. }
             | Transition::LeasesKept { group, topic, .. }
+            | Transition::ClientsLost { group, topic, .. }
                 if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
             {
                 self.offsets.replay_leases((group, topic), transition, (at, from));

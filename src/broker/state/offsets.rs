@@ -317,6 +317,8 @@ pub(crate) struct Offsets {
     timers: Mutex<BTreeSet<(u64, GroupId, TopicId)>>,
     /// Told when the first of them is another.
     pub(crate) timer_set: Notify,
+    /// The units in which something is leased to clients for as long as they live. Taken under a unit's mutex.
+    of_clients: Mutex<BTreeSet<(GroupId, TopicId)>>,
     /// Who looks for messages, and where.
     pub(crate) ready: ReadyTable,
 }

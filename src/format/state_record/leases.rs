@@ -21,7 +21,7 @@
 //! |  8 |   8 | queue offset                                                            |
 //! | 16 |   8 | when it is due, ms on the store clock                                   |
 //!
-//! | at | len | row of an open message, in snapshots, 48 bytes                          |
+//! | at | len | row of an open message, in snapshots, 56 bytes                          |
 //! | -: | --: | ----------------------------------------------------------------------- |
 //! |  0 |   4 | queue                                                                   |
 //! |  4 |   4 | state: 0 not delivered, 1 leased, 2 waits; flags: 256 the next delivery counts as this one, 512 had more than one lease |
@@ -31,6 +31,7 @@
 //! | 32 |   8 | number of its last lease                                                |
 //! | 40 |   4 | deliveries                                                              |
 //! | 44 |   4 | hash of the message group, 0 without one                                |
+//! | 48 |   8 | hash of the client that it is leased to for as long as it lives, 0 without one |
 //!
 //! | at | len | row of a last lease, in snapshots, 32 bytes                             |
 //! | -: | --: | ----------------------------------------------------------------------- |
@@ -48,11 +49,11 @@ use crate::message::{Epoch, LeaseId, QueueId, QueueOffset, Timestamp};
 const GIVEN_LEN: usize = 24;
 const FINISHED_LEN: usize = 16;
 const CHANGED_LEN: usize = 24;
-const OPEN_LEN: usize = 48;
+const OPEN_LEN: usize = 56;
 const LAST_LEN: usize = 32;
 
 /// Rows of one field, whatever they are.
-pub(super) const MAX_ROWS: usize = 1_300;
+pub(super) const MAX_ROWS: usize = 1_150;
 const _: () = assert!(MAX_ROWS * OPEN_LEN < 1 << 16, "a field fits its length");
 
 const STATE: u32 = 0xff;
@@ -140,6 +141,8 @@ pub struct OpenMessage {
     pub deliveries: u32,
     /// Hash of its message group, 0 without one.
     pub group_hash: u32,
+    /// Hash of the client with which its lease ends, 0 without one.
+    pub client: u64,
 }
 
 /// The last lease of something.
@@ -242,7 +245,7 @@ pub(super) fn open_rows(messages: &[OpenMessage]) -> Vec<u8> {
         let word = word(open.state, open.same_delivery, open.renewed);
         let tail = u64::from(open.deliveries) | u64::from(open.group_hash) << u32::BITS;
         let LeaseId { epoch, number } = open.lease;
-        let longs = [open.offset.get(), open.due.get(), epoch.get(), number, tail];
+        let longs = [open.offset.get(), open.due.get(), epoch.get(), number, tail, open.client];
         numbers(&mut out, [open.queue.get(), word], longs);
     }
     out
@@ -261,6 +264,7 @@ pub(super) fn open_of(field: Field<'_>) -> Result<Vec<OpenMessage>, DecodeError>
             lease: lease_at(row, 24)?,
             deliveries: u32_at(row, 40)?,
             group_hash: u32_at(row, 44)?,
+            client: u64_at(row, 48)?,
         })
     })
 }

@@ -31,10 +31,11 @@
 //! |   20 | image ended       | 1 offset of its begin, 2 parts u32, 3 length                                        |
 //! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
 //! |   22 | offset history    | 1 group, 2 topic, 3 position, [4 rows of queue u32, old and new offset u64], a note, [9 rows of queue u32 and new offset u64: nothing was committed before] |
-//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt] |
+//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client] |
 //! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes]                                              |
 //! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes]                                     |
-//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 48 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 32 bytes and 8 attempts u64, one for each: given for an attempt] |
+//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 56 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 32 bytes and 8 attempts u64, one for each: given for an attempt] |
+//! |   27 | clients lost      | 1 group, 2 topic, 3 due, [4 clients u64]                                            |
 //!
 //! | a note on a change of offsets | field                                                                       |
 //! | ----------------------------- | --------------------------------------------------------------------------- |
@@ -114,6 +115,7 @@ const LEASES_GIVEN: u16 = 23;
 const MESSAGES_FINISHED: u16 = 24;
 const LEASES_CHANGED: u16 = 25;
 const LEASES_KEPT: u16 = 26;
+const CLIENTS_LOST: u16 = 27;
 
 const KIND_AT: usize = 0;
 const ZERO_AT: usize = KIND_AT + size_of::<u16>();
@@ -360,6 +362,8 @@ pub enum Transition {
         due: Timestamp,
         /// Which try of a receive they were given for, as a hash.
         attempt: Option<u64>,
+        /// With which client they end, as a hash; 0 without one.
+        client: u64,
         /// Where the group goes on with fresh messages, of the queues where that is elsewhere now. What lies before
         /// and is not open is finished.
         cursors: Vec<(QueueId, QueueOffset)>,
@@ -402,6 +406,17 @@ pub enum Transition {
         revoked: Vec<LastLease>,
         /// Where messages were given for a try of a receive, oldest first, and the try's hash.
         attempts: Vec<(LastLease, u64)>,
+    },
+    /// Clients are gone: what was leased to them for as long as they live is over.
+    ClientsLost {
+        /// Which group's.
+        group: GroupId,
+        /// Of which topic.
+        topic: TopicId,
+        /// When that was.
+        due: Timestamp,
+        /// Which, as hashes.
+        clients: Vec<u64>,
     },
 }
 
@@ -446,6 +461,12 @@ impl Transition {
                 for leases in leases.chunks(leases::MAX_ROWS) {
                     let (group, topic, epoch) = (*group, *topic, *epoch);
                     Self::LeasesChanged { group, topic, epoch, leases: leases.to_vec() }.put(out);
+                }
+            }
+            Self::ClientsLost { group, topic, due, clients } if clients.len() > MAX_ROWS => {
+                for clients in clients.chunks(MAX_ROWS) {
+                    let (group, topic, due, clients) = (*group, *topic, *due, clients.to_vec());
+                    Self::ClientsLost { group, topic, due, clients }.put(out);
                 }
             }
             Self::OffsetHistory { group, topic, position, note, moves }
@@ -580,7 +601,7 @@ impl Transition {
                 notes::put_moves(out, moves);
                 notes::put_note(out, note);
             }
-            Self::LeasesGiven { group, topic, epoch, due, attempt, cursors, runs } => {
+            Self::LeasesGiven { group, topic, epoch, due, attempt, client, cursors, runs } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_u64(out, 3, epoch.get());
@@ -589,6 +610,9 @@ impl Transition {
                 put_rows(out, 6, &leases::given_rows(runs));
                 if let Some(attempt) = attempt {
                     put_u64(out, 7, *attempt);
+                }
+                if *client != 0 {
+                    put_u64(out, 8, *client);
                 }
             }
             Self::MessagesFinished { group, topic, runs } => {
@@ -611,8 +635,13 @@ impl Transition {
                 put_rows(out, 6, &leases::last_rows(revoked));
                 let (given, hashes): (Vec<_>, Vec<_>) = attempts.iter().copied().unzip();
                 put_rows(out, 7, &leases::last_rows(&given));
-                let hashes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
-                put_rows(out, 8, &hashes);
+                put_rows(out, 8, &hash_rows(&hashes));
+            }
+            Self::ClientsLost { group, topic, due, clients } => {
+                put_u64(out, 1, group.get());
+                put_u64(out, 2, topic.get());
+                put_u64(out, 3, due.get());
+                put_rows(out, 4, &hash_rows(clients));
             }
         }
     }
@@ -654,6 +683,7 @@ impl Transition {
             Self::MessagesFinished { .. } => MESSAGES_FINISHED,
             Self::LeasesChanged { .. } => LEASES_CHANGED,
             Self::LeasesKept { .. } => LEASES_KEPT,
+            Self::ClientsLost { .. } => CLIENTS_LOST,
         }
     }
 
@@ -783,14 +813,15 @@ impl Transition {
                 }
             }
             LEASES_GIVEN => {
-                let [group, topic, epoch, due, cursors, runs, attempt] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7])?;
+                let [group, topic, epoch, due, cursors, runs, attempt, client] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
                 Self::LeasesGiven {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
                     epoch: Epoch::new(epoch.u64()?),
                     due: Timestamp::new(due.u64()?),
                     attempt: attempt.optional().map(Field::u64).transpose()?,
+                    client: client.optional().map_or(Ok(0), Field::u64)?,
                     cursors: cursors.optional().map_or(Ok(Vec::new()), offsets_of)?,
                     runs: runs.optional().map_or(Ok(Vec::new()), leases::given_of)?,
                 }
@@ -817,9 +848,8 @@ impl Transition {
                     collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
                 let last =
                     |field: Field<'_>| field.optional().map_or(Ok(Vec::new()), leases::last_of);
-                let hash_of = |field| rows(field, size_of::<u64>(), |row| u64_at(row, 0));
                 let given = last(given)?;
-                let of_given = hashes.optional().map_or(Ok(Vec::new()), hash_of)?;
+                let of_given = hashes.optional().map_or(Ok(Vec::new()), hashes_of)?;
                 if of_given.len() != given.len() {
                     return Err(hashes.meaningless());
                 }
@@ -831,6 +861,15 @@ impl Transition {
                     ended: last(ended)?,
                     revoked: last(revoked)?,
                     attempts: given.into_iter().zip(of_given).collect(),
+                }
+            }
+            CLIENTS_LOST => {
+                let [group, topic, due, clients] = collect(fields, [1, 2, 3, 4])?;
+                Self::ClientsLost {
+                    group: GroupId::new(group.u64()?),
+                    topic: TopicId::new(topic.u64()?),
+                    due: Timestamp::new(due.u64()?),
+                    clients: clients.optional().map_or(Ok(Vec::new()), hashes_of)?,
                 }
             }
             _ => return Err(DecodeError::UnknownTransition { kind }),
@@ -860,6 +899,14 @@ fn chunks<'a>(
 
 fn chunk<T>(rows: &[T], part: usize) -> &[T] {
     rows.chunks(leases::MAX_ROWS).nth(part).unwrap_or_default()
+}
+
+fn hash_rows(hashes: &[u64]) -> Vec<u8> {
+    hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect()
+}
+
+fn hashes_of(field: Field<'_>) -> Result<Vec<u64>, DecodeError> {
+    rows(field, size_of::<u64>(), |row| u64_at(row, 0))
 }
 
 fn offset_rows(rows: &[(QueueId, QueueOffset)]) -> Vec<u8> {

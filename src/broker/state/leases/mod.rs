@@ -36,7 +36,7 @@ mod standing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
@@ -69,6 +69,8 @@ pub(crate) struct Open {
     pub(crate) lease: LeaseId,
     pub(crate) deliveries: u32,
     pub(crate) group_hash: u32,
+    /// Hash of the client with which its lease ends, 0 without one.
+    pub(crate) client: u64,
 }
 
 impl Open {
@@ -142,6 +144,8 @@ pub(crate) struct Leases {
     revoked: BTreeMap<u32, LeaseId>,
     /// Oldest first: where a run begins that was given for a try, and the hash of the try.
     attempts: VecDeque<(LastLease, u64)>,
+    /// What is leased to clients for as long as they live, by client.
+    of_clients: HashMap<u64, BTreeSet<Place>, Hasher>,
     /// Made when somebody asks what is due.
     order: Option<Order>,
     /// When the broker's timer looks here next.
@@ -224,6 +228,7 @@ impl Leases {
                     lease: if is_leased { given.lease } else { LeaseId::default() },
                     deliveries: row.delivery,
                     group_hash: row.group_hash,
+                    client: if is_leased { given.client } else { 0 },
                 };
                 self.put((queue, offset), open);
             }
@@ -268,10 +273,27 @@ impl Leases {
                 lease,
                 // Passed over again after a power cut, and then found to be in somebody's hands.
                 deliveries: open.deliveries.max(1),
+                // Whoever says how long it lasts does so himself from then on.
+                client: 0,
                 ..*open
             };
             self.put(place, open);
         }
+    }
+
+    /// Clients are gone since `due`: their leases are over, and can still be acknowledged like others that are.
+    pub(super) fn lost(&mut self, clients: &[u64], due: u64) {
+        for client in clients {
+            for place in self.of_clients.get(client).cloned().unwrap_or_default() {
+                let Some(open) = self.get(place).copied() else { continue };
+                self.put(place, Open { due: open.due.min(due), client: 0, ..open });
+            }
+        }
+    }
+
+    /// The clients that messages are leased to for as long as they live.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = u64> {
+        self.of_clients.keys().copied()
     }
 
     /// The group goes on elsewhere in these queues: nothing of them is open any more, and no lease up to this one is
@@ -283,10 +305,8 @@ impl Leases {
             self.attempts.retain(|(run, _)| run.queue != queue);
             let Some(of_queue) = self.queues.remove(&queue.get()) else { continue };
             self.count -= of_queue.open.len() as u64;
-            if let Some(order) = &mut self.order {
-                for (offset, open) in of_queue.open {
-                    order.remove((queue.get(), offset), open.seen());
-                }
+            for (offset, open) in of_queue.open {
+                self.let_go((queue.get(), offset), open);
             }
         }
     }
@@ -310,6 +330,7 @@ impl Leases {
                 lease: row.lease,
                 deliveries: row.deliveries,
                 group_hash: row.group_hash,
+                client: row.client,
             };
             self.put((row.queue.get(), row.offset.get()), one);
         }
@@ -476,20 +497,34 @@ impl Leases {
         let Some(of_queue) = self.queues.get_mut(&place.0) else { return };
         let old = of_queue.open.insert(place.1, open);
         self.count += u64::from(old.is_none());
+        if let Some(old) = old {
+            self.let_go(place, old);
+        }
+        if open.client != 0 {
+            self.of_clients.entry(open.client).or_default().insert(place);
+        }
         if let Some(order) = &mut self.order {
-            if let Some(old) = old {
-                order.remove(place, old.seen());
-            }
             order.insert(place, open.seen());
+        }
+    }
+
+    /// What is made from an open message is without it.
+    fn let_go(&mut self, place: Place, open: Open) {
+        if let Some(of_client) = self.of_clients.get_mut(&open.client) {
+            of_client.remove(&place);
+            if of_client.is_empty() {
+                self.of_clients.remove(&open.client);
+            }
+        }
+        if let Some(order) = &mut self.order {
+            order.remove(place, open.seen());
         }
     }
 
     fn take_out(&mut self, place: Place) -> Option<Open> {
         let open = self.queues.get_mut(&place.0)?.open.remove(&place.1)?;
         self.count -= 1;
-        if let Some(order) = &mut self.order {
-            order.remove(place, open.seen());
-        }
+        self.let_go(place, open);
         Some(open)
     }
 
@@ -525,6 +560,15 @@ impl Leases {
             count += of_queue.open.len() as u64;
         }
         assert_eq!(count, self.count);
+        let of_clients: BTreeSet<_> = self
+            .of_clients
+            .iter()
+            .flat_map(|(client, places)| places.iter().map(|place| (*client, *place)))
+            .collect();
+        let open = self.queues.iter().flat_map(|(queue, of_queue)| {
+            of_queue.open.iter().map(|(offset, open)| (open.client, (*queue, *offset)))
+        });
+        assert_eq!(of_clients, open.filter(|(client, _)| *client != 0).collect());
         if let Some(order) = &self.order {
             let mut again = Self { order: None, ..Self::default() };
             for (queue, of_queue) in &self.queues {
@@ -548,6 +592,7 @@ pub(crate) struct Given<'a> {
     pub(crate) lease: LeaseId,
     pub(crate) due: u64,
     pub(crate) attempt: Option<u64>,
+    pub(crate) client: u64,
     pub(crate) cursors: &'a [(QueueId, QueueOffset)],
     pub(crate) runs: &'a [GivenRun],
 }
@@ -563,6 +608,7 @@ fn kept_row((queue, offset): Place, open: &Open) -> OpenMessage {
         lease: open.lease,
         deliveries: open.deliveries,
         group_hash: open.group_hash,
+        client: open.client,
     }
 }
 

@@ -148,10 +148,13 @@ enum Step {
         fresh: u64,
         unwanted: u64,
         lasts: u64,
+        /// Hash of a client with which the leases end, or 0.
+        client: u64,
     },
     /// Receipts, by their places among all that were ever given out.
     Ack(Vec<usize>),
     Change(Vec<usize>, u64, bool, bool),
+    Lose(u64),
     Reset(u32, u64),
     Wait(u64),
     Snapshot,
@@ -162,14 +165,15 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let places = || prop::collection::vec(0_usize..60, 1..4);
-    let receive = (0_usize..4, 0..QUEUES, 0_u64..6, any::<u64>(), 1_u64..50);
+    let receive = (0_usize..4, 0..QUEUES, 0_u64..6, any::<u64>(), 1_u64..50, 0_u64..3);
     prop_oneof![
-        8 => receive.prop_map(|(due, queue, fresh, unwanted, lasts)| {
-            Step::Receive { due, queue, fresh, unwanted, lasts }
+        8 => receive.prop_map(|(due, queue, fresh, unwanted, lasts, client)| {
+            Step::Receive { due, queue, fresh, unwanted, lasts, client }
         }),
         6 => places().prop_map(Step::Ack),
         3 => (places(), 0_u64..60, any::<bool>(), any::<bool>())
             .prop_map(|(places, after, leased, same)| Step::Change(places, after, leased, same)),
+        1 => (1_u64..3).prop_map(Step::Lose),
         1 => (0..QUEUES, 0_u64..12).prop_map(|(queue, to)| Step::Reset(queue, to)),
         3 => (1_u64..40).prop_map(Step::Wait),
         1 => Just(Step::Snapshot),
@@ -194,12 +198,10 @@ enum Truth {
         same: bool,
         ahead: bool,
         renewed: bool,
+        client: u64,
     },
     /// By this lease; `None`: passed over.
-    Finished {
-        by: Option<LeaseId>,
-        renewed: bool,
-    },
+    Finished { by: Option<LeaseId>, renewed: bool },
 }
 
 /// The naive model: every message that was ever looked at, and the place behind the last of each queue.
@@ -270,9 +272,10 @@ struct Game {
 impl Game {
     fn step(&mut self, step: &Step) {
         match step {
-            Step::Receive { due, queue, fresh, unwanted, lasts } => {
-                self.receive(*due, *queue, *fresh, *unwanted, *lasts);
+            Step::Receive { due, queue, fresh, unwanted, lasts, client } => {
+                self.receive(*due, (*queue, *fresh), *unwanted, *lasts, *client);
             }
+            Step::Lose(client) => self.lose(*client),
             Step::Ack(places) => self.ack(places),
             Step::Change(places, after, leased, same) => {
                 self.change(places, *after, *leased, *same);
@@ -296,7 +299,14 @@ impl Game {
         self.check();
     }
 
-    fn receive(&mut self, room: usize, queue: u32, count: u64, unwanted: u64, lasts: u64) {
+    fn receive(
+        &mut self,
+        room: usize,
+        (queue, count): (u32, u64),
+        unwanted: u64,
+        lasts: u64,
+        client: u64,
+    ) {
         let (offsets, now) = (&self.rig.applier.state.offsets, self.rig.now());
         let taken = self.rig.with(|consumer| offsets.take_due(consumer, Kind::Again, now, room));
         for due in &taken.due {
@@ -332,6 +342,7 @@ impl Game {
             fresh: std::slice::from_ref(&fresh),
             due: now + lasts,
             attempt: None,
+            client,
         };
         let gave = self.rig.with(|consumer| offsets.give(consumer, &giving)).unwrap();
         let Gave::Done { lease, messages } = gave else { panic!("{gave:?}") };
@@ -359,7 +370,7 @@ impl Game {
             };
             assert_eq!((message.delivery, message.is_first), (deliveries, !renewed));
             let (due, same, ahead) = (now + lasts, false, false);
-            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed };
+            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed, client };
             self.model.messages.insert(place, open);
             self.receipts.push(Receipt(Claim { place, lease, is_first: message.is_first }));
         }
@@ -371,9 +382,9 @@ impl Game {
             let is_wanted = fresh.messages.iter().any(|(wanted, _)| *wanted == offset);
             assert!(!is_wanted || self.ordered, "an unordered group gets what it wants");
             let (lease, deliveries, due, same) = (LeaseId::default(), 0, 0, false);
-            let (ahead, renewed) = (true, false);
+            let (ahead, renewed, client) = (true, false, 0);
             let truth = match is_wanted {
-                true => Truth::Open { lease, deliveries, due, same, ahead, renewed },
+                true => Truth::Open { lease, deliveries, due, same, ahead, renewed, client },
                 false => Truth::Finished { by: None, renewed: false },
             };
             self.model.messages.insert(place, truth);
@@ -463,8 +474,9 @@ impl Game {
                     let end = self.model.end(place.0);
                     for offset in end..place.1 {
                         let (lease, deliveries, due, same) = (LeaseId::default(), 0, 0, false);
-                        let (ahead, renewed) = (true, false);
-                        let open = Truth::Open { lease, deliveries, due, same, ahead, renewed };
+                        let (ahead, renewed, client) = (true, false, 0);
+                        let open =
+                            Truth::Open { lease, deliveries, due, same, ahead, renewed, client };
                         self.model.messages.entry((place.0, offset)).or_insert(open);
                     }
                     let finished = Truth::Finished { by: None, renewed: false };
@@ -497,11 +509,27 @@ impl Game {
             else {
                 panic!("{place:?}")
             };
-            let (due, ahead, renewed) = (now + after, false, true);
+            let (due, ahead, renewed, client) = (now + after, false, true, 0);
             let deliveries = deliveries.max(1);
-            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed };
+            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed, client };
             self.model.messages.insert(place, open);
             self.receipts.push(Receipt(Claim { place, lease, is_first: false }));
+        }
+    }
+
+    /// What was leased to a client is due, and whoever has a receipt may still use it.
+    fn lose(&mut self, lost: u64) {
+        let (offsets, now) = (&self.rig.applier.state.offsets, self.rig.now());
+        self.rig.with(|consumer| {
+            offsets.lose_clients(consumer, &[lost]).unwrap();
+            assert!(!offsets.clients_of(consumer.key()).contains(&lost));
+        });
+        for truth in self.model.messages.values_mut() {
+            if let Truth::Open { due, client, .. } = truth
+                && *client == lost
+            {
+                (*due, *client) = (now.min(*due), 0);
+            }
         }
     }
 
@@ -549,6 +577,7 @@ impl Game {
                     same: row.same_delivery,
                     ahead: row.state == OpenState::Ahead,
                     renewed: row.renewed,
+                    client: row.client,
                 };
                 self.model.messages.insert((row.queue.get(), row.offset.get()), open);
             }
@@ -616,7 +645,10 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     let run = |first, count| Run { queue: QueueId::ZERO, first: QueueOffset::new(first), count };
     let given = |leases: &mut Leases, first: u64, count: u32| {
         let runs = [GivenRun { run: run(first, count), delivery: 1, group_hash: 0 }];
-        leases.given(Given { lease, due: 9, attempt: None, cursors: &[], runs: &runs }, |_| 0)
+        leases.given(
+            Given { lease, due: 9, attempt: None, client: 0, cursors: &[], runs: &runs },
+            |_| 0,
+        )
     };
     given(&mut leases, 0, 1);
     let mut position = Vec::new();

@@ -71,6 +71,8 @@ pub(crate) struct Giving<'a> {
     pub(crate) due: u64,
     /// Which try of a receive it is for.
     pub(crate) attempt: Option<u64>,
+    /// The client with which the leases end, as a hash; 0 without one.
+    pub(crate) client: u64,
 }
 
 /// A message that was given.
@@ -138,14 +140,18 @@ impl Unit {
         let mut leases = self.leases.take().unwrap_or_default();
         let position = |queue| self.position_or_begin(queue);
         let positions = match transition {
-            Transition::LeasesGiven { epoch, due, attempt, cursors, runs, .. } => {
+            Transition::LeasesGiven { epoch, due, attempt, client, cursors, runs, .. } => {
                 let lease = LeaseId { epoch: *epoch, number: end.get() };
-                let (due, attempt) = (due.get(), *attempt);
-                leases.given(Given { lease, due, attempt, cursors, runs }, position)
+                let (due, attempt, client) = (due.get(), *attempt, *client);
+                leases.given(Given { lease, due, attempt, client, cursors, runs }, position)
             }
             Transition::MessagesFinished { runs, .. } => leases.finished(runs),
             Transition::LeasesChanged { epoch, leases: changed, .. } => {
                 leases.changed(LeaseId { epoch: *epoch, number: end.get() }, changed);
+                Vec::new()
+            }
+            Transition::ClientsLost { due, clients, .. } => {
+                leases.lost(clients, due.get());
                 Vec::new()
             }
             _ => Vec::new(),
@@ -304,10 +310,18 @@ impl Offsets {
         let (group, topic) = consumer.key();
         let mut transitions = Vec::new();
         if !cursors.is_empty() {
-            let (epoch, due, attempt) = (now, Timestamp::ZERO, None);
+            let (epoch, due, attempt, client) = (now, Timestamp::ZERO, None, 0);
             let added = runs.iter().map(|run| u64::from(run.run.count)).sum();
-            let given =
-                Transition::LeasesGiven { group, topic, epoch, due, attempt, cursors, runs };
+            let given = Transition::LeasesGiven {
+                group,
+                topic,
+                epoch,
+                due,
+                attempt,
+                client,
+                cursors,
+                runs,
+            };
             transitions.push((given, added));
         }
         if !held.is_empty() {
@@ -429,6 +443,48 @@ impl Offsets {
         }
     }
 
+    /// The (group, topic)s of which something may be leased to clients for as long as they live.
+    pub(crate) fn with_clients(&self) -> Vec<(GroupId, TopicId)> {
+        lock(&self.of_clients).iter().copied().collect()
+    }
+
+    /// The clients that messages of a topic are leased to for as long as they live, as hashes. Without any the
+    /// (group, topic) is not asked for again until there are some.
+    pub(crate) fn clients_of(&self, key: (GroupId, TopicId)) -> Vec<u64> {
+        let Some(unit) = self.known(key) else {
+            lock(&self.of_clients).remove(&key);
+            return Vec::new();
+        };
+        let unit = lock(&unit);
+        let clients: Vec<_> = unit.leases.iter().flat_map(|leases| leases.clients()).collect();
+        if clients.is_empty() {
+            lock(&self.of_clients).remove(&key);
+        }
+        clients
+    }
+
+    /// Ends what is leased to clients that are gone. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: nothing is ended.
+    pub(crate) fn lose_clients(
+        &self,
+        consumer: Consumer<'_>,
+        clients: &[u64],
+    ) -> Result<(), AppendError> {
+        let Some(unit) = self.known(consumer.key()) else { return Ok(()) };
+        let mut unit = lock(&unit);
+        if consumer.is_gone(&unit) {
+            return Ok(());
+        }
+        let (group, topic) = consumer.key();
+        let (due, clients) = (consumer.store.lease_time(), clients.to_vec());
+        let transitions = [Transition::ClientsLost { group, topic, due, clients }];
+        let end = append(consumer.store, &transitions)?;
+        self.apply_all(consumer.key(), &mut unit, &transitions, end);
+        Ok(())
+    }
+
     /// How many messages are open or remembered in all.
     pub(crate) fn open(&self) -> u64 {
         self.open.load(Ordering::Relaxed)
@@ -544,8 +600,15 @@ impl Offsets {
         self.open.fetch_sub(before, Ordering::Relaxed);
     }
 
-    /// Sets the timer of a unit to what is due first, if that is before what it is set to.
+    /// Sets the timer of a unit to what is due first, if that is before what it is set to, and notes whether somebody
+    /// has to look whether clients live.
     pub(super) fn look_again(&self, key: (GroupId, TopicId), leases: &mut Leases) {
+        if leases.clients().next().is_some() {
+            // The first one: somebody has to look from now on.
+            if lock(&self.of_clients).insert(key) {
+                self.timer_set.notify_one();
+            }
+        }
         let due = match leases.has_order() {
             true => [Kind::Again, Kind::Exhausted].map(|kind| leases.first_due(kind)),
             // Nobody knows yet what is due: the timer asks.
@@ -709,6 +772,7 @@ impl Plan {
                 epoch,
                 due: Timestamp::new(giving.due),
                 attempt: giving.attempt.filter(|_| !self.messages.is_empty()),
+                client: if self.messages.is_empty() { 0 } else { giving.client },
                 cursors: self.cursors.clone(),
                 runs: self.runs.clone(),
             });

@@ -140,6 +140,7 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
         lease: LeaseId::default(),
         deliveries: 1,
         group_hash: 0,
+        client: 0,
     };
     let kept = Transition::LeasesKept {
         group,

@@ -8,6 +8,7 @@ mod common;
 mod consumer;
 mod fuzz;
 mod receive;
+mod renew;
 mod route;
 mod rules;
 mod send;

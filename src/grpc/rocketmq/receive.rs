@@ -35,7 +35,7 @@ use tonic::codegen::{StdError, http};
 
 use super::deliver::Delivery;
 use super::status::{self, Refusal};
-use super::{Caller, convert, time};
+use super::{Caller, clients, convert, time};
 use crate::broker::{Broker, BrokerError, ReceiveRequest, Received};
 use crate::grpc::deadline_of;
 use crate::grpc::outgoing::Outgoing;
@@ -57,8 +57,11 @@ const MAX_BYTES: u32 = 4 << 20;
 /// The shortest lease, unless the broker renews it.
 const MIN_INVISIBLE: Duration = Duration::from_secs(10);
 
-/// A lease that the broker renews.
-const RENEWED: Duration = Duration::from_secs(60);
+/// The longest lease that the broker renews, for as long as its client lives.
+const RENEWED: Duration = Duration::from_secs(3 * 60 * 60);
+
+/// The same, of a client that is one too many to be known.
+const NOT_RENEWED: Duration = Duration::from_secs(60);
 
 /// How long a receive waits.
 const MIN_POLL: Duration = Duration::from_secs(5);
@@ -129,13 +132,12 @@ async fn receive(
     until: Instant,
     request: ReceiveMessageRequest,
 ) -> Result<Option<Found>, Refusal> {
-    broker.client_lives(caller.id);
     let topic = request.message_queue.and_then(|queue| queue.topic);
     let topic_name = convert::topic(topic.as_ref())?.to_owned();
     let group = convert::group(request.group.as_ref())?.to_owned();
-    let invisible = match request.auto_renew {
-        true => RENEWED,
-        false => time::lease(request.invisible_duration.as_ref(), MIN_INVISIBLE)?,
+    let asked = match request.auto_renew {
+        true => None,
+        false => Some(time::lease(request.invisible_duration.as_ref(), MIN_INVISIBLE)?),
     };
     let filter = convert::expression(request.filter_expression.as_ref())?;
     let Some(max_messages) = u32::try_from(request.batch_size).ok().filter(|most| *most > 0) else {
@@ -147,6 +149,12 @@ async fn receive(
         return Err(BrokerError::Forbidden { what: "read" }.into());
     }
     broker.open_group(&group, until).await?;
+    let is_known = clients::receives(broker, caller, &group, ends, request.auto_renew);
+    let (invisible, client) = match asked {
+        Some(asked) => (asked, None),
+        None if is_known => (RENEWED, Some(caller.id)),
+        None => (NOT_RENEWED, None),
+    };
     let poll = Poll::of(request.long_polling_timeout.as_ref(), until);
     let received = broker
         .receive_messages(ReceiveRequest {
@@ -156,6 +164,7 @@ async fn receive(
             max_messages: max_messages.min(MAX_MESSAGES),
             max_bytes: MAX_BYTES,
             invisible,
+            client,
             wait: poll.wait,
             attempt: request.attempt_id.as_deref().unwrap_or_default(),
             deadline: until,

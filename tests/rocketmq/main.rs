@@ -6,7 +6,9 @@
 mod clients;
 mod common;
 mod consumer;
+mod fifo;
 mod fuzz;
+mod quirks;
 mod receive;
 mod renew;
 mod route;

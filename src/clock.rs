@@ -77,8 +77,9 @@ impl StoreClock {
     }
 }
 
-/// The clock of what ends after a while: the store clock as it was at the start, and what went by since. Turning the
-/// machine's clock neither ends everything at once nor keeps it for ever.
+/// The clock of what ends after a while: the store clock as it was at the start, or what this clock read when it was
+/// last written down if that is more, and what went by since. Turning the machine's clock neither ends everything at
+/// once nor keeps it for ever.
 #[derive(Clone, Copy, Debug)]
 pub struct SteadyClock {
     began: Timestamp,

@@ -21,18 +21,15 @@ use super::handle::Handle;
 use super::receive::index_in;
 use super::settle::retry_delay;
 use super::state::leases::{Claim, Due};
-use super::state::offsets::leased::{Change, Consumer};
+use super::state::offsets::leased::{Change, Consumer, DEAD_LETTERS, FinishedBy};
 use super::state::topics::{Creation, Origin as MadeBy, TopicEntry};
 use crate::format::attributes::{self, DeadLetter, DeadReason};
 use crate::format::batch;
 use crate::format::state_record::OpenState;
 use crate::message::{
-    MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, TopicSettings, TopicType,
+    Access, MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, TopicSettings, TopicType,
 };
 use crate::store::{AppendError, NewRecord, StoredRecord};
-
-/// What the topic's name begins with.
-const PREFIX: &str = "%DLQ%";
 
 /// How long dead letters are kept: 30 days.
 const RETENTION_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
@@ -66,6 +63,11 @@ impl Broker {
         let claim = claims.into_iter().flatten().next();
         let claim = claim.as_ref().map(Handle::claim).ok_or(BrokerError::BadReceipt)?;
         if let Some(due) = self.state.offsets.held(consumer, claim) {
+            if consumer.is_of_dead_letters() {
+                // It is one already: it stays, and comes again after a while.
+                self.keep_for_later(consumer, due)?;
+                return Ok(());
+            }
             match self.bury(consumer, due, DeadReason::GivenUp, deadline).await? {
                 Buried::Done { end } => {
                     self.durable_dead_letter(consumer, end, deadline).await?;
@@ -77,8 +79,9 @@ impl Broker {
         // Finished by this lease: it is one already, or the message was acknowledged.
         let settled = self
             .settled_claims(consumer, deadline, || self.state.offsets.finish(consumer, &[claim]));
-        match settled.await?.results.first() {
-            Some(Some(_)) => Ok(()),
+        let settled = settled.await?;
+        match settled.results.first() {
+            Some(Some(_)) => self.durable_dead_letter(consumer, settled.end, deadline).await,
             _ => Err(BrokerError::BadReceipt),
         }
     }
@@ -124,7 +127,11 @@ impl Broker {
                 }
                 None => Vec::new(),
             };
-            match self.state.offsets.bury(consumer, due, record) {
+            let by = match reason {
+                DeadReason::GivenUp => FinishedBy::Holder,
+                DeadReason::Attempts => FinishedBy::Broker,
+            };
+            match self.state.offsets.bury(consumer, due, by, record) {
                 Ok(Some(end)) => {
                     let counter = match letter {
                         Some(_) => &self.counters.dead_letters,
@@ -150,7 +157,14 @@ impl Broker {
     }
 
     /// Keeps a message that cannot become a dead letter now, until the group's last pause is over.
-    pub(super) fn keep_for_later(&self, consumer: Consumer<'_>, due: Due) {
+    ///
+    /// # Errors
+    /// The append's: it is as it was.
+    pub(super) fn keep_for_later(
+        &self,
+        consumer: Consumer<'_>,
+        due: Due,
+    ) -> Result<(), AppendError> {
         let settings = consumer.group.settings();
         let pause = retry_delay(&settings, u32::MAX);
         let claim = Claim { place: due.place, lease: due.open.lease, is_first: false };
@@ -160,14 +174,7 @@ impl Broker {
             state: OpenState::Waiting,
             same_delivery: due.open.same_delivery,
         };
-        if let Err(error) = self.state.offsets.change(consumer, &[change]) {
-            tracing::warn!(%error, "a message that waits to be a dead letter cannot be put off");
-        }
-    }
-
-    /// Whether what a group gives up of a topic can become a dead letter.
-    pub(super) fn may_bury(consumer: Consumer<'_>) -> bool {
-        consumer.topic.name() != name_of(consumer.group.name())
+        self.state.offsets.change(consumer, &[change]).map(|_| ())
     }
 
     /// The topic of a group's dead letters, made if it is not there.
@@ -182,7 +189,9 @@ impl Broker {
         }
         let retention = Retention { time_ms: Some(RETENTION_MS), bytes: None };
         let open = TopicSettings::open(1, self.default_flush, TopicType::Mixed);
-        let settings = TopicSettings { retention, ..open };
+        // Nobody sends there: the broker's own appends do not ask.
+        let access = Access { write: false, ..open.access };
+        let settings = TopicSettings { retention, access, ..open };
         loop {
             match self.state.topics.create(&self.store, &name, settings, MadeBy::Asked) {
                 Ok((Creation::Ready(topic) | Creation::Conflict(topic), _)) => return Ok(topic),
@@ -196,7 +205,7 @@ impl Broker {
 
 /// The name of the topic of a group's dead letters.
 fn name_of(group: &str) -> String {
-    format!("{PREFIX}{group}")
+    format!("{DEAD_LETTERS}{group}")
 }
 
 /// The copy of a message, and what is said of it; `None` if it cannot be had any more.

@@ -261,10 +261,12 @@ pub enum BrokerError {
         /// The queue.
         queue: QueueId,
     },
-    /// So many messages that are not finished, and no more.
-    #[error("{limit} messages are delivered and not finished, and no more can be")]
+    /// So many messages that are not finished, and no more; or the group has more of them than it leaves to others.
+    #[error(
+        "too many messages are delivered and not finished: {limit} can be in all, and no group gets the last ones alone"
+    )]
     OpenLimit {
-        /// How many there may be.
+        /// How many there may be in all.
         limit: u64,
     },
     /// The receipt is none of this broker's, or not of this group and topic, or its lease is worth nothing any more.

@@ -108,6 +108,10 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
+        // Before the wait, which its caller may leave: what is deliverable by the new settings is found.
+        if let Some(group) = &group {
+            self.state.offsets.wake_group(group.id);
+        }
         self.settled(applied, deadline).await?;
         self.clients.group_changed(name);
         group.ok_or_else(|| unknown(name))

@@ -381,11 +381,7 @@ impl Broker {
             });
             let commit = TopicCommit { topic, known_queues, offsets: offsets.collect() };
             let by = By { cause: OffsetCause::Reset, caller: request.caller };
-            let key = (group.id(), commit.topic.id());
             if let Some(old) = self.try_commit(&group, &[commit], by, deadline).await? {
-                if let Some(ready) = self.state.offsets.ready.get(key) {
-                    queues.iter().for_each(|row| ready.arrived(row.queue.get()));
-                }
                 for (row, old) in queues.iter_mut().zip(old) {
                     (row.old, row.from) = (old, old.unwrap_or(row.from));
                 }

@@ -61,6 +61,13 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Queues that one look takes into its hand.
 const MAX_QUEUES: usize = 256;
 
+/// Messages that one look goes through for such as are wanted, once it found too few: what is passed over costs one
+/// record for so many.
+const SCAN: usize = 1_024;
+
+/// Bytes of records that it reads for that from one queue.
+const SCAN_BYTES: u64 = 1 << 20;
+
 /// Looks of one receive at messages that are all passed over, before it answers with nothing or waits.
 const MAX_LOOKS: u32 = 64;
 
@@ -198,6 +205,28 @@ impl Drop for Hand<'_> {
     }
 }
 
+/// Somebody who was woken for a message. If he goes away before he has looked, the next one is woken in his place.
+struct Woken<'a> {
+    broker: &'a Broker,
+    ready: Arc<Ready>,
+    group: Arc<GroupEntry>,
+    topic: Arc<TopicEntry>,
+    has_looked: bool,
+}
+
+impl Drop for Woken<'_> {
+    fn drop(&mut self) {
+        if self.has_looked {
+            return;
+        }
+        let Broker { store, state, .. } = self.broker;
+        let consumer = Consumer { store, group: &self.group, topic: &self.topic };
+        if self.ready.has_listed() || state.offsets.has_due(consumer, store.lease_time().get()) {
+            self.ready.wake();
+        }
+    }
+}
+
 /// What a look came to.
 enum Look {
     Found(Received),
@@ -222,6 +251,7 @@ impl Broker {
             Expression::Sql(_) => Arc::new(TagFilter::All),
         };
         let (mut has_caught_up, mut in_front, mut looks) = (false, false, 0);
+        let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
             let topic = self.topic(request.topic, request.deadline).await?;
@@ -233,7 +263,13 @@ impl Broker {
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
             let receiver = Receiver { consumer, ready, request: &request, tags, attempt };
-            match self.look_once(&receiver).await {
+            let look = self.look_once(&receiver).await;
+            if look.is_ok()
+                && let Some(woken) = &mut woken
+            {
+                woken.has_looked = true;
+            }
+            match look {
                 Ok(Look::Found(received)) => return Ok(received),
                 Ok(Look::Passed) if looks < MAX_LOOKS => {
                     looks += 1;
@@ -267,6 +303,8 @@ impl Broker {
                 self.still_there(&topic, request.deadline).await?;
                 return Ok(Received::default());
             }
+            let ready = receiver.ready;
+            woken = Some(Woken { broker: self, ready, group, topic, has_looked: false });
             in_front = true;
         }
     }
@@ -316,6 +354,7 @@ impl Broker {
             Some(ready) => ready,
             None => offsets.ready.make(consumer.key()),
         };
+        ready.asked();
         let queues = topic.handle().queues();
         let begun = ready.begun();
         if begun >= queues {
@@ -557,23 +596,35 @@ impl Broker {
             if let Some(in_hand) = hand.queues.get_mut(at) {
                 (in_hand.fresh.from, in_hand.fresh.to, in_hand.room) = (cursor, cursor, room);
             }
-            self.read_fresh(hand, at, half.min(hand.room())).await?;
+            self.read_fresh(hand, at, half.min(hand.room()), 0).await?;
         }
+        let mut scan = match hand.receiver.request.filter {
+            Expression::Tags(TagFilter::All) => 0,
+            Expression::Tags(_) | Expression::Sql(_) => SCAN,
+        };
         for at in 0..hand.queues.len() {
-            let has_more = hand.queues.get(at).is_some_and(|queue| queue.has_more);
-            if hand.stopped.is_none() && hand.room() > 0 && has_more {
-                self.read_fresh(hand, at, hand.room()).await?;
+            let Some(InHand { has_more: true, fresh: Fresh { to: from, .. }, .. }) =
+                hand.queues.get(at)
+            else {
+                continue;
+            };
+            let from = *from;
+            if hand.stopped.is_none() && hand.room() > 0 {
+                self.read_fresh(hand, at, hand.room(), scan).await?;
+                let to = hand.queues.get(at).map_or(from, |queue| queue.fresh.to);
+                scan = scan.saturating_sub(usize::try_from(to - from).unwrap_or(usize::MAX));
             }
         }
         Ok(())
     }
 
-    /// Reads on in a queue that is in the hand.
+    /// Reads on in a queue that is in the hand: `room` messages, or through `scan` for as many that are wanted.
     async fn read_fresh(
         &self,
         hand: &mut Hand<'_>,
         at: usize,
         room: usize,
+        scan: usize,
     ) -> Result<(), BrokerError> {
         let Some(in_hand) = hand.queues.get_mut(at) else { return Ok(()) };
         let room = room.min(in_hand.room);
@@ -584,11 +635,12 @@ impl Broker {
         }
         let (queue, from) = (in_hand.fresh.queue, in_hand.fresh.to);
         let room_bytes = hand.max_bytes.saturating_sub(hand.bytes);
+        let room_bytes = if scan > room { room_bytes.max(SCAN_BYTES) } else { room_bytes };
         let read = ReadRequest {
             topic: Arc::clone(hand.receiver.consumer.topic.handle()),
             queue: QueueId::new(queue),
             from: QueueOffset::new(from),
-            max_messages: room,
+            max_messages: room.max(scan),
             max_bytes: usize::try_from(room_bytes).unwrap_or(usize::MAX).max(1),
             filter: Arc::clone(&hand.receiver.tags),
         };
@@ -620,6 +672,10 @@ impl Broker {
             let skip = from.saturating_sub(record.first_queue_offset.get());
             let skip = u16::try_from(skip).unwrap_or(u16::MAX);
             let first = record.first_queue_offset.get();
+            if left == 0 || hand.bytes >= hand.max_bytes {
+                next = first + u64::from(skip);
+                break;
+            }
             let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
             let wanted = wanted.unwrap_or_else(|error| {
                 tracing::error!(%error, "a record cannot be delivered");
@@ -682,9 +738,11 @@ impl Broker {
         permit: Permit,
     ) -> Result<Look, BrokerError> {
         let request = receiver.request;
-        let fresh: Vec<Fresh> = hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
-        let has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
-        let is_empty = !has_passed && hand.again.is_empty() && hand.finished.is_empty();
+        let mut fresh: Vec<Fresh> =
+            hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
+        let mut has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
+        let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
+        let is_empty = !has_passed && is_old_empty;
         let (due, delivered, gave) = loop {
             // Who finds nothing is answered with that.
             if self.is_draining() && !(is_empty && repeated.is_empty()) {
@@ -703,6 +761,12 @@ impl Broker {
                 client: request.client.map_or(0, clients::hash_of),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
+                // Those that are open already take no room, and must get done to make some.
+                Ok(Gave::Limit) if has_passed && !(is_old_empty && repeated.is_empty()) => {
+                    fresh.clear();
+                    has_passed = false;
+                    hand.queues.iter_mut().for_each(|in_hand| in_hand.has_more = true);
+                }
                 Ok(gave) => break (giving.due, now, gave),
                 Err(AppendError::NotReady) => self.space(request.deadline).await?,
                 Err(error) => return Err(error.into()),

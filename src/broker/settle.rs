@@ -183,7 +183,6 @@ impl Broker {
     /// Wakes who waits for what can be delivered now.
     fn wake_for(&self, consumer: Consumer<'_>, settled: &Settled) {
         if let Some(ready) = self.state.offsets.ready.get(consumer.key()) {
-            settled.opened.iter().for_each(|queue| ready.arrived(*queue));
             if settled.has_due {
                 ready.wake();
             }

@@ -5,14 +5,14 @@
 //! one without open messages, so those cost nothing. Leases need it for nothing else: that one is over is found by who
 //! looks.
 //!
-//! While anything is leased to clients for as long as they live it looks each second whether they do.
+//! While anything is leased to clients for as long as they live it looks each second whether they do. Each minute it
+//! forgets who did not ask for messages since the last one.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Broker;
-use super::dead_letter::Buried;
 use super::state::leases::Kind;
 use super::state::offsets::leased::Consumer;
 use crate::format::attributes::DeadReason;
@@ -27,11 +27,14 @@ const REST: Duration = Duration::from_secs(1);
 /// How often it looks whether clients live.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often it forgets who does not ask for messages.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Clients of one record.
 const MAX_LOST: usize = 1_000;
 
 /// How long a dead letter may take.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(2);
 
 impl Broker {
     /// Looks after leases until the broker drains. For one task; another one beside it does no harm.
@@ -39,6 +42,7 @@ impl Broker {
         let mut draining = self.draining.subscribe();
         tokio::select! {
             () = self.tend_for_ever() => {}
+            () = self.tend_idle_for_ever() => {}
             _ = draining.wait_for(|draining| *draining) => {}
         }
     }
@@ -64,6 +68,23 @@ impl Broker {
                 None => timer_set.await,
             }
         }
+    }
+
+    async fn tend_idle_for_ever(&self) {
+        loop {
+            sleep(IDLE).await;
+            self.tend_idle();
+        }
+    }
+
+    /// Forgets who did not ask for messages since the last call and does not wait for some: whoever asks again is
+    /// looked at anew. Topics of which nobody asks are not watched any more.
+    pub fn tend_idle(&self) {
+        self.state.offsets.ready.let_idle_go(|topic| {
+            if let Some(topic) = self.state.topics.by_id(topic) {
+                topic.handle().unwatch();
+            }
+        });
     }
 
     /// Ends what is leased to clients that are gone. `false`: not all of it.
@@ -128,22 +149,17 @@ impl Broker {
                 break;
             }
             for due in &taken.due {
-                let buried = match Self::may_bury(consumer) {
-                    true => {
-                        let deadline = Instant::now() + DEADLINE;
-                        self.bury(consumer, *due, DeadReason::Attempts, deadline).await
-                    }
-                    false => {
-                        self.keep_for_later(consumer, *due);
-                        Ok(Buried::Stale)
-                    }
-                };
-                if let Err(error) = buried {
-                    let (group, topic) = (group.name(), topic.name());
-                    tracing::warn!(%error, group, topic, "a dead letter cannot be stored");
-                    self.keep_for_later(consumer, *due);
-                    is_well = false;
+                let deadline = Instant::now() + DEADLINE;
+                let buried = self.bury(consumer, *due, DeadReason::Attempts, deadline).await;
+                let Err(error) = buried else { continue };
+                let (group, topic) = (group.name(), topic.name());
+                tracing::warn!(%error, group, topic, "a dead letter cannot be stored");
+                if let Err(error) = self.keep_for_later(consumer, *due) {
+                    tracing::warn!(%error, group, topic, "nor can it be put off");
                 }
+                // Others wait behind it: the rest of these is for the next look.
+                is_well = false;
+                break;
             }
             offsets.put_back(consumer.key(), &taken);
             if !is_well {

@@ -148,6 +148,12 @@ pub trait Applier: Send + Sync + 'static {
         let _ = queue;
     }
 
+    /// What the clock of leases read last, as far as the state that was replayed knows. It goes on from there, once
+    /// all is replayed: leases neither freeze nor end when the machine's clock was turned before a restart.
+    fn lease_clock(&self) -> Timestamp {
+        Timestamp::ZERO
+    }
+
     /// The state as it is now. Called by the seal worker and by `close`.
     fn snapshot(&self, topics: &Topics) -> StateSnapshot;
 }
@@ -320,7 +326,7 @@ pub(crate) struct Shared {
     any_refused: AtomicBool,
     /// Queues of sync topics that somebody waits for, whose entries are dispatched and not flushed: by the end of the
     /// first.
-    unflushed_arrivals: Mutex<HashMap<QueueKey, PhysicalOffset>>,
+    unflushed_arrivals: Mutex<dispatch::Unflushed>,
     /// Whether a topic is watched.
     is_watched: AtomicBool,
 

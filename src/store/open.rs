@@ -196,7 +196,7 @@ impl Store {
             disk,
             store_clock: StoreClock::starting_at(found.store_clock),
             steady_clock: SteadyClock::starting_at(
-                found.store_clock.max(clock.now()),
+                found.store_clock.max(clock.now()).max(applier.lease_clock()),
                 clock.elapsed(),
             ),
             clock,

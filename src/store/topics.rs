@@ -273,6 +273,11 @@ impl TopicHandle {
         self.watched.store(true, Ordering::SeqCst);
     }
 
+    /// Nobody is any more, until the next [`TopicHandle::watch`].
+    pub(crate) fn unwatch(&self) {
+        self.watched.store(false, Ordering::SeqCst);
+    }
+
     /// Whether somebody is.
     pub(crate) fn is_watched(&self) -> bool {
         self.watched.load(Ordering::SeqCst)

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::broker::state::leases::Claim;
 use crate::broker::{
-    BrokerConfig, ClientKind, ExtendEntry, ExtendFault, GroupChange, Hold, Introduction, Position,
-    ResetRequest, Run, SendRequest,
+    BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
+    Introduction, NewMessage, Position, ResetRequest, Run, SendMessages, SendRequest,
 };
 use crate::filter::Language;
 use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
@@ -323,6 +324,29 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
 }
 
 #[tokio::test]
+async fn what_the_filter_passes_over_costs_few_records_however_few_messages_are_wanted() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    for number in 0..3_000 {
+        let tag = if number % 1_000 == 999 { "wanted" } else { "other" };
+        rig.store(queue, &[("x", Some(tag), None)], None).await;
+    }
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let appended = || rig.broker.store.watermarks().appended;
+    let filter = Expression::parse(Language::Sql, "TAGS = 'wanted'").unwrap();
+    for (max_bytes, offset) in [(1 << 20, 999), (1, 1_999), (1 << 20, 2_999)] {
+        let before = appended();
+        let request = ReceiveRequest { max_bytes, ..rig.request(&filter, 1) };
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(0, offset, 1, "x")]);
+        let len = appended().since(before);
+        assert!(len < 2_000, "{len} bytes of state records");
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
     let rig = Rig::new(4, GroupSettings::default()).await;
     assert_eq!(rig.seen(1).await, []);
@@ -354,6 +378,101 @@ async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
     });
     assert!(matches!(received, Err(BrokerError::GroupDisabled { .. })), "{received:?}");
     assert_eq!(rig.ack(&[&second[0].handle]).await, [true], "what it has it may finish");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_is_woken_and_goes_away_before_he_took_anything_wakes_the_next() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let wait = || {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            let filter = all();
+            let request = ReceiveRequest {
+                group: "g",
+                topic: "t",
+                filter: &filter,
+                max_messages: 8,
+                max_bytes: 1 << 20,
+                invisible: MINUTE,
+                client: None,
+                wait: Duration::from_secs(20),
+                attempt: "",
+                deadline: soon(),
+            };
+            broker.receive_messages(request).await.unwrap().messages
+        }
+    };
+    let waiting = |count: usize| {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            while broker.waiting() != count {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    rig.send_to(0, "a").await;
+    let mut handle = rig.receive(1).await.remove(0).handle;
+    for is_back in [true, false] {
+        let first = tokio::spawn(wait());
+        waiting(1).await;
+        let second = tokio::spawn(wait());
+        waiting(2).await;
+        // No bytes to answer with: the first is woken, and waits for some.
+        let free = rig.broker.replies.free();
+        let all_bytes = rig.broker.replies.take(free, soon()).await.unwrap();
+        let (queue, delivery) = match is_back {
+            true => {
+                rig.hold(&handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+                (0, 2)
+            }
+            false => {
+                rig.send_to(1, "a").await;
+                (1, 1)
+            }
+        };
+        waiting(1).await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        drop(all_bytes);
+        let mut received = second.await.unwrap();
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(queue, 0, delivery, "a")]);
+        handle = received.remove(0).handle;
+        assert_eq!(rig.ack(&[&handle]).await, [true]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_ask_for_a_while_costs_arrivals_nothing_and_gets_all_when_it_asks() {
+    let rig = Rig::new(4, GroupSettings::default()).await;
+    rig.send_to(1, "a").await;
+    let first = rig.receive(9).await;
+    let topic = rig.broker.state.topics.get("t").unwrap();
+    let key = (rig.broker.state.groups.get("g").unwrap().id(), topic.id());
+    let is_there = || rig.broker.state.offsets.ready.get(key).is_some();
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (false, false));
+    rig.send_to(2, "b").await;
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [true]);
+    assert!(!is_there(), "neither an arrival nor an ack brings it back");
+    assert_eq!(rig.seen(9).await, [of(2, 0, 1, "b")]);
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    // Who waits is not idle.
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        (0..3).for_each(|_| rig.broker.tend_idle());
+        rig.send_to(3, "c").await;
+    });
+    let received: Vec<_> = received.unwrap().messages.iter().map(seen).collect();
+    assert_eq!(received, [of(3, 0, 1, "c")]);
     rig.broker.close().unwrap();
 }
 
@@ -435,6 +554,20 @@ async fn turning_the_clock_neither_ends_leases_nor_keeps_them() {
     rig.clock.set_wall(Timestamp::new(900_000_000));
     assert_eq!(rig.seen(1).await, []);
     rig.clock.set_wall(Timestamp::new(1));
+    rig.pass(MINUTE);
+    assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_clock_that_was_turned_back_keeps_no_lease_over_a_restart() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    rig.pass(10 * 60 * MINUTE);
+    rig.clock.set_wall(Timestamp::new(1_000_000));
+    assert_eq!(rig.seen(1).await, [of(0, 0, 1, "a")]);
+    let rig = rig.again();
+    assert_eq!(rig.seen(1).await, []);
     rig.pass(MINUTE);
     assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
     rig.broker.close().unwrap();
@@ -565,13 +698,16 @@ async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_ne
     let rig = Rig::new(1, ordered()).await;
     rig.send_ordered("a", "a1").await;
     rig.send_ordered("a", "a2").await;
+    let mut last = String::new();
     for delivery in [1, 2] {
-        let (got, _) = rig.bodies(1).await;
+        let (got, mut handles) = rig.bodies(1).await;
         assert_eq!(got, bodies(&[("a1", delivery)]));
+        last = handles.remove(0);
         rig.pass(MINUTE);
     }
     assert_eq!(rig.bodies(9).await.0, [], "a1 is first, and was delivered twice");
     assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.ack(&[&last]).await, [false], "it is a dead letter");
     assert_eq!(rig.bodies(9).await.0, bodies(&[("a2", 1)]));
     let rig = rig.again();
     assert!(rig.broker.tend_due().await);
@@ -611,6 +747,123 @@ async fn a_message_that_is_given_up_is_a_dead_letter_whoever_asks_twice() {
     let send = SendRequest { topic: "%DLQ%g", queue: None, batch, session: None, deadline: soon() };
     let sent = rig.broker.send(send).await;
     assert!(matches!(sent, Err(BrokerError::BadName(_))), "{sent:?}");
+    let one = NewMessage { meta: NewMeta::default(), body: b"x" };
+    let several = SendMessages { topic: "%DLQ%g", messages: &[one], deadline: soon() };
+    let sent = rig.broker.send_messages(&several).await;
+    assert!(matches!(sent, Err(BrokerError::Forbidden { .. })), "{sent:?}");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothing_back() {
+    for settings in [ordered(), GroupSettings { ordered: false, ..ordered() }] {
+        let rig = Rig::new(1, settings).await;
+        rig.send_to(0, "a").await;
+        rig.send_to(0, "b").await;
+        for handle in rig.bodies(2).await.1 {
+            rig.broker.forward_to_dead_letters("g", "t", &handle, soon()).await.unwrap();
+        }
+        let filter = all();
+        let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 9) };
+        let mut handles = Vec::new();
+        for delivery in 1..=5 {
+            let messages = rig.receive_all(dead).await;
+            let both = [of(0, 0, delivery, "a"), of(0, 1, delivery, "b")];
+            assert_eq!(messages.iter().map(seen).collect::<Vec<_>>(), both);
+            if delivery == 4 {
+                let given_up = messages[0].handle.as_str();
+                let again = rig.broker.forward_to_dead_letters("g", "%DLQ%g", given_up, soon());
+                again.await.unwrap();
+            }
+            handles = messages.into_iter().map(|message| message.handle).collect();
+            rig.pass(MINUTE);
+            assert!(rig.broker.tend_due().await);
+        }
+        let handles = [handles[0].as_str(), handles[1].as_str()];
+        assert_eq!(rig.broker.ack("g", "%DLQ%g", &handles, soon()).await.unwrap(), [true; 2]);
+        assert!(rig.receive_all(dead).await.is_empty());
+        assert_eq!(rig.broker.counters().dead_letters.get(), 2);
+        rig.broker.close().unwrap();
+    }
+}
+
+/// More queues than a receive looks at by itself.
+const VERY_MANY: u32 = FEW_QUEUES + 1;
+
+#[tokio::test]
+async fn a_full_queue_goes_on_when_its_messages_became_dead_letters() {
+    use crate::broker::state::offsets::leased::MAX_OPEN_IN_QUEUE;
+    let once = GroupSettings { max_attempts: Some(1), ..GroupSettings::default() };
+    let rig = Rig::new(VERY_MANY, once).await;
+    let messages = vec![("x", None, None); 1_000];
+    for _ in 0..MAX_OPEN_IN_QUEUE / 1_000 {
+        rig.store(Some(QueueId::ZERO), &messages, None).await;
+    }
+    rig.send_to(0, "last").await;
+    let mut got = 0;
+    while got < MAX_OPEN_IN_QUEUE {
+        got += rig.receive(1_000).await.len();
+    }
+    assert_eq!(rig.seen(9).await, []);
+    rig.pass(MINUTE);
+    assert!(rig.broker.tend_due().await);
+    let last = of(0, u64::try_from(MAX_OPEN_IN_QUEUE).unwrap(), 1, "last");
+    assert_eq!(rig.seen(9).await, [last]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_goes_back_lists_its_queue() {
+    let rig = Rig::new(VERY_MANY, GroupSettings::default()).await;
+    rig.send_to(7, "a").await;
+    let handle = rig.receive(1).await.remove(0).handle;
+    assert_eq!(rig.ack(&[&handle]).await, [true]);
+    assert_eq!(rig.seen(9).await, []);
+    let back = CommitOffset {
+        topic: "t",
+        queue: QueueId::new(7),
+        offset: QueueOffset::ZERO,
+        expected: Expected::Any,
+        known_queues: None,
+    };
+    rig.broker.commit_offsets("g", &[back], Caller::default(), soon()).await.unwrap();
+    assert_eq!(rig.seen(9).await, [of(7, 0, 1, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn as_many_receipts_as_a_request_takes_can_be_repeated_though_all_were_kept_on() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.store(Some(QueueId::ZERO), &vec![("x", None, None); 1_000], None).await;
+    let mut kept_on = Vec::new();
+    for message in rig.receive(1_000).await {
+        kept_on.push(rig.hold(&message.handle, Hold::For(MINUTE)).await.unwrap());
+    }
+    assert_eq!(kept_on.len(), 1_000);
+    let handles: Vec<_> = kept_on.iter().map(String::as_str).collect();
+    for _ in 0..2 {
+        assert_eq!(rig.ack(&handles).await, [true; 1_000]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_finds_what_other_settings_of_the_group_let_him_have() {
+    let rig = Rig::new(1, ordered()).await;
+    rig.send_ordered("a", "a1").await;
+    assert_eq!(rig.bodies(1).await.0, bodies(&[("a1", 1)]));
+    rig.send_ordered("a", "a2").await;
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let change = GroupChange { ordered: Some(false), ..GroupChange::default() };
+        rig.broker.update_group("g", &change, soon()).await.unwrap();
+    });
+    let second = received.unwrap().messages;
+    assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "a2")]);
     rig.broker.close().unwrap();
 }
 
@@ -687,6 +940,8 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
     assert_eq!(rig.seen(9).await, []);
     assert_eq!(rig.ack(&[&third]).await, [true]);
     assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
     assert_eq!(rig.broker.state.offsets.with_clients(), []);
     rig.broker.close().unwrap();
 }
@@ -711,6 +966,52 @@ async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished()
 }
 
 /// Every wait is ended by a message, so a wake-up that is lost is an answer without one.
+#[tokio::test]
+async fn at_the_bound_of_all_open_messages_retries_and_acks_go_on_and_nobody_takes_the_rest_alone()
+{
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.broker.create_group("h", &GroupSettings::default(), soon()).await.unwrap();
+    for body in ["a", "b", "c", "d", "e"] {
+        rig.send_to(0, body).await;
+    }
+    let filter = all();
+    let request = rig.request(&filter, 9);
+    let other = ReceiveRequest { group: "h", max_messages: 2, ..request };
+    assert_eq!(rig.receive(2).await.len(), 2);
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN);
+    for request in [request, other] {
+        let refused = rig.broker.receive_messages(request).await;
+        assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    }
+    rig.pass(MINUTE);
+    // With fresh messages behind them, in whichever order a look takes them.
+    for delivery in [2, 3] {
+        let again = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = again.iter().map(seen).collect();
+        assert_eq!(got, [of(0, 0, delivery, "a"), of(0, 1, delivery, "b")]);
+        rig.pass(MINUTE);
+    }
+    let last = rig.broker.receive_messages(request).await.unwrap().messages;
+    // A receipt of before a power cut, whose lease the log has lost, of a message behind others.
+    let (group, topic) = (rig.broker.state.groups.get("g"), rig.broker.state.topics.get("t"));
+    let (group, topic) = (group.unwrap(), topic.unwrap());
+    let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+    let held = rig.broker.signer.handle(&last[0].handle).unwrap().claim();
+    let lost = Claim { place: (0, 3), lease: LeaseId::default(), is_first: true };
+    let settled = rig.broker.state.offsets.finish(consumer, &[held, lost]).unwrap();
+    assert_eq!(settled.results, [Some(held.lease), None]);
+    assert_eq!(rig.committed(0).await, 1);
+
+    // It may have no more than it leaves to others.
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN - 3);
+    let refused = rig.broker.receive_messages(request).await;
+    assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    assert_eq!(rig.broker.receive_messages(other).await.unwrap().messages.len(), 2);
+    rig.broker.state.offsets.pretend_open(9);
+    assert_eq!(rig.receive(9).await.len(), 3);
+    rig.broker.close().unwrap();
+}
+
 async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
     const CONSUMERS: usize = 12;
     const MESSAGES: usize = 1_500;

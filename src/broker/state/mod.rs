@@ -25,7 +25,7 @@ pub mod topics;
 
 use crate::format::DecodeError;
 use crate::format::state_record::{SessionBatch, Transition, transitions};
-use crate::message::{PhysicalOffset, QueueKey, SessionMark};
+use crate::message::{PhysicalOffset, QueueKey, SessionMark, Timestamp};
 use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
 
 use groups::GroupTable;
@@ -86,6 +86,7 @@ impl State {
             {
                 self.offsets.replay_leases((group, topic), transition, (at, from));
             }
+            Transition::LeaseClock { .. } => self.offsets.read_clock(&transition),
             Transition::OffsetHistory { group, topic, position, note, moves }
                 if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
             {
@@ -192,6 +193,10 @@ impl Applier for State {
 
     fn readable(&self, queue: QueueKey) {
         self.offsets.ready.arrived(queue.topic, queue.queue.get());
+    }
+
+    fn lease_clock(&self) -> Timestamp {
+        self.offsets.lease_clock()
     }
 
     fn snapshot(&self, _topics: &Topics) -> StateSnapshot {

@@ -31,11 +31,12 @@
 //! |   20 | image ended       | 1 offset of its begin, 2 parts u32, 3 length                                        |
 //! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
 //! |   22 | offset history    | 1 group, 2 topic, 3 position, [4 rows of queue u32, old and new offset u64], a note, [9 rows of queue u32 and new offset u64: nothing was committed before] |
-//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client] |
-//! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes]                                              |
-//! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes]                                     |
+//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client], 9 at |
+//! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes], [4 epoch: in spite of their leases]         |
+//! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes], 5 at                               |
 //! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 56 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 32 bytes and 8 attempts u64, one for each: given for an attempt] |
 //! |   27 | clients lost      | 1 group, 2 topic, 3 due, [4 clients u64]                                            |
+//! |   28 | clock of leases   | 1 at                                                                                |
 //!
 //! | a note on a change of offsets | field                                                                       |
 //! | ----------------------------- | --------------------------------------------------------------------------- |
@@ -116,6 +117,7 @@ const MESSAGES_FINISHED: u16 = 24;
 const LEASES_CHANGED: u16 = 25;
 const LEASES_KEPT: u16 = 26;
 const CLIENTS_LOST: u16 = 27;
+const LEASE_CLOCK: u16 = 28;
 
 const KIND_AT: usize = 0;
 const ZERO_AT: usize = KIND_AT + size_of::<u16>();
@@ -358,6 +360,8 @@ pub enum Transition {
         topic: TopicId,
         /// In which it was written.
         epoch: Epoch,
+        /// When, on the clock of leases.
+        at: Timestamp,
         /// Until when they are leased.
         due: Timestamp,
         /// Which try of a receive they were given for, as a hash.
@@ -376,6 +380,8 @@ pub enum Transition {
         group: GroupId,
         /// Of which topic.
         topic: TopicId,
+        /// There if nobody finished them who had them: their leases are worth nothing any more. The epoch of now.
+        epoch: Option<Epoch>,
         /// Which messages.
         runs: Vec<Run>,
     },
@@ -387,6 +393,8 @@ pub enum Transition {
         topic: TopicId,
         /// In which it was written.
         epoch: Epoch,
+        /// When, on the clock of leases.
+        at: Timestamp,
         /// Which, and how they stand.
         leases: Vec<ChangedLease>,
     },
@@ -417,6 +425,11 @@ pub enum Transition {
         due: Timestamp,
         /// Which, as hashes.
         clients: Vec<u64>,
+    },
+    /// In snapshots: what the clock of leases read last, as far as a record says so. It goes on from there.
+    LeaseClock {
+        /// When, on that clock.
+        at: Timestamp,
     },
 }
 
@@ -449,18 +462,21 @@ impl Transition {
                     self.given_part(cursors, runs).put(out);
                 }
             }
-            Self::MessagesFinished { group, topic, runs } if runs.len() > leases::MAX_ROWS => {
+            Self::MessagesFinished { group, topic, epoch, runs }
+                if runs.len() > leases::MAX_ROWS =>
+            {
                 for runs in runs.chunks(leases::MAX_ROWS) {
-                    let (group, topic, runs) = (*group, *topic, runs.to_vec());
-                    Self::MessagesFinished { group, topic, runs }.put(out);
+                    let (group, topic, epoch, runs) = (*group, *topic, *epoch, runs.to_vec());
+                    Self::MessagesFinished { group, topic, epoch, runs }.put(out);
                 }
             }
-            Self::LeasesChanged { group, topic, epoch, leases }
+            Self::LeasesChanged { group, topic, epoch, at, leases }
                 if leases.len() > leases::MAX_ROWS =>
             {
                 for leases in leases.chunks(leases::MAX_ROWS) {
-                    let (group, topic, epoch) = (*group, *topic, *epoch);
-                    Self::LeasesChanged { group, topic, epoch, leases: leases.to_vec() }.put(out);
+                    let (group, topic, epoch, at) = (*group, *topic, *epoch, *at);
+                    let leases = leases.to_vec();
+                    Self::LeasesChanged { group, topic, epoch, at, leases }.put(out);
                 }
             }
             Self::ClientsLost { group, topic, due, clients } if clients.len() > MAX_ROWS => {
@@ -601,7 +617,7 @@ impl Transition {
                 notes::put_moves(out, moves);
                 notes::put_note(out, note);
             }
-            Self::LeasesGiven { group, topic, epoch, due, attempt, client, cursors, runs } => {
+            Self::LeasesGiven { group, topic, epoch, at, due, attempt, client, cursors, runs } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_u64(out, 3, epoch.get());
@@ -614,17 +630,22 @@ impl Transition {
                 if *client != 0 {
                     put_u64(out, 8, *client);
                 }
+                put_u64(out, 9, at.get());
             }
-            Self::MessagesFinished { group, topic, runs } => {
+            Self::MessagesFinished { group, topic, epoch, runs } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_rows(out, 3, &leases::finished_rows(runs));
+                if let Some(epoch) = epoch {
+                    put_u64(out, 4, epoch.get());
+                }
             }
-            Self::LeasesChanged { group, topic, epoch, leases } => {
+            Self::LeasesChanged { group, topic, epoch, at, leases } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_u64(out, 3, epoch.get());
                 put_rows(out, 4, &leases::changed_rows(leases));
+                put_u64(out, 5, at.get());
             }
             Self::LeasesKept { group, topic, cursors, open, ended, revoked, attempts } => {
                 put_u64(out, 1, group.get());
@@ -643,6 +664,7 @@ impl Transition {
                 put_u64(out, 3, due.get());
                 put_rows(out, 4, &hash_rows(clients));
             }
+            Self::LeaseClock { at } => put_u64(out, 1, at.get()),
         }
     }
 
@@ -684,6 +706,7 @@ impl Transition {
             Self::LeasesChanged { .. } => LEASES_CHANGED,
             Self::LeasesKept { .. } => LEASES_KEPT,
             Self::ClientsLost { .. } => CLIENTS_LOST,
+            Self::LeaseClock { .. } => LEASE_CLOCK,
         }
     }
 
@@ -813,12 +836,13 @@ impl Transition {
                 }
             }
             LEASES_GIVEN => {
-                let [group, topic, epoch, due, cursors, runs, attempt, client] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
+                let [group, topic, epoch, due, cursors, runs, attempt, client, at] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8, 9])?;
                 Self::LeasesGiven {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
                     epoch: Epoch::new(epoch.u64()?),
+                    at: Timestamp::new(at.u64()?),
                     due: Timestamp::new(due.u64()?),
                     attempt: attempt.optional().map(Field::u64).transpose()?,
                     client: client.optional().map_or(Ok(0), Field::u64)?,
@@ -827,19 +851,21 @@ impl Transition {
                 }
             }
             MESSAGES_FINISHED => {
-                let [group, topic, runs] = collect(fields, [1, 2, 3])?;
+                let [group, topic, runs, epoch] = collect(fields, [1, 2, 3, 4])?;
                 Self::MessagesFinished {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
+                    epoch: epoch.optional().map(Field::u64).transpose()?.map(Epoch::new),
                     runs: runs.optional().map_or(Ok(Vec::new()), leases::finished_of)?,
                 }
             }
             LEASES_CHANGED => {
-                let [group, topic, epoch, changed] = collect(fields, [1, 2, 3, 4])?;
+                let [group, topic, epoch, changed, at] = collect(fields, [1, 2, 3, 4, 5])?;
                 Self::LeasesChanged {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
                     epoch: Epoch::new(epoch.u64()?),
+                    at: Timestamp::new(at.u64()?),
                     leases: changed.optional().map_or(Ok(Vec::new()), leases::changed_of)?,
                 }
             }
@@ -872,6 +898,7 @@ impl Transition {
                     clients: clients.optional().map_or(Ok(Vec::new()), hashes_of)?,
                 }
             }
+            LEASE_CLOCK => Self::LeaseClock { at: Timestamp::new(only_id()?) },
             _ => return Err(DecodeError::UnknownTransition { kind }),
         })
     }

@@ -27,8 +27,8 @@
 //! | `standing.rs` | what a lease is worth by now |
 //!
 //! All of it is guarded by the mutex of its (group, topic), and changes by the transitions of records alone. Of
-//! messages that had more than one lease, the last 128 that were finished are remembered, each with the lease that did
-//! it; of all others the receipt says whether its lease was the only one.
+//! messages that had more than one lease, the last 4 096 that were finished are remembered, each with the lease that
+//! did it; of all others the receipt says whether its lease was the only one.
 
 mod order;
 mod ready;
@@ -49,8 +49,8 @@ use crate::message::{GroupId, LeaseId, QueueId, QueueOffset, Timestamp, TopicId}
 
 type Hasher = foldhash::fast::RandomState;
 
-/// So many messages that had more than one lease are remembered after their end.
-const ENDED: usize = 128;
+/// So many messages that had more than one lease are remembered after their end: those of some requests.
+const ENDED: usize = 4_096;
 
 /// So many runs of messages are remembered by the try of a receive that got them.
 const ATTEMPTS: usize = 1_024;
@@ -138,8 +138,9 @@ pub(crate) struct Leases {
     /// Those with open messages.
     queues: HashMap<u32, Queue, Hasher>,
     count: u64,
-    /// Oldest first.
-    ended: VecDeque<LastLease>,
+    /// The last end of each message that is remembered; oldest first, with those that came again.
+    ended: HashMap<Place, LeaseId, Hasher>,
+    ends: VecDeque<(Place, LeaseId)>,
     /// The last lease that a reset of the queue revoked.
     revoked: BTreeMap<u32, LeaseId>,
     /// Oldest first: where a run begins that was given for a try, and the hash of the try.
@@ -160,7 +161,7 @@ impl Leases {
 
     /// Rows that are kept, of open messages and of what is remembered.
     pub(crate) fn rows(&self) -> u64 {
-        self.count + (self.ended.len() + self.attempts.len()) as u64
+        self.count + (self.ends.len() + self.attempts.len()) as u64
     }
 
     /// How many of them are of one queue.
@@ -242,17 +243,23 @@ impl Leases {
         self.settled(touched)
     }
 
-    /// The group is through with messages. Positions as with `given`.
-    pub(super) fn finished(&mut self, runs: &[Run]) -> Vec<(QueueId, QueueOffset)> {
+    /// The group is through with messages: by their last leases, or in spite of them by the broker. Positions as with
+    /// `given`.
+    pub(super) fn finished(
+        &mut self,
+        runs: &[Run],
+        by_broker: Option<LeaseId>,
+    ) -> Vec<(QueueId, QueueOffset)> {
         let mut touched = Vec::new();
         for run in runs {
             let queue = run.queue.get();
             let end = run.first.get().saturating_add(u64::from(run.count));
             for offset in run.first.get()..end {
                 let Some(open) = self.take_out((queue, offset)) else { continue };
-                if open.renewed {
+                if open.renewed || by_broker.is_some() {
                     let (queue, offset) = (run.queue, QueueOffset::new(offset));
-                    self.remember_end(LastLease { queue, offset, lease: open.lease });
+                    let lease = by_broker.unwrap_or(open.lease);
+                    self.remember_end(LastLease { queue, offset, lease });
                 }
             }
             touched.push(queue);
@@ -301,7 +308,8 @@ impl Leases {
     pub(super) fn revoke(&mut self, queues: impl Iterator<Item = QueueId>, lease: LeaseId) {
         for queue in queues {
             self.revoked.insert(queue.get(), lease);
-            self.ended.retain(|ended| ended.queue != queue);
+            self.ended.retain(|place, _| place.0 != queue.get());
+            self.ends.retain(|(place, _)| place.0 != queue.get());
             self.attempts.retain(|(run, _)| run.queue != queue);
             let Some(of_queue) = self.queues.remove(&queue.get()) else { continue };
             self.count -= of_queue.open.len() as u64;
@@ -334,7 +342,7 @@ impl Leases {
             };
             self.put((row.queue.get(), row.offset.get()), one);
         }
-        self.ended.extend(ended);
+        ended.into_iter().for_each(|ended| self.remember_end(ended));
         self.revoked.extend(revoked.iter().map(|row| (row.queue.get(), row.lease)));
         self.attempts.extend(attempts);
     }
@@ -353,7 +361,15 @@ impl Leases {
                 of_queue.open.iter().map(|(offset, open)| kept_row((**queue, *offset), open))
             })
             .collect();
-        let ended: Vec<_> = self.ended.iter().copied().collect();
+        let ended: Vec<_> = self
+            .ends
+            .iter()
+            .map(|((queue, offset), lease)| LastLease {
+                queue: QueueId::new(*queue),
+                offset: QueueOffset::new(*offset),
+                lease: *lease,
+            })
+            .collect();
         let revoked: Vec<_> = self
             .revoked
             .iter()
@@ -445,6 +461,11 @@ impl Leases {
         is_ordered.then(|| lock_of(queue, group_hash))
     }
 
+    /// The open messages of a message group in the order in which they come.
+    pub(crate) fn sequence(&self, lock: Lock) -> impl Iterator<Item = Place> {
+        self.order.iter().flat_map(move |order| order.sequence(lock))
+    }
+
     /// How many messages of a message group are open.
     pub(crate) fn open_of(&self, lock: Lock) -> usize {
         self.order.as_ref().map_or(0, |order| order.open_of(lock))
@@ -481,10 +502,16 @@ impl Leases {
     }
 
     fn remember_end(&mut self, ended: LastLease) {
-        if self.ended.len() >= ENDED {
-            self.ended.pop_front();
+        if self.ends.len() >= ENDED
+            && let Some((place, lease)) = self.ends.pop_front()
+            && self.ended.get(&place) == Some(&lease)
+        {
+            self.ended.remove(&place);
         }
-        self.ended.push_back(ended);
+        let LastLease { queue, offset, lease } = ended;
+        let place = (queue.get(), offset.get());
+        self.ended.insert(place, lease);
+        self.ends.push_back((place, lease));
     }
 
     fn queue(&mut self, queue: u32, position: u64) -> &mut Queue {

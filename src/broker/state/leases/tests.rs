@@ -46,6 +46,10 @@ impl Applier for Recorder {
         self.state.apply(topics, payload, end)
     }
 
+    fn lease_clock(&self) -> Timestamp {
+        self.state.lease_clock()
+    }
+
     fn stored(&self, mark: SessionMark, batch: &SessionBatch) {
         self.state.stored(mark, batch);
     }
@@ -150,6 +154,8 @@ enum Step {
         lasts: u64,
         /// Hash of a client with which the leases end, or 0.
         client: u64,
+        /// What is done with receipts between the look and the giving.
+        meanwhile: Meanwhile,
     },
     /// Receipts, by their places among all that were ever given out.
     Ack(Vec<usize>),
@@ -163,12 +169,28 @@ enum Step {
     Flush,
 }
 
+/// What others do while somebody reads what he is about to be given.
+#[derive(Clone, Debug)]
+enum Meanwhile {
+    Nothing,
+    Ack(Vec<usize>),
+    Change(Vec<usize>, u64, bool),
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let places = || prop::collection::vec(0_usize..60, 1..4);
-    let receive = (0_usize..4, 0..QUEUES, 0_u64..6, any::<u64>(), 1_u64..50, 0_u64..3);
+    let meanwhile = || {
+        prop_oneof![
+            4 => Just(Meanwhile::Nothing),
+            1 => places().prop_map(Meanwhile::Ack),
+            1 => (places(), 0_u64..60, any::<bool>())
+                .prop_map(|(places, after, leased)| Meanwhile::Change(places, after, leased)),
+        ]
+    };
+    let receive = (0_usize..4, 0..QUEUES, 0_u64..6, any::<u64>(), 1_u64..50, 0_u64..3, meanwhile());
     prop_oneof![
-        8 => receive.prop_map(|(due, queue, fresh, unwanted, lasts, client)| {
-            Step::Receive { due, queue, fresh, unwanted, lasts, client }
+        8 => receive.prop_map(|(due, queue, fresh, unwanted, lasts, client, meanwhile)| {
+            Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile }
         }),
         6 => places().prop_map(Step::Ack),
         3 => (places(), 0_u64..60, any::<bool>(), any::<bool>())
@@ -272,8 +294,9 @@ struct Game {
 impl Game {
     fn step(&mut self, step: &Step) {
         match step {
-            Step::Receive { due, queue, fresh, unwanted, lasts, client } => {
-                self.receive(*due, (*queue, *fresh), *unwanted, *lasts, *client);
+            Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile } => {
+                let how = (*unwanted, *lasts, *client);
+                self.receive(*due, (*queue, *fresh), how, meanwhile);
             }
             Step::Lose(client) => self.lose(*client),
             Step::Ack(places) => self.ack(places),
@@ -303,9 +326,8 @@ impl Game {
         &mut self,
         room: usize,
         (queue, count): (u32, u64),
-        unwanted: u64,
-        lasts: u64,
-        client: u64,
+        (unwanted, lasts, client): (u64, u64, u64),
+        meanwhile: &Meanwhile,
     ) {
         let (offsets, now) = (&self.rig.applier.state.offsets, self.rig.now());
         let taken = self.rig.with(|consumer| offsets.take_due(consumer, Kind::Again, now, room));
@@ -332,6 +354,17 @@ impl Game {
             to: from + count,
             messages: wanted.map(|offset| (offset, group_of(offset))).collect(),
         };
+        match meanwhile {
+            Meanwhile::Nothing => {}
+            Meanwhile::Ack(places) => self.ack(places),
+            Meanwhile::Change(places, after, leased) => self.change(places, *after, *leased, false),
+        }
+        let offsets = &self.rig.applier.state.offsets;
+        let before = self.model.clone();
+        let is_as_it_was = |due: &&Due| match before.messages.get(&due.place) {
+            Some(Truth::Open { lease, .. }) => *lease == due.open.lease,
+            _ => false,
+        };
         // Every third one is not wanted any more.
         let (finished, again): (Vec<_>, Vec<_>) =
             taken.due.iter().partition(|due| due.place.1 % 3 == 2);
@@ -348,8 +381,7 @@ impl Game {
         let Gave::Done { lease, messages } = gave else { panic!("{gave:?}") };
         self.rig.with(|consumer| offsets.put_back(consumer.key(), &taken));
 
-        let before = self.model.clone();
-        for due in &finished {
+        for due in finished.iter().filter(is_as_it_was) {
             let Some(Truth::Open { lease, renewed, .. }) = self.model.messages.get(&due.place)
             else {
                 panic!("{due:?}")
@@ -374,7 +406,9 @@ impl Game {
             self.model.messages.insert(place, open);
             self.receipts.push(Receipt(Claim { place, lease, is_first: message.is_first }));
         }
-        for offset in from..from + count {
+        // What was read from elsewhere is left out.
+        let end = if before.end(queue) == from { from + count } else { from };
+        for offset in from..end {
             let place = (queue, offset);
             if given.contains(&place) {
                 continue;
@@ -389,8 +423,8 @@ impl Game {
             };
             self.model.messages.insert(place, truth);
         }
-        let end = self.model.ends.entry(queue).or_default();
-        *end = (*end).max(from + count);
+        let known = self.model.ends.entry(queue).or_default();
+        *known = (*known).max(end);
         if self.ordered {
             self.check_order(&before, &messages.iter().map(|m| m.place).collect::<Vec<_>>(), now);
         }
@@ -639,6 +673,18 @@ proptest! {
 }
 
 #[test]
+fn who_keeps_a_message_on_that_another_is_about_to_get_keeps_those_behind_it_back_too() {
+    let receive = |due, fresh, meanwhile| {
+        // Of the first six the second and the fifth: those of one message group.
+        let (queue, unwanted, lasts, client) = (0, 0b101_101, 10, 0);
+        Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile }
+    };
+    let keeps_on = Meanwhile::Change(vec![1], 50, true);
+    let steps = [receive(0, 6, Meanwhile::Nothing), Step::Wait(20), receive(4, 0, keeps_on)];
+    run(&steps, true);
+}
+
+#[test]
 fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message() {
     let mut leases = Leases::default();
     let lease = LeaseId { epoch: Epoch::new(1), number: 100 };
@@ -654,7 +700,7 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     let mut position = Vec::new();
     for batch in 0..10_000_u64 {
         given(&mut leases, 1 + batch * 1_000, 1_000);
-        position = leases.finished(&[run(1 + batch * 1_000, 1_000)]);
+        position = leases.finished(&[run(1 + batch * 1_000, 1_000)], None);
     }
     assert_eq!(position, [(QueueId::ZERO, QueueOffset::ZERO)]);
     assert_eq!((leases.count(), leases.rows()), (1, 1));
@@ -662,5 +708,8 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     let mut kept = Vec::new();
     leases.keep(GroupId::new(1), TopicId::new(1), &mut kept);
     assert!(kept.len() < 128, "{}", kept.len());
-    assert_eq!(leases.finished(&[run(0, 1)]), [(QueueId::ZERO, QueueOffset::new(10_000_001))]);
+    assert_eq!(
+        leases.finished(&[run(0, 1)], None),
+        [(QueueId::ZERO, QueueOffset::new(10_000_001))]
+    );
 }

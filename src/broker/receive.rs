@@ -432,7 +432,9 @@ impl Broker {
         let by = By { cause: OffsetCause::Commit, caller: Caller::default() };
         match self.try_commit(group, &[commit], by, deadline).await {
             // Another one was faster: what is missing now is looked at anew.
-            Ok(_) | Err(BrokerError::OffsetConflict { .. }) => Ok(()),
+            Ok(_) | Err(BrokerError::OffsetConflict { .. } | BrokerError::OpenMessages { .. }) => {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -555,7 +555,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 25, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 26, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //! One mutex, held for a look-up or a walk; nobody waits under it. Who holds a stream is told of changes by a wake-up
 //! that is never lost and never counted: many changes before he looks are one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -197,6 +197,8 @@ struct Known {
     by_id: BTreeMap<Arc<str>, Entry>,
     /// Of two with one hash the later one.
     by_hash: HashMap<u64, Arc<str>, foldhash::fast::RandomState>,
+    /// Hashes of those that said goodbye while others may still return from before the start.
+    left: HashSet<u64, foldhash::fast::RandomState>,
     /// When silent ones were last looked for.
     swept: Option<Instant>,
 }
@@ -282,6 +284,7 @@ impl Clients {
         let entry =
             Entry { introduction, address, since, seen, is_cut_off, streams, _bytes: permit };
         let id: Arc<str> = id.into();
+        known.left.remove(&hash_of(&id));
         known.by_hash.insert(hash_of(&id), Arc::clone(&id));
         known.by_id.insert(id, entry);
         true
@@ -312,13 +315,24 @@ impl Clients {
         let entry = known.by_hash.get(&hash).and_then(|id| known.by_id.get(id));
         match entry {
             Some(entry) => entry.lives(now),
-            None => now.saturating_duration_since(self.since) <= SILENCE,
+            None => self.may_return(now) && !known.left.contains(&hash),
         }
     }
 
+    /// Whether clients of before the start have not had the time to come back.
+    fn may_return(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) <= SILENCE
+    }
+
     fn forget(&self, id: &str) -> bool {
+        let (hash, now) = (hash_of(id), Instant::now());
         let mut known = lock(&self.known);
-        known.by_hash.remove(&hash_of(id));
+        known.by_hash.remove(&hash);
+        if !self.may_return(now) {
+            known.left = HashSet::default();
+        } else if known.left.len() < MAX_CLIENTS {
+            known.left.insert(hash);
+        }
         known.by_id.remove(id).is_some()
     }
 
@@ -442,6 +456,22 @@ mod tests {
             topics: vec!["x".repeat(100); topics],
             subscriptions: Vec::new(),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_end_with_a_goodbye_also_right_after_a_start() {
+        let (clients, names) = (Clients::default(), Budget::new(1 << 20));
+        assert!(clients.introduce("a", introduction("g", 0), None, None, &names));
+        assert!(clients.forget("a") && !clients.forget("of before"));
+        for gone in ["a", "of before"] {
+            assert!(!clients.lives(hash_of(gone)), "{gone}");
+        }
+        assert!(clients.lives(hash_of("another")));
+        assert!(clients.introduce("a", introduction("g", 0), None, None, &names));
+        assert!(clients.lives(hash_of("a")));
+        tokio::time::advance(SILENCE + Duration::from_secs(1)).await;
+        assert!(clients.forget("a"));
+        assert_eq!(lock(&clients.known).left.len(), 0, "nothing is kept for longer");
     }
 
     #[tokio::test(start_paused = true)]

@@ -65,7 +65,7 @@ use crate::store::{
 
 // What answers are made of, and filters: the rooms above know the rooms below through the broker only.
 pub use crate::filter::{Expression, Language};
-pub use crate::format::batch::{BatchError, NewMeta, TextField, limits};
+pub use crate::format::batch::{BatchError, MetaView, NewMeta, TextField, limits};
 pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifySummary};
 
 pub use crate::message::TopicSettings;

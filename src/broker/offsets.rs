@@ -26,9 +26,7 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
 use crate::format::state_record::OffsetCause;
-use crate::message::{
-    GroupId, InitialPosition, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
-};
+use crate::message::{InitialPosition, PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::store::{AppendError, QueueRange};
 
 /// The most offsets in one commit.
@@ -77,6 +75,9 @@ pub struct QueueProgress {
     pub leased: u64,
     /// Messages that wait: for the end of a pause, or for those before them in their message group.
     pub waiting: u64,
+    /// For how long the first message that is not finished has been there, in ms. `None`: there is none, or it cannot
+    /// be read now.
+    pub lag_ms: Option<u64>,
 }
 
 impl QueueProgress {
@@ -258,8 +259,7 @@ impl Broker {
         self.caught_up(&topic, deadline).await;
         let range = self.bounds(&topic, queue, deadline).await?;
         self.still_there(&topic, deadline).await?;
-        let split = self.split((group.id(), topic.id()), queue, range, (committed, next));
-        Ok(split.0)
+        Ok(self.split(&group, &topic, queue, range, (committed, next)).await.0)
     }
 
     /// How far a group is in up to `limit` queues of a topic from `first_queue` on; `limit` is at most 10 000.
@@ -307,8 +307,8 @@ impl Broker {
                 Some(offset) => offset,
                 None => self.offset_of(topic, queue, range, begin, deadline).await?,
             };
-            let key = (group.id(), topic.id());
-            let (progress, open) = self.split(key, queue, range, (committed, next));
+            let split = self.split(group, topic, queue, range, (committed, next));
+            let (progress, open) = split.await;
             queues.push(progress);
             counted += open;
         }
@@ -318,21 +318,40 @@ impl Broker {
 
     /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment; and how many
     /// messages were counted for that.
-    fn split(
+    async fn split(
         &self,
-        key: (GroupId, TopicId),
+        group: &GroupEntry,
+        topic: &TopicEntry,
         queue: QueueId,
         range: QueueRange,
         (committed, next): (Option<QueueOffset>, QueueOffset),
     ) -> (QueueProgress, u64) {
         let now = self.store.lease_time().get();
-        let (open, cursor) = self.state.offsets.open_in(key, queue, now);
+        let (open, cursor) = self.state.offsets.open_in((group.id(), topic.id()), queue, now);
         let fresh = cursor.unwrap_or(next).max(range.min);
         let fresh = range.max.get().saturating_sub(fresh.get());
         let OpenCount { due, leased, waiting } = open;
         let ready = fresh + due;
-        let progress = QueueProgress { queue, range, committed, next, ready, leased, waiting };
+        let lag_ms = self.lag_ms(topic, queue, range, next).await;
+        let progress =
+            QueueProgress { queue, range, committed, next, ready, leased, waiting, lag_ms };
         (progress, due + leased + waiting)
+    }
+
+    /// For how long the message at an offset, or the first one behind it, has been there.
+    async fn lag_ms(
+        &self,
+        topic: &TopicEntry,
+        queue: QueueId,
+        range: QueueRange,
+        next: QueueOffset,
+    ) -> Option<u64> {
+        let first = next.max(range.min);
+        if first >= range.max {
+            return None;
+        }
+        let record = self.record_at(topic, queue, first).await.ok()??;
+        Some(self.store.now().get().saturating_sub(record.store_time.get()))
     }
 
     /// A position in up to `limit` queues of a topic from `first_queue` on, as offsets; `limit` is at most 10 000. The

@@ -40,7 +40,8 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
 use crate::filter::Expression;
-use crate::format::batch::TagFilter;
+use crate::format::attributes;
+use crate::format::batch::{Batch, BatchError, MetaView, TagFilter};
 use crate::format::state_record::OffsetCause;
 use crate::message::{InitialPosition, LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::{AppendError, ReadOutcome, ReadRequest, StoredRecord};
@@ -132,6 +133,24 @@ pub struct ReceivedMessage {
     pub attributes: Bytes,
     /// The message alone, as an uncompressed batch of one.
     pub batch: Bytes,
+}
+
+impl ReceivedMessage {
+    /// What its sender said of it, and its body.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn parts(&self) -> Result<(MetaView<'_>, Bytes), BatchError> {
+        let message = Batch::parse(&self.batch)?.messages().next();
+        let (meta, body) = message.unwrap_or(Err(BatchError::Empty))?;
+        Ok((meta, self.batch.slice_ref(body)))
+    }
+
+    /// The topic that it was sent to, if it is a dead letter.
+    pub fn dead_letter_of(&self) -> Option<&str> {
+        let letter = attributes::dead_letter(&self.attributes).ok().flatten();
+        letter.map(|letter| letter.topic_name)
+    }
 }
 
 /// What a receive got.
@@ -473,7 +492,9 @@ impl Broker {
         let by = By { cause: OffsetCause::Commit, caller: Caller::default() };
         match self.try_commit(group, &[commit], by, deadline).await {
             // Another one was faster: what is missing now is looked at anew.
-            Ok(_) | Err(BrokerError::OffsetConflict { .. }) => Ok(()),
+            Ok(_) | Err(BrokerError::OffsetConflict { .. } | BrokerError::OpenMessages { .. }) => {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -42,6 +42,8 @@ pub enum Hold {
     Retry,
     /// The message is delivered again after so long.
     RetryAfter(Duration),
+    /// The message is delivered again after so long, and this delivery does not count: its consumer was not ready.
+    Suspend(Duration),
     /// The message is delivered again at once, and this delivery does not count: nobody got it.
     Undo,
 }
@@ -109,7 +111,7 @@ impl Broker {
     ) -> Result<Vec<Result<String, ExtendFault>>, BrokerError> {
         within("receipts", u32::try_from(entries.len()).unwrap_or(u32::MAX), MAX_RECEIPTS)?;
         for entry in entries {
-            if let Hold::For(time) | Hold::RetryAfter(time) = entry.hold {
+            if let Hold::For(time) | Hold::RetryAfter(time) | Hold::Suspend(time) = entry.hold {
                 check_duration("invisible_ms", time, MAX_INVISIBLE)?;
             }
         }
@@ -154,14 +156,42 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
+        self.wake_for(consumer, &settled);
+        self.acknowledged(consumer.topic, settled.end, deadline).await?;
+        self.still_there(consumer.topic, deadline).await?;
+        Ok(settled)
+    }
+
+    /// Gives back messages that were leased just now and that nobody got: they are delivered again at once, and this
+    /// delivery does not count. Blocks for one append at most. Where that cannot be, they come again when their leases
+    /// are over.
+    pub fn give_back(&self, group: &str, topic: &str, handles: &[String]) {
+        let (Some(group), Some(topic)) =
+            (self.state.groups.get(group), self.state.topics.get(topic))
+        else {
+            return;
+        };
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let (now, settings) = (self.store.lease_time(), group.settings());
+        let handles = handles.iter().filter_map(|text| self.signer.handle(text));
+        let handles = handles.filter(|handle| (handle.group, handle.topic) == consumer.key());
+        let changes = handles.filter_map(|of| change_of(&of, Hold::Undo, now, &settings).ok());
+        match self.state.offsets.change(consumer, &changes.collect::<Vec<_>>()) {
+            Ok(settled) => self.wake_for(consumer, &settled),
+            Err(error) => {
+                let (group, topic) = (group.name(), topic.name());
+                tracing::debug!(%error, group, topic, "messages that nobody got are not given back");
+            }
+        }
+    }
+
+    /// Wakes who waits for what can be delivered now.
+    fn wake_for(&self, consumer: Consumer<'_>, settled: &Settled) {
         if let Some(ready) = self.state.offsets.ready.get(consumer.key()) {
             if settled.has_due {
                 ready.wake();
             }
         }
-        self.acknowledged(consumer.topic, settled.end, deadline).await?;
-        self.still_there(consumer.topic, deadline).await?;
-        Ok(settled)
     }
 
     /// What receipts say, of this group and this topic; `None` for those that are bad.
@@ -236,6 +266,7 @@ fn change_of(
         Hold::For(time) => (ms(time), OpenState::Leased, false),
         Hold::Retry => (retry_delay(settings, handle.delivery), OpenState::Waiting, false),
         Hold::RetryAfter(time) => (ms(time), OpenState::Waiting, false),
+        Hold::Suspend(time) => (ms(time), OpenState::Waiting, true),
         Hold::Undo => (0, OpenState::Waiting, true),
     };
     let due = now.get().saturating_add(after);

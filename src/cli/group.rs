@@ -274,6 +274,7 @@ struct ShownDescription<'a> {
     #[serde(flatten)]
     group: Shown<'a>,
     lag: u64,
+    lag_seconds: u64,
     ready: u64,
     leased: u64,
     waiting: u64,
@@ -293,6 +294,7 @@ struct ShownQueue {
     max: u64,
     committed: Option<u64>,
     lag: u64,
+    lag_seconds: u64,
     ready: u64,
     leased: u64,
     waiting: u64,
@@ -313,6 +315,7 @@ impl From<&QueueProgress> for ShownQueue {
             max: progress.range.max.get(),
             committed: progress.committed.map(|offset| offset.get()),
             lag: progress.lag,
+            lag_seconds: progress.lag_ms.unwrap_or(0) / 1_000,
             ready: progress.ready,
             leased: progress.leased,
             waiting: progress.waiting,
@@ -336,6 +339,12 @@ impl<'a> From<&'a GroupDescription> for ShownDescription<'a> {
         Self {
             group: Shown::from(&description.group),
             lag: sum(|queue| queue.lag),
+            lag_seconds: topic
+                .iter()
+                .flat_map(|topic| &topic.queue)
+                .map(|queue| queue.lag_seconds)
+                .max()
+                .unwrap_or(0),
             ready: sum(|queue| queue.ready),
             leased: sum(|queue| queue.leased),
             waiting: sum(|queue| queue.waiting),
@@ -358,6 +367,7 @@ impl ShownDescription<'_> {
             ("retry delays", delays.join(", ")),
             ("initial", self.group.initial.clone()),
             ("lag", self.lag.to_string()),
+            ("lag in time", time::render_length(self.lag_seconds * 1_000)),
             ("ready", self.ready.to_string()),
             ("leased", self.leased.to_string()),
             ("waiting", self.waiting.to_string()),

@@ -545,6 +545,26 @@ async fn a_group_begins_where_it_says_in_all_queues_at_once() {
 }
 
 #[tokio::test]
+async fn how_long_a_group_is_behind_is_the_age_of_its_first_open_message() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let lag = async |rig: &Rig| {
+        let rows = rig.broker.progress("g", "t", 0, 9, soon()).await.unwrap();
+        rows.iter().map(|row| row.lag_ms).collect::<Vec<_>>()
+    };
+    assert_eq!(lag(&rig).await, [None, None]);
+    rig.send_to(1, "a").await;
+    rig.pass(MINUTE);
+    rig.send_to(1, "b").await;
+    assert_eq!(lag(&rig).await, [None, Some(60_000)]);
+    let received = rig.receive_all(rig.request(&all(), 2)).await;
+    assert_eq!(rig.ack(&[&received[1].handle]).await, [true]);
+    assert_eq!(lag(&rig).await, [None, Some(60_000)], "the first one is leased, and not finished");
+    assert_eq!(rig.ack(&[&received[0].handle]).await, [true]);
+    assert_eq!(lag(&rig).await, [None, None]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_reset_ends_leases_and_a_commit_must_not() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     for body in ["a", "b", "c"] {
@@ -1312,4 +1332,81 @@ async fn work_is_found_among_very_many_queues_without_a_look_at_the_others() {
     }
     assert_eq!(rig.broker.group_counts().1, 4, "a position for each queue that moved");
     rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "one").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    rig.pass(2 * MINUTE);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.state.offsets.next_timer(), None);
+    assert_eq!(rig.seen(1).await, [(0, 0, 2, "one".to_owned())]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_delivery_to_a_consumer_that_was_not_ready_does_not_count() {
+    let rig =
+        Rig::new(1, GroupSettings { max_attempts: Some(1), ..GroupSettings::default() }).await;
+    rig.send_to(0, "one").await;
+    let first = rig.receive(1).await;
+    let held = rig.hold(&first[0].handle, Hold::Suspend(MINUTE)).await.unwrap();
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [false]);
+    assert_eq!(rig.seen(1).await, []);
+    rig.pass(MINUTE);
+    assert_eq!(rig.seen(1).await, [(0, 0, 1, "one".to_owned())]);
+    assert_eq!(rig.ack(&[&held]).await, [false]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_nobody_got_is_given_back_at_once_and_wakes_who_waits() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in ["one", "two", "three"] {
+        rig.send_to(0, body).await;
+    }
+    let got = rig.receive(3).await;
+    let handles: Vec<_> = got.iter().map(|message| message.handle.clone()).collect();
+    let filter = all();
+    let waiting = ReceiveRequest { wait: MINUTE / 2, ..rig.request(&filter, 3) };
+    let (waited, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        rig.broker.give_back("g", "t", &handles[1..]);
+    });
+    let waited: Vec<_> = waited.unwrap().messages.iter().map(seen).collect();
+    assert_eq!(waited, [(0, 1, 1, "two".to_owned()), (0, 2, 1, "three".to_owned())]);
+    assert_eq!(rig.ack(&[&handles[0], &handles[1]]).await, [true, false]);
+    // Of a group or a topic that is not there, and what is no handle.
+    rig.broker.give_back("nobody", "t", &handles);
+    rig.broker.give_back("g", "nowhere", &handles);
+    rig.broker.give_back("g", "t", &["garbage".to_owned()]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn an_unknown_group_is_made_by_its_use_as_often_as_that_may_be() {
+    let (disk, clock) = (SimDisk::new(), Arc::new(ManualClock::new(Timestamp::new(1_000_000))));
+    let store = || StoreConfig { segment_size: 4 << 20, ..StoreConfig::new("/data") };
+    let open = |config| Broker::open(Arc::new(disk.clone()), clock.clone(), store(), config);
+    let config = BrokerConfig { auto_create_limit: 1, ..BrokerConfig::default() };
+    let broker = open(config).unwrap().0;
+    broker.open_group("a", soon()).await.unwrap();
+    broker.open_group("a", soon()).await.unwrap();
+    let error = broker.open_group("b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::GroupLimit { limit: 1 }), "{error}");
+    let error = broker.open_group("a.b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::BadGroupName(_)), "{error}");
+    assert_eq!(broker.group_counts().0, 1);
+    broker.close().unwrap();
+    drop(broker);
+    let config = BrokerConfig { auto_create_groups: false, ..BrokerConfig::default() };
+    let broker = open(config).unwrap().0;
+    broker.open_group("a", soon()).await.unwrap();
+    let error = broker.open_group("b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::UnknownGroup { .. }), "{error}");
+    broker.close().unwrap();
 }

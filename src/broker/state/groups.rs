@@ -150,6 +150,8 @@ struct Unit {
     applied: PhysicalOffset,
     /// What the snapshot contained that the start began with.
     restored: PhysicalOffset,
+    /// Groups that were made because somebody named them, since the start.
+    made_by_use: u32,
 }
 
 impl GroupTable {
@@ -166,6 +168,7 @@ impl GroupTable {
                 next: GroupId::new(1),
                 applied: PhysicalOffset::ZERO,
                 restored: PhysicalOffset::ZERO,
+                made_by_use: 0,
             }),
             common: Arc::new(GroupSettings::default()),
         }
@@ -232,6 +235,43 @@ impl GroupTable {
             };
             return Ok((made, unit.applied));
         }
+        self.make(&mut unit, store, name, settings)
+    }
+
+    /// The group of a name, made as groups are that nobody has set up if there is none, unless `limit` were made that
+    /// way since the start. Blocks for one append at most.
+    ///
+    /// The answer may be given once the log is durable up to the returned position.
+    ///
+    /// # Errors
+    /// The append's: the table is unchanged. After `NotReady` await space and call again.
+    pub(crate) fn find_or_make(
+        &self,
+        store: &Store,
+        name: &str,
+        limit: u32,
+    ) -> Result<(GroupCreation, PhysicalOffset), AppendError> {
+        let mut unit = lock(&self.unit);
+        if let Some(entry) = unit.names.get(name) {
+            return Ok((GroupCreation::Ready(entry.group()), unit.applied));
+        }
+        if unit.made_by_use >= limit {
+            return Ok((GroupCreation::Limit(limit.into()), unit.applied));
+        }
+        let (made, end) = self.make(&mut unit, store, name, &self.common)?;
+        if let GroupCreation::Ready(_) = made {
+            unit.made_by_use += 1;
+        }
+        Ok((made, end))
+    }
+
+    fn make(
+        &self,
+        unit: &mut Unit,
+        store: &Store,
+        name: &str,
+        settings: &GroupSettings,
+    ) -> Result<(GroupCreation, PhysicalOffset), AppendError> {
         if unit.names.len() >= Self::MAX_GROUPS {
             let limit = u64::try_from(Self::MAX_GROUPS).unwrap_or(u64::MAX);
             return Ok((GroupCreation::Limit(limit), unit.applied));
@@ -242,7 +282,7 @@ impl GroupTable {
         let (name, settings) = (name.to_owned(), (*settings).clone());
         let transition = Transition::GroupCreated { id, name, settings };
         let end = append(store, std::slice::from_ref(&transition))?;
-        self.transition(&mut unit, transition, end);
+        self.transition(unit, transition, end);
         Ok((GroupCreation::Ready(group), end))
     }
 

@@ -565,8 +565,13 @@ impl Offsets {
         let mut unit = lock(&unit);
         let Some(leases) = &mut unit.leases else { return false };
         leases.arrange(consumer.rule());
+        let (group, topic) = consumer.key();
+        // Set by who put back what is due by now, and has been for a while: that is looked at.
+        if let Some(old) = leases.timer.take() {
+            lock(&self.timers).remove(&(old, group, topic));
+        }
         if let Some(due) = leases.next_look(now) {
-            self.set_timer(consumer.key(), leases, due);
+            self.set_timer((group, topic), leases, due);
         }
         leases.first_due(Kind::Again).is_some_and(|due| due <= now)
     }

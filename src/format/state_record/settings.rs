@@ -58,8 +58,8 @@ pub(super) fn topic_of(fields: [Field<'_>; 6]) -> Result<TopicSettings, DecodeEr
 /// Appends fields 3 to 7.
 pub(super) fn put_group(out: &mut Vec<u8>, settings: &GroupSettings) {
     let flags = u8::from(settings.enabled) * ENABLED
-        | u8::from(settings.ordered) * ORDERED
-        | u8::from(settings.one_filter) * ONE_FILTER;
+        + u8::from(settings.ordered) * ORDERED
+        + u8::from(settings.one_filter) * ONE_FILTER;
     put_field(out, 3, &[flags]);
     put_field(out, 4, &settings.max_attempts.unwrap_or(0).to_le_bytes());
     let delays: Vec<u8> = settings.retry_delays_ms.iter().flat_map(|ms| ms.to_le_bytes()).collect();

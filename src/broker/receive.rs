@@ -387,6 +387,7 @@ impl Broker {
             return Err(BrokerError::Overloaded { what: "parked receives of a group" });
         };
         // Parked first, then the look: what comes in between is not missed.
+        let _hurry = self.store.hurry();
         let now = self.store.lease_time().get();
         if receiver.ready.has_listed() || self.state.offsets.has_due(receiver.consumer, now) {
             return Ok(true);

@@ -82,7 +82,7 @@ use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
     TopicId, TopicSettings,
 };
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
 
 pub use self::allocate::AllocateWorker;
 pub use self::append::{NewRecord, Placed};
@@ -329,6 +329,8 @@ pub(crate) struct Shared {
     unflushed_arrivals: Mutex<dispatch::Unflushed>,
     /// Whether a topic is watched.
     is_watched: AtomicBool,
+    /// How many wait for what is told of watched topics.
+    hurried: AtomicUsize,
 
     arrivals: ArrivalWaiters,
     flush_waiters: PositionWaiters,
@@ -451,6 +453,16 @@ pub struct Store {
     report: Arc<StartReport>,
     pool: Arc<ReadPool>,
     threads: Arc<Threads>,
+}
+
+/// Of [`Store::hurry`].
+#[derive(Debug)]
+pub struct Hurry<'a>(&'a AtomicUsize);
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Store {
@@ -749,6 +761,16 @@ impl Store {
         self.shared.is_watched.store(true, Ordering::SeqCst);
         // As in `arrival`: whoever moves a mark does it the other way round.
         fence(Ordering::SeqCst);
+    }
+
+    /// As long as what this gives lives, each append is dispatched at once, as it is for reads that are parked: somebody
+    /// waits for what [`Applier::readable`] is told. The caller looks at what it was told once more afterwards.
+    pub fn hurry(&self) -> Hurry<'_> {
+        self.shared.hurried.fetch_add(1, Ordering::SeqCst);
+        // As in `arrival`: whoever moves a mark does it the other way round.
+        fence(Ordering::SeqCst);
+        self.shared.dispatch_signal.wake();
+        Hurry(&self.shared.hurried)
     }
 
     /// If records of a queue from an offset on are there and cannot be read yet, [`Applier::readable`] is told when

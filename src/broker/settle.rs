@@ -187,10 +187,10 @@ impl Broker {
 
     /// Wakes who waits for what can be delivered now.
     fn wake_for(&self, consumer: Consumer<'_>, settled: &Settled) {
-        if let Some(ready) = self.state.offsets.ready.get(consumer.key()) {
-            if settled.has_due {
-                ready.wake();
-            }
+        if settled.has_due
+            && let Some(ready) = self.state.offsets.ready.get(consumer.key())
+        {
+            ready.wake();
         }
     }
 

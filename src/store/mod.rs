@@ -763,8 +763,9 @@ impl Store {
         fence(Ordering::SeqCst);
     }
 
-    /// As long as what this gives lives, each append is dispatched at once, as it is for reads that are parked: somebody
-    /// waits for what [`Applier::readable`] is told. The caller looks at what it was told once more afterwards.
+    /// As long as what this gives lives, each append is dispatched at once, as it is for reads that are parked:
+    /// somebody waits for what [`Applier::readable`] is told. The caller looks at what it was told once more
+    /// afterwards.
     pub fn hurry(&self) -> Hurry<'_> {
         self.shared.hurried.fetch_add(1, Ordering::SeqCst);
         // As in `arrival`: whoever moves a mark does it the other way round.

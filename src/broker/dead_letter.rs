@@ -65,7 +65,9 @@ impl Broker {
         if let Some(due) = self.state.offsets.held(consumer, claim) {
             if consumer.is_of_dead_letters() {
                 // It is one already: it stays, and comes again after a while.
-                self.keep_for_later(consumer, due)?;
+                let change = self.later(consumer, due);
+                let change = || self.state.offsets.change(consumer, &[change]);
+                self.settled_claims(consumer, deadline, change).await?;
                 return Ok(());
             }
             match self.bury(consumer, due, DeadReason::GivenUp, deadline).await? {
@@ -165,16 +167,18 @@ impl Broker {
         consumer: Consumer<'_>,
         due: Due,
     ) -> Result<(), AppendError> {
+        self.state.offsets.change(consumer, &[self.later(consumer, due)]).map(|_| ())
+    }
+
+    fn later(&self, consumer: Consumer<'_>, due: Due) -> Change {
         let settings = consumer.group.settings();
         let pause = retry_delay(&settings, u32::MAX);
-        let claim = Claim { place: due.place, lease: due.open.lease, is_first: false };
-        let change = Change {
-            claim,
+        Change {
+            claim: Claim { place: due.place, lease: due.open.lease, is_first: false },
             due: self.store.lease_time().get().saturating_add(pause.max(1_000)),
             state: OpenState::Waiting,
             same_delivery: due.open.same_delivery,
-        };
-        self.state.offsets.change(consumer, &[change]).map(|_| ())
+        }
     }
 
     /// The topic of a group's dead letters, made if it is not there.

@@ -17,6 +17,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +34,8 @@ use super::handle::Handle;
 use super::offsets::Position;
 use super::query::unpacked;
 use super::state::groups::GroupEntry;
-use super::state::leases::{Due, Kind, Place, Ready, Repeated, Taken};
-use super::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
+use super::state::leases::{Claim, Due, Kind, Place, Ready, Repeated, Taken};
+use super::state::offsets::leased::{Change, Consumer, Fresh, Gave, Giving};
 use super::state::offsets::{By, Caller, Expected, NewOffset, Offsets, TopicCommit};
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -42,7 +43,7 @@ use super::{Broker, before};
 use crate::filter::Expression;
 use crate::format::attributes;
 use crate::format::batch::{Batch, BatchError, MetaView, TagFilter};
-use crate::format::state_record::OffsetCause;
+use crate::format::state_record::{OffsetCause, OpenState};
 use crate::message::{InitialPosition, LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::{AppendError, ReadOutcome, ReadRequest, StoredRecord};
 use crate::sync::lock;
@@ -146,10 +147,10 @@ impl ReceivedMessage {
         Ok((meta, self.batch.slice_ref(body)))
     }
 
-    /// The topic that it was sent to, if it is a dead letter.
-    pub fn dead_letter_of(&self) -> Option<&str> {
+    /// The topic that it was sent to and the id that it has there, if it is a dead letter.
+    pub fn dead_letter_of(&self) -> Option<(&str, MessageId)> {
         let letter = attributes::dead_letter(&self.attributes).ok().flatten();
-        letter.map(|letter| letter.topic_name)
+        letter.map(|letter| (letter.topic_name, letter.id))
     }
 }
 
@@ -529,9 +530,15 @@ impl Broker {
                 let now = self.store.lease_time().get();
                 let mut repeated = offsets.of_attempt(receiver.consumer, attempt, now);
                 if !repeated.due.is_empty() {
-                    self.load_again(&mut hand, &repeated.due).await?;
+                    let mut rest = repeated.due.clone();
+                    self.load_again(&mut hand, &rest).await?;
                     repeated.due = std::mem::take(&mut hand.again);
-                    return self.give(receiver, hand, &repeated, permit).await;
+                    let gone: HashSet<Place> =
+                        repeated.due.iter().chain(&hand.finished).map(|due| due.place).collect();
+                    rest.retain(|due| !gone.contains(&due.place));
+                    let look = self.give(receiver, hand, &repeated, permit).await?;
+                    self.give_rest_back(receiver, &rest);
+                    return Ok(look);
                 }
             }
             if receiver.ready.turn().is_multiple_of(2) {
@@ -548,6 +555,26 @@ impl Broker {
                 continue;
             }
             return self.give(receiver, hand, &Repeated::default(), permit).await;
+        }
+    }
+
+    /// Who tries again and has less room gets fewer messages: he does not know of the rest, so others get it.
+    fn give_rest_back(&self, receiver: &Receiver<'_>, rest: &[Due]) {
+        if rest.is_empty() {
+            return;
+        }
+        let now = self.store.lease_time().get();
+        let change = |due: &Due| Change {
+            claim: Claim { place: due.place, lease: due.open.lease, is_first: false },
+            due: now,
+            state: OpenState::Waiting,
+            same_delivery: true,
+        };
+        let changes: Vec<_> = rest.iter().map(change).collect();
+        match self.state.offsets.change(receiver.consumer, &changes) {
+            Ok(_) => receiver.ready.wake(),
+            // It comes again when its lease is over.
+            Err(error) => tracing::debug!(%error, "messages of a try cannot be given back"),
         }
     }
 

@@ -25,7 +25,7 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use crate::format::state_record::OpenState;
 use crate::message::{GroupSettings, MessageId, QueueId, Timestamp};
-use crate::store::AppendError;
+use crate::store::{AppendError, ReadError};
 
 /// The most receipts in one request.
 const MAX_RECEIPTS: u32 = MAX_RECEIVE;
@@ -232,7 +232,11 @@ impl Broker {
         let places = match read.get(&id) {
             Some(places) => places.clone(),
             None => {
-                let record = self.store.by_id(id).await?;
+                let record = match self.store.by_id(id).await {
+                    // It is gone for good.
+                    Err(ReadError::Damaged { .. }) => None,
+                    record => record?,
+                };
                 let places = record.filter(|record| record.topic == topic.id()).map(|record| {
                     let first = record.first_queue_offset.get();
                     (record.queue, first..first.saturating_add(u64::from(record.message_count)))

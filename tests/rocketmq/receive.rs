@@ -200,7 +200,7 @@ async fn each_rule_has_its_code_and_the_first_one_that_is_broken_answers() {
         asked.message_queue.as_mut().unwrap().topic = Some(resource(name));
     };
     // In the order in which they are looked at, so that each one wins over all behind it.
-    let broken: [(Break, Code); 11] = [
+    let broken: [(Break, Code); 12] = [
         (|asked| asked.message_queue = None, Code::IllegalTopic),
         (|asked| asked.group = Some(resource("a.b")), Code::IllegalConsumerGroup),
         (|asked| asked.invisible_duration = seconds(9), Code::IllegalInvisibleTime),
@@ -210,6 +210,7 @@ async fn each_rule_has_its_code_and_the_first_one_that_is_broken_answers() {
         (|asked| asked.filter_expression = sql("a = "), Code::IllegalFilterExpression),
         (|asked| asked.batch_size = 0, Code::BadRequest),
         (|asked| asked.batch_size = i32::MIN, Code::BadRequest),
+        (|asked| asked.attempt_id = Some("x".repeat(257)), Code::BadRequest),
         (
             |asked| asked.message_queue.as_mut().unwrap().topic = Some(resource("nowhere")),
             Code::TopicNotFound,
@@ -238,7 +239,7 @@ async fn each_rule_has_its_code_and_the_first_one_that_is_broken_answers() {
         let asked = ReceiveMessageRequest { group: Some(resource(name)), ..consumer.asks() };
         assert_eq!(consumer.look(asked).await.code, Code::IllegalConsumerGroup, "{name}");
     }
-    let mut asked = ReceiveMessageRequest { group: Some(resource("off")), ..consumer.asks() };
+    let mut asked = consumer.asks();
     topic(&mut asked, "closed");
     assert_eq!(consumer.look(asked).await.code, Code::Forbidden);
 }

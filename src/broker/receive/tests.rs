@@ -876,6 +876,22 @@ async fn receipts_of_one_record_from_before_a_power_cut_read_it_once() {
 }
 
 #[tokio::test]
+async fn who_tries_again_with_less_room_leaves_the_rest_to_others() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in ["1", "2", "3"] {
+        rig.send_to(0, body).await;
+    }
+    let filter = all();
+    let tried = ReceiveRequest { attempt: "one", ..rig.request(&filter, 9) };
+    assert_eq!(rig.broker.receive_messages(tried).await.unwrap().messages.len(), 3);
+    let less = ReceiveRequest { max_messages: 1, ..tried };
+    let again = rig.broker.receive_messages(less).await.unwrap().messages;
+    assert_eq!(again.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "1")]);
+    assert_eq!(rig.seen(9).await, [of(0, 1, 1, "2"), of(0, 2, 1, "3")], "that one did not count");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_next_come() {
     let rig = Rig::new(1, ordered()).await;
     rig.send_ordered("a", "a1").await;

@@ -12,7 +12,7 @@
 //! Memory: about 300 bytes for a group and its name, and eight for each pause of its own retry delays; groups with the
 //! settings of the default share them. `benches/offsets.rs` prints it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -150,8 +150,8 @@ struct Unit {
     applied: PhysicalOffset,
     /// What the snapshot contained that the start began with.
     restored: PhysicalOffset,
-    /// Groups that were made because somebody named them, since the start.
-    made_by_use: u32,
+    /// Groups that were made because somebody named them, since the start, and are there.
+    made_by_use: HashSet<GroupId>,
 }
 
 impl GroupTable {
@@ -168,7 +168,7 @@ impl GroupTable {
                 next: GroupId::new(1),
                 applied: PhysicalOffset::ZERO,
                 restored: PhysicalOffset::ZERO,
-                made_by_use: 0,
+                made_by_use: HashSet::new(),
             }),
             common: Arc::new(GroupSettings::default()),
         }
@@ -255,12 +255,12 @@ impl GroupTable {
         if let Some(entry) = unit.names.get(name) {
             return Ok((GroupCreation::Ready(entry.group()), unit.applied));
         }
-        if unit.made_by_use >= limit {
+        if unit.made_by_use.len() >= limit as usize {
             return Ok((GroupCreation::Limit(limit.into()), unit.applied));
         }
         let (made, end) = self.make(&mut unit, store, name, &self.common)?;
-        if let GroupCreation::Ready(_) = made {
-            unit.made_by_use += 1;
+        if let GroupCreation::Ready(group) = &made {
+            unit.made_by_use.insert(group.id);
         }
         Ok((made, end))
     }
@@ -334,6 +334,7 @@ impl GroupTable {
         match append(store, std::slice::from_ref(&transition)) {
             Ok(end) => {
                 self.transition(&mut unit, transition, end);
+                unit.made_by_use.remove(&entry.id);
                 Ok((Some(entry.id), end))
             }
             Err(error) => {

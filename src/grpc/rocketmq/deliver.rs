@@ -47,9 +47,9 @@ impl Delivery {
         let encoding = if meta.encoding() == 1 { Encoding::Gzip } else { Encoding::Identity };
         let is_fifo = meta.message_group().is_some();
         let message_type = if is_fifo { MessageType::Fifo } else { MessageType::Normal };
-        let dead_letter_queue = received.dead_letter_of().map(|topic| DeadLetterQueue {
+        let dead_letter_queue = received.dead_letter_of().map(|(topic, id)| DeadLetterQueue {
             topic: topic.to_owned(),
-            message_id: message_id.clone(),
+            message_id: meta.id().map_or_else(|| id.to_string(), str::to_owned),
         });
         SystemProperties {
             tag: meta.tag().map(str::to_owned),

@@ -16,6 +16,7 @@
 //! | 10 s to 12 h of leases, unless the broker renews them | `ILLEGAL_INVISIBLE_TIME` |
 //! | the filter | `ILLEGAL_FILTER_EXPRESSION` |
 //! | at least one message; more than 32 are 32 | `BAD_REQUEST` |
+//! | the name of the try, at most 256 bytes | `BAD_REQUEST` |
 //! | the topic is there, and can be read | `TOPIC_NOT_FOUND`, `FORBIDDEN` |
 //! | the group is there or may be made, and is enabled | `CONSUMER_GROUP_NOT_FOUND`, `FORBIDDEN` |
 //!
@@ -37,16 +38,20 @@ use super::deliver::Delivery;
 use super::status::{self, Refusal};
 use super::{Caller, clients, convert, time};
 use crate::broker::{Broker, BrokerError, ReceiveRequest, Received};
+use crate::filter::Expression;
 use crate::grpc::deadline_of;
 use crate::grpc::outgoing::Outgoing;
 use crate::grpc::raw::{self, Messages, Out};
 use crate::grpc::serve::Ends;
 use crate::proto::rocketmq::receive_message_response::Content;
-use crate::proto::rocketmq::{Code, ReceiveMessageRequest, ReceiveMessageResponse};
+use crate::proto::rocketmq::{Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource};
 use crate::wire::put_framed;
 
 /// Bytes of a request: a group, a topic, and a filter that is longer than it may be.
 const MAX_REQUEST: usize = 4 << 20;
+
+/// Bytes of the name of a try.
+const MAX_ATTEMPT: usize = 256;
 
 /// The most messages of an answer.
 const MAX_MESSAGES: u32 = 32;
@@ -124,6 +129,45 @@ struct Found {
     received: Received,
 }
 
+/// What a request asks for: all that is kept of it while it waits.
+struct Asked {
+    /// As the client named it.
+    resource: Option<Resource>,
+    topic: String,
+    group: String,
+    /// `None`: for as long as the client lives.
+    lease: Option<Duration>,
+    filter: Expression,
+    max_messages: u32,
+    attempt: String,
+    poll: Option<prost_types::Duration>,
+}
+
+impl Asked {
+    fn of(request: ReceiveMessageRequest) -> Result<Self, Refusal> {
+        let resource = request.message_queue.and_then(|queue| queue.topic);
+        let topic = convert::topic(resource.as_ref())?.to_owned();
+        let group = convert::group(request.group.as_ref())?.to_owned();
+        let lease = match request.auto_renew {
+            true => None,
+            false => Some(time::lease(request.invisible_duration.as_ref(), MIN_INVISIBLE)?),
+        };
+        let filter = convert::expression(request.filter_expression.as_ref())?;
+        let max_messages = u32::try_from(request.batch_size).ok().filter(|most| *most > 0);
+        let Some(max_messages) = max_messages.map(|most| most.min(MAX_MESSAGES)) else {
+            return Err(Refusal::new(Code::BadRequest, "a receive asks for one message at least"));
+        };
+        let attempt = request.attempt_id.unwrap_or_default();
+        if attempt.len() > MAX_ATTEMPT {
+            let fault =
+                format!("the attempt id has {} bytes; {MAX_ATTEMPT} is the most", attempt.len());
+            return Err(Refusal::new(Code::BadRequest, fault));
+        }
+        let poll = request.long_polling_timeout;
+        Ok(Self { resource, topic, group, lease, filter, max_messages, attempt, poll })
+    }
+}
+
 /// Waits for messages and leases them; `None`: there were none.
 async fn receive(
     broker: &Broker,
@@ -132,41 +176,40 @@ async fn receive(
     until: Instant,
     request: ReceiveMessageRequest,
 ) -> Result<Option<Found>, Refusal> {
-    let topic = request.message_queue.and_then(|queue| queue.topic);
-    let topic_name = convert::topic(topic.as_ref())?.to_owned();
-    let group = convert::group(request.group.as_ref())?.to_owned();
-    let asked = match request.auto_renew {
-        true => None,
-        false => Some(time::lease(request.invisible_duration.as_ref(), MIN_INVISIBLE)?),
-    };
-    let filter = convert::expression(request.filter_expression.as_ref())?;
-    let Some(max_messages) = u32::try_from(request.batch_size).ok().filter(|most| *most > 0) else {
-        return Err(Refusal::new(Code::BadRequest, "a receive asks for one message at least"));
-    };
+    let Asked {
+        resource,
+        topic: topic_name,
+        group,
+        lease: asked,
+        filter,
+        max_messages,
+        attempt,
+        poll,
+    } = Asked::of(request)?;
     // Looked for first: that there is no such topic is said before anything of the group.
     let entry = broker.known_topic(&topic_name, until).await?;
     if !entry.settings().access.read {
         return Err(BrokerError::Forbidden { what: "read" }.into());
     }
     broker.open_group(&group, until).await?;
-    let is_known = clients::receives(broker, caller, &group, ends, request.auto_renew);
+    let is_known = clients::receives(broker, caller, &group, ends, asked.is_none());
     let (invisible, client) = match asked {
         Some(asked) => (asked, None),
         None if is_known => (RENEWED, Some(caller.id)),
         None => (NOT_RENEWED, None),
     };
-    let poll = Poll::of(request.long_polling_timeout.as_ref(), until);
+    let poll = Poll::of(poll.as_ref(), until);
     let received = broker
         .receive_messages(ReceiveRequest {
             group: &group,
             topic: &topic_name,
             filter: &filter,
-            max_messages: max_messages.min(MAX_MESSAGES),
+            max_messages,
             max_bytes: MAX_BYTES,
             invisible,
             client,
             wait: poll.wait,
-            attempt: request.attempt_id.as_deref().unwrap_or_default(),
+            attempt: &attempt,
             deadline: until,
         })
         .await?;
@@ -174,7 +217,7 @@ async fn receive(
         return poll.over(caller).map(|()| None);
     }
     let store_host = ends.map(|ends| ends.local.to_string()).unwrap_or_default();
-    let delivery = Delivery { topic, store_host, invisible: time::wire(invisible) };
+    let delivery = Delivery { topic: resource, store_host, invisible: time::wire(invisible) };
     Ok(Some(Found { group, topic: topic_name, delivery, received }))
 }
 

@@ -15,10 +15,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Broker;
-use super::cut;
 use super::error::BrokerError;
 use super::handle::Handle;
-use super::receive::index_in;
+use super::receive::{cut_off, index_in};
 use super::settle::retry_delay;
 use super::state::leases::{Claim, Due};
 use super::state::offsets::leased::{Change, Consumer, DEAD_LETTERS, FinishedBy};
@@ -114,7 +113,7 @@ impl Broker {
         let record = self.record_at(consumer.topic, queue, offset).await?;
         let found = record.and_then(|record| index_in(&record, offset).map(|at| (record, at)));
         let letter = match &found {
-            Some((record, index)) => letter(consumer, record, *index, due, reason),
+            Some((record, index)) => letter(consumer, record, *index, due, reason).await,
             None => None,
         };
         loop {
@@ -213,14 +212,14 @@ fn name_of(group: &str) -> String {
 }
 
 /// The copy of a message, and what is said of it; `None` if it cannot be had any more.
-fn letter(
+async fn letter(
     consumer: Consumer<'_>,
     record: &StoredRecord,
     index: u16,
     due: Due,
     reason: DeadReason,
 ) -> Option<(Bytes, Bytes)> {
-    let batch = match cut::cut(record, &[index]) {
+    let batch = match cut_off(record.clone(), vec![index]).await {
         Ok(mut batches) => batches.pop()?,
         Err(error) => {
             tracing::error!(%error, "a message cannot become a dead letter");

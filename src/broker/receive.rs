@@ -985,7 +985,10 @@ pub(super) fn index_in(record: &StoredRecord, offset: QueueOffset) -> Option<u16
 }
 
 /// Messages of a record, on a thread of their own if that takes long.
-async fn cut_off(record: StoredRecord, indexes: Vec<u16>) -> Result<Vec<Bytes>, BrokerError> {
+pub(super) async fn cut_off(
+    record: StoredRecord,
+    indexes: Vec<u16>,
+) -> Result<Vec<Bytes>, BrokerError> {
     if cut::is_compressed(&record)? {
         unpacked(spawn_blocking(move || cut::cut(&record, &indexes)).await)?
     } else {

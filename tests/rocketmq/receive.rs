@@ -428,6 +428,33 @@ async fn what_a_client_that_went_away_was_not_sent_is_delivered_again_at_once_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_push_consumer_that_went_away_in_an_answer_all_of_it_is_delivered_again() {
+    let server = Server::start().await;
+    server.create("t", TopicType::Normal, 1).await;
+    let large =
+        |n: usize| Message { body: vec![7; 1 << 20].into(), ..message("t", &n.to_string()) };
+    for n in 0..3 {
+        assert_eq!(server.code_of(vec![large(n)]).await, Code::Ok);
+    }
+    let consumer = Consumer::new(&server, "g", "t");
+    let asked = ReceiveMessageRequest { auto_renew: true, ..consumer.asks() };
+    let mut frames = consumer.frames(asked, Duration::from_secs(8)).await;
+    let first = soon(frames.message()).await.unwrap().unwrap();
+    assert!(matches!(first.content, Some(Content::Status(_))), "{first:?}");
+    drop(frames);
+    let mut again = Vec::new();
+    while again.len() < 3 {
+        let answer = consumer.receive(consumer.asks()).await;
+        assert_eq!(answer.code, Code::Ok);
+        again.extend(answer.messages);
+    }
+    let mut ids: Vec<_> = again.iter().map(|one| system(one).message_id.clone()).collect();
+    ids.sort();
+    assert_eq!(ids, ["0", "1", "2"]);
+    assert!(again.iter().all(|one| attempt(one) == 1), "none of them counted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_parked_receive_ends_with_what_happens_to_its_topic_its_group_and_the_broker() {
     let server = Server::start().await;
     server.create("t", TopicType::Normal, 1).await;

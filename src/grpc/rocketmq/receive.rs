@@ -23,7 +23,8 @@
 //! Which queue a request names does not matter: all are served.
 //!
 //! A client that goes away while it waits leaves nothing behind. What was leased for one and not handed to its
-//! connection is given back, and that delivery does not count.
+//! connection is given back, and that delivery does not count; all of the answer is if the leases last for as long as
+//! the client lives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,6 +126,8 @@ where
 struct Found {
     group: String,
     topic: String,
+    /// Its leases last for as long as the client lives.
+    is_bound: bool,
     delivery: Delivery,
     received: Received,
 }
@@ -218,7 +221,8 @@ async fn receive(
     }
     let store_host = ends.map(|ends| ends.local.to_string()).unwrap_or_default();
     let delivery = Delivery { topic: resource, store_host, invisible: time::wire(invisible) };
-    Ok(Some(Found { group, topic: topic_name, delivery, received }))
+    let is_bound = client.is_some();
+    Ok(Some(Found { group, topic: topic_name, is_bound, delivery, received }))
 }
 
 /// How long a receive waits.
@@ -261,10 +265,10 @@ impl Poll {
 impl Found {
     /// Sends it all, and gives back what the client was not there for any more.
     async fn leave(self, broker: &Broker, out: &Out) {
-        let Self { group, topic, delivery, received } = self;
+        let Self { group, topic, is_bound, delivery, received } = self;
         let Received { messages, mut permit } = received;
         let handles = messages.iter().map(|message| message.handle.clone()).collect();
-        let mut left = Left { broker, group, topic, handles, handed: 0 };
+        let mut left = Left { broker, group, topic, is_bound, handles, handed: 0 };
         let mut frames = BytesMut::new();
         put(&mut frames, Content::Status(status::ok()));
         let mut waiting = 0;
@@ -291,6 +295,7 @@ struct Left<'a> {
     broker: &'a Broker,
     group: String,
     topic: String,
+    is_bound: bool,
     /// In the order in which they are handed over.
     handles: Vec<String>,
     handed: usize,
@@ -298,7 +303,11 @@ struct Left<'a> {
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
-        if let Some(left) = self.handles.get(self.handed..).filter(|left| !left.is_empty()) {
+        let left = self.handles.get(self.handed..).filter(|left| !left.is_empty());
+        // What was handed over may have been thrown away with the rest, by a client that lives on: then nobody would
+        // get it for hours.
+        let left = if self.is_bound { left.and(self.handles.get(..)) } else { left };
+        if let Some(left) = left {
             self.broker.give_back(&self.group, &self.topic, left);
         }
     }

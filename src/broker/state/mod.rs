@@ -5,7 +5,7 @@
 //! | the topic table | [`topics`] | names, ids, configurations, what of a topic is gone, and the counter of ids |
 //! | the session table; each session | [`sessions`] | names and the counter of ids; epoch, sequence, the last batches |
 //! | the group table | [`groups`] | names, ids, settings of consumer groups, and the counter of ids |
-//! | a (group, topic) | [`offsets`], [`leases`] | the committed offset of each queue; the changes of it that are remembered; what consumers have of it |
+//! | a (group, topic) | [`offsets`], `leases` | the committed offset of each queue; the changes of it that are remembered; what consumers have of it |
 //!
 //! A unit has one short mutex. A change happens under it in this order: decide, append the state record, apply. So the
 //! order in the log is the order of decisions. Replay after a start runs the same transition function.

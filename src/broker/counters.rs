@@ -159,6 +159,8 @@ pub struct Counters {
     pub filtered: Counter,
     /// Messages finished for a group because they are gone, or cannot be read any more.
     pub gone: Counter,
+    /// Dead letters that went back to their topics.
+    pub redriven: Counter,
     /// Messages that became dead letters.
     pub dead_letters: Counter,
     refusals: Vec<Counter>,
@@ -185,6 +187,7 @@ impl Default for Counters {
             filter_mismatches: Counter::default(),
             filtered: Counter::default(),
             gone: Counter::default(),
+            redriven: Counter::default(),
             dead_letters: Counter::default(),
             refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
         }

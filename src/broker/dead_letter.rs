@@ -207,7 +207,7 @@ impl Broker {
 }
 
 /// The name of the topic of a group's dead letters.
-fn name_of(group: &str) -> String {
+pub(super) fn name_of(group: &str) -> String {
     format!("{DEAD_LETTERS}{group}")
 }
 

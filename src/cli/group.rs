@@ -1,16 +1,16 @@
-//! `mainstem group`: make, list, show, change and delete consumer groups.
+//! `mainstem group`: make, list, show, change and delete consumer groups, and send their dead letters back.
 
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::error::Failure;
+use super::error::{Exit, Failure};
 use super::offset::{PROGRESS, progress_cells};
 use super::output::{Output, Row, fields, say, table};
 use super::{Connection, patiently, time};
-use crate::client::{Group, GroupDescription, GroupSettings, QueueProgress};
-use crate::message::InitialPosition;
+use crate::client::{Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run};
+use crate::message::{InitialPosition, MessageId};
 
 /// Make, list, show, change and delete consumer groups
 #[derive(Debug, Subcommand)]
@@ -29,6 +29,11 @@ pub(crate) enum GroupCommand {
     /// What is not named stays as it is.
     #[command(after_help = UPDATE_EXAMPLES)]
     Update(UpdateArgs),
+    /// Send dead letters of a group back to the topics that they come from
+    ///
+    /// All groups that read the topic get them again. Each is in one of the two topics, whatever happens.
+    #[command(after_help = REDRIVE_EXAMPLES)]
+    Redrive(RedriveArgs),
     /// Delete a consumer group with its committed offsets
     ///
     /// Pulls that wait in its name end at once. A group made later under the same name is another one.
@@ -45,6 +50,29 @@ const UPDATE_EXAMPLES: &str = "\
 Examples:
   mainstem group update billing --disable
   mainstem group update billing --enable --max-attempts unlimited";
+
+const REDRIVE_EXAMPLES: &str = "\
+Examples:
+  mainstem pull -t %DLQ%billing                 what there is, with its ids
+  mainstem group redrive billing --dry-run      what would go, and where to
+  mainstem group redrive billing --id 1-1a30-0  this one";
+
+/// Which dead letters go back.
+#[derive(Debug, Args)]
+pub(crate) struct RedriveArgs {
+    /// The group
+    name: String,
+    /// Only the one with this id among the dead letters; may be given again
+    #[arg(long = "id", value_name = "ID")]
+    ids: Vec<MessageId>,
+    /// At most so many
+    #[arg(short = 'n', value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    max: u32,
+    /// Say what would go and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
 
 /// What a group is made with.
 #[derive(Debug, Args)]
@@ -203,6 +231,26 @@ pub(crate) async fn run(
             let shown = ShownDescription::from(&description);
             output.one(&shown, || shown.table())?;
         }
+        GroupCommand::Redrive(args) => {
+            let run = if args.dry_run { Run::Dry } else { Run::Real };
+            // Not repeated: what went before an error is told by the next call.
+            let redriven = client.redrive(&args.name, &args.ids, args.max, run).await?;
+            let mut many = output.many(REDRIVEN);
+            for one in &redriven {
+                many.push(&ShownRedriven::from(one))?;
+            }
+            many.finish()?;
+            let stayed = redriven.iter().filter(|one| one.fault.is_some()).count();
+            match (redriven.len(), args.dry_run) {
+                (0, _) => say("no dead letters that nobody has"),
+                (_, true) => say("a dry run: nothing is changed"),
+                _ => {}
+            }
+            if stayed > 0 {
+                let what = format!("{stayed} of {} stay where they are", redriven.len());
+                return Err(Failure::new(Exit::Failed, what).into());
+            }
+        }
         GroupCommand::Delete(args) => {
             patiently(|| client.delete_group(&args.name)).await?;
             let deleted = Deleted { deleted: &args.name };
@@ -210,6 +258,28 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+const REDRIVEN: &[&str] = &["DEAD LETTER", "TOPIC", "STAYS"];
+
+#[derive(Serialize)]
+struct ShownRedriven<'a> {
+    id: String,
+    topic: &'a str,
+    fault: Option<&'a str>,
+}
+
+impl<'a> From<&'a Redriven> for ShownRedriven<'a> {
+    fn from(one: &'a Redriven) -> Self {
+        Self { id: one.id.to_string(), topic: &one.topic, fault: one.fault.as_deref() }
+    }
+}
+
+impl Row for ShownRedriven<'_> {
+    fn cells(&self) -> Vec<String> {
+        let stays = self.fault.map_or(String::new(), str::to_owned);
+        vec![self.id.clone(), self.topic.to_owned(), stays]
+    }
 }
 
 const HEADER: &[&str] = &["NAME", "ENABLED", "ORDERED", "ATTEMPTS", "INITIAL", "ID"];

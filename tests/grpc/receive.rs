@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use mainstem::client::{
-    Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Reason, Receive,
+    Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Reason, Receive, Redriven,
+    Run,
 };
 use mainstem::message::{QueueId, QueueOffset};
-use mainstem::proto::{ExtendEntry, ExtendRequest, TopicConfig};
+use mainstem::proto::{ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, TopicConfig};
 use tonic::Code;
 
-use crate::support::{Server, batch, refusal, refused, to};
+use crate::support::{Server, batch, refusal, refused, soon, to};
 
 const RECEIVE: Receive<'_> = Receive {
     group: "g",
@@ -99,6 +100,41 @@ async fn who_waits_gets_the_message_that_comes() {
         server.send(to("t", Some(1), batch(&["d"]))).await.unwrap();
     });
     assert_eq!(bodies(&received.unwrap()), wanted(&[("d", 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_sent_back_by_its_id() {
+    let (server, client) = server().await;
+    let settings = GroupSettings { max_attempts: Some(Some(1)), ..GroupSettings::default() };
+    client.update_group("g", &settings).await.unwrap();
+    let leased = all_three(&client).await;
+    let given_up = leased.iter().find(|one| one.message.body.as_ref() == b"c").unwrap();
+    client.extend("g", "t", &[(given_up.handle.as_str(), Hold::Retry)]).await.unwrap();
+    let dead = Receive { group: "readers", topic: "%DLQ%g", ..RECEIVE };
+    client.create_group("readers", &GroupSettings::default()).await.unwrap();
+    let dead = soon(async {
+        loop {
+            match client.receive(&dead).await {
+                Ok(mut dead) if !dead.is_empty() => break dead.remove(0),
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    })
+    .await;
+    let planned = client.redrive("g", &[], 9, Run::Dry).await.unwrap();
+    let back = Redriven { id: dead.message.id, topic: "t".to_owned(), fault: None };
+    assert_eq!(planned, std::slice::from_ref(&back));
+    assert_eq!(client.redrive("g", &[dead.message.id], 9, Run::Real).await.unwrap(), [back]);
+    assert_eq!(client.redrive("g", &[], 9, Run::Real).await.unwrap(), []);
+    let again = client.receive(&Receive { wait: Duration::from_secs(20), ..RECEIVE }).await;
+    assert_eq!(bodies(&again.unwrap()), wanted(&[("c", 1)]));
+    let request = RedriveDeadLettersRequest {
+        group: "g".to_owned(),
+        ids: vec!["nonsense".to_owned()],
+        ..RedriveDeadLettersRequest::default()
+    };
+    let answer = server.admin.clone().redrive_dead_letters(request).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

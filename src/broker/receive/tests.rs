@@ -6,7 +6,8 @@ use super::*;
 use crate::broker::state::leases::Claim;
 use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
-    Introduction, NewMessage, Position, ResetRequest, Run, SendMessages, SendRequest,
+    Introduction, NewMessage, Position, RedriveFault, RedriveRequest, Redriven, ResetRequest, Run,
+    SendMessages, SendRequest,
 };
 use crate::file::Operation;
 use crate::filter::Language;
@@ -1062,6 +1063,67 @@ async fn who_waits_finds_what_other_settings_of_the_group_let_him_have() {
     });
     let second = received.unwrap().messages;
     assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "a2")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let other = TopicSettings::open(1, FlushMode::Async, TopicType::Mixed);
+    rig.broker.create_topic("gone", other, soon()).await.unwrap();
+    for (topic, bodies) in [("t", ["a", "b", "c"].as_slice()), ("gone", &["d"])] {
+        for body in bodies {
+            let mut batch = BatchBuilder::new();
+            let meta = NewMeta { tag: Some("x"), keys: vec!["k"], ..NewMeta::default() };
+            batch.push(&meta, body.as_bytes());
+            let (queue, batch) = (Some(QueueId::ZERO), batch.finish());
+            let request = SendRequest { topic, queue, batch, session: None, deadline: soon() };
+            rig.broker.send(request).await.unwrap();
+        }
+        let filter = all();
+        let receive = ReceiveRequest { topic, ..rig.request(&filter, 9) };
+        for message in rig.receive_all(receive).await {
+            let forwarded = rig.broker.forward_to_dead_letters("g", topic, &message.handle, soon());
+            forwarded.await.unwrap();
+        }
+    }
+    rig.broker.delete_topic("gone", soon()).await.unwrap();
+
+    let redrive = async |rig: &Rig, ids: &[MessageId], max, run| {
+        let deadline = soon();
+        let request = RedriveRequest { group: "g", ids, max, run, deadline };
+        rig.broker.redrive(&request).await.unwrap()
+    };
+    let planned = redrive(&rig, &[], 9, Run::Dry).await;
+    let faults = |all: &[Redriven]| all.iter().map(|one| one.fault).collect::<Vec<_>>();
+    assert_eq!(faults(&planned), [None, None, None, Some(RedriveFault::NoTopic)]);
+    assert_eq!(rig.seen(9).await, [], "nothing went");
+    // One that was chosen, then the first of those that are left.
+    let second = planned[1].id;
+    let chosen = redrive(&rig, &[second], 9, Run::Real).await;
+    assert_eq!(chosen, [Redriven { id: second, topic: "t".into(), fault: None }]);
+    assert_eq!(redrive(&rig, &[second], 9, Run::Real).await, [], "it is no dead letter any more");
+    let first = redrive(&rig, &[], 1, Run::Real).await;
+    assert_eq!(first, [Redriven { id: planned[0].id, topic: "t".into(), fault: None }]);
+    let rig = rig.again();
+    let rest = redrive(&rig, &[], 9, Run::Real).await;
+    assert_eq!(faults(&rest), [None, Some(RedriveFault::NoTopic)]);
+    let received = rig.receive(9).await;
+    let mut back: Vec<_> = received.iter().map(seen).collect();
+    back.sort();
+    assert_eq!(back, [of(0, 3, 1, "b"), of(0, 4, 1, "a"), of(0, 5, 1, "c")]);
+    let batch = Batch::parse(&received[0].batch).unwrap();
+    let meta = batch.metas().next().unwrap().unwrap();
+    assert_eq!((meta.tag(), meta.keys().collect::<Vec<_>>()), (Some("x"), vec!["k"]));
+    assert_eq!(received[0].dead_letter_of(), None);
+    let left = redrive(&rig, &[], 9, Run::Real).await;
+    assert_eq!(faults(&left), [Some(RedriveFault::NoTopic)], "it stays, and can be tried again");
+    assert_eq!(rig.broker.counters().redriven.get(), 1, "since the start");
+    let none =
+        RedriveRequest { group: "nobody", ids: &[], max: 1, run: Run::Dry, deadline: soon() };
+    assert!(matches!(rig.broker.redrive(&none).await, Err(BrokerError::UnknownGroup { .. })));
+    let many = RedriveRequest { max: MAX_RECEIVE + 1, ..none };
+    assert!(matches!(rig.broker.redrive(&many).await, Err(BrokerError::TooLarge { .. })));
     rig.broker.close().unwrap();
 }
 

@@ -67,7 +67,9 @@ impl StoreClock {
 
     /// The stamp for what is appended or looked at now, given wall time. No later stamp is lower.
     pub fn stamp(&self, wall: Timestamp) -> Timestamp {
-        let before = self.last.fetch_max(wall.get(), Ordering::Relaxed);
+        // SeqCst: who changes a limit of age reads the clock between two marks, and who looks beside him looks at
+        // those.
+        let before = self.last.fetch_max(wall.get(), Ordering::SeqCst);
         Timestamp::new(before.max(wall.get()))
     }
 

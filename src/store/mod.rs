@@ -680,6 +680,17 @@ impl Store {
         (cuts.below, cuts.before)
     }
 
+    /// Keeps messages of a topic longer from now on, by settings that are the same else. What is gone at this moment
+    /// stays gone: records that start below the place, or were stored before the time, that this gives.
+    pub fn keep_longer(
+        &self,
+        topic: &TopicHandle,
+        settings: &TopicSettings,
+    ) -> (PhysicalOffset, Timestamp) {
+        let cuts = topic.keep_longer(|| self.shared.store_time(), settings);
+        (cuts.below, cuts.before)
+    }
+
     /// Gives a topic other settings while nothing is appended, so that what anybody saw of an async topic stays
     /// visible when it becomes a sync one.
     pub fn configure(&self, topic: &TopicHandle, settings: &TopicSettings) {

@@ -962,6 +962,8 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
         for handle in rig.bodies(2).await.1 {
             rig.broker.forward_to_dead_letters("g", "t", &handle, soon()).await.unwrap();
         }
+        let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+        rig.broker.store.caught_up(topic.handle()).await;
         let filter = all();
         let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 9) };
         let mut handles = Vec::new();

@@ -130,10 +130,11 @@ impl Broker {
         self.client.clients("").await.unwrap().0
     }
 
-    /// Waits until a client has a stream over which it can get commands.
-    pub(crate) async fn until_somebody_can_be_told(&self) {
+    /// Waits until so many clients have a stream over which they can get commands.
+    pub(crate) async fn until_can_be_told(&self, clients: usize) {
         soon("a stream", async {
-            while self.clients().await.iter().all(|client| client.streams == 0) {
+            while self.clients().await.iter().filter(|client| client.streams > 0).count() < clients
+            {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })

@@ -176,7 +176,7 @@ async fn sends_steadily(language: Language) {
     if let Language::Java = language {
         // It opens its stream again a second after the old one broke. Closed in just that moment, it would wait for the
         // new one's end for ever.
-        broker.until_somebody_can_be_told().await;
+        broker.until_can_be_told(1).await;
     }
     acknowledged.extend(program.end().await.iter().filter_map(clients::acknowledged));
     let stored: BTreeSet<_> = broker.read("plain").await.iter().map(|m| id(m).to_owned()).collect();

@@ -74,6 +74,7 @@ fn measure(bench: &mut Bench, name: &str, ordered: bool, in_record: usize) {
     let deadline = soon() + Duration::from_secs(3_600);
     let round = async || {
         let request = ReceiveRequest {
+            client: None,
             group: GROUP,
             topic: TOPIC,
             filter: &filter,

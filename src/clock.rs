@@ -67,7 +67,9 @@ impl StoreClock {
 
     /// The stamp for what is appended or looked at now, given wall time. No later stamp is lower.
     pub fn stamp(&self, wall: Timestamp) -> Timestamp {
-        let before = self.last.fetch_max(wall.get(), Ordering::Relaxed);
+        // SeqCst: who changes a limit of age reads the clock between two marks, and who looks beside him looks at
+        // those.
+        let before = self.last.fetch_max(wall.get(), Ordering::SeqCst);
         Timestamp::new(before.max(wall.get()))
     }
 
@@ -77,8 +79,9 @@ impl StoreClock {
     }
 }
 
-/// The clock of what ends after a while: the store clock as it was at the start, and what went by since. Turning the
-/// machine's clock neither ends everything at once nor keeps it for ever.
+/// The clock of what ends after a while: the store clock as it was at the start, or what this clock read when it was
+/// last written down if that is more, and what went by since. Turning the machine's clock neither ends everything at
+/// once nor keeps it for ever.
 #[derive(Clone, Copy, Debug)]
 pub struct SteadyClock {
     began: Timestamp,

@@ -106,7 +106,9 @@ pub struct StoreSection {
 pub struct BrokerSection {
     /// Whether a send to an unknown valid name makes the topic.
     pub auto_create_topics: bool,
-    /// How many topics may be made that way while the process runs.
+    /// Whether a receive of a RocketMQ client in the name of an unknown valid group makes it.
+    pub auto_create_groups: bool,
+    /// How many topics, and how many groups, may be made that way while the process runs.
     pub auto_create_limit: u32,
     /// Bytes of batches in work at once.
     pub inflight_sends: ByteSize,
@@ -247,6 +249,7 @@ impl Default for BrokerSection {
         let broker = BrokerConfig::default();
         Self {
             auto_create_topics: broker.auto_create_topics,
+            auto_create_groups: broker.auto_create_groups,
             auto_create_limit: broker.auto_create_limit,
             inflight_sends: ByteSize(broker.inflight_send_bytes),
             inflight_replies: ByteSize(broker.inflight_reply_bytes),
@@ -435,6 +438,7 @@ impl Config {
     pub fn broker(&self) -> BrokerConfig {
         BrokerConfig {
             auto_create_topics: self.broker.auto_create_topics,
+            auto_create_groups: self.broker.auto_create_groups,
             auto_create_limit: self.broker.auto_create_limit,
             inflight_send_bytes: self.broker.inflight_sends.0,
             inflight_reply_bytes: self.broker.inflight_replies.0,
@@ -551,7 +555,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 25, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 26, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]

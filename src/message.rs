@@ -243,6 +243,8 @@ pub struct GroupSettings {
     pub enabled: bool,
     /// Whether messages of one message group are delivered one after the other.
     pub ordered: bool,
+    /// Whether all its members must use one filter for a topic; who uses another one is refused.
+    pub one_filter: bool,
     /// Deliveries of one message, the first included. `None`: without a limit.
     pub max_attempts: Option<u32>,
     /// The pause before the second delivery, the third and so on, in milliseconds; the last one goes on.
@@ -261,6 +263,7 @@ impl Default for GroupSettings {
         Self {
             enabled: true,
             ordered: false,
+            one_filter: false,
             max_attempts: Some(17),
             retry_delays_ms: [&seconds[..], &minutes].concat(),
             initial_position: InitialPosition::Earliest,

@@ -41,12 +41,16 @@ pub(crate) enum WireError {
 
 /// One message with its prefix, as one piece.
 pub(crate) fn framed(message: &impl Message) -> Bytes {
-    let len = message.encoded_len();
-    let mut out = BytesMut::with_capacity(PREFIX + len);
-    put_prefix(&mut out, len);
-    // The buffer grows as needed, so it is never too short.
-    let _ = message.encode(&mut out);
+    let mut out = BytesMut::with_capacity(PREFIX + message.encoded_len());
+    put_framed(&mut out, message);
     out.freeze()
+}
+
+/// Adds one message with its prefix.
+pub(crate) fn put_framed(out: &mut BytesMut, message: &impl Message) {
+    put_prefix(out, message.encoded_len());
+    // The buffer grows as needed, so it is never too short.
+    let _ = message.encode(out);
 }
 
 /// What stands before a message of `len` bytes.

@@ -10,10 +10,14 @@
 //! | bytes of names and expressions | those of all streams' names together | the same |
 //! | streams of a client that get commands | [`MAX_STREAMS`] | the oldest one gets none any more |
 //!
+//! What is leased to a client for as long as it lives ends when it is silent for [`SILENCE`], when its last stream is
+//! closed and nothing is heard of it for [`RETURN`], or when it says goodbye. After a start each has [`SILENCE`] to
+//! make itself known again.
+//!
 //! One mutex, held for a look-up or a walk; nobody waits under it. Who holds a stream is told of changes by a wake-up
 //! that is never lost and never counted: many changes before he looks are one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -21,6 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::budget::Permit;
 use super::error::BrokerError;
@@ -33,6 +38,12 @@ pub const MAX_CLIENTS: usize = 100_000;
 
 /// How long a client may be silent, without a stream, before it is forgotten.
 pub const CLIENT_EXPIRY: Duration = Duration::from_secs(120);
+
+/// How long a client may be silent before what is leased to it for as long as it lives is over.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// How long a client may be silent behind the end of its last stream before the same.
+const RETURN: Duration = Duration::from_secs(15);
 
 /// The most streams of a client that can get commands.
 const MAX_STREAMS: usize = 16;
@@ -163,15 +174,31 @@ impl Drop for ClientStream {
 }
 
 /// All clients.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Clients {
     known: Mutex<Known>,
+    since: Instant,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { known: Mutex::default(), since: Instant::now() }
+    }
+}
+
+/// What a client is known by in leases, never 0.
+pub(crate) fn hash_of(id: &str) -> u64 {
+    xxh3_64(id.as_bytes()).max(1)
 }
 
 #[derive(Debug, Default)]
 struct Known {
     /// In order, for pages.
     by_id: BTreeMap<Arc<str>, Entry>,
+    /// Of two with one hash the later one.
+    by_hash: HashMap<u64, Arc<str>, foldhash::fast::RandomState>,
+    /// Hashes of those that said goodbye while others may still return from before the start.
+    left: HashSet<u64, foldhash::fast::RandomState>,
     /// When silent ones were last looked for.
     swept: Option<Instant>,
 }
@@ -182,6 +209,8 @@ struct Entry {
     address: Option<SocketAddr>,
     since: Instant,
     seen: Instant,
+    /// Nothing was heard of it since its last stream ended.
+    is_cut_off: bool,
     /// The one over which it introduced itself last is the last.
     streams: Vec<Arc<Notify>>,
     _bytes: Permit,
@@ -191,12 +220,23 @@ impl Entry {
     fn is_gone(&self, now: Instant) -> bool {
         self.streams.is_empty() && now.saturating_duration_since(self.seen) > CLIENT_EXPIRY
     }
+
+    fn lives(&self, now: Instant) -> bool {
+        let silence = if self.is_cut_off { RETURN } else { SILENCE };
+        now.saturating_duration_since(self.seen) <= silence
+    }
 }
 
 impl Known {
     fn sweep(&mut self, now: Instant) {
         self.swept = Some(now);
-        self.by_id.retain(|_, entry| !entry.is_gone(now));
+        let by_hash = &mut self.by_hash;
+        self.by_id.retain(|id, entry| {
+            if entry.is_gone(now) {
+                by_hash.remove(&hash_of(id));
+            }
+            !entry.is_gone(now)
+        });
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -240,8 +280,13 @@ impl Clients {
             streams.push(Arc::clone(stream));
         }
         let introduction = Arc::new(introduction);
-        let entry = Entry { introduction, address, since, seen: now, streams, _bytes: permit };
-        known.by_id.insert(id.into(), entry);
+        let (seen, is_cut_off) = (now, false);
+        let entry =
+            Entry { introduction, address, since, seen, is_cut_off, streams, _bytes: permit };
+        let id: Arc<str> = id.into();
+        known.left.remove(&hash_of(&id));
+        known.by_hash.insert(hash_of(&id), Arc::clone(&id));
+        known.by_id.insert(id, entry);
         true
     }
 
@@ -259,8 +304,36 @@ impl Clients {
         let now = Instant::now();
         let mut known = lock(&self.known);
         let entry = known.by_id.get_mut(id).filter(|entry| !entry.is_gone(now))?;
-        entry.seen = now;
+        (entry.seen, entry.is_cut_off) = (now, false);
         Some(Arc::clone(&entry.introduction))
+    }
+
+    /// Whether the client of a hash lives, as far as leases go.
+    pub(super) fn lives(&self, hash: u64) -> bool {
+        let now = Instant::now();
+        let known = lock(&self.known);
+        let entry = known.by_hash.get(&hash).and_then(|id| known.by_id.get(id));
+        match entry {
+            Some(entry) => entry.lives(now),
+            None => self.may_return(now) && !known.left.contains(&hash),
+        }
+    }
+
+    /// Whether clients of before the start have not had the time to come back.
+    fn may_return(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) <= SILENCE
+    }
+
+    fn forget(&self, id: &str) -> bool {
+        let (hash, now) = (hash_of(id), Instant::now());
+        let mut known = lock(&self.known);
+        known.by_hash.remove(&hash);
+        if !self.may_return(now) {
+            known.left = HashSet::default();
+        } else if known.left.len() < MAX_CLIENTS {
+            known.left.insert(hash);
+        }
+        known.by_id.remove(id).is_some()
     }
 
     fn closed(&self, id: &str, waker: &Arc<Notify>) {
@@ -270,6 +343,7 @@ impl Clients {
             entry.streams.retain(|other| !Arc::ptr_eq(other, waker));
             if entry.streams.len() < before {
                 entry.seen = now;
+                entry.is_cut_off = entry.streams.is_empty();
             }
         }
     }
@@ -319,9 +393,10 @@ impl Broker {
         self.clients.seen(id)
     }
 
-    /// Forgets a client that says goodbye. Returns whether it was known.
+    /// Forgets a client that says goodbye; what is leased to it for as long as it lives is over soon. Returns whether
+    /// it was known.
     pub fn forget_client(&self, id: &str) -> bool {
-        lock(&self.clients.known).by_id.remove(id).is_some()
+        self.clients.forget(id)
     }
 
     /// How many clients are known. One that is silent for longer than [`CLIENT_EXPIRY`] counts for twice that at most.
@@ -381,6 +456,48 @@ mod tests {
             topics: vec!["x".repeat(100); topics],
             subscriptions: Vec::new(),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_end_with_a_goodbye_also_right_after_a_start() {
+        let (clients, names) = (Clients::default(), Budget::new(1 << 20));
+        assert!(clients.introduce("a", introduction("g", 0), None, None, &names));
+        assert!(clients.forget("a") && !clients.forget("of before"));
+        for gone in ["a", "of before"] {
+            assert!(!clients.lives(hash_of(gone)), "{gone}");
+        }
+        assert!(clients.lives(hash_of("another")));
+        assert!(clients.introduce("a", introduction("g", 0), None, None, &names));
+        assert!(clients.lives(hash_of("a")));
+        tokio::time::advance(SILENCE + Duration::from_secs(1)).await;
+        assert!(clients.forget("a"));
+        assert_eq!(lock(&clients.known).left.len(), 0, "nothing is kept for longer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_end_with_silence_sooner_behind_a_stream_and_not_for_a_minute_after_a_start() {
+        let (clients, names) = (Arc::new(Clients::default()), Budget::new(1 << 20));
+        let second = Duration::from_secs(1);
+        assert!(clients.lives(hash_of("of before")));
+        let waker: Arc<Notify> = Arc::default();
+        let stream = ClientStream { clients: Arc::clone(&clients), id: "a".into(), waker };
+        assert!(clients.introduce("a", introduction("g", 0), None, Some(&stream.waker), &names));
+        tokio::time::advance(SILENCE).await;
+        assert!(clients.lives(hash_of("a")) && clients.lives(hash_of("of before")));
+        tokio::time::advance(second).await;
+        assert!(!clients.lives(hash_of("a")) && !clients.lives(hash_of("of before")));
+        assert!(clients.seen("a").is_some());
+        assert!(clients.lives(hash_of("a")));
+        drop(stream);
+        tokio::time::advance(RETURN).await;
+        assert!(clients.lives(hash_of("a")));
+        tokio::time::advance(second).await;
+        assert!(!clients.lives(hash_of("a")));
+        assert!(clients.seen("a").is_some());
+        tokio::time::advance(SILENCE).await;
+        assert!(clients.lives(hash_of("a")), "it was heard of without a stream");
+        assert!(clients.forget("a"));
+        assert!(!clients.lives(hash_of("a")));
     }
 
     fn ids(clients: &Clients) -> Vec<String> {

@@ -7,7 +7,9 @@ use crate::message::Retention;
 pub struct BrokerConfig {
     /// Whether a send to an unknown valid name creates the topic.
     pub auto_create_topics: bool,
-    /// How many topics may be made that way while the process runs.
+    /// Whether a receive in the name of an unknown valid group creates it, where clients have no call for that.
+    pub auto_create_groups: bool,
+    /// How many topics, and how many groups, may be made that way while the process runs.
     pub auto_create_limit: u32,
     /// Bytes of batches that may be in work at once, from their arrival until their answer.
     pub inflight_send_bytes: u64,
@@ -23,6 +25,7 @@ impl Default for BrokerConfig {
     fn default() -> Self {
         Self {
             auto_create_topics: true,
+            auto_create_groups: true,
             auto_create_limit: 1_000,
             inflight_send_bytes: 256 << 20,
             inflight_reply_bytes: 256 << 20,

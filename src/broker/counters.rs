@@ -153,10 +153,14 @@ pub struct Counters {
     pub received_messages: Counter,
     /// Messages finished by their consumers.
     pub acks: Counter,
+    /// Receives with another filter than other members of their group use.
+    pub filter_mismatches: Counter,
     /// Messages finished because the filter of a receive did not want them.
     pub filtered: Counter,
     /// Messages finished for a group because they are gone, or cannot be read any more.
     pub gone: Counter,
+    /// Dead letters that went back to their topics.
+    pub redriven: Counter,
     /// Messages that became dead letters.
     pub dead_letters: Counter,
     refusals: Vec<Counter>,
@@ -180,8 +184,10 @@ impl Default for Counters {
             receives: Counter::default(),
             received_messages: Counter::default(),
             acks: Counter::default(),
+            filter_mismatches: Counter::default(),
             filtered: Counter::default(),
             gone: Counter::default(),
+            redriven: Counter::default(),
             dead_letters: Counter::default(),
             refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
         }

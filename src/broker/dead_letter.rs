@@ -15,24 +15,20 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Broker;
-use super::cut;
 use super::error::BrokerError;
 use super::handle::Handle;
-use super::receive::index_in;
+use super::receive::{cut_off, index_in};
 use super::settle::retry_delay;
 use super::state::leases::{Claim, Due};
-use super::state::offsets::leased::{Change, Consumer};
+use super::state::offsets::leased::{Change, Consumer, DEAD_LETTERS, FinishedBy};
 use super::state::topics::{Creation, Origin as MadeBy, TopicEntry};
 use crate::format::attributes::{self, DeadLetter, DeadReason};
 use crate::format::batch;
 use crate::format::state_record::OpenState;
 use crate::message::{
-    MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, TopicSettings, TopicType,
+    Access, MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, TopicSettings, TopicType,
 };
 use crate::store::{AppendError, NewRecord, StoredRecord};
-
-/// What the topic's name begins with.
-const PREFIX: &str = "%DLQ%";
 
 /// How long dead letters are kept: 30 days.
 const RETENTION_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
@@ -66,6 +62,13 @@ impl Broker {
         let claim = claims.into_iter().flatten().next();
         let claim = claim.as_ref().map(Handle::claim).ok_or(BrokerError::BadReceipt)?;
         if let Some(due) = self.state.offsets.held(consumer, claim) {
+            if consumer.is_of_dead_letters() {
+                // It is one already: it stays, and comes again after a while.
+                let change = self.later(consumer, due);
+                let change = || self.state.offsets.change(consumer, &[change]);
+                self.settled_claims(consumer, deadline, change).await?;
+                return Ok(());
+            }
             match self.bury(consumer, due, DeadReason::GivenUp, deadline).await? {
                 Buried::Done { end } => {
                     self.durable_dead_letter(consumer, end, deadline).await?;
@@ -77,8 +80,9 @@ impl Broker {
         // Finished by this lease: it is one already, or the message was acknowledged.
         let settled = self
             .settled_claims(consumer, deadline, || self.state.offsets.finish(consumer, &[claim]));
-        match settled.await?.results.first() {
-            Some(Some(_)) => Ok(()),
+        let settled = settled.await?;
+        match settled.results.first() {
+            Some(Some(_)) => self.durable_dead_letter(consumer, settled.end, deadline).await,
             _ => Err(BrokerError::BadReceipt),
         }
     }
@@ -109,7 +113,7 @@ impl Broker {
         let record = self.record_at(consumer.topic, queue, offset).await?;
         let found = record.and_then(|record| index_in(&record, offset).map(|at| (record, at)));
         let letter = match &found {
-            Some((record, index)) => letter(consumer, record, *index, due, reason),
+            Some((record, index)) => letter(consumer, record, *index, due, reason).await,
             None => None,
         };
         loop {
@@ -124,7 +128,11 @@ impl Broker {
                 }
                 None => Vec::new(),
             };
-            match self.state.offsets.bury(consumer, due, record) {
+            let by = match reason {
+                DeadReason::GivenUp => FinishedBy::Holder,
+                DeadReason::Attempts => FinishedBy::Broker,
+            };
+            match self.state.offsets.bury(consumer, due, by, record) {
                 Ok(Some(end)) => {
                     let counter = match letter {
                         Some(_) => &self.counters.dead_letters,
@@ -150,24 +158,26 @@ impl Broker {
     }
 
     /// Keeps a message that cannot become a dead letter now, until the group's last pause is over.
-    pub(super) fn keep_for_later(&self, consumer: Consumer<'_>, due: Due) {
+    ///
+    /// # Errors
+    /// The append's: it is as it was.
+    pub(super) fn keep_for_later(
+        &self,
+        consumer: Consumer<'_>,
+        due: Due,
+    ) -> Result<(), AppendError> {
+        self.state.offsets.change(consumer, &[self.later(consumer, due)]).map(|_| ())
+    }
+
+    fn later(&self, consumer: Consumer<'_>, due: Due) -> Change {
         let settings = consumer.group.settings();
         let pause = retry_delay(&settings, u32::MAX);
-        let claim = Claim { place: due.place, lease: due.open.lease, is_first: false };
-        let change = Change {
-            claim,
+        Change {
+            claim: Claim { place: due.place, lease: due.open.lease, is_first: false },
             due: self.store.lease_time().get().saturating_add(pause.max(1_000)),
             state: OpenState::Waiting,
             same_delivery: due.open.same_delivery,
-        };
-        if let Err(error) = self.state.offsets.change(consumer, &[change]) {
-            tracing::warn!(%error, "a message that waits to be a dead letter cannot be put off");
         }
-    }
-
-    /// Whether what a group gives up of a topic can become a dead letter.
-    pub(super) fn may_bury(consumer: Consumer<'_>) -> bool {
-        consumer.topic.name() != name_of(consumer.group.name())
     }
 
     /// The topic of a group's dead letters, made if it is not there.
@@ -182,7 +192,9 @@ impl Broker {
         }
         let retention = Retention { time_ms: Some(RETENTION_MS), bytes: None };
         let open = TopicSettings::open(1, self.default_flush, TopicType::Mixed);
-        let settings = TopicSettings { retention, ..open };
+        // Nobody sends there: the broker's own appends do not ask.
+        let access = Access { write: false, ..open.access };
+        let settings = TopicSettings { retention, access, ..open };
         loop {
             match self.state.topics.create(&self.store, &name, settings, MadeBy::Asked) {
                 Ok((Creation::Ready(topic) | Creation::Conflict(topic), _)) => return Ok(topic),
@@ -195,19 +207,19 @@ impl Broker {
 }
 
 /// The name of the topic of a group's dead letters.
-fn name_of(group: &str) -> String {
-    format!("{PREFIX}{group}")
+pub(super) fn name_of(group: &str) -> String {
+    format!("{DEAD_LETTERS}{group}")
 }
 
 /// The copy of a message, and what is said of it; `None` if it cannot be had any more.
-fn letter(
+async fn letter(
     consumer: Consumer<'_>,
     record: &StoredRecord,
     index: u16,
     due: Due,
     reason: DeadReason,
 ) -> Option<(Bytes, Bytes)> {
-    let batch = match cut::cut(record, &[index]) {
+    let batch = match cut_off(record.clone(), vec![index]).await {
         Ok(mut batches) => batches.pop()?,
         Err(error) => {
             tracing::error!(%error, "a message cannot become a dead letter");

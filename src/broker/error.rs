@@ -261,11 +261,21 @@ pub enum BrokerError {
         /// The queue.
         queue: QueueId,
     },
-    /// So many messages that are not finished, and no more.
-    #[error("{limit} messages are delivered and not finished, and no more can be")]
+    /// So many messages that are not finished, and no more; or the group has more of them than it leaves to others.
+    #[error(
+        "too many messages are delivered and not finished: {limit} can be in all, and no group gets the last ones alone"
+    )]
     OpenLimit {
-        /// How many there may be.
+        /// How many there may be in all.
         limit: u64,
+    },
+    /// Other members of the group use another filter for the topic.
+    #[error(
+        "other members of the group get messages by the filter {expected}, and the group wants them all to use one"
+    )]
+    FilterMismatch {
+        /// That filter.
+        expected: Box<str>,
     },
     /// The receipt is none of this broker's, or not of this group and topic, or its lease is worth nothing any more.
     #[error("the receipt handle is not valid")]
@@ -564,6 +574,8 @@ reasons! {
     OpenMessages = "OPEN_MESSAGES",
     /// Too many messages are delivered and not finished.
     OpenLimit = "OPEN_LIMIT",
+    /// Other members of the group use another filter.
+    FilterMismatch = "FILTER_MISMATCH",
     /// The receipt handle is worth nothing.
     BadReceipt = "BAD_RECEIPT",
 }
@@ -617,6 +629,7 @@ impl BrokerError {
             Self::OffsetLimit { .. } => Reason::OffsetLimit,
             Self::OpenMessages { .. } => Reason::OpenMessages,
             Self::OpenLimit { .. } => Reason::OpenLimit,
+            Self::FilterMismatch { .. } => Reason::FilterMismatch,
             Self::BadReceipt => Reason::BadReceipt,
         }
     }

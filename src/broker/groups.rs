@@ -108,6 +108,10 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
+        // Before the wait, which its caller may leave: what is deliverable by the new settings is found.
+        if let Some(group) = &group {
+            self.state.offsets.wake_group(group.id);
+        }
         self.settled(applied, deadline).await?;
         self.clients.group_changed(name);
         group.ok_or_else(|| unknown(name))
@@ -199,6 +203,36 @@ impl Broker {
         let settings = self.state.groups.get(name).map(|group| group.settings());
         self.settled(self.state.groups.applied(), deadline).await?;
         Ok(settings)
+    }
+
+    /// Makes a group that nobody has set up if there is none of the name and the configuration says so: for protocols
+    /// whose clients have no call for that.
+    ///
+    /// # Errors
+    /// There is none, and none was made.
+    pub async fn open_group(&self, name: &str, deadline: Instant) -> Result<(), BrokerError> {
+        if !self.config.auto_create_groups || self.state.groups.get(name).is_some() {
+            return self.group(name, deadline).await.map(|_| ());
+        }
+        names::check_group(name)?;
+        if self.is_draining() {
+            return Err(BrokerError::Draining);
+        }
+        let limit = self.config.auto_create_limit;
+        let made = loop {
+            match self.state.groups.find_or_make(&self.store, name, limit) {
+                Ok((made, applied)) => {
+                    self.settled(applied, deadline).await?;
+                    break made;
+                }
+                Err(AppendError::NotReady) => self.space(deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        match made {
+            GroupCreation::Limit(limit) => Err(BrokerError::GroupLimit { limit }),
+            GroupCreation::Ready(_) | GroupCreation::Conflict => Ok(()),
+        }
     }
 
     /// How many groups there are, how many queue offsets they have committed, and the bytes of memory that those take,

@@ -5,6 +5,7 @@
 //! | [`state`] | the units of state and their one transition function |
 //! | `send.rs`, `pull.rs`, `query.rs`, `topics.rs`, `sessions.rs` | the services |
 //! | `send_messages.rs` | sends of single messages, and topics for clients that ask for them |
+//! | `redrive.rs` | dead letters on their way back |
 //! | `clients.rs` | who is connected, and who is told what |
 //! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
 //! | `receive.rs`, `settle.rs` | messages leased to consumers, and what they do with them |
@@ -36,6 +37,7 @@ mod pull;
 mod pull_stream;
 mod query;
 mod receive;
+mod redrive;
 mod route;
 mod send;
 mod send_messages;
@@ -65,7 +67,7 @@ use crate::store::{
 
 // What answers are made of, and filters: the rooms above know the rooms below through the broker only.
 pub use crate::filter::{Expression, Language};
-pub use crate::format::batch::{BatchError, NewMeta, TextField, limits};
+pub use crate::format::batch::{BatchError, MetaView, NewMeta, TextField, limits};
 pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifySummary};
 
 pub use crate::message::TopicSettings;
@@ -87,6 +89,7 @@ pub use pull::{PullRequest, Pulled, SPLICED};
 pub use pull_stream::{PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use receive::{MAX_INVISIBLE, MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
+pub use redrive::{RedriveFault, RedriveRequest, Redriven};
 pub use send::{Receipt, SendRequest, StoredBatch};
 pub use send_messages::{NewMessage, SendMessages};
 pub use sessions::{SessionDescription, SessionPage};

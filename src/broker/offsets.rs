@@ -26,9 +26,7 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
 use crate::format::state_record::OffsetCause;
-use crate::message::{
-    GroupId, InitialPosition, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
-};
+use crate::message::{InitialPosition, PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::store::{AppendError, QueueRange};
 
 /// The most offsets in one commit.
@@ -36,6 +34,9 @@ const MAX_COMMIT: u32 = 10_000;
 
 /// The most queues, or changes, in an answer to a list.
 const MAX_PAGE: u32 = 10_000;
+
+/// Open messages that a list counts before others get their turn.
+const COUNT_STEP: u64 = 10_000;
 
 /// The longest name of a caller, in bytes.
 const MAX_CALLER: u32 = 128;
@@ -74,6 +75,9 @@ pub struct QueueProgress {
     pub leased: u64,
     /// Messages that wait: for the end of a pause, or for those before them in their message group.
     pub waiting: u64,
+    /// For how long the first message that is not finished has been there, in ms. `None`: there is none, or it cannot
+    /// be read now.
+    pub lag_ms: Option<u64>,
 }
 
 impl QueueProgress {
@@ -255,7 +259,7 @@ impl Broker {
         self.caught_up(&topic, deadline).await;
         let range = self.bounds(&topic, queue, deadline).await?;
         self.still_there(&topic, deadline).await?;
-        Ok(self.split((group.id(), topic.id()), queue, range, (committed, next)))
+        Ok(self.split(&group, &topic, queue, range, (committed, next)).await.0)
     }
 
     /// How far a group is in up to `limit` queues of a topic from `first_queue` on; `limit` is at most 10 000.
@@ -291,34 +295,63 @@ impl Broker {
         self.caught_up(topic, deadline).await;
         let begin = Position::from(group.settings().initial_position);
         let end = topic.handle().queues().min(first_queue.saturating_add(limit));
-        let mut queues = Vec::new();
+        let (mut queues, mut counted) = (Vec::new(), 0);
         for queue in (first_queue..end).map(QueueId::new) {
+            if counted >= COUNT_STEP {
+                counted = 0;
+                tokio::task::yield_now().await;
+            }
             let range = self.bounds(topic, queue, deadline).await?;
             let committed = committed.get(queue);
             let next = match committed {
                 Some(offset) => offset,
                 None => self.offset_of(topic, queue, range, begin, deadline).await?,
             };
-            queues.push(self.split((group.id(), topic.id()), queue, range, (committed, next)));
+            let split = self.split(group, topic, queue, range, (committed, next));
+            let (progress, open) = split.await;
+            queues.push(progress);
+            counted += open;
         }
         self.still_there(topic, deadline).await?;
         Ok(queues)
     }
 
-    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment.
-    fn split(
+    /// How far a group is in a queue, with what of it is ready, leased and waiting at this moment; and how many
+    /// messages were counted for that.
+    async fn split(
         &self,
-        key: (GroupId, TopicId),
+        group: &GroupEntry,
+        topic: &TopicEntry,
         queue: QueueId,
         range: QueueRange,
         (committed, next): (Option<QueueOffset>, QueueOffset),
-    ) -> QueueProgress {
+    ) -> (QueueProgress, u64) {
         let now = self.store.lease_time().get();
-        let (open, cursor) = self.state.offsets.open_in(key, queue, now);
+        let (open, cursor) = self.state.offsets.open_in((group.id(), topic.id()), queue, now);
         let fresh = cursor.unwrap_or(next).max(range.min);
         let fresh = range.max.get().saturating_sub(fresh.get());
         let OpenCount { due, leased, waiting } = open;
-        QueueProgress { queue, range, committed, next, ready: fresh + due, leased, waiting }
+        let ready = fresh + due;
+        let lag_ms = self.lag_ms(topic, queue, range, next).await;
+        let progress =
+            QueueProgress { queue, range, committed, next, ready, leased, waiting, lag_ms };
+        (progress, due + leased + waiting)
+    }
+
+    /// For how long the message at an offset, or the first one behind it, has been there.
+    async fn lag_ms(
+        &self,
+        topic: &TopicEntry,
+        queue: QueueId,
+        range: QueueRange,
+        next: QueueOffset,
+    ) -> Option<u64> {
+        let first = next.max(range.min);
+        if first >= range.max {
+            return None;
+        }
+        let record = self.record_at(topic, queue, first).await.ok()??;
+        Some(self.store.now().get().saturating_sub(record.store_time.get()))
     }
 
     /// A position in up to `limit` queues of a topic from `first_queue` on, as offsets; `limit` is at most 10 000. The
@@ -381,11 +414,7 @@ impl Broker {
             });
             let commit = TopicCommit { topic, known_queues, offsets: offsets.collect() };
             let by = By { cause: OffsetCause::Reset, caller: request.caller };
-            let key = (group.id(), commit.topic.id());
             if let Some(old) = self.try_commit(&group, &[commit], by, deadline).await? {
-                if let Some(ready) = self.state.offsets.ready.get(key) {
-                    queues.iter().for_each(|row| ready.arrived(row.queue.get()));
-                }
                 for (row, old) in queues.iter_mut().zip(old) {
                     (row.old, row.from) = (old, old.unwrap_or(row.from));
                 }

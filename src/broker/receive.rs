@@ -17,6 +17,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,23 +27,26 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::budget::Permit;
+use super::clients;
 use super::cut::{self, Wanted};
 use super::error::{BrokerError, RequestFault};
 use super::handle::Handle;
 use super::offsets::Position;
 use super::query::unpacked;
 use super::state::groups::GroupEntry;
-use super::state::leases::{Due, Kind, Place, Ready, Taken};
-use super::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
+use super::state::leases::{Claim, Due, Kind, Place, Ready, Repeated, Taken};
+use super::state::offsets::leased::{Change, Consumer, Fresh, Gave, Giving};
 use super::state::offsets::{By, Caller, Expected, NewOffset, Offsets, TopicCommit};
 use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
 use crate::filter::Expression;
-use crate::format::batch::TagFilter;
-use crate::format::state_record::OffsetCause;
+use crate::format::attributes;
+use crate::format::batch::{Batch, BatchError, MetaView, TagFilter};
+use crate::format::state_record::{OffsetCause, OpenState};
 use crate::message::{InitialPosition, LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::{AppendError, ReadOutcome, ReadRequest, StoredRecord};
+use crate::sync::lock;
 
 /// The most messages of one receive.
 pub const MAX_RECEIVE: u32 = 1_024;
@@ -59,12 +63,28 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Queues that one look takes into its hand.
 const MAX_QUEUES: usize = 256;
 
+/// Messages that one look goes through for such as are wanted, once it found too few: what is passed over costs one
+/// record for so many.
+const SCAN: usize = 1_024;
+
+/// Bytes of records that it reads for that from one queue.
+const SCAN_BYTES: u64 = 1 << 20;
+
+/// So many due messages of members with other filters one look passes by.
+const MAX_LEFT: usize = 1_024;
+
+/// How long who found only such messages rests before he looks again.
+const REST: Duration = Duration::from_secs(1);
+
 /// Looks of one receive at messages that are all passed over, before it answers with nothing or waits.
 const MAX_LOOKS: u32 = 64;
 
 /// A receive that finds nothing listed looks at all queues once if there are no more than so many: what was
 /// acknowledged before it came may not have been listed yet, for as long as the store's threads need to say so.
 const FEW_QUEUES: u32 = 1_024;
+
+/// Reads of one look that may fail before it goes on without the rest of what is due.
+const MAX_FAILED: u32 = 8;
 
 /// Queues that are looked at when a group gets messages of a topic for the first time, before others get their turn.
 const BEGIN_STEP: usize = 1_024;
@@ -84,6 +104,8 @@ pub struct ReceiveRequest<'a> {
     pub max_bytes: u32,
     /// How long nobody else gets them, up to 12 hours.
     pub invisible: Duration,
+    /// The client with which the leases end, if they do before their time is over: its id, as it introduced itself.
+    pub client: Option<&'a str>,
     /// How long to wait for a message.
     pub wait: Duration,
     /// Names this receive among tries of the same: who tries again, as the answer was lost, gets what he was given.
@@ -112,6 +134,24 @@ pub struct ReceivedMessage {
     pub attributes: Bytes,
     /// The message alone, as an uncompressed batch of one.
     pub batch: Bytes,
+}
+
+impl ReceivedMessage {
+    /// What its sender said of it, and its body.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn parts(&self) -> Result<(MetaView<'_>, Bytes), BatchError> {
+        let message = Batch::parse(&self.batch)?.messages().next();
+        let (meta, body) = message.unwrap_or(Err(BatchError::Empty))?;
+        Ok((meta, self.batch.slice_ref(body)))
+    }
+
+    /// The topic that it was sent to and the id that it has there, if it is a dead letter.
+    pub fn dead_letter_of(&self) -> Option<(&str, MessageId)> {
+        let letter = attributes::dead_letter(&self.attributes).ok().flatten();
+        letter.map(|letter| (letter.topic_name, letter.id))
+    }
 }
 
 /// What a receive got.
@@ -163,8 +203,12 @@ struct Hand<'a> {
     max_bytes: u64,
     /// What was read is leased or passed over.
     is_given: bool,
+    /// So many that are due were left for others.
+    left: usize,
     /// Why the look ended before it had all that it wanted.
     stopped: Option<BrokerError>,
+    /// Why a message that is due could not be read.
+    failed: Option<BrokerError>,
 }
 
 impl Drop for Hand<'_> {
@@ -176,11 +220,35 @@ impl Drop for Hand<'_> {
     }
 }
 
+/// Somebody who was woken for a message. If he goes away before he has looked, the next one is woken in his place.
+struct Woken<'a> {
+    broker: &'a Broker,
+    ready: Arc<Ready>,
+    group: Arc<GroupEntry>,
+    topic: Arc<TopicEntry>,
+    has_looked: bool,
+}
+
+impl Drop for Woken<'_> {
+    fn drop(&mut self) {
+        if self.has_looked {
+            return;
+        }
+        let Broker { store, state, .. } = self.broker;
+        let consumer = Consumer { store, group: &self.group, topic: &self.topic };
+        if self.ready.has_listed() || state.offsets.has_due(consumer, store.lease_time().get()) {
+            self.ready.wake();
+        }
+    }
+}
+
 /// What a look came to.
 enum Look {
     Found(Received),
     /// Something was passed over; there may be more.
     Passed,
+    /// Something is due, for others.
+    Left,
     Nothing,
 }
 
@@ -200,6 +268,7 @@ impl Broker {
             Expression::Sql(_) => Arc::new(TagFilter::All),
         };
         let (mut has_caught_up, mut in_front, mut looks) = (false, false, 0);
+        let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
             let topic = self.topic(request.topic, request.deadline).await?;
@@ -207,11 +276,19 @@ impl Broker {
             self.admits(&group, request.deadline).await?;
             self.check_readable(&topic)?;
             let ready = self.begun(consumer, request.deadline).await?;
+            self.check_subscription(consumer, &ready, request.filter)?;
             let attempt =
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
             let receiver = Receiver { consumer, ready, request: &request, tags, attempt };
-            match self.look_once(&receiver).await {
+            let look = self.look_once(&receiver).await;
+            if look.is_ok()
+                && let Some(woken) = &mut woken
+            {
+                woken.has_looked = true;
+            }
+            let is_left = matches!(look, Ok(Look::Left));
+            match look {
                 Ok(Look::Found(received)) => return Ok(received),
                 Ok(Look::Passed) if looks < MAX_LOOKS => {
                     looks += 1;
@@ -219,7 +296,7 @@ impl Broker {
                     tokio::task::yield_now().await;
                     continue;
                 }
-                Ok(Look::Passed | Look::Nothing) => {}
+                Ok(Look::Passed | Look::Left | Look::Nothing) => {}
                 Err(BrokerError::Rebuilding) => {
                     self.wait_for_rebuild(until).await?;
                     continue;
@@ -241,12 +318,56 @@ impl Broker {
                 }
                 continue;
             }
-            if !self.wait_for_messages(&receiver, until, in_front).await? {
+            let may_be_more = match is_left {
+                true => {
+                    // It is for others, who have their turn meanwhile.
+                    receiver.ready.wake();
+                    self.rest(until).await
+                }
+                false => self.wait_for_messages(&receiver, until, in_front).await?,
+            };
+            if !may_be_more {
                 self.still_there(&topic, request.deadline).await?;
                 return Ok(Received::default());
             }
+            let ready = receiver.ready;
+            woken = Some(Woken { broker: self, ready, group, topic, has_looked: false });
             in_front = true;
         }
+    }
+
+    /// Waits for a while; `false`: the time is over, or the broker stops.
+    async fn rest(&self, until: Instant) -> bool {
+        let mut draining = self.draining.subscribe();
+        if *draining.borrow_and_update() || until <= Instant::now() {
+            return false;
+        }
+        timeout_at(until.min(Instant::now() + REST), draining.changed()).await.is_err()
+    }
+
+    /// Notes which filter is used.
+    ///
+    /// # Errors
+    /// The members of the group use another one, and it wants them to use one.
+    fn check_subscription(
+        &self,
+        consumer: Consumer<'_>,
+        ready: &Ready,
+        filter: &Expression,
+    ) -> Result<(), BrokerError> {
+        let one_filter = consumer.group.settings().one_filter;
+        let other = lock(&ready.subscriptions).note(filter, one_filter);
+        let Some((expected, is_new)) = other else { return Ok(()) };
+        self.counters.filter_mismatches.add(1);
+        let (expected, group, topic) = (expected.to_string(), consumer.group, consumer.topic);
+        if one_filter {
+            return Err(BrokerError::FilterMismatch { expected: expected.into() });
+        }
+        if is_new {
+            let (group, topic) = (group.name(), topic.name());
+            tracing::warn!(group, topic, expected, found = %filter, "members of a group use different filters");
+        }
+        Ok(())
     }
 
     /// Waits until there may be a message; `false`: the time is over, or the broker stops.
@@ -267,6 +388,7 @@ impl Broker {
             return Err(BrokerError::Overloaded { what: "parked receives of a group" });
         };
         // Parked first, then the look: what comes in between is not missed.
+        let _hurry = self.store.hurry();
         let now = self.store.lease_time().get();
         if receiver.ready.has_listed() || self.state.offsets.has_due(receiver.consumer, now) {
             return Ok(true);
@@ -294,6 +416,7 @@ impl Broker {
             Some(ready) => ready,
             None => offsets.ready.make(consumer.key()),
         };
+        ready.asked();
         let queues = topic.handle().queues();
         let begun = ready.begun();
         if begun >= queues {
@@ -371,7 +494,9 @@ impl Broker {
         let by = By { cause: OffsetCause::Commit, caller: Caller::default() };
         match self.try_commit(group, &[commit], by, deadline).await {
             // Another one was faster: what is missing now is looked at anew.
-            Ok(_) | Err(BrokerError::OffsetConflict { .. }) => Ok(()),
+            Ok(_) | Err(BrokerError::OffsetConflict { .. } | BrokerError::OpenMessages { .. }) => {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -397,15 +522,23 @@ impl Broker {
                 bytes: 0,
                 max_bytes,
                 is_given: false,
+                left: 0,
                 stopped: None,
+                failed: None,
             };
             if let Some(attempt) = receiver.attempt {
                 let now = self.store.lease_time().get();
-                let repeated = offsets.of_attempt(receiver.consumer, attempt, now);
-                if !repeated.is_empty() {
-                    self.load_again(&mut hand, &repeated).await?;
-                    let repeated = std::mem::take(&mut hand.again);
-                    return self.give(receiver, hand, &repeated, permit).await;
+                let mut repeated = offsets.of_attempt(receiver.consumer, attempt, now);
+                if !repeated.due.is_empty() {
+                    let mut rest = repeated.due.clone();
+                    self.load_again(&mut hand, &rest).await?;
+                    repeated.due = std::mem::take(&mut hand.again);
+                    let gone: HashSet<Place> =
+                        repeated.due.iter().chain(&hand.finished).map(|due| due.place).collect();
+                    rest.retain(|due| !gone.contains(&due.place));
+                    let look = self.give(receiver, hand, &repeated, permit).await?;
+                    self.give_rest_back(receiver, &rest);
+                    return Ok(look);
                 }
             }
             if receiver.ready.turn().is_multiple_of(2) {
@@ -421,7 +554,27 @@ impl Broker {
                 answer_len = hand.bytes;
                 continue;
             }
-            return self.give(receiver, hand, &[], permit).await;
+            return self.give(receiver, hand, &Repeated::default(), permit).await;
+        }
+    }
+
+    /// Who tries again and has less room gets fewer messages: he does not know of the rest, so others get it.
+    fn give_rest_back(&self, receiver: &Receiver<'_>, rest: &[Due]) {
+        if rest.is_empty() {
+            return;
+        }
+        let now = self.store.lease_time().get();
+        let change = |due: &Due| Change {
+            claim: Claim { place: due.place, lease: due.open.lease, is_first: false },
+            due: now,
+            state: OpenState::Waiting,
+            same_delivery: true,
+        };
+        let changes: Vec<_> = rest.iter().map(change).collect();
+        match self.state.offsets.change(receiver.consumer, &changes) {
+            Ok(_) => receiver.ready.wake(),
+            // It comes again when its lease is over.
+            Err(error) => tracing::debug!(%error, "messages of a try cannot be given back"),
         }
     }
 
@@ -432,16 +585,25 @@ impl Broker {
         }
         let now = self.store.lease_time().get();
         let consumer = hand.receiver.consumer;
-        hand.taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
-        let due = hand.taken.due.clone();
-        self.load_again(hand, &due).await
+        // What is left for others takes no place of what can be given.
+        while hand.stopped.is_none() && hand.room() > 0 && hand.left < MAX_LEFT {
+            let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
+            let (due, left) = (taken.due.clone(), hand.left);
+            hand.taken.append(taken);
+            self.load_again(hand, &due).await?;
+            if hand.left == left {
+                break;
+            }
+        }
+        Ok(())
     }
 
-    /// Reads messages that are open. What cannot be read now ends the look; what is gone is finished.
+    /// Reads messages that are open. What cannot be read now stays as it is, and does not keep those behind it from
+    /// being read; what is gone is finished.
     async fn load_again(&self, hand: &mut Hand<'_>, due: &[Due]) -> Result<(), BrokerError> {
-        let mut known: Option<StoredRecord> = None;
+        let (mut known, mut failures) = (None::<StoredRecord>, 0);
         for due in due {
-            if hand.room() == 0 {
+            if hand.room() == 0 || failures >= MAX_FAILED {
                 return Ok(());
             }
             let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
@@ -452,8 +614,10 @@ impl Broker {
                 known = match self.record_at(hand.receiver.consumer.topic, queue, offset).await {
                     Ok(record) => record,
                     Err(error) => {
-                        hand.stopped = Some(error);
-                        return Ok(());
+                        failures += 1;
+                        hand.failed = Some(error);
+                        known = None;
+                        continue;
                     }
                 };
             }
@@ -467,6 +631,11 @@ impl Broker {
             let is_wanted =
                 wanted.is_ok_and(|wanted| wanted.indexes.first().is_some_and(|at| *at == index));
             if !is_wanted {
+                // It was wanted by a member whose filter is another one: it is left for him.
+                if !lock(&hand.receiver.ready.subscriptions).is_only_one() {
+                    hand.left += 1;
+                    continue;
+                }
                 self.counters.filtered.add(1);
                 hand.finished.push(*due);
                 continue;
@@ -485,8 +654,8 @@ impl Broker {
                     hand.again.push(*due);
                 }
                 Err(error) => {
-                    hand.stopped = Some(error);
-                    return Ok(());
+                    failures += 1;
+                    hand.failed = Some(error);
                 }
             }
         }
@@ -535,23 +704,35 @@ impl Broker {
             if let Some(in_hand) = hand.queues.get_mut(at) {
                 (in_hand.fresh.from, in_hand.fresh.to, in_hand.room) = (cursor, cursor, room);
             }
-            self.read_fresh(hand, at, half.min(hand.room())).await?;
+            self.read_fresh(hand, at, half.min(hand.room()), 0).await?;
         }
+        let mut scan = match hand.receiver.request.filter {
+            Expression::Tags(TagFilter::All) => 0,
+            Expression::Tags(_) | Expression::Sql(_) => SCAN,
+        };
         for at in 0..hand.queues.len() {
-            let has_more = hand.queues.get(at).is_some_and(|queue| queue.has_more);
-            if hand.stopped.is_none() && hand.room() > 0 && has_more {
-                self.read_fresh(hand, at, hand.room()).await?;
+            let Some(InHand { has_more: true, fresh: Fresh { to: from, .. }, .. }) =
+                hand.queues.get(at)
+            else {
+                continue;
+            };
+            let from = *from;
+            if hand.stopped.is_none() && hand.room() > 0 {
+                self.read_fresh(hand, at, hand.room(), scan).await?;
+                let to = hand.queues.get(at).map_or(from, |queue| queue.fresh.to);
+                scan = scan.saturating_sub(usize::try_from(to - from).unwrap_or(usize::MAX));
             }
         }
         Ok(())
     }
 
-    /// Reads on in a queue that is in the hand.
+    /// Reads on in a queue that is in the hand: `room` messages, or through `scan` for as many that are wanted.
     async fn read_fresh(
         &self,
         hand: &mut Hand<'_>,
         at: usize,
         room: usize,
+        scan: usize,
     ) -> Result<(), BrokerError> {
         let Some(in_hand) = hand.queues.get_mut(at) else { return Ok(()) };
         let room = room.min(in_hand.room);
@@ -562,11 +743,12 @@ impl Broker {
         }
         let (queue, from) = (in_hand.fresh.queue, in_hand.fresh.to);
         let room_bytes = hand.max_bytes.saturating_sub(hand.bytes);
+        let room_bytes = if scan > room { room_bytes.max(SCAN_BYTES) } else { room_bytes };
         let read = ReadRequest {
             topic: Arc::clone(hand.receiver.consumer.topic.handle()),
             queue: QueueId::new(queue),
             from: QueueOffset::new(from),
-            max_messages: room,
+            max_messages: room.max(scan),
             max_bytes: usize::try_from(room_bytes).unwrap_or(usize::MAX).max(1),
             filter: Arc::clone(&hand.receiver.tags),
         };
@@ -598,6 +780,10 @@ impl Broker {
             let skip = from.saturating_sub(record.first_queue_offset.get());
             let skip = u16::try_from(skip).unwrap_or(u16::MAX);
             let first = record.first_queue_offset.get();
+            if left == 0 || hand.bytes >= hand.max_bytes {
+                next = first + u64::from(skip);
+                break;
+            }
             let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
             let wanted = wanted.unwrap_or_else(|error| {
                 tracing::error!(%error, "a record cannot be delivered");
@@ -656,31 +842,43 @@ impl Broker {
         &self,
         receiver: &Receiver<'_>,
         mut hand: Hand<'_>,
-        repeated: &[Due],
+        repeated: &Repeated,
         permit: Permit,
     ) -> Result<Look, BrokerError> {
         let request = receiver.request;
-        let fresh: Vec<Fresh> = hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
-        let has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
-        let is_empty = !has_passed && hand.again.is_empty() && hand.finished.is_empty();
-        let (due, delivered, gave) = loop {
+        let mut fresh: Vec<Fresh> =
+            hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
+        let mut has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
+        let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
+        let is_empty = !has_passed && is_old_empty;
+        let (due, (delivered, now), gave) = loop {
             // Who finds nothing is answered with that.
-            if self.is_draining() && !(is_empty && repeated.is_empty()) {
+            if self.is_draining() && !(is_empty && repeated.due.is_empty()) {
                 return Err(BrokerError::Draining);
             }
             self.admitted(receiver.consumer.group)?;
             let now = self.store.lease_time();
-            let invisible = u64::try_from(request.invisible.as_millis()).unwrap_or(u64::MAX);
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            // Who tries again has them since his first try.
+            let delivered = repeated.delivered.unwrap_or(now);
+            let most = delivered.get().saturating_add(ms(MAX_INVISIBLE));
             let giving = Giving {
                 again: &hand.again,
                 finished: &hand.finished,
-                repeated,
+                repeated: &repeated.due,
                 fresh: &fresh,
-                due: now.get().saturating_add(invisible),
+                due: now.get().saturating_add(ms(request.invisible)).min(most),
                 attempt: receiver.attempt,
+                client: request.client.map_or(0, clients::hash_of),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
-                Ok(gave) => break (giving.due, now, gave),
+                // Those that are open already take no room, and must get done to make some.
+                Ok(Gave::Limit) if has_passed && !(is_old_empty && repeated.due.is_empty()) => {
+                    fresh.clear();
+                    has_passed = false;
+                    hand.queues.iter_mut().for_each(|in_hand| in_hand.has_more = true);
+                }
+                Ok(gave) => break (giving.due, (delivered, now), gave),
                 Err(AppendError::NotReady) => self.space(request.deadline).await?,
                 Err(error) => return Err(error.into()),
             }
@@ -692,17 +890,19 @@ impl Broker {
             Gave::Deleted => return Ok(Look::Passed),
         };
         let candidates = std::mem::take(&mut hand.candidates);
-        let (finished, stopped) = (hand.finished.len(), hand.stopped.take());
+        let (finished, left) = (hand.finished.len(), hand.left);
+        let stopped = hand.stopped.take().or(hand.failed.take());
         hand.is_given = true;
         drop(hand);
         // Others may go on where this one left something.
-        if self.state.offsets.has_due(receiver.consumer, delivered.get()) {
+        if left == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
             receiver.ready.wake();
         }
         if messages.is_empty() {
             return match stopped {
                 Some(error) => Err(error),
                 None if has_passed || finished > 0 => Ok(Look::Passed),
+                None if left > 0 => Ok(Look::Left),
                 None => Ok(Look::Nothing),
             };
         }
@@ -785,7 +985,10 @@ pub(super) fn index_in(record: &StoredRecord, offset: QueueOffset) -> Option<u16
 }
 
 /// Messages of a record, on a thread of their own if that takes long.
-async fn cut_off(record: StoredRecord, indexes: Vec<u16>) -> Result<Vec<Bytes>, BrokerError> {
+pub(super) async fn cut_off(
+    record: StoredRecord,
+    indexes: Vec<u16>,
+) -> Result<Vec<Bytes>, BrokerError> {
     if cut::is_compressed(&record)? {
         unpacked(spawn_blocking(move || cut::cut(&record, &indexes)).await)?
     } else {

@@ -9,6 +9,8 @@
 //! A group that is disabled gets no messages; what it has it may finish. An answer waits for the flush mode of the
 //! topic.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,17 +18,20 @@ use tokio::time::Instant;
 use super::Broker;
 use super::error::BrokerError;
 use super::handle::Handle;
-use super::receive::{MAX_INVISIBLE, MAX_RECEIVE, check_duration, index_in};
+use super::receive::{MAX_INVISIBLE, MAX_RECEIVE, check_duration};
 use super::state::leases::Claim;
 use super::state::offsets::leased::{Change, Consumer, Settled};
 use super::state::topics::TopicEntry;
 use super::topics::within;
 use crate::format::state_record::OpenState;
-use crate::message::{GroupSettings, MessageId, Timestamp};
-use crate::store::AppendError;
+use crate::message::{GroupSettings, MessageId, QueueId, Timestamp};
+use crate::store::{AppendError, ReadError};
 
 /// The most receipts in one request.
 const MAX_RECEIPTS: u32 = MAX_RECEIVE;
+
+/// The queue of a record and the offsets of its messages.
+type Places = (QueueId, Range<u64>);
 
 /// What is to become of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +42,8 @@ pub enum Hold {
     Retry,
     /// The message is delivered again after so long.
     RetryAfter(Duration),
+    /// The message is delivered again after so long, and this delivery does not count: its consumer was not ready.
+    Suspend(Duration),
     /// The message is delivered again at once, and this delivery does not count: nobody got it.
     Undo,
 }
@@ -104,7 +111,7 @@ impl Broker {
     ) -> Result<Vec<Result<String, ExtendFault>>, BrokerError> {
         within("receipts", u32::try_from(entries.len()).unwrap_or(u32::MAX), MAX_RECEIPTS)?;
         for entry in entries {
-            if let Hold::For(time) | Hold::RetryAfter(time) = entry.hold {
+            if let Hold::For(time) | Hold::RetryAfter(time) | Hold::Suspend(time) = entry.hold {
                 check_duration("invisible_ms", time, MAX_INVISIBLE)?;
             }
         }
@@ -149,15 +156,42 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
-        if let Some(ready) = self.state.offsets.ready.get(consumer.key()) {
-            settled.opened.iter().for_each(|queue| ready.arrived(*queue));
-            if settled.has_due {
-                ready.wake();
-            }
-        }
+        self.wake_for(consumer, &settled);
         self.acknowledged(consumer.topic, settled.end, deadline).await?;
         self.still_there(consumer.topic, deadline).await?;
         Ok(settled)
+    }
+
+    /// Gives back messages that were leased just now and that nobody got: they are delivered again at once, and this
+    /// delivery does not count. Blocks for one append at most. Where that cannot be, they come again when their leases
+    /// are over.
+    pub fn give_back(&self, group: &str, topic: &str, handles: &[String]) {
+        let (Some(group), Some(topic)) =
+            (self.state.groups.get(group), self.state.topics.get(topic))
+        else {
+            return;
+        };
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let (now, settings) = (self.store.lease_time(), group.settings());
+        let handles = handles.iter().filter_map(|text| self.signer.handle(text));
+        let handles = handles.filter(|handle| (handle.group, handle.topic) == consumer.key());
+        let changes = handles.filter_map(|of| change_of(&of, Hold::Undo, now, &settings).ok());
+        match self.state.offsets.change(consumer, &changes.collect::<Vec<_>>()) {
+            Ok(settled) => self.wake_for(consumer, &settled),
+            Err(error) => {
+                let (group, topic) = (group.name(), topic.name());
+                tracing::debug!(%error, group, topic, "messages that nobody got are not given back");
+            }
+        }
+    }
+
+    /// Wakes who waits for what can be delivered now.
+    fn wake_for(&self, consumer: Consumer<'_>, settled: &Settled) {
+        if settled.has_due
+            && let Some(ready) = self.state.offsets.ready.get(consumer.key())
+        {
+            ready.wake();
+        }
     }
 
     /// What receipts say, of this group and this topic; `None` for those that are bad.
@@ -166,37 +200,53 @@ impl Broker {
         consumer: Consumer<'_>,
         handles: impl Iterator<Item = &str>,
     ) -> Result<Vec<Option<Handle>>, BrokerError> {
-        let mut claims = Vec::new();
+        let (mut claims, mut read) = (Vec::new(), HashMap::default());
         for text in handles {
             let handle = self.signer.handle(text).filter(|handle| {
                 (handle.group, handle.topic) == consumer.key()
                     && handle.queue.get() < consumer.topic.handle().queues()
             });
             claims.push(match handle {
-                Some(handle) if self.is_its_record(consumer.topic, &handle).await? => Some(handle),
+                Some(handle) if self.is_its_record(consumer.topic, &handle, &mut read).await? => {
+                    Some(handle)
+                }
                 _ => None,
             });
         }
         Ok(claims)
     }
 
-    /// Whether the record of a handle still has the message's place.
+    /// Whether the record of a handle still has the message's place. `read` keeps the places of records of the topic
+    /// that were read for it: handles of one record read it once.
     async fn is_its_record(
         &self,
         topic: &TopicEntry,
         handle: &Handle,
+        read: &mut HashMap<MessageId, Option<Places>, foldhash::fast::RandomState>,
     ) -> Result<bool, BrokerError> {
         // Nothing that this process has read goes away under it but by age.
         if handle.lease.epoch >= self.store.epoch() {
             return Ok(true);
         }
         let id = MessageId { epoch: handle.record_epoch, offset: handle.record, index: 0 };
-        let record = self.store.by_id(id).await?;
-        Ok(record.is_some_and(|record| {
-            record.topic == topic.id()
-                && record.queue == handle.queue
-                && index_in(&record, handle.offset).is_some()
-        }))
+        let places = match read.get(&id) {
+            Some(places) => places.clone(),
+            None => {
+                let record = match self.store.by_id(id).await {
+                    // It is gone for good.
+                    Err(ReadError::Damaged { .. }) => None,
+                    record => record?,
+                };
+                let places = record.filter(|record| record.topic == topic.id()).map(|record| {
+                    let first = record.first_queue_offset.get();
+                    (record.queue, first..first.saturating_add(u64::from(record.message_count)))
+                });
+                read.insert(id, places.clone());
+                places
+            }
+        };
+        let (queue, offset) = (handle.queue, handle.offset.get());
+        Ok(places.is_some_and(|(of, offsets)| of == queue && offsets.contains(&offset)))
     }
 }
 
@@ -220,6 +270,7 @@ fn change_of(
         Hold::For(time) => (ms(time), OpenState::Leased, false),
         Hold::Retry => (retry_delay(settings, handle.delivery), OpenState::Waiting, false),
         Hold::RetryAfter(time) => (ms(time), OpenState::Waiting, false),
+        Hold::Suspend(time) => (ms(time), OpenState::Waiting, true),
         Hold::Undo => (0, OpenState::Waiting, true),
     };
     let due = now.get().saturating_add(after);

@@ -1,16 +1,16 @@
-//! `mainstem group`: make, list, show, change and delete consumer groups.
+//! `mainstem group`: make, list, show, change and delete consumer groups, and send their dead letters back.
 
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::error::Failure;
+use super::error::{Exit, Failure};
 use super::offset::{PROGRESS, progress_cells};
 use super::output::{Output, Row, fields, say, table};
 use super::{Connection, patiently, time};
-use crate::client::{Group, GroupDescription, GroupSettings, QueueProgress};
-use crate::message::InitialPosition;
+use crate::client::{Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run};
+use crate::message::{InitialPosition, MessageId};
 
 /// Make, list, show, change and delete consumer groups
 #[derive(Debug, Subcommand)]
@@ -29,6 +29,11 @@ pub(crate) enum GroupCommand {
     /// What is not named stays as it is.
     #[command(after_help = UPDATE_EXAMPLES)]
     Update(UpdateArgs),
+    /// Send dead letters of a group back to the topics that they come from
+    ///
+    /// All groups that read the topic get them again. Each is in one of the two topics, whatever happens.
+    #[command(after_help = REDRIVE_EXAMPLES)]
+    Redrive(RedriveArgs),
     /// Delete a consumer group with its committed offsets
     ///
     /// Pulls that wait in its name end at once. A group made later under the same name is another one.
@@ -39,12 +44,35 @@ const CREATE_EXAMPLES: &str = "\
 Examples:
   mainstem group create billing
   mainstem group create audit --initial latest
-  mainstem group create steps --ordered --max-attempts 5 --retry-delays 1s,10s,1m";
+  mainstem group create steps --fifo --max-attempts 5 --retry-delays 1s,10s,1m";
 
 const UPDATE_EXAMPLES: &str = "\
 Examples:
   mainstem group update billing --disable
   mainstem group update billing --enable --max-attempts unlimited";
+
+const REDRIVE_EXAMPLES: &str = "\
+Examples:
+  mainstem pull -t %DLQ%billing                 what there is, with its ids
+  mainstem group redrive billing --dry-run      what would go, and where to
+  mainstem group redrive billing --id 1-1a30-0  this one";
+
+/// Which dead letters go back.
+#[derive(Debug, Args)]
+pub(crate) struct RedriveArgs {
+    /// The group
+    name: String,
+    /// Only the one with this id among the dead letters; may be given again
+    #[arg(long = "id", value_name = "ID")]
+    ids: Vec<MessageId>,
+    /// At most so many
+    #[arg(short = 'n', value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    max: u32,
+    /// Say what would go and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
 
 /// What a group is made with.
 #[derive(Debug, Args)]
@@ -82,7 +110,17 @@ struct SettingsArgs {
         default_missing_value = "true",
         hide_possible_values = true
     )]
-    ordered: Option<bool>,
+    fifo: Option<bool>,
+    /// Refuse who gets messages by another filter than the other members [default: false]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    one_filter: Option<bool>,
     /// How often a message is delivered at most: a number, or unlimited [default: 17]
     #[arg(long, value_name = "N", value_parser = attempts)]
     max_attempts: Option<Attempts>,
@@ -135,7 +173,8 @@ impl SettingsArgs {
         let ms = |delay: &Duration| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         GroupSettings {
             enabled,
-            ordered: self.ordered,
+            ordered: self.fifo,
+            one_filter: self.one_filter,
             max_attempts: self.max_attempts.map(|attempts| attempts.0),
             retry_delays_ms: self.retry_delays.as_ref().map(|all| all.iter().map(ms).collect()),
             initial_position: self.initial,
@@ -192,6 +231,26 @@ pub(crate) async fn run(
             let shown = ShownDescription::from(&description);
             output.one(&shown, || shown.table())?;
         }
+        GroupCommand::Redrive(args) => {
+            let run = if args.dry_run { Run::Dry } else { Run::Real };
+            // Not repeated: what went before an error is told by the next call.
+            let redriven = client.redrive(&args.name, &args.ids, args.max, run).await?;
+            let mut many = output.many(REDRIVEN);
+            for one in &redriven {
+                many.push(&ShownRedriven::from(one))?;
+            }
+            many.finish()?;
+            let stayed = redriven.iter().filter(|one| one.fault.is_some()).count();
+            match (redriven.len(), args.dry_run) {
+                (0, _) => say("no dead letters that nobody has"),
+                (_, true) => say("a dry run: nothing is changed"),
+                _ => {}
+            }
+            if stayed > 0 {
+                let what = format!("{stayed} of {} stay where they are", redriven.len());
+                return Err(Failure::new(Exit::Failed, what).into());
+            }
+        }
         GroupCommand::Delete(args) => {
             patiently(|| client.delete_group(&args.name)).await?;
             let deleted = Deleted { deleted: &args.name };
@@ -199,6 +258,28 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+const REDRIVEN: &[&str] = &["DEAD LETTER", "TOPIC", "STAYS"];
+
+#[derive(Serialize)]
+struct ShownRedriven<'a> {
+    id: String,
+    topic: &'a str,
+    fault: Option<&'a str>,
+}
+
+impl<'a> From<&'a Redriven> for ShownRedriven<'a> {
+    fn from(one: &'a Redriven) -> Self {
+        Self { id: one.id.to_string(), topic: &one.topic, fault: one.fault.as_deref() }
+    }
+}
+
+impl Row for ShownRedriven<'_> {
+    fn cells(&self) -> Vec<String> {
+        let stays = self.fault.map_or(String::new(), str::to_owned);
+        vec![self.id.clone(), self.topic.to_owned(), stays]
+    }
 }
 
 const HEADER: &[&str] = &["NAME", "ENABLED", "ORDERED", "ATTEMPTS", "INITIAL", "ID"];
@@ -209,6 +290,7 @@ struct Shown<'a> {
     id: u64,
     enabled: bool,
     ordered: bool,
+    one_filter: bool,
     max_attempts: Option<u32>,
     retry_delays_ms: &'a [u64],
     initial: String,
@@ -222,6 +304,7 @@ impl<'a> From<&'a Group> for Shown<'a> {
             id: group.id.get(),
             enabled: settings.enabled,
             ordered: settings.ordered,
+            one_filter: settings.one_filter,
             max_attempts: settings.max_attempts,
             retry_delays_ms: &settings.retry_delays_ms,
             initial: match settings.initial_position {
@@ -261,6 +344,7 @@ struct ShownDescription<'a> {
     #[serde(flatten)]
     group: Shown<'a>,
     lag: u64,
+    lag_seconds: u64,
     ready: u64,
     leased: u64,
     waiting: u64,
@@ -280,6 +364,7 @@ struct ShownQueue {
     max: u64,
     committed: Option<u64>,
     lag: u64,
+    lag_seconds: u64,
     ready: u64,
     leased: u64,
     waiting: u64,
@@ -300,6 +385,7 @@ impl From<&QueueProgress> for ShownQueue {
             max: progress.range.max.get(),
             committed: progress.committed.map(|offset| offset.get()),
             lag: progress.lag,
+            lag_seconds: progress.lag_ms.unwrap_or(0) / 1_000,
             ready: progress.ready,
             leased: progress.leased,
             waiting: progress.waiting,
@@ -323,6 +409,12 @@ impl<'a> From<&'a GroupDescription> for ShownDescription<'a> {
         Self {
             group: Shown::from(&description.group),
             lag: sum(|queue| queue.lag),
+            lag_seconds: topic
+                .iter()
+                .flat_map(|topic| &topic.queue)
+                .map(|queue| queue.lag_seconds)
+                .max()
+                .unwrap_or(0),
             ready: sum(|queue| queue.ready),
             leased: sum(|queue| queue.leased),
             waiting: sum(|queue| queue.waiting),
@@ -340,10 +432,12 @@ impl ShownDescription<'_> {
             ("id", self.group.id.to_string()),
             ("enabled", yes_or_no(self.group.enabled)),
             ("ordered", yes_or_no(self.group.ordered)),
+            ("one filter", yes_or_no(self.group.one_filter)),
             ("attempts", self.group.attempts()),
             ("retry delays", delays.join(", ")),
             ("initial", self.group.initial.clone()),
             ("lag", self.lag.to_string()),
+            ("lag in time", time::render_length(self.lag_seconds * 1_000)),
             ("ready", self.ready.to_string()),
             ("leased", self.leased.to_string()),
             ("waiting", self.waiting.to_string()),

@@ -192,6 +192,8 @@ pub enum Reason {
     OffsetLimit,
     OpenMessages,
     OpenLimit,
+    /// Other members of the group use another filter for the topic, and the group wants them all to use one.
+    FilterMismatch,
     BadReceipt,
     Bug,
     Forbidden,
@@ -244,6 +246,7 @@ impl Reason {
             "OFFSET_LIMIT" => Self::OffsetLimit,
             "OPEN_MESSAGES" => Self::OpenMessages,
             "OPEN_LIMIT" => Self::OpenLimit,
+            "FILTER_MISMATCH" => Self::FilterMismatch,
             "BAD_RECEIPT" => Self::BadReceipt,
             "BUG" => Self::Bug,
             "FORBIDDEN" => Self::Forbidden,

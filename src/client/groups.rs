@@ -1,8 +1,8 @@
 //! Consumer groups.
 
-use super::offsets::{self, QueueProgress};
+use super::offsets::{self, QueueProgress, Run};
 use super::{AnswerError, CALL_TIMEOUT, Client, ClientError, within};
-use crate::message::{self, GroupId, InitialPosition, Timestamp, TopicId};
+use crate::message::{self, GroupId, InitialPosition, MessageId, Timestamp, TopicId};
 use crate::proto;
 use crate::proto::position::{At, Edge};
 
@@ -13,6 +13,8 @@ pub struct GroupSettings {
     pub enabled: Option<bool>,
     /// Whether messages of one message group are delivered one after the other. By default they are not.
     pub ordered: Option<bool>,
+    /// Whether all its members must use one filter for a topic, or are refused. By default they need not.
+    pub one_filter: Option<bool>,
     /// Deliveries of one message, the first included; `Some(None)` is without a limit. By default 17.
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them in milliseconds, 1 to 64 of them, of 12 hours at most. By default 1 s to 2 h.
@@ -30,6 +32,17 @@ pub struct Group {
     pub id: GroupId,
     /// What it is.
     pub settings: message::GroupSettings,
+}
+
+/// A dead letter that was to go back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redriven {
+    /// Its id as a dead letter.
+    pub id: MessageId,
+    /// The topic that it comes from; empty if it does not say.
+    pub topic: String,
+    /// Why it stays where it is; `None`: it is back in its topic.
+    pub fault: Option<String>,
 }
 
 /// A topic in which a group has committed offsets.
@@ -91,6 +104,35 @@ impl Client {
         self.answer(answer).map(|_| ())
     }
 
+    /// Sends dead letters of a group back to the topics that they come from: at most `max`, 1 to 1 024, of these ids,
+    /// or whichever come first. Each is in one of the two topics, whatever happens; the same call again is fine. A dry
+    /// run tells the same and changes nothing.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownGroup`, `TooLarge`. What went before is back in its topic.
+    pub async fn redrive(
+        &self,
+        group: &str,
+        ids: &[MessageId],
+        max: u32,
+        run: Run,
+    ) -> Result<Vec<Redriven>, ClientError> {
+        let request = proto::RedriveDeadLettersRequest {
+            group: group.to_owned(),
+            ids: ids.iter().map(MessageId::to_string).collect(),
+            max,
+            dry_run: run == Run::Dry,
+        };
+        let answer = self.admin.clone().redrive_dead_letters(within(request, CALL_TIMEOUT)).await;
+        let dead_letters = self.answer(answer)?.dead_letters.into_iter();
+        let bad = |_| self.bad_answer(AnswerError::Missing { field: "id" });
+        let redriven = |one: proto::RedrivenDeadLetter| {
+            let fault = (!one.fault.is_empty()).then_some(one.fault);
+            Ok(Redriven { id: one.id.parse().map_err(bad)?, topic: one.topic, fault })
+        };
+        dead_letters.map(redriven).collect()
+    }
+
     /// One page of consumer groups in the order of their names, and whether there are more after the last of them.
     ///
     /// # Errors
@@ -141,6 +183,7 @@ impl Client {
             settings: message::GroupSettings {
                 enabled: config.enabled.ok_or_else(|| missing("enabled"))?,
                 ordered: config.ordered.ok_or_else(|| missing("ordered"))?,
+                one_filter: config.one_filter.unwrap_or(false),
                 max_attempts: (attempts > 0).then_some(attempts),
                 retry_delays_ms: config.retry_delays.unwrap_or_default().ms,
                 initial_position: match position {
@@ -165,6 +208,7 @@ fn config(settings: &GroupSettings) -> Option<proto::GroupConfig> {
     Some(proto::GroupConfig {
         enabled: settings.enabled,
         ordered: settings.ordered,
+        one_filter: settings.one_filter,
         max_attempts: settings.max_attempts.map(|most| most.unwrap_or(0)),
         retry_delays: settings.retry_delays_ms.clone().map(|ms| proto::RetryDelays { ms }),
         initial_position: settings

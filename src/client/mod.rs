@@ -12,6 +12,7 @@
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
 //! | [`Client::update_topic`], [`Client::purge_topic`] | topics in use |
 //! | [`Client::create_group`], [`Client::update_group`], [`Client::delete_group`], [`Client::groups`], [`Client::describe_group`] | consumer groups |
+//! | [`Client::redrive`] | sends dead letters back to where they come from |
 //! | [`Client::commit`], [`Client::committed`], [`Client::progress`], [`Client::reset`], [`Client::offsets_at`] | their offsets |
 //! | [`Client::commit_by`], [`Client::offset_history`] | who moved a group |
 //! | [`Client::status`] | what the broker says about itself |
@@ -54,7 +55,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 pub use self::clients::{ClientKind, ConnectedClient, FilterKind, Subscription};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
-pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic};
+pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic, Redriven};
 pub use self::message::{Message, MessageRef};
 use self::message::{Place, Taken, Unpacker};
 pub use self::offsets::{

@@ -57,6 +57,9 @@ pub struct QueueProgress {
     pub leased: u64,
     /// Messages that wait: for the end of a pause, or for those before them in their message group.
     pub waiting: u64,
+    /// For how long the first message that is not finished has been there, in ms. `None`: there is none, or it cannot
+    /// be read now.
+    pub lag_ms: Option<u64>,
 }
 
 /// A place in a queue.
@@ -380,5 +383,6 @@ pub(super) fn progress(row: proto::QueueProgress) -> QueueProgress {
         ready: row.ready,
         leased: row.leased,
         waiting: row.waiting,
+        lag_ms: row.lag_ms,
     }
 }

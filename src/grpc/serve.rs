@@ -26,7 +26,7 @@ use super::native::{RawCall, status};
 use super::outgoing::{Handing, Held, Outgoing, Pieces};
 use super::pace::Begun;
 use super::raw;
-use super::rocketmq::{self, telemetry};
+use super::rocketmq;
 use crate::broker::{Broker, BrokerError, Permit};
 
 /// Bytes of a request, and of an answer, that nobody counts: small calls are served however much is in work.
@@ -111,8 +111,8 @@ where
         if let Some(call) = RawCall::of(request.uri().path()) {
             return GuardedCall::Raw(Some(call.answer(&self.broker, &self.outgoing, request)));
         }
-        if telemetry::is_path(request.uri().path()) {
-            let answer = telemetry::answer(&self.broker, &self.outgoing, self.ends, request);
+        if let Some(call) = rocketmq::RawCall::of(request.uri().path()) {
+            let answer = call.answer(&self.broker, &self.outgoing, self.ends, request);
             return GuardedCall::Raw(Some(answer));
         }
         let refusals = match request.uri().path().starts_with(rocketmq::PATH) {

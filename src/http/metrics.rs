@@ -145,6 +145,12 @@ impl Collector for Numbers {
             ("received_messages", "Messages in them", None, counters.received_messages.get()),
             ("acks", "Messages finished by consumers", None, counters.acks.get()),
             ("filtered", "Messages that filters passed over", None, counters.filtered.get()),
+            (
+                "filter_mismatches",
+                "Receives with another filter than others of the group use",
+                None,
+                counters.filter_mismatches.get(),
+            ),
             ("gone", "Messages finished as they are gone", None, counters.gone.get()),
             (
                 "dead_letters",
@@ -152,6 +158,7 @@ impl Collector for Numbers {
                 None,
                 counters.dead_letters.get(),
             ),
+            ("redriven", "Dead letters sent back", None, counters.redriven.get()),
             ("syncs", "Syncs of the log", None, status.store.syncs),
             ("damaged_reads", "Reads that met damage", None, status.store.damaged_reads),
             ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),

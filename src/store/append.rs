@@ -693,6 +693,7 @@ impl Shared {
         let view = self.marks.view(PhysicalOffset::ZERO);
         if view.appended.since(view.dispatched) >= WAKE_DISPATCH
             || self.arrivals.len() > 0
+            || self.hurried.load(Ordering::SeqCst) > 0
             || !self.dispatch_waiters.is_empty()
         {
             self.dispatch_signal.wake();

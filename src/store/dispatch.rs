@@ -5,7 +5,7 @@
 //! dispatcher's mutex, by its thread or by a reader that must wait. It never waits for a disk: fresh bytes are in the
 //! mapping, entries in memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::Shared;
@@ -224,7 +224,7 @@ impl Shared {
         if visible {
             self.announce(key);
         } else {
-            note(&mut lock(&self.unflushed_arrivals), key, end);
+            lock(&self.unflushed_arrivals).note(key, end);
             // The flush may have passed `end` between the look and the push.
             self.wake_flushed_arrivals(self.marks.flushed.get());
         }
@@ -248,7 +248,7 @@ impl Shared {
             let dispatched = self.marks.dispatched.get();
             let ends = entries.iter().map(|entry| entry.offset.plus(u64::from(entry.len)));
             let mut unflushed = lock(&self.unflushed_arrivals);
-            ends.filter(|end| *end <= dispatched).for_each(|end| note(&mut unflushed, key, end));
+            ends.filter(|end| *end <= dispatched).for_each(|end| unflushed.note(key, end));
             drop(unflushed);
             // As above.
             self.wake_flushed_arrivals(self.marks.flushed.get());
@@ -257,29 +257,44 @@ impl Shared {
 
     /// Wakes who waits for queues of sync topics whose entries are durable now.
     pub(super) fn wake_flushed_arrivals(&self, flushed: PhysicalOffset) {
-        let mut waiting = lock(&self.unflushed_arrivals);
-        if waiting.is_empty() {
-            return;
-        }
-        let mut reached = Vec::new();
-        waiting.retain(|key, end| {
-            if *end <= flushed {
-                reached.push(*key);
-            }
-            *end > flushed
-        });
-        drop(waiting);
-        for key in reached {
+        // One at a time: announcing takes other locks.
+        loop {
+            let reached = lock(&self.unflushed_arrivals).reached(flushed);
+            let Some(key) = reached else { return };
             self.announce(key);
         }
     }
 }
 
-/// The queue's first unflushed record that somebody waits for. Who is woken by it and finds the queue at its end looks
-/// for the next one when he parks.
-fn note(waiting: &mut HashMap<QueueKey, PhysicalOffset>, key: QueueKey, end: PhysicalOffset) {
-    let first = waiting.entry(key).or_insert(end);
-    *first = end.min(*first);
+/// Queues with entries that are dispatched and not flushed, and the end of the first unflushed record of each. Who is
+/// woken by it and finds the queue at its end looks for the next one when he parks. What a record or a flush costs
+/// does not depend on how many queues there are that a flush did not reach.
+#[derive(Debug, Default)]
+pub(super) struct Unflushed {
+    ends: HashMap<QueueKey, PhysicalOffset>,
+    /// The same by their ends; no two records have one.
+    by_end: BTreeMap<PhysicalOffset, QueueKey>,
+}
+
+impl Unflushed {
+    fn note(&mut self, key: QueueKey, end: PhysicalOffset) {
+        if let Some(first) = self.ends.get(&key).copied() {
+            if first <= end {
+                return;
+            }
+            self.by_end.remove(&first);
+        }
+        self.ends.insert(key, end);
+        self.by_end.insert(end, key);
+    }
+
+    /// Takes a queue out whose first record is flushed, by the order of the records.
+    fn reached(&mut self, flushed: PhysicalOffset) -> Option<QueueKey> {
+        let first = self.by_end.first_entry().filter(|first| *first.key() <= flushed)?;
+        let key = first.remove();
+        self.ends.remove(&key);
+        Some(key)
+    }
 }
 
 /// What a verified record puts into queues and index; used by the walks of recovery and rebuild, which read from the
@@ -307,4 +322,30 @@ pub(super) fn derive<'a>(
         entry.flags = entry.flags.with(EntryFlags::DAMAGED);
     }
     Some(Derived { key, entry, hashes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::QueueId;
+
+    #[test]
+    fn a_queue_is_told_of_once_when_its_first_unflushed_record_is_flushed() {
+        let key = |queue| QueueKey { topic: TopicId::new(1), queue: QueueId::new(queue) };
+        let at = PhysicalOffset::new;
+        let mut unflushed = Unflushed::default();
+        for (queue, end) in [(1, 30), (2, 20), (1, 40), (3, 50), (2, 10)] {
+            unflushed.note(key(queue), at(end));
+        }
+        assert_eq!(unflushed.reached(at(9)), None);
+        let mut reached =
+            |end| std::iter::from_fn(|| unflushed.reached(at(end))).collect::<Vec<_>>();
+        assert_eq!(reached(20), [key(2)], "at its first record");
+        assert_eq!(reached(49), [key(1)], "its second record is found by who was woken");
+        assert_eq!(reached(60), [key(3)]);
+        assert_eq!(reached(u64::MAX), []);
+        unflushed.note(key(2), at(70));
+        assert_eq!(unflushed.reached(at(70)), Some(key(2)));
+        assert!(unflushed.ends.is_empty() && unflushed.by_end.is_empty());
+    }
 }

@@ -84,7 +84,7 @@ use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
     TopicId, TopicSettings,
 };
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
 
 pub use self::allocate::AllocateWorker;
 pub use self::append::{NewRecord, Placed};
@@ -148,6 +148,12 @@ pub trait Applier: Send + Sync + 'static {
     /// worker, so it must not block.
     fn readable(&self, queue: QueueKey) {
         let _ = queue;
+    }
+
+    /// What the clock of leases read last, as far as the state that was replayed knows. It goes on from there, once
+    /// all is replayed: leases neither freeze nor end when the machine's clock was turned before a restart.
+    fn lease_clock(&self) -> Timestamp {
+        Timestamp::ZERO
     }
 
     /// The state as it is now. Called by the seal worker and by `close`.
@@ -325,9 +331,11 @@ pub(crate) struct Shared {
     any_refused: AtomicBool,
     /// Queues of sync topics that somebody waits for, whose entries are dispatched and not flushed: by the end of the
     /// first.
-    unflushed_arrivals: Mutex<HashMap<QueueKey, PhysicalOffset>>,
+    unflushed_arrivals: Mutex<dispatch::Unflushed>,
     /// Whether a topic is watched.
     is_watched: AtomicBool,
+    /// How many wait for what is told of watched topics.
+    hurried: AtomicUsize,
 
     arrivals: ArrivalWaiters,
     flush_waiters: PositionWaiters,
@@ -450,6 +458,16 @@ pub struct Store {
     report: Arc<StartReport>,
     pool: Arc<ReadPool>,
     threads: Arc<Threads>,
+}
+
+/// Of [`Store::hurry`].
+#[derive(Debug)]
+pub struct Hurry<'a>(&'a AtomicUsize);
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Store {
@@ -667,6 +685,17 @@ impl Store {
         (cuts.below, cuts.before)
     }
 
+    /// Keeps messages of a topic longer from now on, by settings that are the same else. What is gone at this moment
+    /// stays gone: records that start below the place, or were stored before the time, that this gives.
+    pub fn keep_longer(
+        &self,
+        topic: &TopicHandle,
+        settings: &TopicSettings,
+    ) -> (PhysicalOffset, Timestamp) {
+        let cuts = topic.keep_longer(|| self.shared.store_time(), settings);
+        (cuts.below, cuts.before)
+    }
+
     /// Gives a topic other settings while nothing is appended, so that what anybody saw of an async topic stays
     /// visible when it becomes a sync one.
     pub fn configure(&self, topic: &TopicHandle, settings: &TopicSettings) {
@@ -748,6 +777,17 @@ impl Store {
         self.shared.is_watched.store(true, Ordering::SeqCst);
         // As in `arrival`: whoever moves a mark does it the other way round.
         fence(Ordering::SeqCst);
+    }
+
+    /// As long as what this gives lives, each append is dispatched at once, as it is for reads that are parked:
+    /// somebody waits for what [`Applier::readable`] is told. The caller looks at what it was told once more
+    /// afterwards.
+    pub fn hurry(&self) -> Hurry<'_> {
+        self.shared.hurried.fetch_add(1, Ordering::SeqCst);
+        // As in `arrival`: whoever moves a mark does it the other way round.
+        fence(Ordering::SeqCst);
+        self.shared.dispatch_signal.wake();
+        Hurry(&self.shared.hurried)
     }
 
     /// If records of a queue from an offset on are there and cannot be read yet, [`Applier::readable`] is told when

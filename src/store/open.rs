@@ -32,7 +32,7 @@ use crate::file::disk::{DirLock, Disk};
 use crate::format::names;
 use crate::format::segment_header::PAGE_LEN;
 use crate::message::PhysicalOffset;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
 /// The storage threads and what ends with them.
 pub(super) struct Threads {
@@ -176,6 +176,7 @@ impl Store {
             any_refused: AtomicBool::new(false),
             unflushed_arrivals: Mutex::default(),
             is_watched: AtomicBool::new(false),
+            hurried: AtomicUsize::new(0),
             arrivals: ArrivalWaiters::new(),
             flush_waiters: PositionWaiters::default(),
             dispatch_waiters: PositionWaiters::default(),
@@ -198,7 +199,7 @@ impl Store {
             disk,
             store_clock: StoreClock::starting_at(found.store_clock),
             steady_clock: SteadyClock::starting_at(
-                found.store_clock.max(clock.now()),
+                found.store_clock.max(clock.now()).max(applier.lease_clock()),
                 clock.elapsed(),
             ),
             clock,

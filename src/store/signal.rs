@@ -22,6 +22,12 @@ impl Signal {
         }
     }
 
+    /// Whether the next sleep returns at once; takes that back.
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> bool {
+        self.woken.swap(false, Ordering::SeqCst)
+    }
+
     /// Sleeps until woken, at most `limit`.
     pub(crate) fn sleep(&self, limit: Duration) {
         let mut sleeping = lock(&self.sleeping);

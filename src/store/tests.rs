@@ -842,3 +842,19 @@ fn while_an_image_waits_for_room_what_lies_before_the_last_one_goes() {
     rig.clean();
     assert!(rig.store.status().deleted_segments >= deleted + 4, "{:?}", rig.store.status());
 }
+
+#[test]
+fn an_append_wakes_the_dispatcher_as_long_as_somebody_is_in_a_hurry() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    rig.settle();
+    let signal = |rig: &Rig| rig.store.shared.dispatch_signal.take();
+    signal(&rig);
+    let hurry = rig.store.hurry();
+    assert!(rig.store.shared.dispatch_signal.take(), "what is there is dispatched");
+    rig.send(&topic, 0, "k", b"one");
+    assert!(signal(&rig));
+    drop(hurry);
+    rig.send(&topic, 0, "k", b"two");
+    assert!(!signal(&rig));
+}

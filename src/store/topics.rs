@@ -12,7 +12,7 @@ use super::min::STEP_MS;
 use crate::message::{
     FlushMode, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp, TopicId, TopicSettings,
 };
-use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU32, AtomicU64, Mutex, Ordering, fence, lock};
 
 /// A limit that is none.
 const UNLIMITED: u64 = u64::MAX;
@@ -46,6 +46,10 @@ pub struct TopicHandle {
     recorded_by_bytes: AtomicU64,
     /// Messages of a queue below its offset are gone.
     purged: ArcSwapOption<Purged>,
+    /// Odd while messages are about to be kept longer: who looks what is gone waits for `changing`, and looks again if
+    /// it moved meanwhile. SeqCst, as the clock's stamps are.
+    version: AtomicU64,
+    changing: Mutex<()>,
 }
 
 /// The next queue offset of each queue. Changed only under the append lock, hence Relaxed. Cells are added behind, and
@@ -123,6 +127,8 @@ impl TopicHandle {
             floor: AtomicU64::new(0),
             dead: AtomicBool::new(false),
             watched: AtomicBool::new(false),
+            version: AtomicU64::new(0),
+            changing: Mutex::new(()),
             queues: AtomicU32::new(settings.queues),
             next: Cells::new(settings.queues as usize),
             retention_ms: AtomicU64::new(settings.retention.time_ms.unwrap_or(UNLIMITED)),
@@ -205,8 +211,41 @@ impl TopicHandle {
         Cuts { below, before, purged: self.purged(queue) }
     }
 
+    /// Keeps messages longer from now on. What is gone at this moment, which `now` reads from the store's clock, stays
+    /// gone: whoever looks sees the old limit or the new one, and nothing that another one saw go. Returns what is
+    /// gone. One at a time.
+    pub(crate) fn keep_longer(
+        &self,
+        now: impl FnOnce() -> Timestamp,
+        settings: &TopicSettings,
+    ) -> Cuts {
+        let _changing = lock(&self.changing);
+        self.version.fetch_add(1, Ordering::SeqCst);
+        // Not before: who looks by a later reading of the clock waits for the new limit.
+        let cuts = self.cuts_now(now());
+        self.expire(cuts.below, cuts.before, &[]);
+        self.configure(settings, PhysicalOffset::ZERO);
+        self.version.fetch_add(1, Ordering::SeqCst);
+        cuts
+    }
+
     /// What is gone of all queues at the store time `now`, by age in steps of [`STEP_MS`].
     pub(crate) fn topic_cuts(&self, now: Timestamp) -> Cuts {
+        loop {
+            let version = self.version.load(Ordering::SeqCst);
+            if version % 2 == 1 {
+                drop(lock(&self.changing));
+                continue;
+            }
+            let cuts = self.cuts_now(now);
+            fence(Ordering::SeqCst);
+            if self.version.load(Ordering::SeqCst) == version {
+                return cuts;
+            }
+        }
+    }
+
+    fn cuts_now(&self, now: Timestamp) -> Cuts {
         let now = now.get() - now.get() % STEP_MS;
         let below = self.below.load(Ordering::Relaxed);
         let below = below.max(self.below_by_bytes.load(Ordering::Relaxed));
@@ -271,6 +310,11 @@ impl TopicHandle {
     /// Somebody is told from now on when its queues can be read.
     pub(crate) fn watch(&self) {
         self.watched.store(true, Ordering::SeqCst);
+    }
+
+    /// Nobody is any more, until the next [`TopicHandle::watch`].
+    pub(crate) fn unwatch(&self) {
+        self.watched.store(false, Ordering::SeqCst);
     }
 
     /// Whether somebody is.

@@ -760,6 +760,13 @@ impl Admin for Fake {
         Err(without_groups())
     }
 
+    async fn redrive_dead_letters(
+        &self,
+        _: Request<proto::RedriveDeadLettersRequest>,
+    ) -> Result<Response<proto::RedriveDeadLettersResponse>, Status> {
+        Err(without_groups())
+    }
+
     async fn reset_offsets(
         &self,
         _: Request<proto::ResetOffsetsRequest>,

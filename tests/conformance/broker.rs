@@ -6,15 +6,18 @@ use std::pin::Pin;
 use std::process::Stdio;
 use std::time::Duration;
 
-use mainstem::client::{Client, ConnectedClient, Message, Pull, TopicSettings};
-use mainstem::format::batch::TagFilter;
+use mainstem::client::{Client, ConnectedClient, GroupSettings, Message, Pull, TopicSettings};
+use mainstem::format::batch::{self, NewMeta, TagFilter};
 use mainstem::message::{QueueOffset, TopicType};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_mainstem");
+/// The broker that is tried: another one than the tests were built with, if this names one.
+fn binary() -> PathBuf {
+    std::env::var_os("MAINSTEM_BINARY").unwrap_or(env!("CARGO_BIN_EXE_mainstem").into()).into()
+}
 
 /// Nothing here may take so long, on the slowest machine.
 const BOUND: Duration = Duration::from_secs(120);
@@ -47,7 +50,7 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts one, on a free port or on that of one before it.
     pub(crate) async fn start(home: &Home, address: Option<&str>) -> Self {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command
             .args(["serve", "--listen", address.unwrap_or("127.0.0.1:0")])
             .args(["--http", "127.0.0.1:0", "--set", "store.segment_size=64MiB"])
@@ -103,15 +106,35 @@ impl Broker {
         self.client.create_topic(name, settings).await.unwrap();
     }
 
+    pub(crate) async fn create_group(&self, name: &str, settings: &GroupSettings) {
+        self.client.create_group(name, settings).await.unwrap();
+    }
+
+    /// Stores a message.
+    pub(crate) async fn send(&self, topic: &str, meta: &NewMeta<'_>, body: &str) {
+        self.client.send(topic, None, batch::one(meta, body.as_bytes())).await.unwrap();
+    }
+
+    /// Waits until there is a topic of this name.
+    pub(crate) async fn until_there(&self, topic: &str) {
+        soon("a topic", async {
+            while self.client.describe_topic(topic).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
     /// Who is connected.
     pub(crate) async fn clients(&self) -> Vec<ConnectedClient> {
         self.client.clients("").await.unwrap().0
     }
 
-    /// Waits until a client has a stream over which it can get commands.
-    pub(crate) async fn until_somebody_can_be_told(&self) {
+    /// Waits until so many clients have a stream over which they can get commands.
+    pub(crate) async fn until_can_be_told(&self, clients: usize) {
         soon("a stream", async {
-            while self.clients().await.iter().all(|client| client.streams == 0) {
+            while self.clients().await.iter().filter(|client| client.streams > 0).count() < clients
+            {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })

@@ -26,6 +26,32 @@ pub(crate) enum Security {
     Tls,
 }
 
+/// What a program of a language is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Role<'a> {
+    /// Sends, `once` or `steadily`.
+    Producer(&'a str),
+    /// Receives when it is told to.
+    Simple(Wants<'a>),
+    /// Hands messages to a listener.
+    Push(Wants<'a>),
+}
+
+/// Whose messages a consumer wants, and which.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wants<'a> {
+    pub(crate) group: &'a str,
+    pub(crate) topic: &'a str,
+    /// `tag` or `sql`, and an expression.
+    pub(crate) filter: [&'a str; 2],
+}
+
+impl<'a> Wants<'a> {
+    pub(crate) fn all(group: &'a str, topic: &'a str) -> Self {
+        Self { group, topic, filter: ["tag", "*"] }
+    }
+}
+
 /// Where the files of the programs are.
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
@@ -95,8 +121,9 @@ impl Language {
         if let Self::Java = self {
             let mut javac = Command::new("javac");
             javac.args(["-encoding", "UTF-8", "-cp"]).arg(home.join("lib/*"));
-            let source = sources().join("java/Producing.java");
-            run(javac.arg("-d").arg(home.join("classes")).arg(source)).await?;
+            let files = ["java/Producing.java", "java/Consuming.java"];
+            let files = files.map(|file| sources().join(file));
+            run(javac.arg("-d").arg(home.join("classes")).args(files)).await?;
         }
         Ok(())
     }
@@ -109,12 +136,14 @@ impl Language {
         run(cargo.env_remove("RUSTFLAGS")).await
     }
 
-    fn command(self) -> Command {
+    fn command(self, role: Role<'_>) -> Command {
         let home = self.home();
+        let is_producer = matches!(role, Role::Producer(_));
         match self {
             Self::Python => {
                 let mut python = Command::new(home.join("venv/bin/python"));
-                python.arg(sources().join("python/producer.py"));
+                let program = if is_producer { "producer.py" } else { "consumer.py" };
+                python.arg(sources().join("python").join(program));
                 python
             }
             Self::Java => {
@@ -122,10 +151,13 @@ impl Language {
                 // The client writes a log of its own below the user's home.
                 java.arg(format!("-Duser.home={}", home.display())).arg("-Dfile.encoding=UTF-8");
                 let path = format!("{0}/classes:{0}/lib/*", home.display());
-                java.args(["-cp", &path, "Producing"]);
+                java.args(["-cp", &path, if is_producer { "Producing" } else { "Consuming" }]);
                 java
             }
-            Self::Rust => Command::new(home.join("debug/producing")),
+            Self::Rust => {
+                let program = if is_producer { "producing" } else { "consuming" };
+                Command::new(home.join("debug").join(program))
+            }
         }
     }
 }
@@ -150,12 +182,12 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts a program that does `what`, and waits until its client has started. `None`: it cannot be had here.
+    /// Starts a program, and waits until its client has started. `None`: it cannot be had here.
     pub(crate) async fn start(
         language: Language,
         broker: &Broker,
         security: Security,
-        what: &str,
+        role: Role<'_>,
     ) -> Option<Self> {
         if let Err(why) = language.prepare().await {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
@@ -168,9 +200,16 @@ impl Program {
             // As the certificate has it.
             Security::Tls => ("localhost", "tls"),
         };
-        let mut command = language.command();
+        let mut command = language.command(role);
+        command.args([&format!("{host}:{port}"), security]);
+        match role {
+            Role::Producer(what) => command.arg(what),
+            Role::Simple(of) | Role::Push(of) => {
+                let kind = if let Role::Simple(_) = role { "simple" } else { "push" };
+                command.args([kind, of.group, of.topic]).args(of.filter)
+            }
+        };
         command
-            .args([&format!("{host}:{port}"), security, what])
             // Which certificates those trust that verify them.
             .env("SSL_CERT_FILE", &broker.certificate)
             .stdin(Stdio::piped())
@@ -215,9 +254,56 @@ impl Program {
         ids
     }
 
+    /// Tells it something.
+    pub(crate) async fn tell(&mut self, what: &str) {
+        self.stdin.write_all(format!("{what}\n").as_bytes()).await.unwrap();
+    }
+
+    /// What one receive gets, for so many seconds; nothing if it fails.
+    pub(crate) async fn receive(&mut self, seconds: u32) -> Vec<Value> {
+        self.tell(&format!("receive 32 {seconds}")).await;
+        let mut lines = self.until("received").await;
+        lines.retain(|line| line["kind"] == "message");
+        lines
+    }
+
+    /// So many messages, with as many receives as that takes.
+    pub(crate) async fn get(&mut self, count: usize) -> Vec<Value> {
+        let mut messages = Vec::new();
+        while messages.len() < count {
+            messages.extend(self.receive(30).await);
+        }
+        assert_eq!(messages.len(), count);
+        messages
+    }
+
+    /// Whether it could be done: `ack` or `change` of a message that it received.
+    pub(crate) async fn can(&mut self, what: &str) -> bool {
+        self.tell(what).await;
+        let line = self.line().await;
+        line["ok"].as_bool().unwrap()
+    }
+
+    pub(crate) async fn finish(&mut self, messages: &[Value]) {
+        for message in messages {
+            let id = message["id"].as_str().unwrap();
+            assert!(self.can(&format!("ack {id}")).await, "{message}");
+        }
+    }
+
+    /// The next message that its listener gets.
+    pub(crate) async fn heard(&mut self) -> Value {
+        loop {
+            let line = self.line().await;
+            if line["kind"] == "message" {
+                return line;
+            }
+        }
+    }
+
     /// Lets it end, which it does well, and gives the rest of what it says.
     pub(crate) async fn end(mut self) -> Vec<Value> {
-        self.stdin.write_all(b"\n").await.unwrap();
+        self.tell("end").await;
         let rest = self.until("ended").await;
         assert_eq!(soon("ending", self.child.wait()).await.unwrap().code(), Some(0));
         rest

@@ -3,16 +3,21 @@
 //!
 //! | program | client, version | how it comes here |
 //! | --- | --- | --- |
-//! | `python/producer.py` | `rocketmq-python-client` 5.1.2 | `pip`, into an environment of its own |
-//! | `java/Producing.java` | `rocketmq-client-java` 5.2.0 | `mvn`, into a folder; compiled by `javac` |
+//! | `python/producer.py`, `python/consumer.py` | `rocketmq-python-client` 5.1.2 | `pip`, into an environment of its own |
+//! | `java/Producing.java`, `java/Consuming.java` | `rocketmq-client-java` 5.2.0 | `mvn`, into a folder; compiled by `javac` |
 //! | `rust/` | crate `rocketmq` 5.0.0 | `cargo`, a package of its own |
 //!
-//! A program gets an address, whether to talk TLS, and what to do. It says what it did in lines of JSON:
+//! A program gets an address, whether to talk TLS, and what to do. It says what it did in lines of JSON.
 //!
-//! | what | it does |
+//! | a producer that sends | does |
 //! | --- | --- |
 //! | `once` | 100 messages one by one, 100 at once, 20 of each of three message groups in turn, one that the topic does not take; says `done`, waits for a line, says goodbye |
 //! | `steadily` | a message every 10 ms, whatever becomes of it, until a line comes |
+//!
+//! | a consumer that is | does |
+//! | --- | --- |
+//! | `simple` | what lines say: `receive MOST SECONDS`, `ack ID`, `change ID SECONDS`; tells each message that it receives |
+//! | `push` | tells each message that its listener gets, which fails as often as the property `fails` of the message says |
 //!
 //! What came in is read over the native protocol. Where a client cannot be had, a line says SKIP; with `CI=true` that is
 //! a failure. What was downloaded and built is kept in `target/tmp/conformance`.
@@ -21,11 +26,12 @@
 
 mod broker;
 mod clients;
+mod consuming;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use broker::{Broker, Home};
-use clients::{Language, Program, Security};
+use clients::{Language, Program, Role, Security};
 use mainstem::client::Message;
 use mainstem::message::TopicType;
 
@@ -91,7 +97,9 @@ async fn broker(home: &Home) -> Broker {
 async fn sends_once(language: Language, security: Security) {
     let home = Home::new();
     let broker = broker(&home).await;
-    let Some(mut program) = Program::start(language, &broker, security, "once").await else {
+    let Some(mut program) =
+        Program::start(language, &broker, security, Role::Producer("once")).await
+    else {
         return;
     };
     let told = program.until("done").await;
@@ -152,7 +160,8 @@ async fn sends_once(language: Language, security: Security) {
 async fn sends_steadily(language: Language) {
     let home = Home::new();
     let mut broker = broker(&home).await;
-    let Some(mut program) = Program::start(language, &broker, Security::Plain, "steadily").await
+    let Some(mut program) =
+        Program::start(language, &broker, Security::Plain, Role::Producer("steadily")).await
     else {
         return;
     };
@@ -167,7 +176,7 @@ async fn sends_steadily(language: Language) {
     if let Language::Java = language {
         // It opens its stream again a second after the old one broke. Closed in just that moment, it would wait for the
         // new one's end for ever.
-        broker.until_somebody_can_be_told().await;
+        broker.until_can_be_told(1).await;
     }
     acknowledged.extend(program.end().await.iter().filter_map(clients::acknowledged));
     let stored: BTreeSet<_> = broker.read("plain").await.iter().map(|m| id(m).to_owned()).collect();

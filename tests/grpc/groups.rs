@@ -10,6 +10,7 @@ use mainstem::proto::{
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
+use crate::offsets::without_time;
 use crate::support::{Server, batch, detail, from, refusal, refused, soon, to};
 
 const WAITERS: &str = "mainstem_waiters";
@@ -38,7 +39,11 @@ async fn list(server: &Server, after: &str, limit: u32) -> ListGroupsResponse {
 
 async fn describe(server: &Server, name: &str, after: u64, limit: u32) -> DescribeGroupResponse {
     let request = DescribeGroupRequest { name: name.to_owned(), after, limit };
-    server.admin.clone().describe_group(request).await.unwrap().into_inner()
+    let mut answer = server.admin.clone().describe_group(request).await.unwrap().into_inner();
+    for topic in &mut answer.topics {
+        topic.queues = std::mem::take(&mut topic.queues).into_iter().map(without_time).collect();
+    }
+    answer
 }
 
 async fn commit(server: &Server, group: &str, offsets: &[(&str, u32, u64)]) -> Result<(), Status> {
@@ -100,6 +105,7 @@ async fn creation_is_idempotent_and_refuses_other_settings() {
     let config = GroupConfig {
         enabled: Some(false),
         ordered: Some(true),
+        one_filter: Some(true),
         max_attempts: Some(0),
         retry_delays: Some(RetryDelays { ms: vec![0, 43_200_000] }),
         initial_position: position(At::TimeMs(7)),

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use mainstem::client::{
-    Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Reason, Receive,
+    Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Reason, Receive, Redriven,
+    Run,
 };
 use mainstem::message::{QueueId, QueueOffset};
-use mainstem::proto::{ExtendEntry, ExtendRequest, TopicConfig};
+use mainstem::proto::{ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, TopicConfig};
 use tonic::Code;
 
-use crate::support::{Server, batch, refusal, refused, to};
+use crate::support::{Server, batch, refusal, refused, soon, to};
 
 const RECEIVE: Receive<'_> = Receive {
     group: "g",
@@ -32,6 +33,15 @@ async fn server() -> (Server, Client) {
     (server, client)
 }
 
+/// One receive may get a part: what is listed when it looks.
+async fn all_three(client: &Client) -> Vec<Leased> {
+    let mut leased = Vec::new();
+    while leased.len() < 3 {
+        leased.extend(client.receive(&RECEIVE).await.unwrap());
+    }
+    leased
+}
+
 fn bodies(leased: &[Leased]) -> Vec<(String, u32)> {
     let body = |one: &Leased| String::from_utf8(one.message.body.to_vec()).unwrap();
     let mut bodies: Vec<_> = leased.iter().map(|one| (body(one), one.delivery)).collect();
@@ -46,7 +56,7 @@ fn wanted(bodies: &[(&str, u32)]) -> Vec<(String, u32)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_received_kept_on_given_back_and_acknowledged() {
     let (_server, client) = server().await;
-    let leased = client.receive(&RECEIVE).await.unwrap();
+    let leased = all_three(&client).await;
     assert_eq!(bodies(&leased), wanted(&[("a", 1), ("b", 1), ("c", 1)]));
     assert_eq!(client.receive(&RECEIVE).await.unwrap(), []);
     let handle =
@@ -83,13 +93,48 @@ async fn messages_are_received_kept_on_given_back_and_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_gets_the_message_that_comes() {
     let (server, client) = server().await;
-    let leased = client.receive(&RECEIVE).await.unwrap();
+    let leased = all_three(&client).await;
     assert_eq!(leased.len(), 3);
     let waiting = Receive { wait: Duration::from_secs(20), ..RECEIVE };
     let (received, ()) = tokio::join!(client.receive(&waiting), async {
         server.send(to("t", Some(1), batch(&["d"]))).await.unwrap();
     });
     assert_eq!(bodies(&received.unwrap()), wanted(&[("d", 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_sent_back_by_its_id() {
+    let (server, client) = server().await;
+    let settings = GroupSettings { max_attempts: Some(Some(1)), ..GroupSettings::default() };
+    client.update_group("g", &settings).await.unwrap();
+    let leased = all_three(&client).await;
+    let given_up = leased.iter().find(|one| one.message.body.as_ref() == b"c").unwrap();
+    client.extend("g", "t", &[(given_up.handle.as_str(), Hold::Retry)]).await.unwrap();
+    let dead = Receive { group: "readers", topic: "%DLQ%g", ..RECEIVE };
+    client.create_group("readers", &GroupSettings::default()).await.unwrap();
+    let dead = soon(async {
+        loop {
+            match client.receive(&dead).await {
+                Ok(mut dead) if !dead.is_empty() => break dead.remove(0),
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    })
+    .await;
+    let planned = client.redrive("g", &[], 9, Run::Dry).await.unwrap();
+    let back = Redriven { id: dead.message.id, topic: "t".to_owned(), fault: None };
+    assert_eq!(planned, std::slice::from_ref(&back));
+    assert_eq!(client.redrive("g", &[dead.message.id], 9, Run::Real).await.unwrap(), [back]);
+    assert_eq!(client.redrive("g", &[], 9, Run::Real).await.unwrap(), []);
+    let again = client.receive(&Receive { wait: Duration::from_secs(20), ..RECEIVE }).await;
+    assert_eq!(bodies(&again.unwrap()), wanted(&[("c", 1)]));
+    let request = RedriveDeadLettersRequest {
+        group: "g".to_owned(),
+        ids: vec!["nonsense".to_owned()],
+        ..RedriveDeadLettersRequest::default()
+    };
+    let answer = server.admin.clone().redrive_dead_letters(request).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +150,7 @@ async fn what_cannot_be_received_is_refused_with_its_reason() {
     let sql = Filter::Sql("a >");
     assert_eq!(reason(Receive { filter: sql, ..RECEIVE }).await, Reason::BadRequest);
 
-    let leased = client.receive(&RECEIVE).await.unwrap();
+    let leased = all_three(&client).await;
     let entries = vec![ExtendEntry { handle: leased[0].handle.clone(), hold: None }];
     let request = ExtendRequest { group: "g".to_owned(), topic: "t".to_owned(), entries };
     let answer = server.broker.clone().extend(request).await;

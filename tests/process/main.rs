@@ -7,6 +7,7 @@
 //! | `history.rs`, `gone.rs` | the checker of what they saw, and its own tests; what may be gone |
 //! | `sessions.rs` | the same under producers with sessions: what is sent again is stored once |
 //! | `offsets.rs` | SIGKILL while groups commit |
+//! | `leases.rs` | SIGKILL while consumers of a group receive and acknowledge |
 //! | `stop.rs` | SIGTERM under load, health while it drains |
 //! | `start.rs` | starts that cannot be: one clear line, an exit code |
 //! | `truncated.rs` | readers after a power cut that took what they read |
@@ -27,6 +28,7 @@ mod disk;
 mod gone;
 mod history;
 mod kill;
+mod leases;
 mod load;
 mod offsets;
 mod ports;

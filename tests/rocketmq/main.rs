@@ -5,9 +5,15 @@
 
 mod clients;
 mod common;
+mod consumer;
+mod fifo;
 mod fuzz;
+mod quirks;
+mod receive;
+mod renew;
 mod route;
 mod rules;
 mod send;
+mod settle;
 mod support;
 mod telemetry;

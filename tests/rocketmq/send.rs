@@ -389,7 +389,7 @@ async fn a_send_makes_an_unknown_topic_and_is_refused_where_none_is_made() {
     let server = Server::start().await;
     assert_eq!(server.code_of(vec![message("new", "1")]).await, Code::Ok);
     // Legal, but the broker's own.
-    assert_eq!(server.code_of(vec![message("%DLQ%g", "1")]).await, Code::TopicNotFound);
+    assert_eq!(server.code_of(vec![message("%DLQ%g", "1")]).await, Code::IllegalTopic);
     let server = Server::with(&["broker.auto_create_topics=false"]).await;
     assert_eq!(server.code_of(vec![message("new", "1")]).await, Code::TopicNotFound);
 }

@@ -42,7 +42,17 @@ impl Server {
 
     /// With settings as `--set` takes them.
     pub(crate) async fn with(settings: &[&str]) -> Self {
-        let data = tempfile::tempdir().unwrap();
+        Self::over(tempfile::tempdir().unwrap(), settings).await
+    }
+
+    /// A stop, and a start over the same data.
+    pub(crate) async fn again(self) -> Self {
+        let Self { data, spawned, .. } = self;
+        spawned.stop().await.unwrap();
+        Self::over(data, &[]).await
+    }
+
+    async fn over(data: TempDir, settings: &[&str]) -> Self {
         let mut sets = vec![
             "server.listen=127.0.0.1:0".to_owned(),
             "server.http=127.0.0.1:0".to_owned(),

@@ -3,15 +3,20 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::broker::state::leases::Claim;
 use crate::broker::{
-    BrokerConfig, ExtendEntry, ExtendFault, GroupChange, Hold, Position, ResetRequest, Run,
-    SendRequest,
+    BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
+    Introduction, NewMessage, Position, RedriveFault, RedriveRequest, Redriven, ResetRequest, Run,
+    SendMessages, SendRequest,
 };
+use crate::file::Operation;
 use crate::filter::Language;
 use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
 use crate::message::{FlushMode, GroupSettings, TopicSettings, TopicType};
 use crate::store::StoreConfig;
-use crate::testing::{ManualClock, SimDisk};
+use crate::testing::{
+    CrashChoice, Fault, FaultRule, ManualClock, NameChoice, SimDisk, Times, WriteChoice,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -92,6 +97,7 @@ impl Rig {
             max_messages,
             max_bytes: 1 << 20,
             invisible: MINUTE,
+            client: None,
             wait: Duration::ZERO,
             attempt: "",
             deadline: soon(),
@@ -294,7 +300,7 @@ async fn messages_come_alone_whatever_record_they_lie_in() {
     rig.broker.close().unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     let queue = Some(QueueId::ZERO);
@@ -314,10 +320,79 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
     // One that is not wanted any more is finished when its turn comes again.
     rig.pass(MINUTE);
     let filter = Expression::parse(Language::Sql, "TAGS = 'Aa'").unwrap();
-    let received = rig.receive_all(rig.request(&filter, 9)).await;
-    assert_eq!(received.len(), 0);
+    assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
+    assert_eq!(rig.committed(0).await, 4, "somebody else may want it");
+    tokio::time::advance(Duration::from_secs(601)).await;
+    assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
     assert_eq!(rig.committed(0).await, 6);
     assert_eq!(rig.broker.counters().filtered.get(), 5);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_filter_passes_over_costs_few_records_however_few_messages_are_wanted() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    for number in 0..3_000 {
+        let tag = if number % 1_000 == 999 { "wanted" } else { "other" };
+        rig.store(queue, &[("x", Some(tag), None)], None).await;
+    }
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let appended = || rig.broker.store.watermarks().appended;
+    let filter = Expression::parse(Language::Sql, "TAGS = 'wanted'").unwrap();
+    for (max_bytes, offset) in [(1 << 20, 999), (1, 1_999), (1 << 20, 2_999)] {
+        let before = appended();
+        let request = ReceiveRequest { max_bytes, ..rig.request(&filter, 1) };
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(0, offset, 1, "x")]);
+        let len = appended().since(before);
+        assert!(len < 2_000, "{len} bytes of state records");
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_member_was_given_is_not_finished_by_the_filter_of_another() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    rig.store(queue, &[("a", Some("a"), None), ("b", Some("b"), None)], None).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (any, a, b) = (tags("a || b"), tags("a"), tags("b"));
+    let first = rig.receive_all(rig.request(&any, 1)).await.remove(0);
+    rig.hold(&first.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    // A member with another filter passes it by, waits, and gets what is for him.
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&b, 1) };
+    let second = rig.broker.receive_messages(waiting).await.unwrap().messages.remove(0);
+    assert_eq!(seen(&second), of(0, 1, 1, "b"));
+    let start = Instant::now();
+    assert!(rig.broker.receive_messages(waiting).await.unwrap().messages.is_empty());
+    assert_eq!(start.elapsed(), Duration::from_secs(20));
+    let again = rig.receive_all(rig.request(&a, 9)).await;
+    assert_eq!(again.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "a")]);
+    assert_eq!(rig.broker.counters().filtered.get(), 0);
+    assert!(rig.broker.counters().filter_mismatches.get() >= 2);
+    // Who is alone with his filter for long enough decides.
+    rig.hold(&again[0].handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(601)).await;
+    assert!(rig.receive_all(rig.request(&b, 9)).await.is_empty());
+    assert_eq!(rig.broker.counters().filtered.get(), 1);
+    assert!(rig.receive_all(rig.request(&a, 9)).await.is_empty());
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_may_refuse_members_with_another_filter_as_long_as_the_first_is_in_use() {
+    let rig = Rig::new(1, GroupSettings { one_filter: true, ..GroupSettings::default() }).await;
+    rig.send_to(0, "x").await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (a, all) = (tags("a"), all());
+    assert!(rig.receive_all(rig.request(&all, 1)).await.len() == 1);
+    let refused = rig.broker.receive_messages(rig.request(&a, 1)).await;
+    let Err(BrokerError::FilterMismatch { expected }) = refused else { panic!("{refused:?}") };
+    assert_eq!(expected.as_ref(), "*");
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    assert!(rig.broker.receive_messages(rig.request(&a, 1)).await.unwrap().messages.is_empty());
     rig.broker.close().unwrap();
 }
 
@@ -357,6 +432,101 @@ async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
 }
 
 #[tokio::test]
+async fn who_is_woken_and_goes_away_before_he_took_anything_wakes_the_next() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let wait = || {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            let filter = all();
+            let request = ReceiveRequest {
+                group: "g",
+                topic: "t",
+                filter: &filter,
+                max_messages: 8,
+                max_bytes: 1 << 20,
+                invisible: MINUTE,
+                client: None,
+                wait: Duration::from_secs(20),
+                attempt: "",
+                deadline: soon(),
+            };
+            broker.receive_messages(request).await.unwrap().messages
+        }
+    };
+    let waiting = |count: usize| {
+        let broker = Arc::clone(&rig.broker);
+        async move {
+            while broker.waiting() != count {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    rig.send_to(0, "a").await;
+    let mut handle = rig.receive(1).await.remove(0).handle;
+    for is_back in [true, false] {
+        let first = tokio::spawn(wait());
+        waiting(1).await;
+        let second = tokio::spawn(wait());
+        waiting(2).await;
+        // No bytes to answer with: the first is woken, and waits for some.
+        let free = rig.broker.replies.free();
+        let all_bytes = rig.broker.replies.take(free, soon()).await.unwrap();
+        let (queue, delivery) = match is_back {
+            true => {
+                rig.hold(&handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+                (0, 2)
+            }
+            false => {
+                rig.send_to(1, "a").await;
+                (1, 1)
+            }
+        };
+        waiting(1).await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        drop(all_bytes);
+        let mut received = second.await.unwrap();
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(queue, 0, delivery, "a")]);
+        handle = received.remove(0).handle;
+        assert_eq!(rig.ack(&[&handle]).await, [true]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_ask_for_a_while_costs_arrivals_nothing_and_gets_all_when_it_asks() {
+    let rig = Rig::new(4, GroupSettings::default()).await;
+    rig.send_to(1, "a").await;
+    let first = rig.receive(9).await;
+    let topic = rig.broker.state.topics.get("t").unwrap();
+    let key = (rig.broker.state.groups.get("g").unwrap().id(), topic.id());
+    let is_there = || rig.broker.state.offsets.ready.get(key).is_some();
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    rig.broker.tend_idle();
+    assert_eq!((is_there(), topic.handle().is_watched()), (false, false));
+    rig.send_to(2, "b").await;
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [true]);
+    assert!(!is_there(), "neither an arrival nor an ack brings it back");
+    assert_eq!(rig.seen(9).await, [of(2, 0, 1, "b")]);
+    assert_eq!((is_there(), topic.handle().is_watched()), (true, true));
+    // Who waits is not idle.
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        (0..3).for_each(|_| rig.broker.tend_idle());
+        rig.send_to(3, "c").await;
+    });
+    let received: Vec<_> = received.unwrap().messages.iter().map(seen).collect();
+    assert_eq!(received, [of(3, 0, 1, "c")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_group_begins_where_it_says_in_all_queues_at_once() {
     let latest =
         GroupSettings { initial_position: InitialPosition::Latest, ..GroupSettings::default() };
@@ -372,6 +542,26 @@ async fn a_group_begins_where_it_says_in_all_queues_at_once() {
     rig.broker.update_topic("t", &more, crate::message::Force::No, soon()).await.unwrap();
     rig.send_to(2, "c").await;
     assert_eq!(rig.seen(9).await, [of(2, 0, 1, "c")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn how_long_a_group_is_behind_is_the_age_of_its_first_open_message() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let lag = async |rig: &Rig| {
+        let rows = rig.broker.progress("g", "t", 0, 9, soon()).await.unwrap();
+        rows.iter().map(|row| row.lag_ms).collect::<Vec<_>>()
+    };
+    assert_eq!(lag(&rig).await, [None, None]);
+    rig.send_to(1, "a").await;
+    rig.pass(MINUTE);
+    rig.send_to(1, "b").await;
+    assert_eq!(lag(&rig).await, [None, Some(60_000)]);
+    let received = rig.receive_all(rig.request(&all(), 2)).await;
+    assert_eq!(rig.ack(&[&received[1].handle]).await, [true]);
+    assert_eq!(lag(&rig).await, [None, Some(60_000)], "the first one is leased, and not finished");
+    assert_eq!(rig.ack(&[&received[0].handle]).await, [true]);
+    assert_eq!(lag(&rig).await, [None, None]);
     rig.broker.close().unwrap();
 }
 
@@ -434,6 +624,20 @@ async fn turning_the_clock_neither_ends_leases_nor_keeps_them() {
     rig.clock.set_wall(Timestamp::new(900_000_000));
     assert_eq!(rig.seen(1).await, []);
     rig.clock.set_wall(Timestamp::new(1));
+    rig.pass(MINUTE);
+    assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_clock_that_was_turned_back_keeps_no_lease_over_a_restart() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    rig.pass(10 * 60 * MINUTE);
+    rig.clock.set_wall(Timestamp::new(1_000_000));
+    assert_eq!(rig.seen(1).await, [of(0, 0, 1, "a")]);
+    let rig = rig.again();
+    assert_eq!(rig.seen(1).await, []);
     rig.pass(MINUTE);
     assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
     rig.broker.close().unwrap();
@@ -560,17 +764,149 @@ async fn who_tries_a_receive_again_gets_the_same_messages_with_new_receipts() {
 }
 
 #[tokio::test]
+async fn a_try_is_remembered_by_its_queues_however_many_message_groups_it_got() {
+    let rig = Rig::new(1, ordered()).await;
+    let groups: Vec<_> = (0..40 * 32).map(|number| format!("{number}")).collect();
+    for group in &groups {
+        rig.send_ordered(group, "x").await;
+    }
+    let (filter, mut first) = (all(), Vec::new());
+    for number in 0..40 {
+        let attempt = format!("{number}");
+        let request = ReceiveRequest { attempt: &attempt, ..rig.request(&filter, 32) };
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        assert_eq!(received.len(), 32);
+        first.extend(received);
+    }
+    let rig = rig.again();
+    for number in [0, 7, 39, 7, 7] {
+        let attempt = format!("{number}");
+        let request = ReceiveRequest { attempt: &attempt, ..rig.request(&filter, 32) };
+        let again = rig.broker.receive_messages(request).await.unwrap().messages;
+        let [before, again] = [&first[number * 32..][..32], &again]
+            .map(|messages| messages.iter().map(seen).collect::<Vec<_>>());
+        assert_eq!(again, before, "{number}");
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_try_that_is_repeated_does_not_keep_messages_for_longer_than_may_be() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    let filter = all();
+    let hours = |hours: u64| Duration::from_secs(hours * 60 * 60);
+    let tried = ReceiveRequest { attempt: "one", invisible: hours(8), ..rig.request(&filter, 1) };
+    let mut last = rig.broker.receive_messages(tried).await.unwrap().messages.remove(0);
+    for _ in 0..2 {
+        rig.pass(hours(4));
+        let again = rig.broker.receive_messages(tried).await.unwrap().messages.remove(0);
+        assert_eq!(seen(&again), of(0, 0, 1, "a"));
+        last = again;
+    }
+    // Four are left of the twelve since it was delivered.
+    let extended = rig.hold(&last.handle, Hold::For(hours(5))).await;
+    assert_eq!(extended, Err(ExtendFault::TooLong));
+    rig.pass(hours(4) - Duration::from_millis(1));
+    assert_eq!(rig.seen(1).await, []);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(rig.seen(1).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_now_does_not_keep_those_behind_it_from_being_delivered() {
+    let ordered = GroupSettings { max_attempts: None, ..ordered() };
+    for settings in [GroupSettings::default(), ordered] {
+        let rig = Rig::new(1, settings).await;
+        rig.send_ordered("a", "1").await;
+        rig.send_ordered("b", "2").await;
+        rig.send_ordered("a", "3").await;
+        assert_eq!(rig.receive(9).await.len(), 3);
+        rig.pass(MINUTE);
+        // What was read by a start lies on the disk.
+        let rig = rig.again();
+        let is_ordered = rig.broker.state.groups.get("g").unwrap().settings().ordered;
+        rig.disk.fail(FaultRule {
+            operation: Operation::Read,
+            path_contains: Some("commitlog".to_owned()),
+            nth: 1,
+            times: Times::Once,
+            error: Fault::Eio,
+        });
+        let filter = all();
+        let received = rig.broker.receive_messages(rig.request(&filter, 9)).await.unwrap();
+        let mut got: Vec<_> = received.messages.iter().map(|one| seen(one).3).collect();
+        got.sort();
+        assert_eq!(got, if is_ordered { vec!["2"] } else { vec!["2", "3"] });
+        let rest: Vec<_> = rig.receive(9).await.iter().map(|one| seen(one).3).collect();
+        assert_eq!(rest, if is_ordered { vec!["1", "3"] } else { vec!["1"] });
+        rig.pass(MINUTE);
+        // Nothing else is there: it says why.
+        rig.disk.fail(FaultRule {
+            operation: Operation::Read,
+            path_contains: Some("commitlog".to_owned()),
+            nth: 1,
+            times: Times::Always,
+            error: Fault::Eio,
+        });
+        let refused = rig.broker.receive_messages(rig.request(&filter, 9)).await;
+        assert!(refused.is_err(), "{refused:?}");
+        rig.disk.clear_faults();
+        assert_eq!(rig.receive(9).await.len(), 3);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn receipts_of_one_record_from_before_a_power_cut_read_it_once() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.store(Some(QueueId::ZERO), &vec![("x", None, None); 100], None).await;
+    let received = rig.receive(100).await;
+    let handles: Vec<_> = received.iter().map(|one| one.handle.as_str()).collect();
+    assert_eq!(handles.len(), 100);
+    let all = CrashChoice { names: NameChoice::All, writes: WriteChoice::All, torn: None };
+    let disk = rig.disk.crash_image(&all);
+    let broker = open(&disk, &rig.clock);
+    let before = disk.calls(Operation::Read);
+    assert_eq!(broker.ack("g", "t", &handles, soon()).await.unwrap(), [true; 100]);
+    let reads = disk.calls(Operation::Read) - before;
+    assert!((1..10).contains(&reads), "{reads}");
+    broker.close().unwrap();
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_tries_again_with_less_room_leaves_the_rest_to_others() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in ["1", "2", "3"] {
+        rig.send_to(0, body).await;
+    }
+    let filter = all();
+    let tried = ReceiveRequest { attempt: "one", ..rig.request(&filter, 9) };
+    assert_eq!(rig.broker.receive_messages(tried).await.unwrap().messages.len(), 3);
+    let less = ReceiveRequest { max_messages: 1, ..tried };
+    let again = rig.broker.receive_messages(less).await.unwrap().messages;
+    assert_eq!(again.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "1")]);
+    assert_eq!(rig.seen(9).await, [of(0, 1, 1, "2"), of(0, 2, 1, "3")], "that one did not count");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
 async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_next_come() {
     let rig = Rig::new(1, ordered()).await;
     rig.send_ordered("a", "a1").await;
     rig.send_ordered("a", "a2").await;
+    let mut last = String::new();
     for delivery in [1, 2] {
-        let (got, _) = rig.bodies(1).await;
+        let (got, mut handles) = rig.bodies(1).await;
         assert_eq!(got, bodies(&[("a1", delivery)]));
+        last = handles.remove(0);
         rig.pass(MINUTE);
     }
     assert_eq!(rig.bodies(9).await.0, [], "a1 is first, and was delivered twice");
     assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.ack(&[&last]).await, [false], "it is a dead letter");
     assert_eq!(rig.bodies(9).await.0, bodies(&[("a2", 1)]));
     let rig = rig.again();
     assert!(rig.broker.tend_due().await);
@@ -610,6 +946,186 @@ async fn a_message_that_is_given_up_is_a_dead_letter_whoever_asks_twice() {
     let send = SendRequest { topic: "%DLQ%g", queue: None, batch, session: None, deadline: soon() };
     let sent = rig.broker.send(send).await;
     assert!(matches!(sent, Err(BrokerError::BadName(_))), "{sent:?}");
+    let one = NewMessage { meta: NewMeta::default(), body: b"x" };
+    let several = SendMessages { topic: "%DLQ%g", messages: &[one], deadline: soon() };
+    let sent = rig.broker.send_messages(&several).await;
+    assert!(matches!(sent, Err(BrokerError::Forbidden { .. })), "{sent:?}");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothing_back() {
+    for settings in [ordered(), GroupSettings { ordered: false, ..ordered() }] {
+        let rig = Rig::new(1, settings).await;
+        rig.send_to(0, "a").await;
+        rig.send_to(0, "b").await;
+        for handle in rig.bodies(2).await.1 {
+            rig.broker.forward_to_dead_letters("g", "t", &handle, soon()).await.unwrap();
+        }
+        let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+        rig.broker.store.caught_up(topic.handle()).await;
+        let filter = all();
+        let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 9) };
+        let mut handles = Vec::new();
+        for delivery in 1..=5 {
+            let messages = rig.receive_all(dead).await;
+            let both = [of(0, 0, delivery, "a"), of(0, 1, delivery, "b")];
+            assert_eq!(messages.iter().map(seen).collect::<Vec<_>>(), both);
+            if delivery == 4 {
+                let given_up = messages[0].handle.as_str();
+                let again = rig.broker.forward_to_dead_letters("g", "%DLQ%g", given_up, soon());
+                again.await.unwrap();
+            }
+            handles = messages.into_iter().map(|message| message.handle).collect();
+            rig.pass(MINUTE);
+            assert!(rig.broker.tend_due().await);
+        }
+        let handles = [handles[0].as_str(), handles[1].as_str()];
+        assert_eq!(rig.broker.ack("g", "%DLQ%g", &handles, soon()).await.unwrap(), [true; 2]);
+        assert!(rig.receive_all(dead).await.is_empty());
+        assert_eq!(rig.broker.counters().dead_letters.get(), 2);
+        rig.broker.close().unwrap();
+    }
+}
+
+/// More queues than a receive looks at by itself.
+const VERY_MANY: u32 = FEW_QUEUES + 1;
+
+#[tokio::test]
+async fn a_full_queue_goes_on_when_its_messages_became_dead_letters() {
+    use crate::broker::state::offsets::leased::MAX_OPEN_IN_QUEUE;
+    let once = GroupSettings { max_attempts: Some(1), ..GroupSettings::default() };
+    let rig = Rig::new(VERY_MANY, once).await;
+    let messages = vec![("x", None, None); 1_000];
+    for _ in 0..MAX_OPEN_IN_QUEUE / 1_000 {
+        rig.store(Some(QueueId::ZERO), &messages, None).await;
+    }
+    rig.send_to(0, "last").await;
+    let mut got = 0;
+    while got < MAX_OPEN_IN_QUEUE {
+        got += rig.receive(1_000).await.len();
+    }
+    assert_eq!(rig.seen(9).await, []);
+    rig.pass(MINUTE);
+    assert!(rig.broker.tend_due().await);
+    let last = of(0, u64::try_from(MAX_OPEN_IN_QUEUE).unwrap(), 1, "last");
+    assert_eq!(rig.seen(9).await, [last]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_goes_back_lists_its_queue() {
+    let rig = Rig::new(VERY_MANY, GroupSettings::default()).await;
+    rig.send_to(7, "a").await;
+    let handle = rig.receive(1).await.remove(0).handle;
+    assert_eq!(rig.ack(&[&handle]).await, [true]);
+    assert_eq!(rig.seen(9).await, []);
+    let back = CommitOffset {
+        topic: "t",
+        queue: QueueId::new(7),
+        offset: QueueOffset::ZERO,
+        expected: Expected::Any,
+        known_queues: None,
+    };
+    rig.broker.commit_offsets("g", &[back], Caller::default(), soon()).await.unwrap();
+    assert_eq!(rig.seen(9).await, [of(7, 0, 1, "a")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn as_many_receipts_as_a_request_takes_can_be_repeated_though_all_were_kept_on() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.store(Some(QueueId::ZERO), &vec![("x", None, None); 1_000], None).await;
+    let mut kept_on = Vec::new();
+    for message in rig.receive(1_000).await {
+        kept_on.push(rig.hold(&message.handle, Hold::For(MINUTE)).await.unwrap());
+    }
+    assert_eq!(kept_on.len(), 1_000);
+    let handles: Vec<_> = kept_on.iter().map(String::as_str).collect();
+    for _ in 0..2 {
+        assert_eq!(rig.ack(&handles).await, [true; 1_000]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_finds_what_other_settings_of_the_group_let_him_have() {
+    let rig = Rig::new(1, ordered()).await;
+    rig.send_ordered("a", "a1").await;
+    assert_eq!(rig.bodies(1).await.0, bodies(&[("a1", 1)]));
+    rig.send_ordered("a", "a2").await;
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let change = GroupChange { ordered: Some(false), ..GroupChange::default() };
+        rig.broker.update_group("g", &change, soon()).await.unwrap();
+    });
+    let second = received.unwrap().messages;
+    assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "a2")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let other = TopicSettings::open(1, FlushMode::Async, TopicType::Mixed);
+    rig.broker.create_topic("gone", other, soon()).await.unwrap();
+    for (topic, bodies) in [("t", ["a", "b", "c"].as_slice()), ("gone", &["d"])] {
+        for body in bodies {
+            let mut batch = BatchBuilder::new();
+            let meta = NewMeta { tag: Some("x"), keys: vec!["k"], ..NewMeta::default() };
+            batch.push(&meta, body.as_bytes());
+            let (queue, batch) = (Some(QueueId::ZERO), batch.finish());
+            let request = SendRequest { topic, queue, batch, session: None, deadline: soon() };
+            rig.broker.send(request).await.unwrap();
+        }
+        let filter = all();
+        let receive = ReceiveRequest { topic, ..rig.request(&filter, 9) };
+        for message in rig.receive_all(receive).await {
+            let forwarded = rig.broker.forward_to_dead_letters("g", topic, &message.handle, soon());
+            forwarded.await.unwrap();
+        }
+    }
+    rig.broker.delete_topic("gone", soon()).await.unwrap();
+
+    let redrive = async |rig: &Rig, ids: &[MessageId], max, run| {
+        let deadline = soon();
+        let request = RedriveRequest { group: "g", ids, max, run, deadline };
+        rig.broker.redrive(&request).await.unwrap()
+    };
+    let planned = redrive(&rig, &[], 9, Run::Dry).await;
+    let faults = |all: &[Redriven]| all.iter().map(|one| one.fault).collect::<Vec<_>>();
+    assert_eq!(faults(&planned), [None, None, None, Some(RedriveFault::NoTopic)]);
+    assert_eq!(rig.seen(9).await, [], "nothing went");
+    // One that was chosen, then the first of those that are left.
+    let second = planned[1].id;
+    let chosen = redrive(&rig, &[second], 9, Run::Real).await;
+    assert_eq!(chosen, [Redriven { id: second, topic: "t".into(), fault: None }]);
+    assert_eq!(redrive(&rig, &[second], 9, Run::Real).await, [], "it is no dead letter any more");
+    let first = redrive(&rig, &[], 1, Run::Real).await;
+    assert_eq!(first, [Redriven { id: planned[0].id, topic: "t".into(), fault: None }]);
+    let rig = rig.again();
+    let rest = redrive(&rig, &[], 9, Run::Real).await;
+    assert_eq!(faults(&rest), [None, Some(RedriveFault::NoTopic)]);
+    let received = rig.receive(9).await;
+    let mut back: Vec<_> = received.iter().map(seen).collect();
+    back.sort();
+    assert_eq!(back, [of(0, 3, 1, "b"), of(0, 4, 1, "a"), of(0, 5, 1, "c")]);
+    let batch = Batch::parse(&received[0].batch).unwrap();
+    let meta = batch.metas().next().unwrap().unwrap();
+    assert_eq!((meta.tag(), meta.keys().collect::<Vec<_>>()), (Some("x"), vec!["k"]));
+    assert_eq!(received[0].dead_letter_of(), None);
+    let left = redrive(&rig, &[], 9, Run::Real).await;
+    assert_eq!(faults(&left), [Some(RedriveFault::NoTopic)], "it stays, and can be tried again");
+    assert_eq!(rig.broker.counters().redriven.get(), 1, "since the start");
+    let none =
+        RedriveRequest { group: "nobody", ids: &[], max: 1, run: Run::Dry, deadline: soon() };
+    assert!(matches!(rig.broker.redrive(&none).await, Err(BrokerError::UnknownGroup { .. })));
+    let many = RedriveRequest { max: MAX_RECEIVE + 1, ..none };
+    assert!(matches!(rig.broker.redrive(&many).await, Err(BrokerError::TooLarge { .. })));
     rig.broker.close().unwrap();
 }
 
@@ -629,6 +1145,69 @@ async fn the_timer_wakes_who_waits_when_a_lease_is_over() {
     });
     let second = received.unwrap().messages;
     assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
+/// Leases by which clock; whether clients live by the runtime's.
+#[tokio::test(start_paused = true)]
+async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can_still_be_acked() {
+    let rig =
+        Rig::new(1, GroupSettings { max_attempts: Some(2), ..GroupSettings::default() }).await;
+    for body in ["a", "b", "c"] {
+        rig.send_to(0, body).await;
+    }
+    let known = |rig: &Rig, id: &str| {
+        let introduction = Introduction {
+            kind: ClientKind::PushConsumer,
+            language: String::new(),
+            version: String::new(),
+            hostname: String::new(),
+            group: Some("g".to_owned()),
+            topics: Vec::new(),
+            subscriptions: Vec::new(),
+        };
+        assert!(rig.broker.introduce_client(id, introduction, None, None));
+    };
+    let filter = all();
+    let hours = 3 * 60 * MINUTE;
+    let get = async |rig: &Rig, id| {
+        let request = rig.request(&filter, 1);
+        let request = ReceiveRequest { client: Some(id), invisible: hours, ..request };
+        rig.broker.receive_messages(request).await.unwrap().messages.remove(0)
+    };
+    known(&rig, "one");
+    known(&rig, "two");
+    let first = get(&rig, "one").await;
+    let second = get(&rig, "two").await;
+    let third = get(&rig, "two").await;
+    // Who says how long he goes on is not bound to his client any more.
+    let third = rig.hold(&third.handle, Hold::For(hours)).await.unwrap();
+    rig.pass(2 * 60 * MINUTE);
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.seen(9).await, []);
+    assert!(rig.broker.forget_client("two"));
+    // As long as after a start, nobody is taken for gone who was never heard of.
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    assert!(rig.broker.client_lives("one").is_some());
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.seen(9).await, [of(0, 1, 2, "b")]);
+    assert_eq!(rig.ack(&[&second.handle]).await, [false], "somebody else has it");
+    // After a start the leases are still those of the client, which has a minute to come back.
+    let rig = rig.again();
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.seen(9).await, []);
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.ack(&[&first.handle]).await, [true], "until somebody else has it");
+    assert_eq!(rig.seen(9).await, []);
+    assert_eq!(rig.ack(&[&third]).await, [true]);
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
+    assert!(rig.broker.tend_clients());
+    assert_eq!(rig.broker.state.offsets.with_clients(), []);
     rig.broker.close().unwrap();
 }
 
@@ -652,6 +1231,52 @@ async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished()
 }
 
 /// Every wait is ended by a message, so a wake-up that is lost is an answer without one.
+#[tokio::test]
+async fn at_the_bound_of_all_open_messages_retries_and_acks_go_on_and_nobody_takes_the_rest_alone()
+{
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.broker.create_group("h", &GroupSettings::default(), soon()).await.unwrap();
+    for body in ["a", "b", "c", "d", "e"] {
+        rig.send_to(0, body).await;
+    }
+    let filter = all();
+    let request = rig.request(&filter, 9);
+    let other = ReceiveRequest { group: "h", max_messages: 2, ..request };
+    assert_eq!(rig.receive(2).await.len(), 2);
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN);
+    for request in [request, other] {
+        let refused = rig.broker.receive_messages(request).await;
+        assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    }
+    rig.pass(MINUTE);
+    // With fresh messages behind them, in whichever order a look takes them.
+    for delivery in [2, 3] {
+        let again = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = again.iter().map(seen).collect();
+        assert_eq!(got, [of(0, 0, delivery, "a"), of(0, 1, delivery, "b")]);
+        rig.pass(MINUTE);
+    }
+    let last = rig.broker.receive_messages(request).await.unwrap().messages;
+    // A receipt of before a power cut, whose lease the log has lost, of a message behind others.
+    let (group, topic) = (rig.broker.state.groups.get("g"), rig.broker.state.topics.get("t"));
+    let (group, topic) = (group.unwrap(), topic.unwrap());
+    let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+    let held = rig.broker.signer.handle(&last[0].handle).unwrap().claim();
+    let lost = Claim { place: (0, 3), lease: LeaseId::default(), is_first: true };
+    let settled = rig.broker.state.offsets.finish(consumer, &[held, lost]).unwrap();
+    assert_eq!(settled.results, [Some(held.lease), None]);
+    assert_eq!(rig.committed(0).await, 1);
+
+    // It may have no more than it leaves to others.
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN - 3);
+    let refused = rig.broker.receive_messages(request).await;
+    assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    assert_eq!(rig.broker.receive_messages(other).await.unwrap().messages.len(), 2);
+    rig.broker.state.offsets.pretend_open(9);
+    assert_eq!(rig.receive(9).await.len(), 3);
+    rig.broker.close().unwrap();
+}
+
 async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
     const CONSUMERS: usize = 12;
     const MESSAGES: usize = 1_500;
@@ -672,6 +1297,7 @@ async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
                     max_messages: 3,
                     max_bytes: 1 << 20,
                     invisible: MINUTE,
+                    client: None,
                     wait: Duration::from_secs(25),
                     attempt: "",
                     deadline: soon(),
@@ -741,6 +1367,7 @@ async fn one_message_ends_one_wait_however_many_there_are() {
                 max_messages: 8,
                 max_bytes: 1 << 20,
                 invisible: MINUTE,
+                client: None,
                 wait: Duration::from_secs(25),
                 attempt: "",
                 deadline: soon(),
@@ -785,4 +1412,81 @@ async fn work_is_found_among_very_many_queues_without_a_look_at_the_others() {
     }
     assert_eq!(rig.broker.group_counts().1, 4, "a position for each queue that moved");
     rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "one").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    rig.pass(2 * MINUTE);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.state.offsets.next_timer(), None);
+    assert_eq!(rig.seen(1).await, [(0, 0, 2, "one".to_owned())]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_delivery_to_a_consumer_that_was_not_ready_does_not_count() {
+    let rig =
+        Rig::new(1, GroupSettings { max_attempts: Some(1), ..GroupSettings::default() }).await;
+    rig.send_to(0, "one").await;
+    let first = rig.receive(1).await;
+    let held = rig.hold(&first[0].handle, Hold::Suspend(MINUTE)).await.unwrap();
+    assert_eq!(rig.ack(&[&first[0].handle]).await, [false]);
+    assert_eq!(rig.seen(1).await, []);
+    rig.pass(MINUTE);
+    assert_eq!(rig.seen(1).await, [(0, 0, 1, "one".to_owned())]);
+    assert_eq!(rig.ack(&[&held]).await, [false]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_nobody_got_is_given_back_at_once_and_wakes_who_waits() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in ["one", "two", "three"] {
+        rig.send_to(0, body).await;
+    }
+    let got = rig.receive(3).await;
+    let handles: Vec<_> = got.iter().map(|message| message.handle.clone()).collect();
+    let filter = all();
+    let waiting = ReceiveRequest { wait: MINUTE / 2, ..rig.request(&filter, 3) };
+    let (waited, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        rig.broker.give_back("g", "t", &handles[1..]);
+    });
+    let waited: Vec<_> = waited.unwrap().messages.iter().map(seen).collect();
+    assert_eq!(waited, [(0, 1, 1, "two".to_owned()), (0, 2, 1, "three".to_owned())]);
+    assert_eq!(rig.ack(&[&handles[0], &handles[1]]).await, [true, false]);
+    // Of a group or a topic that is not there, and what is no handle.
+    rig.broker.give_back("nobody", "t", &handles);
+    rig.broker.give_back("g", "nowhere", &handles);
+    rig.broker.give_back("g", "t", &["garbage".to_owned()]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn an_unknown_group_is_made_by_its_use_as_often_as_that_may_be() {
+    let (disk, clock) = (SimDisk::new(), Arc::new(ManualClock::new(Timestamp::new(1_000_000))));
+    let store = || StoreConfig { segment_size: 4 << 20, ..StoreConfig::new("/data") };
+    let open = |config| Broker::open(Arc::new(disk.clone()), clock.clone(), store(), config);
+    let config = BrokerConfig { auto_create_limit: 1, ..BrokerConfig::default() };
+    let broker = open(config).unwrap().0;
+    broker.open_group("a", soon()).await.unwrap();
+    broker.open_group("a", soon()).await.unwrap();
+    let error = broker.open_group("b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::GroupLimit { limit: 1 }), "{error}");
+    let error = broker.open_group("a.b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::BadGroupName(_)), "{error}");
+    assert_eq!(broker.group_counts().0, 1);
+    broker.close().unwrap();
+    drop(broker);
+    let config = BrokerConfig { auto_create_groups: false, ..BrokerConfig::default() };
+    let broker = open(config).unwrap().0;
+    broker.open_group("a", soon()).await.unwrap();
+    let error = broker.open_group("b", soon()).await.unwrap_err();
+    assert!(matches!(error, BrokerError::UnknownGroup { .. }), "{error}");
+    broker.close().unwrap();
 }

@@ -12,7 +12,7 @@
 //! Memory: about 300 bytes for a group and its name, and eight for each pause of its own retry delays; groups with the
 //! settings of the default share them. `benches/offsets.rs` prints it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -93,6 +93,8 @@ pub struct GroupChange {
     pub enabled: Option<bool>,
     /// Whether messages of one message group are delivered one after the other.
     pub ordered: Option<bool>,
+    /// Whether all its members must use one filter for a topic.
+    pub one_filter: Option<bool>,
     /// Deliveries of one message; `Some(None)` is without a limit.
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them, in milliseconds.
@@ -109,6 +111,7 @@ impl GroupChange {
         GroupSettings {
             enabled: self.enabled.unwrap_or(settings.enabled),
             ordered: self.ordered.unwrap_or(settings.ordered),
+            one_filter: self.one_filter.unwrap_or(settings.one_filter),
             max_attempts: self.max_attempts.unwrap_or(settings.max_attempts),
             retry_delays_ms: delays.clone(),
             initial_position: self.initial_position.unwrap_or(settings.initial_position),
@@ -147,6 +150,8 @@ struct Unit {
     applied: PhysicalOffset,
     /// What the snapshot contained that the start began with.
     restored: PhysicalOffset,
+    /// Groups that were made because somebody named them, since the start, and are there.
+    made_by_use: HashSet<GroupId>,
 }
 
 impl GroupTable {
@@ -163,6 +168,7 @@ impl GroupTable {
                 next: GroupId::new(1),
                 applied: PhysicalOffset::ZERO,
                 restored: PhysicalOffset::ZERO,
+                made_by_use: HashSet::new(),
             }),
             common: Arc::new(GroupSettings::default()),
         }
@@ -229,6 +235,43 @@ impl GroupTable {
             };
             return Ok((made, unit.applied));
         }
+        self.make(&mut unit, store, name, settings)
+    }
+
+    /// The group of a name, made as groups are that nobody has set up if there is none, unless `limit` were made that
+    /// way since the start. Blocks for one append at most.
+    ///
+    /// The answer may be given once the log is durable up to the returned position.
+    ///
+    /// # Errors
+    /// The append's: the table is unchanged. After `NotReady` await space and call again.
+    pub(crate) fn find_or_make(
+        &self,
+        store: &Store,
+        name: &str,
+        limit: u32,
+    ) -> Result<(GroupCreation, PhysicalOffset), AppendError> {
+        let mut unit = lock(&self.unit);
+        if let Some(entry) = unit.names.get(name) {
+            return Ok((GroupCreation::Ready(entry.group()), unit.applied));
+        }
+        if unit.made_by_use.len() >= limit as usize {
+            return Ok((GroupCreation::Limit(limit.into()), unit.applied));
+        }
+        let (made, end) = self.make(&mut unit, store, name, &self.common)?;
+        if let GroupCreation::Ready(group) = &made {
+            unit.made_by_use.insert(group.id);
+        }
+        Ok((made, end))
+    }
+
+    fn make(
+        &self,
+        unit: &mut Unit,
+        store: &Store,
+        name: &str,
+        settings: &GroupSettings,
+    ) -> Result<(GroupCreation, PhysicalOffset), AppendError> {
         if unit.names.len() >= Self::MAX_GROUPS {
             let limit = u64::try_from(Self::MAX_GROUPS).unwrap_or(u64::MAX);
             return Ok((GroupCreation::Limit(limit), unit.applied));
@@ -239,7 +282,7 @@ impl GroupTable {
         let (name, settings) = (name.to_owned(), (*settings).clone());
         let transition = Transition::GroupCreated { id, name, settings };
         let end = append(store, std::slice::from_ref(&transition))?;
-        self.transition(&mut unit, transition, end);
+        self.transition(unit, transition, end);
         Ok((GroupCreation::Ready(group), end))
     }
 
@@ -291,6 +334,7 @@ impl GroupTable {
         match append(store, std::slice::from_ref(&transition)) {
             Ok(end) => {
                 self.transition(&mut unit, transition, end);
+                unit.made_by_use.remove(&entry.id);
                 Ok((Some(entry.id), end))
             }
             Err(error) => {

@@ -5,7 +5,7 @@
 //! | the topic table | [`topics`] | names, ids, configurations, what of a topic is gone, and the counter of ids |
 //! | the session table; each session | [`sessions`] | names and the counter of ids; epoch, sequence, the last batches |
 //! | the group table | [`groups`] | names, ids, settings of consumer groups, and the counter of ids |
-//! | a (group, topic) | [`offsets`], [`leases`] | the committed offset of each queue; the changes of it that are remembered; what consumers have of it |
+//! | a (group, topic) | [`offsets`], `leases` | the committed offset of each queue; the changes of it that are remembered; what consumers have of it |
 //!
 //! A unit has one short mutex. A change happens under it in this order: decide, append the state record, apply. So the
 //! order in the log is the order of decisions. Replay after a start runs the same transition function.
@@ -25,7 +25,7 @@ pub mod topics;
 
 use crate::format::DecodeError;
 use crate::format::state_record::{SessionBatch, Transition, transitions};
-use crate::message::{PhysicalOffset, QueueKey, SessionMark};
+use crate::message::{PhysicalOffset, QueueKey, SessionMark, Timestamp};
 use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
 
 use groups::GroupTable;
@@ -81,10 +81,12 @@ impl State {
             | Transition::MessagesFinished { group, topic, .. }
             | Transition::LeasesChanged { group, topic, .. }
             | Transition::LeasesKept { group, topic, .. }
+            | Transition::ClientsLost { group, topic, .. }
                 if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
             {
                 self.offsets.replay_leases((group, topic), transition, (at, from));
             }
+            Transition::LeaseClock { .. } => self.offsets.read_clock(&transition),
             Transition::OffsetHistory { group, topic, position, note, moves }
                 if self.groups.has_id(group) && self.topics.by_id(topic).is_some() =>
             {
@@ -191,6 +193,10 @@ impl Applier for State {
 
     fn readable(&self, queue: QueueKey) {
         self.offsets.ready.arrived(queue.topic, queue.queue.get());
+    }
+
+    fn lease_clock(&self) -> Timestamp {
+        self.offsets.lease_clock()
     }
 
     fn snapshot(&self, _topics: &Topics) -> StateSnapshot {

@@ -317,6 +317,10 @@ pub(crate) struct Offsets {
     timers: Mutex<BTreeSet<(u64, GroupId, TopicId)>>,
     /// Told when the first of them is another.
     pub(crate) timer_set: Notify,
+    /// The units in which something is leased to clients for as long as they live. Taken under a unit's mutex.
+    of_clients: Mutex<BTreeSet<(GroupId, TopicId)>>,
+    /// What the clock of leases read last, as far as a record says so. Relaxed: a number that only grows.
+    lease_clock: AtomicU64,
     /// Who looks for messages, and where.
     pub(crate) ready: ReadyTable,
 }
@@ -446,6 +450,10 @@ impl Offsets {
             let moves = unit.moves(note, change.offsets);
             lock(&self.history).add(key, end, note, &moves);
         }
+        // Wherever the group goes on now there may be messages for it.
+        if let Some(ready) = self.ready.get(key) {
+            change.offsets.iter().for_each(|(queue, _)| ready.arrived(queue.get()));
+        }
         if let Some(epoch) = change.revoked {
             let lease = LeaseId { epoch, number: end.get() };
             let leases = unit.leases.get_or_insert_default();
@@ -508,6 +516,23 @@ impl Offsets {
         let mut topics = index.by_group.range(first..=(group, TopicId::new(u64::MAX)));
         let found = topics.by_ref().take(limit).map(|(_, topic)| *topic).collect();
         (found, topics.next().is_some())
+    }
+
+    /// All who wait for messages in a group's name look again, and what is due of its topics is looked at anew.
+    pub(crate) fn wake_group(&self, group: GroupId) {
+        let topics = (group, TopicId::ZERO)..=(group, TopicId::new(u64::MAX));
+        let keys: Vec<_> = lock(&self.index).by_group.range(topics).copied().collect();
+        for key in keys {
+            if let Some(unit) = self.known(key)
+                && let Some(leases) = &mut lock(&unit).leases
+                && leases.count() > 0
+            {
+                self.set_timer(key, leases, 0);
+            }
+            if let Some(ready) = self.ready.get(key) {
+                ready.wake_all();
+            }
+        }
     }
 
     /// How many queue offsets are committed.
@@ -656,6 +681,10 @@ impl Offsets {
     pub(super) fn snapshot_into(&self, out: &mut Vec<u8>) -> PhysicalOffset {
         let keys: Vec<_> = lock(&self.index).by_group.iter().copied().collect();
         let mut last = PhysicalOffset::ZERO;
+        match self.lease_clock() {
+            Timestamp::ZERO => {}
+            at => Transition::LeaseClock { at }.encode_into(out),
+        }
         for key in keys {
             let Some(unit) = self.units.get(&key).map(|unit| Arc::clone(&unit)) else { continue };
             let unit = lock(&unit);

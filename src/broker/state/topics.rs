@@ -321,10 +321,8 @@ impl TopicTable {
             // What is gone stays gone. From the clock's reading on nobody may see more go by the old retention, or that
             // would come back: so what is kept longer holds before the record is appended. What is kept shorter holds
             // only once it is: if it is not, nothing may have gone by it.
-            let (below, before) = store.expired_now(handle);
-            handle.expire(below, before, &[]);
             let settings = TopicSettings { retention, ..old };
-            handle.configure(&settings, PhysicalOffset::ZERO);
+            let (below, before) = store.keep_longer(handle, &settings);
             transitions.push(Transition::TopicExpired { id, below, before, queues: Vec::new() });
         }
         transitions.push(Transition::TopicUpdated { id, settings: new });

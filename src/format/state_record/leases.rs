@@ -21,7 +21,7 @@
 //! |  8 |   8 | queue offset                                                            |
 //! | 16 |   8 | when it is due, ms on the store clock                                   |
 //!
-//! | at | len | row of an open message, in snapshots, 48 bytes                          |
+//! | at | len | row of an open message, in snapshots, 56 bytes                          |
 //! | -: | --: | ----------------------------------------------------------------------- |
 //! |  0 |   4 | queue                                                                   |
 //! |  4 |   4 | state: 0 not delivered, 1 leased, 2 waits; flags: 256 the next delivery counts as this one, 512 had more than one lease |
@@ -31,6 +31,7 @@
 //! | 32 |   8 | number of its last lease                                                |
 //! | 40 |   4 | deliveries                                                              |
 //! | 44 |   4 | hash of the message group, 0 without one                                |
+//! | 48 |   8 | hash of the client that it is leased to for as long as it lives, 0 without one |
 //!
 //! | at | len | row of a last lease, in snapshots, 32 bytes                             |
 //! | -: | --: | ----------------------------------------------------------------------- |
@@ -39,6 +40,17 @@
 //! |  8 |   8 | queue offset                                                            |
 //! | 16 |   8 | epoch                                                                   |
 //! | 24 |   8 | number                                                                  |
+//!
+//! | at | len | row of messages given for a try of a receive, in snapshots, 56 bytes    |
+//! | -: | --: | ----------------------------------------------------------------------- |
+//! |  0 |   4 | queue                                                                   |
+//! |  4 |   4 | zero                                                                    |
+//! |  8 |   8 | queue offset of the first                                               |
+//! | 16 |   8 | queue offset of the last                                                |
+//! | 24 |   8 | epoch of their lease                                                    |
+//! | 32 |   8 | number of their lease                                                   |
+//! | 40 |   8 | hash of the try                                                         |
+//! | 48 |   8 | when the try got them first, ms on the clock of leases                  |
 
 use super::super::fields::Field;
 use super::super::{DecodeError, u32_at, u64_at};
@@ -48,12 +60,14 @@ use crate::message::{Epoch, LeaseId, QueueId, QueueOffset, Timestamp};
 const GIVEN_LEN: usize = 24;
 const FINISHED_LEN: usize = 16;
 const CHANGED_LEN: usize = 24;
-const OPEN_LEN: usize = 48;
+const OPEN_LEN: usize = 56;
 const LAST_LEN: usize = 32;
+const TRIED_LEN: usize = 56;
 
 /// Rows of one field, whatever they are.
-pub(super) const MAX_ROWS: usize = 1_300;
+pub(super) const MAX_ROWS: usize = 1_150;
 const _: () = assert!(MAX_ROWS * OPEN_LEN < 1 << 16, "a field fits its length");
+const _: () = assert!(TRIED_LEN <= OPEN_LEN, "and one of the shorter rows too");
 
 const STATE: u32 = 0xff;
 const SAME_DELIVERY: u32 = 256;
@@ -140,6 +154,8 @@ pub struct OpenMessage {
     pub deliveries: u32,
     /// Hash of its message group, 0 without one.
     pub group_hash: u32,
+    /// Hash of the client with which its lease ends, 0 without one.
+    pub client: u64,
 }
 
 /// The last lease of something.
@@ -151,6 +167,23 @@ pub struct LastLease {
     pub offset: QueueOffset,
     /// Which.
     pub lease: LeaseId,
+}
+
+/// Messages of a queue that were given for a try of a receive. Others may lie between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// Of which queue.
+    pub queue: QueueId,
+    /// The first of them.
+    pub first: QueueOffset,
+    /// The last of them.
+    pub last: QueueOffset,
+    /// The lease of all of them.
+    pub lease: LeaseId,
+    /// Hash of the try.
+    pub attempt: u64,
+    /// When the try got them first, on the clock of leases.
+    pub delivered: Timestamp,
 }
 
 fn numbers<const N: usize>(out: &mut Vec<u8>, words: [u32; 2], longs: [u64; N]) {
@@ -242,7 +275,7 @@ pub(super) fn open_rows(messages: &[OpenMessage]) -> Vec<u8> {
         let word = word(open.state, open.same_delivery, open.renewed);
         let tail = u64::from(open.deliveries) | u64::from(open.group_hash) << u32::BITS;
         let LeaseId { epoch, number } = open.lease;
-        let longs = [open.offset.get(), open.due.get(), epoch.get(), number, tail];
+        let longs = [open.offset.get(), open.due.get(), epoch.get(), number, tail, open.client];
         numbers(&mut out, [open.queue.get(), word], longs);
     }
     out
@@ -261,6 +294,7 @@ pub(super) fn open_of(field: Field<'_>) -> Result<Vec<OpenMessage>, DecodeError>
             lease: lease_at(row, 24)?,
             deliveries: u32_at(row, 40)?,
             group_hash: u32_at(row, 44)?,
+            client: u64_at(row, 48)?,
         })
     })
 }
@@ -282,6 +316,33 @@ pub(super) fn last_of(field: Field<'_>) -> Result<Vec<LastLease>, DecodeError> {
             queue: QueueId::new(u32_at(row, 0)?),
             offset: QueueOffset::new(u64_at(row, 8)?),
             lease: lease_at(row, 16)?,
+        })
+    })
+}
+
+pub(super) fn tried_rows(tried: &[Tried]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(tried.len() * TRIED_LEN);
+    for Tried { queue, first, last, lease, attempt, delivered } in tried {
+        let LeaseId { epoch, number } = *lease;
+        let longs = [first.get(), last.get(), epoch.get(), number, *attempt, delivered.get()];
+        numbers(&mut out, [queue.get(), 0], longs);
+    }
+    out
+}
+
+pub(super) fn tried_of(field: Field<'_>) -> Result<Vec<Tried>, DecodeError> {
+    rows(field, TRIED_LEN, |row| {
+        let (first, last) = (u64_at(row, 8)?, u64_at(row, 16)?);
+        if u32_at(row, 4)? != 0 || last < first {
+            return Err(field.meaningless());
+        }
+        Ok(Tried {
+            queue: QueueId::new(u32_at(row, 0)?),
+            first: QueueOffset::new(first),
+            last: QueueOffset::new(last),
+            lease: lease_at(row, 24)?,
+            attempt: u64_at(row, 40)?,
+            delivered: Timestamp::new(u64_at(row, 48)?),
         })
     })
 }

@@ -31,10 +31,12 @@
 //! |   20 | image ended       | 1 offset of its begin, 2 parts u32, 3 length                                        |
 //! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
 //! |   22 | offset history    | 1 group, 2 topic, 3 position, [4 rows of queue u32, old and new offset u64], a note, [9 rows of queue u32 and new offset u64: nothing was committed before] |
-//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt] |
-//! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes]                                              |
-//! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes]                                     |
-//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 48 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 32 bytes and 8 attempts u64, one for each: given for an attempt] |
+//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client], 9 at |
+//! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes], [4 epoch: in spite of their leases]         |
+//! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes], 5 at                               |
+//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 56 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 56 bytes: given for a try of a receive] |
+//! |   27 | clients lost      | 1 group, 2 topic, 3 due, [4 clients u64]                                            |
+//! |   28 | clock of leases   | 1 at                                                                                |
 //!
 //! | a note on a change of offsets | field                                                                       |
 //! | ----------------------------- | --------------------------------------------------------------------------- |
@@ -46,7 +48,7 @@
 //!
 //! | settings of a group | field                                                                                 |
 //! | ------------------- | ------------------------------------------------------------------------------------- |
-//! |                     | 3 flags u8: 1 enabled + 2 ordered, 4 most attempts u32 (0: without a limit), 5 retry delays in ms, u64 each, 6 initial position u8 (1 earliest, 2 latest, 3 time), [7 initial time in ms] |
+//! |                     | 3 flags u8: 1 enabled + 2 ordered + 4 one filter, 4 most attempts u32 (0: without a limit), 5 retry delays in ms, u64 each, 6 initial position u8 (1 earliest, 2 latest, 3 time), [7 initial time in ms] |
 //!
 //! | at | len | row of a session, from the oldest to that of its last sequence |
 //! | -: | --: | -------------------------------------------------------------- |
@@ -85,7 +87,7 @@ use crate::message::{
     TopicId, TopicSettings,
 };
 
-pub use leases::{ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run};
+pub use leases::{ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Tried};
 pub use notes::{OffsetCause, OffsetMove, OffsetNote};
 
 const TOPIC_CREATED: u16 = 1;
@@ -114,6 +116,8 @@ const LEASES_GIVEN: u16 = 23;
 const MESSAGES_FINISHED: u16 = 24;
 const LEASES_CHANGED: u16 = 25;
 const LEASES_KEPT: u16 = 26;
+const CLIENTS_LOST: u16 = 27;
+const LEASE_CLOCK: u16 = 28;
 
 const KIND_AT: usize = 0;
 const ZERO_AT: usize = KIND_AT + size_of::<u16>();
@@ -356,10 +360,14 @@ pub enum Transition {
         topic: TopicId,
         /// In which it was written.
         epoch: Epoch,
+        /// When, on the clock of leases.
+        at: Timestamp,
         /// Until when they are leased.
         due: Timestamp,
         /// Which try of a receive they were given for, as a hash.
         attempt: Option<u64>,
+        /// With which client they end, as a hash; 0 without one.
+        client: u64,
         /// Where the group goes on with fresh messages, of the queues where that is elsewhere now. What lies before
         /// and is not open is finished.
         cursors: Vec<(QueueId, QueueOffset)>,
@@ -372,6 +380,8 @@ pub enum Transition {
         group: GroupId,
         /// Of which topic.
         topic: TopicId,
+        /// There if nobody finished them who had them: their leases are worth nothing any more. The epoch of now.
+        epoch: Option<Epoch>,
         /// Which messages.
         runs: Vec<Run>,
     },
@@ -383,6 +393,8 @@ pub enum Transition {
         topic: TopicId,
         /// In which it was written.
         epoch: Epoch,
+        /// When, on the clock of leases.
+        at: Timestamp,
         /// Which, and how they stand.
         leases: Vec<ChangedLease>,
     },
@@ -400,8 +412,24 @@ pub enum Transition {
         ended: Vec<LastLease>,
         /// By queue that was reset: none of its leases up to this one is in force.
         revoked: Vec<LastLease>,
-        /// Where messages were given for a try of a receive, oldest first, and the try's hash.
-        attempts: Vec<(LastLease, u64)>,
+        /// Which messages were given for a try of a receive, oldest first.
+        tried: Vec<Tried>,
+    },
+    /// Clients are gone: what was leased to them for as long as they live is over.
+    ClientsLost {
+        /// Which group's.
+        group: GroupId,
+        /// Of which topic.
+        topic: TopicId,
+        /// When that was.
+        due: Timestamp,
+        /// Which, as hashes.
+        clients: Vec<u64>,
+    },
+    /// In snapshots: what the clock of leases read last, as far as a record says so. It goes on from there.
+    LeaseClock {
+        /// When, on that clock.
+        at: Timestamp,
     },
 }
 
@@ -434,18 +462,27 @@ impl Transition {
                     self.given_part(cursors, runs).put(out);
                 }
             }
-            Self::MessagesFinished { group, topic, runs } if runs.len() > leases::MAX_ROWS => {
+            Self::MessagesFinished { group, topic, epoch, runs }
+                if runs.len() > leases::MAX_ROWS =>
+            {
                 for runs in runs.chunks(leases::MAX_ROWS) {
-                    let (group, topic, runs) = (*group, *topic, runs.to_vec());
-                    Self::MessagesFinished { group, topic, runs }.put(out);
+                    let (group, topic, epoch, runs) = (*group, *topic, *epoch, runs.to_vec());
+                    Self::MessagesFinished { group, topic, epoch, runs }.put(out);
                 }
             }
-            Self::LeasesChanged { group, topic, epoch, leases }
+            Self::LeasesChanged { group, topic, epoch, at, leases }
                 if leases.len() > leases::MAX_ROWS =>
             {
                 for leases in leases.chunks(leases::MAX_ROWS) {
-                    let (group, topic, epoch) = (*group, *topic, *epoch);
-                    Self::LeasesChanged { group, topic, epoch, leases: leases.to_vec() }.put(out);
+                    let (group, topic, epoch, at) = (*group, *topic, *epoch, *at);
+                    let leases = leases.to_vec();
+                    Self::LeasesChanged { group, topic, epoch, at, leases }.put(out);
+                }
+            }
+            Self::ClientsLost { group, topic, due, clients } if clients.len() > MAX_ROWS => {
+                for clients in clients.chunks(MAX_ROWS) {
+                    let (group, topic, due, clients) = (*group, *topic, *due, clients.to_vec());
+                    Self::ClientsLost { group, topic, due, clients }.put(out);
                 }
             }
             Self::OffsetHistory { group, topic, position, note, moves }
@@ -580,7 +617,7 @@ impl Transition {
                 notes::put_moves(out, moves);
                 notes::put_note(out, note);
             }
-            Self::LeasesGiven { group, topic, epoch, due, attempt, cursors, runs } => {
+            Self::LeasesGiven { group, topic, epoch, at, due, attempt, client, cursors, runs } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_u64(out, 3, epoch.get());
@@ -590,30 +627,42 @@ impl Transition {
                 if let Some(attempt) = attempt {
                     put_u64(out, 7, *attempt);
                 }
+                if *client != 0 {
+                    put_u64(out, 8, *client);
+                }
+                put_u64(out, 9, at.get());
             }
-            Self::MessagesFinished { group, topic, runs } => {
+            Self::MessagesFinished { group, topic, epoch, runs } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_rows(out, 3, &leases::finished_rows(runs));
+                if let Some(epoch) = epoch {
+                    put_u64(out, 4, epoch.get());
+                }
             }
-            Self::LeasesChanged { group, topic, epoch, leases } => {
+            Self::LeasesChanged { group, topic, epoch, at, leases } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_u64(out, 3, epoch.get());
                 put_rows(out, 4, &leases::changed_rows(leases));
+                put_u64(out, 5, at.get());
             }
-            Self::LeasesKept { group, topic, cursors, open, ended, revoked, attempts } => {
+            Self::LeasesKept { group, topic, cursors, open, ended, revoked, tried } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_rows(out, 3, &offset_rows(cursors));
                 put_rows(out, 4, &leases::open_rows(open));
                 put_rows(out, 5, &leases::last_rows(ended));
                 put_rows(out, 6, &leases::last_rows(revoked));
-                let (given, hashes): (Vec<_>, Vec<_>) = attempts.iter().copied().unzip();
-                put_rows(out, 7, &leases::last_rows(&given));
-                let hashes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
-                put_rows(out, 8, &hashes);
+                put_rows(out, 7, &leases::tried_rows(tried));
             }
+            Self::ClientsLost { group, topic, due, clients } => {
+                put_u64(out, 1, group.get());
+                put_u64(out, 2, topic.get());
+                put_u64(out, 3, due.get());
+                put_rows(out, 4, &hash_rows(clients));
+            }
+            Self::LeaseClock { at } => put_u64(out, 1, at.get()),
         }
     }
 
@@ -654,6 +703,8 @@ impl Transition {
             Self::MessagesFinished { .. } => MESSAGES_FINISHED,
             Self::LeasesChanged { .. } => LEASES_CHANGED,
             Self::LeasesKept { .. } => LEASES_KEPT,
+            Self::ClientsLost { .. } => CLIENTS_LOST,
+            Self::LeaseClock { .. } => LEASE_CLOCK,
         }
     }
 
@@ -783,46 +834,44 @@ impl Transition {
                 }
             }
             LEASES_GIVEN => {
-                let [group, topic, epoch, due, cursors, runs, attempt] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7])?;
+                let [group, topic, epoch, due, cursors, runs, attempt, client, at] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8, 9])?;
                 Self::LeasesGiven {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
                     epoch: Epoch::new(epoch.u64()?),
+                    at: Timestamp::new(at.u64()?),
                     due: Timestamp::new(due.u64()?),
                     attempt: attempt.optional().map(Field::u64).transpose()?,
+                    client: client.optional().map_or(Ok(0), Field::u64)?,
                     cursors: cursors.optional().map_or(Ok(Vec::new()), offsets_of)?,
                     runs: runs.optional().map_or(Ok(Vec::new()), leases::given_of)?,
                 }
             }
             MESSAGES_FINISHED => {
-                let [group, topic, runs] = collect(fields, [1, 2, 3])?;
+                let [group, topic, runs, epoch] = collect(fields, [1, 2, 3, 4])?;
                 Self::MessagesFinished {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
+                    epoch: epoch.optional().map(Field::u64).transpose()?.map(Epoch::new),
                     runs: runs.optional().map_or(Ok(Vec::new()), leases::finished_of)?,
                 }
             }
             LEASES_CHANGED => {
-                let [group, topic, epoch, changed] = collect(fields, [1, 2, 3, 4])?;
+                let [group, topic, epoch, changed, at] = collect(fields, [1, 2, 3, 4, 5])?;
                 Self::LeasesChanged {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
                     epoch: Epoch::new(epoch.u64()?),
+                    at: Timestamp::new(at.u64()?),
                     leases: changed.optional().map_or(Ok(Vec::new()), leases::changed_of)?,
                 }
             }
             LEASES_KEPT => {
-                let [group, topic, cursors, open, ended, revoked, given, hashes] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
+                let [group, topic, cursors, open, ended, revoked, tried] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7])?;
                 let last =
                     |field: Field<'_>| field.optional().map_or(Ok(Vec::new()), leases::last_of);
-                let hash_of = |field| rows(field, size_of::<u64>(), |row| u64_at(row, 0));
-                let given = last(given)?;
-                let of_given = hashes.optional().map_or(Ok(Vec::new()), hash_of)?;
-                if of_given.len() != given.len() {
-                    return Err(hashes.meaningless());
-                }
                 Self::LeasesKept {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
@@ -830,9 +879,19 @@ impl Transition {
                     open: open.optional().map_or(Ok(Vec::new()), leases::open_of)?,
                     ended: last(ended)?,
                     revoked: last(revoked)?,
-                    attempts: given.into_iter().zip(of_given).collect(),
+                    tried: tried.optional().map_or(Ok(Vec::new()), leases::tried_of)?,
                 }
             }
+            CLIENTS_LOST => {
+                let [group, topic, due, clients] = collect(fields, [1, 2, 3, 4])?;
+                Self::ClientsLost {
+                    group: GroupId::new(group.u64()?),
+                    topic: TopicId::new(topic.u64()?),
+                    due: Timestamp::new(due.u64()?),
+                    clients: clients.optional().map_or(Ok(Vec::new()), hashes_of)?,
+                }
+            }
+            LEASE_CLOCK => Self::LeaseClock { at: Timestamp::new(only_id()?) },
             _ => return Err(DecodeError::UnknownTransition { kind }),
         })
     }
@@ -860,6 +919,14 @@ fn chunks<'a>(
 
 fn chunk<T>(rows: &[T], part: usize) -> &[T] {
     rows.chunks(leases::MAX_ROWS).nth(part).unwrap_or_default()
+}
+
+fn hash_rows(hashes: &[u64]) -> Vec<u8> {
+    hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect()
+}
+
+fn hashes_of(field: Field<'_>) -> Result<Vec<u64>, DecodeError> {
+    rows(field, size_of::<u64>(), |row| u64_at(row, 0))
 }
 
 fn offset_rows(rows: &[(QueueId, QueueOffset)]) -> Vec<u8> {

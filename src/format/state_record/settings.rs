@@ -13,6 +13,7 @@ const WRITABLE: u8 = 2;
 
 const ENABLED: u8 = 1;
 const ORDERED: u8 = 2;
+const ONE_FILTER: u8 = 4;
 
 const EARLIEST: u8 = 1;
 const LATEST: u8 = 2;
@@ -56,7 +57,9 @@ pub(super) fn topic_of(fields: [Field<'_>; 6]) -> Result<TopicSettings, DecodeEr
 
 /// Appends fields 3 to 7.
 pub(super) fn put_group(out: &mut Vec<u8>, settings: &GroupSettings) {
-    let flags = u8::from(settings.enabled) * ENABLED + u8::from(settings.ordered) * ORDERED;
+    let flags = u8::from(settings.enabled) * ENABLED
+        + u8::from(settings.ordered) * ORDERED
+        + u8::from(settings.one_filter) * ONE_FILTER;
     put_field(out, 3, &[flags]);
     put_field(out, 4, &settings.max_attempts.unwrap_or(0).to_le_bytes());
     let delays: Vec<u8> = settings.retry_delays_ms.iter().flat_map(|ms| ms.to_le_bytes()).collect();
@@ -74,11 +77,13 @@ pub(super) fn put_group(out: &mut Vec<u8>, settings: &GroupSettings) {
 /// The settings in fields 3 to 7.
 pub(super) fn group_of(fields: [Field<'_>; 5]) -> Result<GroupSettings, DecodeError> {
     let [flags, max_attempts, delays, position, time] = fields;
-    let flags = flags.code(|flags| (flags & !(ENABLED | ORDERED) == 0).then_some(flags))?;
+    let flags =
+        flags.code(|flags| (flags & !(ENABLED | ORDERED | ONE_FILTER) == 0).then_some(flags))?;
     let max_attempts = max_attempts.u32()?;
     Ok(GroupSettings {
         enabled: flags & ENABLED != 0,
         ordered: flags & ORDERED != 0,
+        one_filter: flags & ONE_FILTER != 0,
         max_attempts: (max_attempts > 0).then_some(max_attempts),
         retry_delays_ms: super::rows(delays, size_of::<u64>(), |row| super::u64_at(row, 0))?,
         initial_position: match position

@@ -144,6 +144,7 @@ fn every_kind() -> Vec<Transition> {
     let group = GroupSettings {
         enabled: false,
         ordered: true,
+        one_filter: false,
         max_attempts: None,
         retry_delays_ms: vec![1_000, 5_000],
         initial_position: InitialPosition::Time(Timestamp::new(9)),
@@ -280,16 +281,20 @@ fn of_consumers() -> Vec<Transition> {
             group,
             topic,
             epoch,
+            at: Timestamp::new(70),
             due,
             attempt: Some(8),
+            client: 12,
             cursors: vec![(queue, QueueOffset::new(11))],
             runs: vec![GivenRun { run, delivery: 1, group_hash: 6 }],
         },
-        Transition::MessagesFinished { group, topic, runs: vec![run] },
+        Transition::MessagesFinished { group, topic, epoch: None, runs: vec![run] },
+        Transition::MessagesFinished { group, topic, epoch: Some(epoch), runs: vec![run] },
         Transition::LeasesChanged {
             group,
             topic,
             epoch,
+            at: Timestamp::new(71),
             leases: vec![ChangedLease {
                 queue,
                 offset: QueueOffset::new(9),
@@ -312,10 +317,24 @@ fn of_consumers() -> Vec<Transition> {
                 lease,
                 deliveries: 2,
                 group_hash: 6,
+                client: 12,
             }],
             ended: vec![last],
             revoked: vec![last],
-            attempts: vec![(last, 8)],
+            tried: vec![Tried {
+                queue,
+                first: QueueOffset::new(9),
+                last: QueueOffset::new(10),
+                lease,
+                attempt: 8,
+                delivered: Timestamp::new(7),
+            }],
+        },
+        Transition::ClientsLost { group, topic, due, clients: vec![12, 13] },
+        Transition::LeaseClock { at: Timestamp::new(71) },
+        Transition::GroupUpdated {
+            id: group,
+            settings: GroupSettings { one_filter: true, ..GroupSettings::default() },
         },
         Transition::OffsetsCommitted {
             group,
@@ -348,14 +367,19 @@ fn rows_of_consumers_that_mean_nothing_are_named() {
     assert_eq!(finished(2, u64::MAX - 1), error(3, 16), "behind the last offset");
     let changed = |word: u32| {
         let row = [&[0; 4][..], &word.to_le_bytes(), &[0; 16]].concat();
-        read(&raw(25, &[(1, &id), (2, &id), (3, &id), (4, &row)])).map(|_| ())
+        read(&raw(25, &[(1, &id), (2, &id), (3, &id), (4, &row), (5, &id)])).map(|_| ())
     };
     assert_eq!([changed(1), changed(2 + 256)], [Ok(()), Ok(())]);
     for word in [0, 3, 512, 1 << 16] {
         assert_eq!(changed(word), error(4, 24), "{word}");
     }
-    // An attempt for each place, and no more.
-    assert_eq!(read(&raw(26, &[(1, &id), (2, &id), (8, &id)])).map(|_| ()), error(8, 8));
+    let tried = |zero: u32, first: u64, last: u64| {
+        let range = [first.to_le_bytes(), last.to_le_bytes()].concat();
+        let row = [&[0; 4][..], &zero.to_le_bytes(), &range, &[0; 32]].concat();
+        read(&raw(26, &[(1, &id), (2, &id), (7, &row)])).map(|_| ())
+    };
+    assert_eq!(tried(0, 5, 5), Ok(()));
+    assert_eq!([tried(1, 5, 5), tried(0, 6, 5)], [error(7, 56), error(7, 56)]);
 }
 
 #[test]
@@ -371,8 +395,10 @@ fn very_many_leases_become_several_transitions_that_mean_the_same() {
         group,
         topic,
         epoch,
+        at: Timestamp::new(1),
         due: Timestamp::new(1),
         attempt: None,
+        client: 0,
         cursors: cursors.clone(),
         runs: given.clone(),
     };
@@ -384,7 +410,7 @@ fn very_many_leases_become_several_transitions_that_mean_the_same() {
     }
     assert_eq!((found, found_cursors), (given, cursors));
     let mut found = Vec::new();
-    let finished = Transition::MessagesFinished { group, topic, runs: runs.clone() };
+    let finished = Transition::MessagesFinished { group, topic, epoch: None, runs: runs.clone() };
     for transition in read(&run_of(&[finished])).unwrap() {
         let Transition::MessagesFinished { runs, .. } = transition else { panic!() };
         found.extend(runs);
@@ -578,38 +604,63 @@ const GOLDEN_REMEMBERED: [&str; 15] = [
     "654068657265",
 ];
 
-const GOLDEN_CONSUMERS: [&str; 33] = [
-    "17000000680000000100080002000000",
+const GOLDEN_CONSUMERS: [&str; 58] = [
+    "17000000800000000100080002000000",
     "00000000020008000700000000000000",
     "03000800050000000000000004000800",
     "4d0000000000000005000c0003000000",
     "0b000000000000000600180003000000",
     "02000000090000000000000001000000",
     "06000000070008000800000000000000",
-    "180000002c0000000100080002000000",
-    "00000000020008000700000000000000",
-    "03001000030000000200000009000000",
-    "00000000190000004000000001000800",
-    "02000000000000000200080007000000",
-    "00000000030008000500000000000000",
-    "04001800030000000201000009000000",
-    "000000004d000000000000001a000000",
-    "d4000000010008000200000000000000",
-    "02000800070000000000000003000c00",
-    "030000000b0000000000000004003000",
-    "03000000010200000900000000000000",
-    "4d000000000000000500000000000000",
-    "30110000000000000200000006000000",
-    "05002000030000000000000009000000",
-    "00000000050000000000000030110000",
-    "00000000060020000300000000000000",
-    "09000000000000000500000000000000",
-    "30110000000000000700200003000000",
-    "00000000090000000000000005000000",
-    "00000000301100000000000008000800",
-    "08000000000000000a0000003c000000",
+    "080008000c0000000000000009000800",
+    "4600000000000000180000002c000000",
     "01000800020000000000000002000800",
-    "07000000000000000300040004000000",
-    "04000c00030000000900000000000000",
-    "090008000500000000000000",
+    "07000000000000000300100003000000",
+    "02000000090000000000000018000000",
+    "38000000010008000200000000000000",
+    "02000800070000000000000003001000",
+    "03000000020000000900000000000000",
+    "04000800050000000000000019000000",
+    "4c000000010008000200000000000000",
+    "02000800070000000000000003000800",
+    "05000000000000000400180003000000",
+    "0201000009000000000000004d000000",
+    "00000000050008004700000000000000",
+    "1a000000e80000000100080002000000",
+    "00000000020008000700000000000000",
+    "03000c00030000000b00000000000000",
+    "04003800030000000102000009000000",
+    "000000004d0000000000000005000000",
+    "00000000301100000000000002000000",
+    "060000000c0000000000000005002000",
+    "03000000000000000900000000000000",
+    "05000000000000003011000000000000",
+    "06002000030000000000000009000000",
+    "00000000050000000000000030110000",
+    "00000000070038000300000000000000",
+    "09000000000000000a00000000000000",
+    "05000000000000003011000000000000",
+    "08000000000000000700000000000000",
+    "1b000000380000000100080002000000",
+    "00000000020008000700000000000000",
+    "030008004d0000000000000004001000",
+    "0c000000000000000d00000000000000",
+    "1c0000000c0000000100080047000000",
+    "0000000007000000b200000001000800",
+    "02000000000000000300010005040004",
+    "001100000005009000e8030000000000",
+    "00881300000000000010270000000000",
+    "00307500000000000060ea0000000000",
+    "00c0d401000000000020bf0200000000",
+    "0080a9030000000000e0930400000000",
+    "00407e050000000000a0680600000000",
+    "000053070000000000603d0800000000",
+    "00c027090000000000804f1200000000",
+    "0040771b000000000080ee3600000000",
+    "0000dd6d000000000006000100010a00",
+    "00003c00000001000800020000000000",
+    "00000200080007000000000000000300",
+    "04000400000004000c00030000000900",
+    "00000000000009000800050000000000",
+    "0000",
 ];

@@ -1,20 +1,27 @@
-//! CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup.
+//! CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup, RedriveDeadLetters.
 
 use tonic::{Request, Response};
 
 use super::offsets::progress;
 use super::or_default;
-use crate::broker::{Broker, BrokerError, Group, GroupChange, GroupTopic, RequestFault};
+use crate::broker::{
+    Broker, BrokerError, Group, GroupChange, GroupTopic, RedriveRequest, Redriven, RequestFault,
+    Run,
+};
 use crate::grpc::deadline;
-use crate::message::{GroupSettings, InitialPosition, Timestamp, TopicId};
+use crate::message::{GroupSettings, InitialPosition, MessageId, Timestamp, TopicId};
 use crate::proto::position::{At, Edge};
 use crate::proto::{
     self, CreateGroupRequest, CreateGroupResponse, DeleteGroupRequest, DeleteGroupResponse,
     DescribeGroupRequest, DescribeGroupResponse, GroupConfig, ListGroupsRequest,
-    ListGroupsResponse, RetryDelays, UpdateGroupRequest, UpdateGroupResponse,
+    ListGroupsResponse, RedriveDeadLettersRequest, RedriveDeadLettersResponse, RedrivenDeadLetter,
+    RetryDelays, UpdateGroupRequest, UpdateGroupResponse,
 };
 
 const DEFAULT_PAGE: u32 = 1_000;
+
+/// Dead letters that go back if it is not said how many.
+const DEFAULT_REDRIVE: u32 = 100;
 
 /// As the field is called where a position is refused.
 const INITIAL_POSITION: &str = "initial_position";
@@ -83,12 +90,39 @@ pub(super) async fn describe(
     }))
 }
 
+pub(super) async fn redrive(
+    broker: &Broker,
+    request: Request<RedriveDeadLettersRequest>,
+) -> Result<Response<RedriveDeadLettersResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let bad = |_| BrokerError::BadRequest { fault: RequestFault::MessageId };
+    let ids = request.ids.iter().map(|id| id.parse::<MessageId>().map_err(bad));
+    let ids = ids.collect::<Result<Vec<_>, _>>()?;
+    let redrive = RedriveRequest {
+        group: &request.group,
+        ids: &ids,
+        max: or_default(request.max, DEFAULT_REDRIVE),
+        run: if request.dry_run { Run::Dry } else { Run::Real },
+        deadline,
+    };
+    let dead_letter = |one: Redriven| RedrivenDeadLetter {
+        id: one.id.to_string(),
+        topic: one.topic.into(),
+        fault: one.fault.map(|fault| fault.to_string()).unwrap_or_default(),
+    };
+    let redriven = broker.redrive(&redrive).await?;
+    let dead_letters = redriven.into_iter().map(dead_letter).collect();
+    Ok(Response::new(RedriveDeadLettersResponse { dead_letters }))
+}
+
 fn change(config: Option<GroupConfig>) -> Result<GroupChange, BrokerError> {
     let config = config.unwrap_or_default();
     let attempts = |count: u32| (count > 0).then_some(count);
     Ok(GroupChange {
         enabled: config.enabled,
         ordered: config.ordered,
+        one_filter: config.one_filter,
         max_attempts: config.max_attempts.map(attempts),
         retry_delays_ms: config.retry_delays.map(|delays| delays.ms),
         initial_position: config.initial_position.map(initial_position).transpose()?,
@@ -123,6 +157,7 @@ fn group(group: &Group) -> proto::Group {
         config: Some(GroupConfig {
             enabled: Some(settings.enabled),
             ordered: Some(settings.ordered),
+            one_filter: Some(settings.one_filter),
             max_attempts: Some(settings.max_attempts.unwrap_or(0)),
             retry_delays: Some(RetryDelays { ms: settings.retry_delays_ms.clone() }),
             initial_position: Some(proto::Position { at: Some(at) }),

@@ -365,6 +365,13 @@ impl Admin for Native {
         groups::describe(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<proto::RedriveDeadLettersRequest>,
+    ) -> Result<Response<proto::RedriveDeadLettersResponse>, Status> {
+        groups::redrive(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
     async fn reset_offsets(
         &self,
         request: Request<proto::ResetOffsetsRequest>,

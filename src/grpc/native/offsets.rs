@@ -150,6 +150,7 @@ pub(super) fn progress(progress: &broker::QueueProgress) -> proto::QueueProgress
         ready: progress.ready,
         leased: progress.leased,
         waiting: progress.waiting,
+        lag_ms: progress.lag_ms,
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) async fn receive(
     let invisible = or_default(request.invisible_ms, DEFAULT_INVISIBLE_MS);
     let received = broker
         .receive_messages(broker::ReceiveRequest {
+            client: None,
             group: &request.group,
             topic: &request.topic,
             filter: &filter,

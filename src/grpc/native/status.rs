@@ -82,7 +82,7 @@ fn code(reason: Reason) -> (Code, Option<u64>) {
         Reason::GroupDisabled => (Code::PermissionDenied, None),
         Reason::Conflict => (Code::Aborted, None),
         Reason::GroupLimit | Reason::OffsetLimit => (Code::ResourceExhausted, None),
-        Reason::OpenMessages => (Code::FailedPrecondition, None),
+        Reason::FilterMismatch | Reason::OpenMessages => (Code::FailedPrecondition, None),
         Reason::OpenLimit => (Code::ResourceExhausted, Some(RETRY_AFTER_MS)),
         Reason::BadReceipt => (Code::InvalidArgument, None),
     }

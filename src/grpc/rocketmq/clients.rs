@@ -1,7 +1,7 @@
 //! Heartbeat, NotifyClientTermination: that a client lives, and that it goes.
 //!
 //! A client may outlive the broker that knew it, and say again who it is much later or never. So a heartbeat of an
-//! unknown client makes it known, by what little it says.
+//! unknown client makes it known, by what little it says, and so does a receive.
 
 use tonic::Request;
 
@@ -9,6 +9,7 @@ use super::status::Refusal;
 use super::{Caller, convert};
 use crate::broker::{Broker, ClientKind, Introduction};
 use crate::grpc::peer;
+use crate::grpc::serve::Ends;
 use crate::proto::rocketmq::{ClientType, Code, HeartbeatRequest, NotifyClientTerminationRequest};
 
 pub(super) fn heartbeat(
@@ -34,7 +35,31 @@ pub(super) fn heartbeat(
         ClientKind::Producer => None,
         _ => Some(convert::group(request.group.as_ref())?.to_owned()),
     };
-    let introduction = Introduction {
+    let introduction = by_a_call(caller, kind, group);
+    // One too many is served all the same.
+    let _is_known = broker.introduce_client(caller.id, introduction, peer(), None);
+    Ok(())
+}
+
+/// Notes that a consumer receives, and makes it known if it is not; `false`: there are too many.
+pub(super) fn receives(
+    broker: &Broker,
+    caller: Caller<'_>,
+    group: &str,
+    ends: Option<Ends>,
+    is_push: bool,
+) -> bool {
+    if broker.client_lives(caller.id).is_some() {
+        return true;
+    }
+    let kind = if is_push { ClientKind::PushConsumer } else { ClientKind::SimpleConsumer };
+    let introduction = by_a_call(caller, kind, Some(group.to_owned()));
+    broker.introduce_client(caller.id, introduction, ends.map(|ends| ends.peer), None)
+}
+
+/// What is known of a client that has not said who it is.
+fn by_a_call(caller: Caller<'_>, kind: ClientKind, group: Option<String>) -> Introduction {
+    Introduction {
         kind,
         language: caller.language.to_owned(),
         version: caller.version.to_owned(),
@@ -42,10 +67,7 @@ pub(super) fn heartbeat(
         group,
         topics: Vec::new(),
         subscriptions: Vec::new(),
-    };
-    // One too many is served all the same.
-    let _is_known = broker.introduce_client(caller.id, introduction, peer(), None);
-    Ok(())
+    }
 }
 
 pub(super) fn goodbye(

@@ -6,7 +6,7 @@
 //! | rule | code |
 //! | --- | --- |
 //! | there is a message | `MESSAGE_CORRUPTED` |
-//! | the topic's name; all messages name the same topic | `ILLEGAL_TOPIC`; `MESSAGE_CORRUPTED` |
+//! | the topic's name, which is not one of dead letters; all messages name the same topic | `ILLEGAL_TOPIC`; `MESSAGE_CORRUPTED` |
 //! | the body is not empty; 4 MiB at most; has its digest | `MESSAGE_BODY_EMPTY`; `MESSAGE_BODY_TOO_LARGE`; `MESSAGE_CORRUPTED` |
 //! | properties: 128 at most; no reserved key, no control character | `MESSAGE_PROPERTIES_TOO_LARGE`; `ILLEGAL_MESSAGE_PROPERTY_KEY` |
 //! | tag, keys: not blank, no control character; no `\|` in the tag | `ILLEGAL_MESSAGE_TAG`, `ILLEGAL_MESSAGE_KEY` |
@@ -39,6 +39,9 @@ const MAX_DELAY_MS: i64 = 40 * 24 * 60 * 60 * 1_000;
 
 /// The latest that the producer of a half message can be asked what became of it, in seconds.
 const MAX_RECOVERY_SECONDS: i64 = 3_600;
+
+/// What the names of topics of dead letters begin with.
+const DEAD_LETTERS: &str = "%DLQ%";
 
 /// Bytes of a lite topic's name at most.
 const MAX_LITE_TOPIC: usize = 64;
@@ -138,16 +141,24 @@ fn check_namespace(resource: Option<&Resource>, code: Code) -> Result<(), Refusa
 
 /// An expression that says which messages a consumer wants; without one all. Tags, unless it says otherwise.
 pub(super) fn filter(filter: Option<&FilterExpression>) -> Result<(Language, &str), Refusal> {
-    let Some(filter) = filter else { return Ok((Language::Tags, "*")) };
+    let (language, text) = in_words(filter);
+    expression(filter).map(|_| (language, text))
+}
+
+/// The same, to match messages with.
+pub(super) fn expression(filter: Option<&FilterExpression>) -> Result<Expression, Refusal> {
+    let (language, text) = in_words(filter);
+    Expression::parse(language, text)
+        .map_err(|fault| Refusal::new(Code::IllegalFilterExpression, fault.to_string()))
+}
+
+fn in_words(filter: Option<&FilterExpression>) -> (Language, &str) {
+    let Some(filter) = filter else { return (Language::Tags, "*") };
     let language = match filter.r#type() {
         FilterType::Unspecified | FilterType::Tag => Language::Tags,
         FilterType::Sql => Language::Sql,
     };
-    let text = filter.expression.as_str();
-    match Expression::parse(language, text) {
-        Ok(_) => Ok((language, text)),
-        Err(fault) => Err(Refusal::new(Code::IllegalFilterExpression, fault.to_string())),
-    }
+    (language, &filter.expression)
 }
 
 /// The topic that all messages of a send name, and what is to be stored of each. `peer` made those that do not say who
@@ -161,6 +172,10 @@ pub(super) fn messages<'a>(
         return Err(Refusal::new(Code::MessageCorrupted, "a send has at least one message"));
     };
     let topic = topic(first.topic.as_ref())?;
+    if topic.starts_with(DEAD_LETTERS) {
+        let fault = "nobody sends to a topic of dead letters but the broker";
+        return Err(Refusal::new(Code::IllegalTopic, fault));
+    }
     if messages.iter().any(|message| message.topic != first.topic) {
         let fault = "all messages of a send are for the same topic";
         return Err(Refusal::new(Code::MessageCorrupted, fault));

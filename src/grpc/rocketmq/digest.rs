@@ -1,4 +1,4 @@
-//! Whether a body is the one that its sender made a digest of.
+//! Digests of bodies: whether one is that of its sender, and the one that consumers compare.
 //!
 //! | type | checksum |
 //! | --- | --- |
@@ -12,6 +12,15 @@ use md5::{Digest as _, Md5};
 use sha1::Sha1;
 
 use crate::proto::rocketmq::{Digest, DigestType};
+
+/// The digest of a body that clients compare: the one that all of them write in the same way.
+pub(super) fn of(body: &[u8]) -> Digest {
+    let digits = Md5::digest(body);
+    let digits = digits.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    let checksum = digits.filter_map(|digit| char::from_digit(digit.into(), 16));
+    let checksum = checksum.map(|digit| digit.to_ascii_uppercase()).collect();
+    Digest { r#type: DigestType::Md5.into(), checksum }
+}
 
 /// Whether `body` has the digest.
 pub(super) fn matches(digest: &Digest, body: &[u8]) -> bool {
@@ -75,5 +84,6 @@ mod tests {
         assert!(!known(DigestType::Sha1, "900150983CD24FB0D6963F7D28E17F72"));
         assert!(!known(DigestType::Sha1, ""));
         assert!(known(DigestType::Unspecified, "anything"));
+        assert_eq!(of(b"abc").checksum, "900150983CD24FB0D6963F7D28E17F72");
     }
 }

@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | `route.rs` | QueryRoute, QueryAssignment |
 //! | `send.rs` | SendMessage |
+//! | `receive.rs`, `deliver.rs` | ReceiveMessage; a message on its way |
+//! | `settle.rs` | AckMessage, ChangeInvisibleDuration, ForwardMessageToDeadLetterQueue |
 //! | `clients.rs` | Heartbeat, NotifyClientTermination |
-//! | [`telemetry`] | Telemetry |
-//! | `convert.rs`, `digest.rs` | none: names, and what makes a message one that can be stored |
+//! | `telemetry.rs` | Telemetry |
+//! | `convert.rs`, `digest.rs`, `time.rs` | none: names, and what makes a message one that can be stored |
 //! | `settings.rs` | none: what a client is told about how to behave |
 //! | [`status`] | none: what a refusal looks like on the wire |
 //!
@@ -17,22 +19,32 @@
 
 mod clients;
 mod convert;
+mod deliver;
 mod digest;
+mod receive;
 mod route;
 mod send;
 mod settings;
+mod settle;
 pub(super) mod status;
-pub(super) mod telemetry;
+mod telemetry;
+mod time;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use hyper::body::Body as HttpBody;
 use tokio_stream::Iter;
+use tonic::body::Body;
 use tonic::codegen::http::HeaderMap;
+use tonic::codegen::{StdError, http};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use self::route::Advertised;
 use self::status::Refusal;
+use super::outgoing::Outgoing;
+use super::serve::Ends;
 use crate::broker::Broker;
 use crate::proto::rocketmq as v2;
 use crate::proto::rocketmq::messaging_service_server::{MessagingService, MessagingServiceServer};
@@ -63,6 +75,46 @@ pub(super) fn service(
 ) -> MessagingServiceServer<RocketMq> {
     let service = RocketMq { broker, advertised: Advertised::new(advertised) };
     MessagingServiceServer::new(service).max_decoding_message_size(MAX_REQUEST)
+}
+
+/// Calls whose answers are streams that last.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum RawCall {
+    /// ReceiveMessage.
+    Receive,
+    /// Telemetry.
+    Telemetry,
+}
+
+const RAW: &str = "the call has a way of its own";
+
+impl RawCall {
+    /// The call of a path, if it is one of these.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        match path.strip_prefix(PATH)? {
+            "ReceiveMessage" => Some(Self::Receive),
+            "Telemetry" => Some(Self::Telemetry),
+            _ => None,
+        }
+    }
+
+    /// The answer, whose body does the work.
+    pub(super) fn answer<B>(
+        self,
+        broker: &Arc<Broker>,
+        outgoing: &Outgoing,
+        ends: Option<Ends>,
+        request: http::Request<B>,
+    ) -> http::Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<StdError>,
+    {
+        match self {
+            Self::Receive => receive::answer(broker, outgoing, ends, request),
+            Self::Telemetry => telemetry::answer(broker, outgoing, ends, request),
+        }
+    }
 }
 
 /// Who calls, as the headers of a call say it.
@@ -172,34 +224,29 @@ impl MessagingService for RocketMq {
 
     type ReceiveMessageStream = Frames<v2::ReceiveMessageResponse>;
 
+    /// Never called: [`RawCall`] answers before.
     async fn receive_message(
         &self,
-        request: Request<v2::ReceiveMessageRequest>,
+        _request: Request<v2::ReceiveMessageRequest>,
     ) -> Result<Response<Self::ReceiveMessageStream>, Status> {
-        use v2::receive_message_response::Content;
-
-        let status = self.later(&request, "ReceiveMessage is not there yet");
-        let now_ms = self.broker.now().get();
-        let delivered = Some(Content::DeliveryTimestamp(timestamp(now_ms)));
-        Ok(Response::new(frames(vec![
-            v2::ReceiveMessageResponse { content: status.map(Content::Status) },
-            v2::ReceiveMessageResponse { content: delivered },
-        ])))
+        Err(Status::unimplemented(RAW))
     }
 
     async fn ack_message(
         &self,
         request: Request<v2::AckMessageRequest>,
     ) -> Result<Response<v2::AckMessageResponse>, Status> {
-        let status = self.later(&request, "AckMessage is not there yet");
-        Ok(Response::new(v2::AckMessageResponse { status, entries: Vec::new() }))
+        Ok(Response::new(settle::ack(&self.broker, request).await))
     }
 
     async fn forward_message_to_dead_letter_queue(
         &self,
         request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
     ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Status> {
-        let status = self.later(&request, "ForwardMessageToDeadLetterQueue is not there yet");
+        let status = match settle::forward(&self.broker, &request).await {
+            Ok(()) => Some(status::ok()),
+            Err(refusal) => self.refuse(refusal),
+        };
         Ok(Response::new(v2::ForwardMessageToDeadLetterQueueResponse { status }))
     }
 
@@ -250,12 +297,12 @@ impl MessagingService for RocketMq {
 
     type TelemetryStream = Frames<v2::TelemetryCommand>;
 
-    /// Never called: [`telemetry::answer`] answers before.
+    /// Never called: [`RawCall`] answers before.
     async fn telemetry(
         &self,
         _request: Request<tonic::Streaming<v2::TelemetryCommand>>,
     ) -> Result<Response<Self::TelemetryStream>, Status> {
-        Err(Status::unimplemented("the call has a way of its own"))
+        Err(Status::unimplemented(RAW))
     }
 
     async fn notify_client_termination(
@@ -273,9 +320,11 @@ impl MessagingService for RocketMq {
         &self,
         request: Request<v2::ChangeInvisibleDurationRequest>,
     ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Status> {
-        let status = self.later(&request, "ChangeInvisibleDuration is not there yet");
-        // Clients go on with the handle that they find here, whatever the status is.
-        let receipt_handle = request.into_inner().receipt_handle;
+        let (status, receipt_handle) = match settle::change(&self.broker, &request).await {
+            Ok(handle) => (Some(status::ok()), handle),
+            // Clients go on with the handle that they find here, whatever the status is.
+            Err(refusal) => (self.refuse(refusal), request.into_inner().receipt_handle),
+        };
         Ok(Response::new(v2::ChangeInvisibleDurationResponse { status, receipt_handle }))
     }
 
@@ -294,17 +343,4 @@ impl MessagingService for RocketMq {
         let status = self.later(&request, "SyncLiteSubscription is not there yet");
         Ok(Response::new(v2::SyncLiteSubscriptionResponse { status }))
     }
-}
-
-/// A time for the wire.
-fn timestamp(ms: u64) -> prost_types::Timestamp {
-    let seconds = i64::try_from(ms / 1_000).unwrap_or(i64::MAX);
-    // Below a thousand million.
-    let nanos = (ms % 1_000) as i32 * 1_000_000;
-    prost_types::Timestamp { seconds, nanos }
-}
-
-/// A number of seconds for the wire.
-fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
 }

@@ -127,13 +127,6 @@ fn entry(status: Status) -> SendResultEntry {
 
 /// The answer of these entries: their common status, if they have one.
 fn answer(entries: Vec<SendResultEntry>) -> SendMessageResponse {
-    let mut statuses = entries.iter().filter_map(|entry| entry.status.as_ref());
-    let status = match statuses.next() {
-        Some(first) if statuses.all(|status| status.code == first.code) => first.clone(),
-        _ => Status {
-            code: Code::MultipleResults.into(),
-            message: Code::MultipleResults.as_str_name().to_owned(),
-        },
-    };
+    let status = status::common(entries.iter().filter_map(|entry| entry.status.as_ref()));
     SendMessageResponse { status: Some(status), entries }
 }

@@ -16,7 +16,7 @@ use crate::proto::rocketmq::{
     retry_policy,
 };
 
-use super::seconds;
+use super::time;
 
 /// How often a producer sends a message until it gives up.
 const SEND_ATTEMPTS: i32 = 3;
@@ -25,7 +25,7 @@ const SEND_ATTEMPTS: i32 = 3;
 const RECEIVE_BATCH: i32 = 32;
 
 /// Seconds that a receive waits.
-const POLLING_SECONDS: i64 = 20;
+const POLLING_SECONDS: u64 = 20;
 
 /// Lite topics that a client may subscribe to.
 const LITE_SUBSCRIPTIONS: i32 = 2_000;
@@ -52,6 +52,10 @@ pub(super) fn answer(own: &Settings, group: &GroupSettings) -> Settings {
         client_properties: own.client_properties.clone(),
         pub_sub: Some(pub_sub),
     }
+}
+
+fn seconds(seconds: u64) -> prost_types::Duration {
+    time::wire(std::time::Duration::from_secs(seconds))
 }
 
 fn publishing(own: &Publishing) -> Publishing {
@@ -86,7 +90,7 @@ fn of_producer() -> RetryPolicy {
 
 fn of_consumer(group: &GroupSettings) -> RetryPolicy {
     // Rounded up: a client waits rather too long than not long enough.
-    let whole = |ms: &u64| seconds(i64::try_from(ms.div_ceil(1_000)).unwrap_or(i64::MAX));
+    let whole = |ms: &u64| seconds(ms.div_ceil(1_000));
     let next = group.retry_delays_ms.iter().map(whole).collect();
     let max_attempts =
         group.max_attempts.map_or(i32::MAX, |most| i32::try_from(most).unwrap_or(i32::MAX));

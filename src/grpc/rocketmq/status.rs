@@ -35,6 +35,20 @@ impl Refusal {
         Self::new(Code::NotImplemented, what)
     }
 
+    /// What makes no difference to try again: the topic or the group of a lease is gone, and clients try again for ever
+    /// after any other code.
+    pub(super) fn of_lease(error: BrokerError) -> Self {
+        let is_gone = matches!(
+            error,
+            BrokerError::NoTopic { .. }
+                | BrokerError::UnknownTopic
+                | BrokerError::UnknownGroup { .. }
+        );
+        let refusal = Self::from(error);
+        let code = if is_gone { Code::InvalidReceiptHandle } else { refusal.code };
+        Self { code, ..refusal }
+    }
+
     /// Counts it, and words it for the wire.
     pub(super) fn tell(self, broker: &Broker) -> Status {
         broker.counters().refused(self.reason);
@@ -85,7 +99,9 @@ fn code(error: &BrokerError) -> Code {
         BrokerError::NeedsForce
         | BrokerError::OffsetConflict { .. }
         | BrokerError::OpenMessages { .. } => Code::PreconditionFailed,
-        BrokerError::BadFilter(_) | BrokerError::BadExpression(_) => Code::IllegalFilterExpression,
+        BrokerError::BadFilter(_)
+        | BrokerError::BadExpression(_)
+        | BrokerError::FilterMismatch { .. } => Code::IllegalFilterExpression,
         BrokerError::BadReceipt => Code::InvalidReceiptHandle,
         BrokerError::TooLarge { .. } => Code::PayloadTooLarge,
         BrokerError::MessageNotFound => Code::MessageNotFound,
@@ -158,6 +174,33 @@ fn of_batch(fault: &BatchError) -> Code {
 struct Refused {
     #[prost(message, optional, tag = "1")]
     status: Option<Status>,
+}
+
+/// What says how all of these went.
+pub(super) fn common<'a>(mut statuses: impl Iterator<Item = &'a Status>) -> Status {
+    match statuses.next() {
+        Some(first) if statuses.all(|status| status.code == first.code) => first.clone(),
+        _ => Status {
+            code: Code::MultipleResults.into(),
+            message: Code::MultipleResults.as_str_name().to_owned(),
+        },
+    }
+}
+
+/// What says that there is no message now, which is nobody's fault.
+pub(super) fn nothing() -> Status {
+    let code = Code::MessageNotFound;
+    Status { code: code.into(), message: code.as_str_name().to_owned() }
+}
+
+/// What says why the request of a stream did not arrive as one; counted already.
+pub(super) fn of_transport(error: &tonic::Status) -> Status {
+    let code = match error.code() {
+        tonic::Code::ResourceExhausted | tonic::Code::Unavailable => Code::TooManyRequests,
+        tonic::Code::OutOfRange => Code::PayloadTooLarge,
+        _ => Code::BadRequest,
+    };
+    Status { code: code.into(), message: error.message().to_owned() }
 }
 
 /// Gives the refusals of the transport the form that all others have: of a request that came too slowly, cannot be

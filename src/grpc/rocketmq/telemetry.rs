@@ -31,7 +31,7 @@ use tonic::codegen::{StdError, http};
 
 use super::clients::kind;
 use super::status::{self, Refusal};
-use super::{Caller, PATH, convert, cut, settings};
+use super::{Caller, convert, cut, settings};
 use crate::broker::{
     Broker, ClientKind, ClientStream, FilterKind, Introduction, Permit, Subscription as Subscribed,
 };
@@ -71,13 +71,8 @@ const CPP: &str = "CPP";
 /// How long the look at a group may take.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Whether a path is this call's.
-pub(in crate::grpc) fn is_path(path: &str) -> bool {
-    path.strip_prefix(PATH) == Some("Telemetry")
-}
-
 /// The answer of the call, whose body does the work.
-pub(in crate::grpc) fn answer<B>(
+pub(super) fn answer<B>(
     broker: &Arc<Broker>,
     outgoing: &Outgoing,
     ends: Option<Ends>,

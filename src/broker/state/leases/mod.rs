@@ -25,35 +25,40 @@
 //! | `order.rs` | what can be delivered again, and when |
 //! | `ready.rs` | which queues may have fresh messages, and who waits for some |
 //! | `standing.rs` | what a lease is worth by now |
+//! | `subscriptions.rs` | which filters the members of a group use |
 //!
 //! All of it is guarded by the mutex of its (group, topic), and changes by the transitions of records alone. Of
-//! messages that had more than one lease, the last 128 that were finished are remembered, each with the lease that did
-//! it; of all others the receipt says whether its lease was the only one.
+//! messages that had more than one lease, the last 4 096 that were finished are remembered, each with the lease that
+//! did it; of all others the receipt says whether its lease was the only one.
 
 mod order;
 mod ready;
 mod standing;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
 pub(crate) use self::ready::{Ready, ReadyTable};
 pub(crate) use self::standing::{Claim, Standing};
 use crate::format::state_record::{
-    ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition,
+    ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition, Tried,
 };
 use crate::message::{GroupId, LeaseId, QueueId, QueueOffset, Timestamp, TopicId};
 
 type Hasher = foldhash::fast::RandomState;
 
-/// So many messages that had more than one lease are remembered after their end.
-const ENDED: usize = 128;
+/// So many messages that had more than one lease are remembered after their end: those of some requests.
+const ENDED: usize = 4_096;
 
-/// So many runs of messages are remembered by the try of a receive that got them.
-const ATTEMPTS: usize = 1_024;
+/// So much is remembered of what tries of receives got: one row for each try and queue.
+const TRIED: usize = 1_024;
+
+/// Open messages that are looked at for what a try got.
+const LOOK: usize = 1 << 16;
 
 /// Rows of one transition of a snapshot.
 const KEPT_ROWS: usize = 1_000;
@@ -69,6 +74,8 @@ pub(crate) struct Open {
     pub(crate) lease: LeaseId,
     pub(crate) deliveries: u32,
     pub(crate) group_hash: u32,
+    /// Hash of the client with which its lease ends, 0 without one.
+    pub(crate) client: u64,
 }
 
 impl Open {
@@ -121,6 +128,42 @@ impl Due {
     }
 }
 
+/// What a try of a receive got and still has.
+#[derive(Debug, Default)]
+pub(crate) struct Repeated {
+    pub(crate) due: Vec<Due>,
+    /// When it got that first, if there is anything.
+    pub(crate) delivered: Option<Timestamp>,
+}
+
+/// What a try of a receive gets with a record, and got before.
+#[derive(Debug)]
+struct Tries {
+    attempt: u64,
+    /// By their queue and lease, when it got them first.
+    before: HashMap<(QueueId, LeaseId), Timestamp, Hasher>,
+    /// By queue: the first and the last, and when it got them first, if that was before.
+    now: Vec<(QueueId, u64, u64, Option<Timestamp>)>,
+    /// Where a queue is in `now`.
+    at: HashMap<QueueId, usize, Hasher>,
+}
+
+impl Tries {
+    /// It gets a run of messages, the first of which had a lease before.
+    fn add(&mut self, queue: QueueId, (first, last): (u64, u64), lease: Option<LeaseId>) {
+        let delivered = lease.and_then(|lease| self.before.get(&(queue, lease)).copied());
+        let at = *self.at.entry(queue).or_insert(self.now.len());
+        match self.now.get_mut(at) {
+            Some((_, known_first, known_last, known)) => {
+                *known_first = first.min(*known_first);
+                *known_last = last.max(*known_last);
+                *known = (*known).into_iter().chain(delivered).min();
+            }
+            None => self.now.push((queue, first, last, delivered)),
+        }
+    }
+}
+
 /// What was taken into the hand.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
@@ -130,18 +173,29 @@ pub(crate) struct Taken {
     locks: Vec<Lock>,
 }
 
+impl Taken {
+    /// Takes more into the hand.
+    pub(crate) fn append(&mut self, mut more: Self) {
+        self.due.append(&mut more.due);
+        self.locks.append(&mut more.locks);
+    }
+}
+
 /// What a group holds of a topic.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     /// Those with open messages.
     queues: HashMap<u32, Queue, Hasher>,
     count: u64,
-    /// Oldest first.
-    ended: VecDeque<LastLease>,
+    /// The last end of each message that is remembered; oldest first, with those that came again.
+    ended: HashMap<Place, LeaseId, Hasher>,
+    ends: VecDeque<(Place, LeaseId)>,
     /// The last lease that a reset of the queue revoked.
     revoked: BTreeMap<u32, LeaseId>,
-    /// Oldest first: where a run begins that was given for a try, and the hash of the try.
-    attempts: VecDeque<(LastLease, u64)>,
+    /// What was given for tries of receives, oldest first.
+    tried: VecDeque<Tried>,
+    /// What is leased to clients for as long as they live, by client.
+    of_clients: HashMap<u64, BTreeSet<Place>, Hasher>,
     /// Made when somebody asks what is due.
     order: Option<Order>,
     /// When the broker's timer looks here next.
@@ -156,7 +210,7 @@ impl Leases {
 
     /// Rows that are kept, of open messages and of what is remembered.
     pub(crate) fn rows(&self) -> u64 {
-        self.count + (self.ended.len() + self.attempts.len()) as u64
+        self.count + (self.ends.len() + self.tried.len()) as u64
     }
 
     /// How many of them are of one queue.
@@ -199,7 +253,7 @@ impl Leases {
         given: Given<'_>,
         position: impl Fn(u32) -> u64,
     ) -> Vec<(QueueId, QueueOffset)> {
-        let mut touched = Vec::new();
+        let (mut touched, mut tried) = (Vec::new(), given.attempt.map(|of| self.tried_by(of)));
         for (queue, cursor) in given.cursors {
             let of_queue = self.queue(queue.get(), position(queue.get()));
             of_queue.cursor = of_queue.cursor.max(cursor.get());
@@ -212,6 +266,7 @@ impl Leases {
             of_queue.cursor = of_queue.cursor.max(end);
             touched.push(queue);
             let state = if row.delivery == 0 { OpenState::Ahead } else { OpenState::Leased };
+            let before = self.get((queue, first)).map(|open| open.lease);
             for offset in first..end {
                 let before = self.get((queue, offset)).map(|open| open.lease);
                 let is_leased = state == OpenState::Leased;
@@ -224,30 +279,39 @@ impl Leases {
                     lease: if is_leased { given.lease } else { LeaseId::default() },
                     deliveries: row.delivery,
                     group_hash: row.group_hash,
+                    client: if is_leased { given.client } else { 0 },
                 };
                 self.put((queue, offset), open);
             }
-            if let Some(attempt) = given.attempt
+            if let Some(tried) = &mut tried
                 && state == OpenState::Leased
             {
-                let (queue, offset) = (row.run.queue, row.run.first);
-                self.remember_attempt(LastLease { queue, offset, lease: given.lease }, attempt);
+                tried.add(row.run.queue, (first, end - 1), before);
             }
+        }
+        if let Some(tried) = tried {
+            self.remember_tried(tried, &given);
         }
         self.settled(touched)
     }
 
-    /// The group is through with messages. Positions as with `given`.
-    pub(super) fn finished(&mut self, runs: &[Run]) -> Vec<(QueueId, QueueOffset)> {
+    /// The group is through with messages: by their last leases, or in spite of them by the broker. Positions as with
+    /// `given`.
+    pub(super) fn finished(
+        &mut self,
+        runs: &[Run],
+        by_broker: Option<LeaseId>,
+    ) -> Vec<(QueueId, QueueOffset)> {
         let mut touched = Vec::new();
         for run in runs {
             let queue = run.queue.get();
             let end = run.first.get().saturating_add(u64::from(run.count));
             for offset in run.first.get()..end {
                 let Some(open) = self.take_out((queue, offset)) else { continue };
-                if open.renewed {
+                if open.renewed || by_broker.is_some() {
                     let (queue, offset) = (run.queue, QueueOffset::new(offset));
-                    self.remember_end(LastLease { queue, offset, lease: open.lease });
+                    let lease = by_broker.unwrap_or(open.lease);
+                    self.remember_end(LastLease { queue, offset, lease });
                 }
             }
             touched.push(queue);
@@ -268,10 +332,27 @@ impl Leases {
                 lease,
                 // Passed over again after a power cut, and then found to be in somebody's hands.
                 deliveries: open.deliveries.max(1),
+                // Whoever says how long it lasts does so himself from then on.
+                client: 0,
                 ..*open
             };
             self.put(place, open);
         }
+    }
+
+    /// Clients are gone since `due`: their leases are over, and can still be acknowledged like others that are.
+    pub(super) fn lost(&mut self, clients: &[u64], due: u64) {
+        for client in clients {
+            for place in self.of_clients.get(client).cloned().unwrap_or_default() {
+                let Some(open) = self.get(place).copied() else { continue };
+                self.put(place, Open { due: open.due.min(due), client: 0, ..open });
+            }
+        }
+    }
+
+    /// The clients that messages are leased to for as long as they live.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = u64> {
+        self.of_clients.keys().copied()
     }
 
     /// The group goes on elsewhere in these queues: nothing of them is open any more, and no lease up to this one is
@@ -279,22 +360,20 @@ impl Leases {
     pub(super) fn revoke(&mut self, queues: impl Iterator<Item = QueueId>, lease: LeaseId) {
         for queue in queues {
             self.revoked.insert(queue.get(), lease);
-            self.ended.retain(|ended| ended.queue != queue);
-            self.attempts.retain(|(run, _)| run.queue != queue);
+            self.ended.retain(|place, _| place.0 != queue.get());
+            self.ends.retain(|(place, _)| place.0 != queue.get());
+            self.tried.retain(|tried| tried.queue != queue);
             let Some(of_queue) = self.queues.remove(&queue.get()) else { continue };
             self.count -= of_queue.open.len() as u64;
-            if let Some(order) = &mut self.order {
-                for (offset, open) in of_queue.open {
-                    order.remove((queue.get(), offset), open.seen());
-                }
+            for (offset, open) in of_queue.open {
+                self.let_go((queue.get(), offset), open);
             }
         }
     }
 
     /// A part of a snapshot.
     pub(super) fn kept(&mut self, transition: Transition) {
-        let Transition::LeasesKept { cursors, open, ended, revoked, attempts, .. } = transition
-        else {
+        let Transition::LeasesKept { cursors, open, ended, revoked, tried, .. } = transition else {
             return;
         };
         for (queue, cursor) in cursors {
@@ -310,12 +389,13 @@ impl Leases {
                 lease: row.lease,
                 deliveries: row.deliveries,
                 group_hash: row.group_hash,
+                client: row.client,
             };
             self.put((row.queue.get(), row.offset.get()), one);
         }
-        self.ended.extend(ended);
+        ended.into_iter().for_each(|ended| self.remember_end(ended));
         self.revoked.extend(revoked.iter().map(|row| (row.queue.get(), row.lease)));
-        self.attempts.extend(attempts);
+        self.tried.extend(tried);
     }
 
     /// The transitions of a snapshot, in parts of a bounded size.
@@ -332,7 +412,15 @@ impl Leases {
                 of_queue.open.iter().map(|(offset, open)| kept_row((**queue, *offset), open))
             })
             .collect();
-        let ended: Vec<_> = self.ended.iter().copied().collect();
+        let ended: Vec<_> = self
+            .ends
+            .iter()
+            .map(|((queue, offset), lease)| LastLease {
+                queue: QueueId::new(*queue),
+                offset: QueueOffset::new(*offset),
+                lease: *lease,
+            })
+            .collect();
         let revoked: Vec<_> = self
             .revoked
             .iter()
@@ -342,8 +430,8 @@ impl Leases {
                 lease: *lease,
             })
             .collect();
-        let attempts: Vec<_> = self.attempts.iter().copied().collect();
-        let most = [cursors.len(), open.len(), ended.len(), revoked.len(), attempts.len()];
+        let tried: Vec<_> = self.tried.iter().copied().collect();
+        let most = [cursors.len(), open.len(), ended.len(), revoked.len(), tried.len()];
         // One at least: it says that there are receipts in the world.
         let parts = most.into_iter().max().unwrap_or_default().div_ceil(KEPT_ROWS).max(1);
         for part in 0..parts {
@@ -354,7 +442,7 @@ impl Leases {
                 open: part_of(&open, part),
                 ended: part_of(&ended, part),
                 revoked: part_of(&revoked, part),
-                attempts: part_of(&attempts, part),
+                tried: part_of(&tried, part),
             }
             .encode_into(out);
         }
@@ -424,6 +512,11 @@ impl Leases {
         is_ordered.then(|| lock_of(queue, group_hash))
     }
 
+    /// The open messages of a message group in the order in which they come.
+    pub(crate) fn sequence(&self, lock: Lock) -> impl Iterator<Item = Place> {
+        self.order.iter().flat_map(move |order| order.sequence(lock))
+    }
+
     /// How many messages of a message group are open.
     pub(crate) fn open_of(&self, lock: Lock) -> usize {
         self.order.as_ref().map_or(0, |order| order.open_of(lock))
@@ -435,35 +528,82 @@ impl Leases {
     }
 
     /// The messages that were given for a try of a receive and are still leased to it.
-    pub(crate) fn of_attempt(&self, attempt: u64, now: u64) -> Vec<Due> {
-        let mut found = Vec::new();
-        for (run, _) in self.attempts.iter().filter(|(_, known)| *known == attempt) {
-            let Some(of_queue) = self.queues.get(&run.queue.get()) else { continue };
-            let behind = of_queue.open.range(run.offset.get()..).take(ATTEMPTS);
-            let of_run = behind.filter(|(_, open)| {
-                open.lease == run.lease && open.state == OpenState::Leased && open.due > now
-            });
-            found.extend(
-                of_run.map(|(offset, open)| Due { place: (run.queue.get(), *offset), open: *open }),
-            );
+    pub(crate) fn of_attempt(&self, attempt: u64, now: u64) -> Repeated {
+        let (mut found, mut left) = (Repeated::default(), LOOK);
+        for tried in self.tried.iter().filter(|tried| tried.attempt == attempt) {
+            let queue = tried.queue.get();
+            let Some(of_queue) = self.queues.get(&queue) else { continue };
+            let mut is_found = false;
+            for (offset, open) in
+                of_queue.open.range(tried.first.get()..=tried.last.get()).take(left)
+            {
+                left -= 1;
+                let is_leased = open.state == OpenState::Leased && open.due > now;
+                if open.lease == tried.lease && is_leased {
+                    found.due.push(Due { place: (queue, *offset), open: *open });
+                    is_found = true;
+                }
+            }
+            if is_found {
+                let known = found.delivered.get_or_insert(tried.delivered);
+                *known = tried.delivered.min(*known);
+            }
         }
-        found.sort_unstable_by_key(|due| due.place);
-        found.dedup_by_key(|due| due.place);
+        found.due.sort_unstable_by_key(|due| due.place);
         found
     }
 
-    fn remember_attempt(&mut self, run: LastLease, attempt: u64) {
-        if self.attempts.len() >= ATTEMPTS {
-            self.attempts.pop_front();
+    /// What a try of a receive got before.
+    fn tried_by(&self, attempt: u64) -> Tries {
+        let before = self.tried.iter().filter(|tried| tried.attempt == attempt);
+        let before = before.map(|tried| ((tried.queue, tried.lease), tried.delivered)).collect();
+        Tries { attempt, before, now: Vec::new(), at: HashMap::default() }
+    }
+
+    /// Remembers what a try got: one row for each queue, in place of those that it got before and gets once more.
+    fn remember_tried(&mut self, tries: Tries, given: &Given<'_>) {
+        let Tries { attempt, before, now, .. } = tries;
+        for (queue, first, last, delivered) in now {
+            // A large record is applied in parts when it is found again.
+            let parts = self.tried.iter_mut().rev().take_while(|tried| tried.lease == given.lease);
+            let (first, last) = (QueueOffset::new(first), QueueOffset::new(last));
+            let delivered = delivered.unwrap_or(given.at);
+            if let Some(tried) = parts.into_iter().find(|tried| tried.queue == queue) {
+                tried.first = first.min(tried.first);
+                tried.last = last.max(tried.last);
+                tried.delivered = delivered.min(tried.delivered);
+                continue;
+            }
+            if self.tried.len() >= TRIED {
+                self.tried.pop_front();
+            }
+            let lease = given.lease;
+            self.tried.push_back(Tried { queue, first, last, lease, attempt, delivered });
         }
-        self.attempts.push_back((run, attempt));
+        if before.is_empty() {
+            return;
+        }
+        let now = self.tried.iter().rev().take_while(|tried| tried.lease == given.lease);
+        let now: HashMap<_, _, Hasher> =
+            now.map(|tried| (tried.queue, (tried.first, tried.last))).collect();
+        self.tried.retain(|old| {
+            let is_replaced = |(first, last)| first <= old.first && old.last <= last;
+            let is_old = old.attempt == attempt && old.lease != given.lease;
+            !(is_old && now.get(&old.queue).copied().is_some_and(is_replaced))
+        });
     }
 
     fn remember_end(&mut self, ended: LastLease) {
-        if self.ended.len() >= ENDED {
-            self.ended.pop_front();
+        if self.ends.len() >= ENDED
+            && let Some((place, lease)) = self.ends.pop_front()
+            && self.ended.get(&place) == Some(&lease)
+        {
+            self.ended.remove(&place);
         }
-        self.ended.push_back(ended);
+        let LastLease { queue, offset, lease } = ended;
+        let place = (queue.get(), offset.get());
+        self.ended.insert(place, lease);
+        self.ends.push_back((place, lease));
     }
 
     fn queue(&mut self, queue: u32, position: u64) -> &mut Queue {
@@ -476,20 +616,34 @@ impl Leases {
         let Some(of_queue) = self.queues.get_mut(&place.0) else { return };
         let old = of_queue.open.insert(place.1, open);
         self.count += u64::from(old.is_none());
+        if let Some(old) = old {
+            self.let_go(place, old);
+        }
+        if open.client != 0 {
+            self.of_clients.entry(open.client).or_default().insert(place);
+        }
         if let Some(order) = &mut self.order {
-            if let Some(old) = old {
-                order.remove(place, old.seen());
-            }
             order.insert(place, open.seen());
+        }
+    }
+
+    /// What is made from an open message is without it.
+    fn let_go(&mut self, place: Place, open: Open) {
+        if let Some(of_client) = self.of_clients.get_mut(&open.client) {
+            of_client.remove(&place);
+            if of_client.is_empty() {
+                self.of_clients.remove(&open.client);
+            }
+        }
+        if let Some(order) = &mut self.order {
+            order.remove(place, open.seen());
         }
     }
 
     fn take_out(&mut self, place: Place) -> Option<Open> {
         let open = self.queues.get_mut(&place.0)?.open.remove(&place.1)?;
         self.count -= 1;
-        if let Some(order) = &mut self.order {
-            order.remove(place, open.seen());
-        }
+        self.let_go(place, open);
         Some(open)
     }
 
@@ -509,7 +663,7 @@ impl Leases {
         }
         if self.queues.is_empty() {
             // Nobody has anything that he could get once more.
-            self.attempts.clear();
+            self.tried.clear();
         }
         positions
     }
@@ -525,6 +679,15 @@ impl Leases {
             count += of_queue.open.len() as u64;
         }
         assert_eq!(count, self.count);
+        let of_clients: BTreeSet<_> = self
+            .of_clients
+            .iter()
+            .flat_map(|(client, places)| places.iter().map(|place| (*client, *place)))
+            .collect();
+        let open = self.queues.iter().flat_map(|(queue, of_queue)| {
+            of_queue.open.iter().map(|(offset, open)| (open.client, (*queue, *offset)))
+        });
+        assert_eq!(of_clients, open.filter(|(client, _)| *client != 0).collect());
         if let Some(order) = &self.order {
             let mut again = Self { order: None, ..Self::default() };
             for (queue, of_queue) in &self.queues {
@@ -546,8 +709,10 @@ impl Leases {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given<'a> {
     pub(crate) lease: LeaseId,
+    pub(crate) at: Timestamp,
     pub(crate) due: u64,
     pub(crate) attempt: Option<u64>,
+    pub(crate) client: u64,
     pub(crate) cursors: &'a [(QueueId, QueueOffset)],
     pub(crate) runs: &'a [GivenRun],
 }
@@ -563,6 +728,7 @@ fn kept_row((queue, offset): Place, open: &Open) -> OpenMessage {
         lease: open.lease,
         deliveries: open.deliveries,
         group_hash: open.group_hash,
+        client: open.client,
     }
 }
 

@@ -202,6 +202,12 @@ impl Order {
         }
     }
 
+    /// The open messages of a message group in the order in which they come: those that were delivered first.
+    pub(super) fn sequence(&self, lock: Lock) -> impl Iterator<Item = Place> {
+        let held = self.locks.get(&lock).into_iter();
+        held.flat_map(|held| held.delivered.keys().chain(&held.ahead).copied())
+    }
+
     /// How many messages of a message group are open.
     pub(super) fn open_of(&self, lock: Lock) -> usize {
         self.locks.get(&lock).map_or(0, |held| held.delivered.len() + held.ahead.len())

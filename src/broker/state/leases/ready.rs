@@ -13,6 +13,9 @@
 //! Who finds nothing parks. Whenever something is listed that was not, the one who waits longest is woken, and who
 //! puts back a queue that has more wakes the next: as many as there is work for, one after the other. Who is woken and
 //! goes away without a look wakes the next in his place.
+//!
+//! A group that does not ask for a while is forgotten here, and looked at anew when it asks again: neither memory nor
+//! what an arrival costs depends on how many groups there ever were.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,7 +24,9 @@ use dashmap::DashMap;
 use tokio::sync::oneshot;
 
 use crate::message::{GroupId, TopicId};
-use crate::sync::{AtomicU32, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
+
+use super::subscriptions::Subscriptions;
 
 type Hasher = foldhash::fast::RandomState;
 type Key = (GroupId, TopicId);
@@ -45,6 +50,10 @@ pub(crate) struct Ready {
     begun: AtomicU32,
     /// Counts looks. Relaxed: it decides whether fresh messages or others come first.
     turns: AtomicU32,
+    /// Which filters are used by those who ask.
+    pub(crate) subscriptions: Mutex<Subscriptions>,
+    /// Somebody asked since the last look for those that nobody needs. Relaxed: it delays the forgetting.
+    asked: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -101,7 +110,18 @@ impl Drop for Parked {
 
 impl Ready {
     fn new() -> Self {
-        Self { state: Mutex::default(), begun: AtomicU32::new(0), turns: AtomicU32::new(0) }
+        Self {
+            state: Mutex::default(),
+            begun: AtomicU32::new(0),
+            turns: AtomicU32::new(0),
+            subscriptions: Mutex::new(Subscriptions::new()),
+            asked: AtomicBool::new(true),
+        }
+    }
+
+    /// Somebody asks for messages.
+    pub(crate) fn asked(&self) {
+        self.asked.store(true, Ordering::Relaxed);
     }
 
     /// So many queues were begun with.
@@ -202,8 +222,12 @@ impl Ready {
 #[derive(Debug, Default)]
 pub(crate) struct ReadyTable {
     all: DashMap<Key, Arc<Ready>, Hasher>,
+    /// One without groups is there until the next [`ReadyTable::let_idle_go`].
     of_topic: DashMap<TopicId, Vec<(GroupId, Arc<Ready>)>, Hasher>,
 }
+
+/// Who has a `Ready` that nobody uses: the two maps.
+const UNUSED: usize = 2;
 
 impl ReadyTable {
     /// That of a group and a topic, if somebody has asked for messages since the start.
@@ -239,17 +263,31 @@ impl ReadyTable {
         }
     }
 
+    /// Forgets what nobody asked for since the last call and nobody waits in. `unwatch` is told of each topic of which
+    /// nothing is left, before anybody makes one of it again.
+    pub(crate) fn let_idle_go(&self, unwatch: impl Fn(TopicId)) {
+        let topics: Vec<_> = self.of_topic.iter().map(|of_topic| *of_topic.key()).collect();
+        for topic in topics {
+            self.of_topic.remove_if_mut(&topic, |_, of_topic| {
+                of_topic.retain(|(group, ready)| {
+                    let was_asked = ready.asked.swap(false, Ordering::Relaxed);
+                    // Under its lock in the map: nobody gets it meanwhile.
+                    let is_unused =
+                        |_: &Key, ready: &Arc<Ready>| Arc::strong_count(ready) <= UNUSED;
+                    was_asked || self.all.remove_if(&(*group, topic), is_unused).is_none()
+                });
+                if of_topic.is_empty() {
+                    unwatch(topic);
+                }
+                of_topic.is_empty()
+            });
+        }
+    }
+
     /// The group or the topic is gone.
     pub(crate) fn forget(&self, key: Key) {
-        let is_empty = match self.of_topic.get_mut(&key.1) {
-            Some(mut of_topic) => {
-                of_topic.retain(|(group, _)| *group != key.0);
-                of_topic.is_empty()
-            }
-            None => false,
-        };
-        if is_empty {
-            self.of_topic.remove_if(&key.1, |_, of_topic| of_topic.is_empty());
+        if let Some(mut of_topic) = self.of_topic.get_mut(&key.1) {
+            of_topic.retain(|(group, _)| *group != key.0);
         }
         if let Some((_, ready)) = self.all.remove(&key) {
             ready.end();
@@ -328,5 +366,37 @@ mod tests {
         assert!(table.get(key).is_none());
         table.arrived(key.1, 0);
         assert!(!ready.has_listed());
+    }
+
+    #[test]
+    fn who_does_not_ask_for_a_while_is_forgotten_and_a_topic_of_nobody_is_not_watched() {
+        let (table, unwatched) = (ReadyTable::default(), Mutex::new(Vec::new()));
+        let let_idle_go = || {
+            table.let_idle_go(|topic| lock(&unwatched).push(topic));
+            std::mem::take(&mut *lock(&unwatched))
+        };
+        let topic = TopicId::new(2);
+        let [idle, asks, waits] = [1, 2, 3].map(|group| (GroupId::new(group), topic));
+        let keys = [idle, asks, waits];
+        let parked = table.make(waits).park(false).unwrap();
+        keys.iter().for_each(|key| drop(table.make(*key)));
+        let there = || keys.map(|key| table.get(key).is_some());
+        assert_eq!(let_idle_go(), []);
+        assert_eq!(there(), [true; 3], "they were made since the last time");
+        table.get(asks).unwrap().asked();
+        assert_eq!(let_idle_go(), []);
+        assert_eq!(there(), [false, true, true]);
+        table.arrived(topic, 7);
+        assert!(table.get(asks).unwrap().has_listed());
+        assert!(!table.make(idle).has_listed(), "another one, to be looked at anew");
+        table.forget(idle);
+        drop(parked);
+        assert_eq!(let_idle_go(), [topic]);
+        assert_eq!(there(), [false; 3]);
+        assert_eq!(let_idle_go(), []);
+        // Deleted, not idle.
+        drop(table.make(idle));
+        table.forget(idle);
+        assert_eq!(let_idle_go(), [topic]);
     }
 }

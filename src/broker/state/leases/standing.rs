@@ -7,7 +7,8 @@
 //! | is open | an earlier one | stale |
 //! | is open | a later one, of an epoch that ended unclean: its record is lost | held |
 //! | was never offered | of an epoch that ended unclean: its record is lost | lost |
-//! | is finished | the one that it ended by | finished |
+//! | is finished | the one that it ended by, or a later one whose record is lost | finished |
+//! | was made a dead letter by the broker | any | stale |
 //! | is finished | another one | stale |
 //!
 //! Every claim that comes here is one that this broker made out: its receipt is signed.
@@ -52,11 +53,8 @@ impl Leases {
         if offset >= self.cursor(queue, position) {
             return if may_be_lost { Standing::Lost } else { Standing::Stale };
         }
-        let ended = self.ended.iter().rev();
-        let mut ended =
-            ended.filter(|ended| (ended.queue.get(), ended.offset.get()) == claim.place);
-        let is_its_own = match ended.next() {
-            Some(ended) => lease == ended.lease || lease > ended.lease && may_be_lost,
+        let is_its_own = match self.ended.get(&claim.place) {
+            Some(ended) => lease == *ended || lease > *ended && may_be_lost,
             None => is_first,
         };
         if is_its_own { Standing::Finished } else { Standing::Stale }

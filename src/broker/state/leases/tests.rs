@@ -46,6 +46,10 @@ impl Applier for Recorder {
         self.state.apply(topics, payload, end)
     }
 
+    fn lease_clock(&self) -> Timestamp {
+        self.state.lease_clock()
+    }
+
     fn stored(&self, mark: SessionMark, batch: &SessionBatch) {
         self.state.stored(mark, batch);
     }
@@ -148,10 +152,15 @@ enum Step {
         fresh: u64,
         unwanted: u64,
         lasts: u64,
+        /// Hash of a client with which the leases end, or 0.
+        client: u64,
+        /// What is done with receipts between the look and the giving.
+        meanwhile: Meanwhile,
     },
     /// Receipts, by their places among all that were ever given out.
     Ack(Vec<usize>),
     Change(Vec<usize>, u64, bool, bool),
+    Lose(u64),
     Reset(u32, u64),
     Wait(u64),
     Snapshot,
@@ -160,16 +169,33 @@ enum Step {
     Flush,
 }
 
+/// What others do while somebody reads what he is about to be given.
+#[derive(Clone, Debug)]
+enum Meanwhile {
+    Nothing,
+    Ack(Vec<usize>),
+    Change(Vec<usize>, u64, bool),
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let places = || prop::collection::vec(0_usize..60, 1..4);
-    let receive = (0_usize..4, 0..QUEUES, 0_u64..6, any::<u64>(), 1_u64..50);
+    let meanwhile = || {
+        prop_oneof![
+            4 => Just(Meanwhile::Nothing),
+            1 => places().prop_map(Meanwhile::Ack),
+            1 => (places(), 0_u64..60, any::<bool>())
+                .prop_map(|(places, after, leased)| Meanwhile::Change(places, after, leased)),
+        ]
+    };
+    let receive = (0_usize..4, 0..QUEUES, 0_u64..6, any::<u64>(), 1_u64..50, 0_u64..3, meanwhile());
     prop_oneof![
-        8 => receive.prop_map(|(due, queue, fresh, unwanted, lasts)| {
-            Step::Receive { due, queue, fresh, unwanted, lasts }
+        8 => receive.prop_map(|(due, queue, fresh, unwanted, lasts, client, meanwhile)| {
+            Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile }
         }),
         6 => places().prop_map(Step::Ack),
         3 => (places(), 0_u64..60, any::<bool>(), any::<bool>())
             .prop_map(|(places, after, leased, same)| Step::Change(places, after, leased, same)),
+        1 => (1_u64..3).prop_map(Step::Lose),
         1 => (0..QUEUES, 0_u64..12).prop_map(|(queue, to)| Step::Reset(queue, to)),
         3 => (1_u64..40).prop_map(Step::Wait),
         1 => Just(Step::Snapshot),
@@ -194,12 +220,10 @@ enum Truth {
         same: bool,
         ahead: bool,
         renewed: bool,
+        client: u64,
     },
     /// By this lease; `None`: passed over.
-    Finished {
-        by: Option<LeaseId>,
-        renewed: bool,
-    },
+    Finished { by: Option<LeaseId>, renewed: bool },
 }
 
 /// The naive model: every message that was ever looked at, and the place behind the last of each queue.
@@ -270,9 +294,11 @@ struct Game {
 impl Game {
     fn step(&mut self, step: &Step) {
         match step {
-            Step::Receive { due, queue, fresh, unwanted, lasts } => {
-                self.receive(*due, *queue, *fresh, *unwanted, *lasts);
+            Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile } => {
+                let how = (*unwanted, *lasts, *client);
+                self.receive(*due, (*queue, *fresh), how, meanwhile);
             }
+            Step::Lose(client) => self.lose(*client),
             Step::Ack(places) => self.ack(places),
             Step::Change(places, after, leased, same) => {
                 self.change(places, *after, *leased, *same);
@@ -296,7 +322,13 @@ impl Game {
         self.check();
     }
 
-    fn receive(&mut self, room: usize, queue: u32, count: u64, unwanted: u64, lasts: u64) {
+    fn receive(
+        &mut self,
+        room: usize,
+        (queue, count): (u32, u64),
+        (unwanted, lasts, client): (u64, u64, u64),
+        meanwhile: &Meanwhile,
+    ) {
         let (offsets, now) = (&self.rig.applier.state.offsets, self.rig.now());
         let taken = self.rig.with(|consumer| offsets.take_due(consumer, Kind::Again, now, room));
         for due in &taken.due {
@@ -322,6 +354,17 @@ impl Game {
             to: from + count,
             messages: wanted.map(|offset| (offset, group_of(offset))).collect(),
         };
+        match meanwhile {
+            Meanwhile::Nothing => {}
+            Meanwhile::Ack(places) => self.ack(places),
+            Meanwhile::Change(places, after, leased) => self.change(places, *after, *leased, false),
+        }
+        let offsets = &self.rig.applier.state.offsets;
+        let before = self.model.clone();
+        let is_as_it_was = |due: &&Due| match before.messages.get(&due.place) {
+            Some(Truth::Open { lease, .. }) => *lease == due.open.lease,
+            _ => false,
+        };
         // Every third one is not wanted any more.
         let (finished, again): (Vec<_>, Vec<_>) =
             taken.due.iter().partition(|due| due.place.1 % 3 == 2);
@@ -332,13 +375,13 @@ impl Game {
             fresh: std::slice::from_ref(&fresh),
             due: now + lasts,
             attempt: None,
+            client,
         };
         let gave = self.rig.with(|consumer| offsets.give(consumer, &giving)).unwrap();
         let Gave::Done { lease, messages } = gave else { panic!("{gave:?}") };
         self.rig.with(|consumer| offsets.put_back(consumer.key(), &taken));
 
-        let before = self.model.clone();
-        for due in &finished {
+        for due in finished.iter().filter(is_as_it_was) {
             let Some(Truth::Open { lease, renewed, .. }) = self.model.messages.get(&due.place)
             else {
                 panic!("{due:?}")
@@ -359,11 +402,13 @@ impl Game {
             };
             assert_eq!((message.delivery, message.is_first), (deliveries, !renewed));
             let (due, same, ahead) = (now + lasts, false, false);
-            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed };
+            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed, client };
             self.model.messages.insert(place, open);
             self.receipts.push(Receipt(Claim { place, lease, is_first: message.is_first }));
         }
-        for offset in from..from + count {
+        // What was read from elsewhere is left out.
+        let end = if before.end(queue) == from { from + count } else { from };
+        for offset in from..end {
             let place = (queue, offset);
             if given.contains(&place) {
                 continue;
@@ -371,15 +416,15 @@ impl Game {
             let is_wanted = fresh.messages.iter().any(|(wanted, _)| *wanted == offset);
             assert!(!is_wanted || self.ordered, "an unordered group gets what it wants");
             let (lease, deliveries, due, same) = (LeaseId::default(), 0, 0, false);
-            let (ahead, renewed) = (true, false);
+            let (ahead, renewed, client) = (true, false, 0);
             let truth = match is_wanted {
-                true => Truth::Open { lease, deliveries, due, same, ahead, renewed },
+                true => Truth::Open { lease, deliveries, due, same, ahead, renewed, client },
                 false => Truth::Finished { by: None, renewed: false },
             };
             self.model.messages.insert(place, truth);
         }
-        let end = self.model.ends.entry(queue).or_default();
-        *end = (*end).max(from + count);
+        let known = self.model.ends.entry(queue).or_default();
+        *known = (*known).max(end);
         if self.ordered {
             self.check_order(&before, &messages.iter().map(|m| m.place).collect::<Vec<_>>(), now);
         }
@@ -463,8 +508,9 @@ impl Game {
                     let end = self.model.end(place.0);
                     for offset in end..place.1 {
                         let (lease, deliveries, due, same) = (LeaseId::default(), 0, 0, false);
-                        let (ahead, renewed) = (true, false);
-                        let open = Truth::Open { lease, deliveries, due, same, ahead, renewed };
+                        let (ahead, renewed, client) = (true, false, 0);
+                        let open =
+                            Truth::Open { lease, deliveries, due, same, ahead, renewed, client };
                         self.model.messages.entry((place.0, offset)).or_insert(open);
                     }
                     let finished = Truth::Finished { by: None, renewed: false };
@@ -497,11 +543,27 @@ impl Game {
             else {
                 panic!("{place:?}")
             };
-            let (due, ahead, renewed) = (now + after, false, true);
+            let (due, ahead, renewed, client) = (now + after, false, true, 0);
             let deliveries = deliveries.max(1);
-            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed };
+            let open = Truth::Open { lease, deliveries, due, same, ahead, renewed, client };
             self.model.messages.insert(place, open);
             self.receipts.push(Receipt(Claim { place, lease, is_first: false }));
+        }
+    }
+
+    /// What was leased to a client is due, and whoever has a receipt may still use it.
+    fn lose(&mut self, lost: u64) {
+        let (offsets, now) = (&self.rig.applier.state.offsets, self.rig.now());
+        self.rig.with(|consumer| {
+            offsets.lose_clients(consumer, &[lost]).unwrap();
+            assert!(!offsets.clients_of(consumer.key()).contains(&lost));
+        });
+        for truth in self.model.messages.values_mut() {
+            if let Truth::Open { due, client, .. } = truth
+                && *client == lost
+            {
+                (*due, *client) = (now.min(*due), 0);
+            }
         }
     }
 
@@ -549,6 +611,7 @@ impl Game {
                     same: row.same_delivery,
                     ahead: row.state == OpenState::Ahead,
                     renewed: row.renewed,
+                    client: row.client,
                 };
                 self.model.messages.insert((row.queue.get(), row.offset.get()), open);
             }
@@ -610,19 +673,42 @@ proptest! {
 }
 
 #[test]
+fn who_keeps_a_message_on_that_another_is_about_to_get_keeps_those_behind_it_back_too() {
+    let receive = |due, fresh, meanwhile| {
+        // Of the first six the second and the fifth: those of one message group.
+        let (queue, unwanted, lasts, client) = (0, 0b101_101, 10, 0);
+        Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile }
+    };
+    let keeps_on = Meanwhile::Change(vec![1], 50, true);
+    let steps = [receive(0, 6, Meanwhile::Nothing), Step::Wait(20), receive(4, 0, keeps_on)];
+    run(&steps, true);
+}
+
+#[test]
 fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message() {
     let mut leases = Leases::default();
     let lease = LeaseId { epoch: Epoch::new(1), number: 100 };
     let run = |first, count| Run { queue: QueueId::ZERO, first: QueueOffset::new(first), count };
     let given = |leases: &mut Leases, first: u64, count: u32| {
         let runs = [GivenRun { run: run(first, count), delivery: 1, group_hash: 0 }];
-        leases.given(Given { lease, due: 9, attempt: None, cursors: &[], runs: &runs }, |_| 0)
+        leases.given(
+            Given {
+                lease,
+                at: Timestamp::ZERO,
+                due: 9,
+                attempt: None,
+                client: 0,
+                cursors: &[],
+                runs: &runs,
+            },
+            |_| 0,
+        )
     };
     given(&mut leases, 0, 1);
     let mut position = Vec::new();
     for batch in 0..10_000_u64 {
         given(&mut leases, 1 + batch * 1_000, 1_000);
-        position = leases.finished(&[run(1 + batch * 1_000, 1_000)]);
+        position = leases.finished(&[run(1 + batch * 1_000, 1_000)], None);
     }
     assert_eq!(position, [(QueueId::ZERO, QueueOffset::ZERO)]);
     assert_eq!((leases.count(), leases.rows()), (1, 1));
@@ -630,5 +716,8 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     let mut kept = Vec::new();
     leases.keep(GroupId::new(1), TopicId::new(1), &mut kept);
     assert!(kept.len() < 128, "{}", kept.len());
-    assert_eq!(leases.finished(&[run(0, 1)]), [(QueueId::ZERO, QueueOffset::new(10_000_001))]);
+    assert_eq!(
+        leases.finished(&[run(0, 1)], None),
+        [(QueueId::ZERO, QueueOffset::new(10_000_001))]
+    );
 }

@@ -3,13 +3,13 @@
 //! Each is decided under the unit's mutex, appended as one record, and applied; replay applies the same. What is open
 //! and what is due is in `leases/`; that a position is the first open message, or the cursor, is kept here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
-    Claim, Due, Given, Kind, Leases, Lock, OpenCount, Place, Rule, Standing, Taken,
+    Claim, Due, Given, Kind, Leases, Lock, OpenCount, Place, Repeated, Rule, Standing, Taken,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -22,6 +22,9 @@ use crate::sync::{Mutex, Ordering, lock};
 
 /// Open messages of one queue for one group: at so many no fresh ones are given, until some are finished.
 pub(crate) const MAX_OPEN_IN_QUEUE: usize = 10_000;
+
+/// What the name of the topic of a group's dead letters begins with; the group's name comes behind.
+pub(crate) const DEAD_LETTERS: &str = "%DLQ%";
 
 /// A group and a topic that messages are given of, and by which rule.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +41,17 @@ impl Consumer<'_> {
 
     fn rule(&self) -> Rule {
         let settings = self.group.settings();
-        Rule { ordered: settings.ordered, most: settings.max_attempts.unwrap_or(u32::MAX) }
+        let most = match self.is_of_dead_letters() {
+            true => u32::MAX,
+            false => settings.max_attempts.unwrap_or(u32::MAX),
+        };
+        Rule { ordered: settings.ordered, most }
+    }
+
+    /// Whether the topic is that of the group's own dead letters. What fails there stays, or it would come back for
+    /// ever.
+    pub(crate) fn is_of_dead_letters(&self) -> bool {
+        self.topic.name().strip_prefix(DEAD_LETTERS) == Some(self.group.name())
     }
 
     fn is_gone(&self, unit: &Unit) -> bool {
@@ -71,6 +84,8 @@ pub(crate) struct Giving<'a> {
     pub(crate) due: u64,
     /// Which try of a receive it is for.
     pub(crate) attempt: Option<u64>,
+    /// The client with which the leases end, as a hash; 0 without one.
+    pub(crate) client: u64,
 }
 
 /// A message that was given.
@@ -93,6 +108,15 @@ pub(crate) enum Gave {
     Limit,
 }
 
+/// Who finishes a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FinishedBy {
+    /// Whoever has it; the same from him again is fine.
+    Holder,
+    /// The broker: no lease of it is worth anything any more.
+    Broker,
+}
+
 /// What became of claims.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settled {
@@ -102,8 +126,6 @@ pub(crate) struct Settled {
     pub(crate) end: PhysicalOffset,
     /// Something can be delivered now that could not before.
     pub(crate) has_due: bool,
-    /// Queues of which fresh messages can be given again.
-    pub(crate) opened: Vec<u32>,
 }
 
 /// What a claim is to become.
@@ -129,6 +151,10 @@ impl Unit {
         }
     }
 
+    fn is_full(&self, queue: u32) -> bool {
+        self.leases.as_ref().is_some_and(|leases| leases.count_in(queue) >= MAX_OPEN_IN_QUEUE)
+    }
+
     fn lease_rows(&self) -> u64 {
         self.leases.as_ref().map_or(0, |leases| leases.rows())
     }
@@ -138,14 +164,20 @@ impl Unit {
         let mut leases = self.leases.take().unwrap_or_default();
         let position = |queue| self.position_or_begin(queue);
         let positions = match transition {
-            Transition::LeasesGiven { epoch, due, attempt, cursors, runs, .. } => {
+            Transition::LeasesGiven { epoch, at, due, attempt, client, cursors, runs, .. } => {
                 let lease = LeaseId { epoch: *epoch, number: end.get() };
-                let (due, attempt) = (due.get(), *attempt);
-                leases.given(Given { lease, due, attempt, cursors, runs }, position)
+                let (at, due, attempt, client) = (*at, due.get(), *attempt, *client);
+                leases.given(Given { lease, at, due, attempt, client, cursors, runs }, position)
             }
-            Transition::MessagesFinished { runs, .. } => leases.finished(runs),
+            Transition::MessagesFinished { epoch, runs, .. } => {
+                leases.finished(runs, epoch.map(|epoch| LeaseId { epoch, number: end.get() }))
+            }
             Transition::LeasesChanged { epoch, leases: changed, .. } => {
                 leases.changed(LeaseId { epoch: *epoch, number: end.get() }, changed);
+                Vec::new()
+            }
+            Transition::ClientsLost { due, clients, .. } => {
+                leases.lost(clients, due.get());
                 Vec::new()
             }
             _ => Vec::new(),
@@ -220,10 +252,10 @@ impl Offsets {
     }
 
     /// What was given for a try of a receive and is still leased to it.
-    pub(crate) fn of_attempt(&self, consumer: Consumer<'_>, attempt: u64, now: u64) -> Vec<Due> {
-        let Some(unit) = self.known(consumer.key()) else { return Vec::new() };
+    pub(crate) fn of_attempt(&self, consumer: Consumer<'_>, attempt: u64, now: u64) -> Repeated {
+        let Some(unit) = self.known(consumer.key()) else { return Repeated::default() };
         let unit = lock(&unit);
-        unit.leases.as_ref().map_or(Vec::new(), |leases| leases.of_attempt(attempt, now))
+        unit.leases.as_ref().map(|leases| leases.of_attempt(attempt, now)).unwrap_or_default()
     }
 
     /// Gives messages: all of them with one record. What was finished, given or reset since it was looked at is left
@@ -256,7 +288,8 @@ impl Offsets {
         };
         unit.leases = leases;
         let epoch = consumer.store.epoch();
-        let transitions = plan.transitions(key, epoch, giving);
+        let at = consumer.store.lease_time();
+        let transitions = plan.transitions(key, (epoch, at), giving);
         if transitions.is_empty() {
             let lease = LeaseId::default();
             return Ok(Gave::Done { lease, messages: Vec::new() });
@@ -302,17 +335,32 @@ impl Offsets {
         }
         let (cursors, runs) = passed(&unit, &mut lost, consumer.rule().ordered);
         let (group, topic) = consumer.key();
+        let mut added = runs.iter().map(|run| u64::from(run.run.count)).sum();
         let mut transitions = Vec::new();
         if !cursors.is_empty() {
-            let (epoch, due, attempt) = (now, Timestamp::ZERO, None);
-            let added = runs.iter().map(|run| u64::from(run.run.count)).sum();
-            let given =
-                Transition::LeasesGiven { group, topic, epoch, due, attempt, cursors, runs };
-            transitions.push((given, added));
+            let (epoch, due, attempt, client) = (now, Timestamp::ZERO, None, 0);
+            let at = consumer.store.lease_time();
+            transitions.push(Transition::LeasesGiven {
+                group,
+                topic,
+                epoch,
+                at,
+                due,
+                attempt,
+                client,
+                cursors,
+                runs,
+            });
+            if !self.has_room(&unit, &transitions, added) {
+                // What is open can be finished nevertheless: that is what makes room.
+                lost.clear();
+                transitions.clear();
+                added = 0;
+            }
         }
         if !held.is_empty() {
-            transitions
-                .push((Transition::MessagesFinished { group, topic, runs: runs_of(&held) }, 0));
+            let (epoch, runs) = (None, runs_of(&held));
+            transitions.push(Transition::MessagesFinished { group, topic, epoch, runs });
         }
         let is_worth = |(claim, standing): (&Claim, Standing)| match standing {
             Standing::Held | Standing::Finished => Some(claim.lease),
@@ -323,8 +371,6 @@ impl Offsets {
             Standing::Stale => None,
         };
         let results = claims.iter().zip(standings).map(is_worth).collect();
-        let added = transitions.iter().map(|(_, added)| added).sum();
-        let transitions: Vec<_> = transitions.into_iter().map(|(one, _)| one).collect();
         self.settle(consumer, &mut unit, &transitions, added, results)
     }
 
@@ -366,7 +412,13 @@ impl Offsets {
         let (group, topic) = consumer.key();
         let transitions = match leases.is_empty() {
             true => Vec::new(),
-            false => vec![Transition::LeasesChanged { group, topic, epoch, leases }],
+            false => vec![Transition::LeasesChanged {
+                group,
+                topic,
+                epoch,
+                at: consumer.store.lease_time(),
+                leases,
+            }],
         };
         let mut settled = self.settle(consumer, &mut unit, &transitions, 0, results)?;
         let lease = LeaseId { epoch, number: settled.end.get() };
@@ -383,6 +435,7 @@ impl Offsets {
         &self,
         consumer: Consumer<'_>,
         due: Due,
+        by: FinishedBy,
         becomes: Vec<NewRecord>,
     ) -> Result<Option<PhysicalOffset>, AppendError> {
         let Some(unit) = self.known(consumer.key()) else { return Ok(None) };
@@ -393,7 +446,11 @@ impl Offsets {
         }
         let (group, topic) = consumer.key();
         let runs = runs_of(&BTreeSet::from([due.place]));
-        let transitions = [Transition::MessagesFinished { group, topic, runs }];
+        let epoch = match by {
+            FinishedBy::Holder => None,
+            FinishedBy::Broker => Some(consumer.store.epoch()),
+        };
+        let transitions = [Transition::MessagesFinished { group, topic, epoch, runs }];
         let end = append_with(consumer.store, becomes, &transitions)?;
         self.apply_all(consumer.key(), &mut unit, &transitions, end);
         Ok(Some(end))
@@ -427,6 +484,48 @@ impl Offsets {
             }
             (_, position) => (OpenCount::default(), position),
         }
+    }
+
+    /// The (group, topic)s of which something may be leased to clients for as long as they live.
+    pub(crate) fn with_clients(&self) -> Vec<(GroupId, TopicId)> {
+        lock(&self.of_clients).iter().copied().collect()
+    }
+
+    /// The clients that messages of a topic are leased to for as long as they live, as hashes. Without any the
+    /// (group, topic) is not asked for again until there are some.
+    pub(crate) fn clients_of(&self, key: (GroupId, TopicId)) -> Vec<u64> {
+        let Some(unit) = self.known(key) else {
+            lock(&self.of_clients).remove(&key);
+            return Vec::new();
+        };
+        let unit = lock(&unit);
+        let clients: Vec<_> = unit.leases.iter().flat_map(|leases| leases.clients()).collect();
+        if clients.is_empty() {
+            lock(&self.of_clients).remove(&key);
+        }
+        clients
+    }
+
+    /// Ends what is leased to clients that are gone. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: nothing is ended.
+    pub(crate) fn lose_clients(
+        &self,
+        consumer: Consumer<'_>,
+        clients: &[u64],
+    ) -> Result<(), AppendError> {
+        let Some(unit) = self.known(consumer.key()) else { return Ok(()) };
+        let mut unit = lock(&unit);
+        if consumer.is_gone(&unit) {
+            return Ok(());
+        }
+        let (group, topic) = consumer.key();
+        let (due, clients) = (consumer.store.lease_time(), clients.to_vec());
+        let transitions = [Transition::ClientsLost { group, topic, due, clients }];
+        let end = append(consumer.store, &transitions)?;
+        self.apply_all(consumer.key(), &mut unit, &transitions, end);
+        Ok(())
     }
 
     /// How many messages are open or remembered in all.
@@ -466,8 +565,13 @@ impl Offsets {
         let mut unit = lock(&unit);
         let Some(leases) = &mut unit.leases else { return false };
         leases.arrange(consumer.rule());
+        let (group, topic) = consumer.key();
+        // Set by who put back what is due by now, and has been for a while: that is looked at.
+        if let Some(old) = leases.timer.take() {
+            lock(&self.timers).remove(&(old, group, topic));
+        }
         if let Some(due) = leases.next_look(now) {
-            self.set_timer(consumer.key(), leases, due);
+            self.set_timer((group, topic), leases, due);
         }
         leases.first_due(Kind::Again).is_some_and(|due| due <= now)
     }
@@ -481,6 +585,12 @@ impl Offsets {
         leases.first_due(Kind::Again).is_some_and(|due| due <= now)
     }
 
+    /// As if so many messages were open in all; for tests.
+    #[cfg(test)]
+    pub(crate) fn pretend_open(&self, open: u64) {
+        self.open.store(open, Ordering::Relaxed);
+    }
+
     /// Whether every promise of a unit's leases holds; for tests.
     #[cfg(test)]
     pub(crate) fn check(&self, key: (GroupId, TopicId), position: impl Fn(u32) -> u64) {
@@ -491,8 +601,18 @@ impl Offsets {
         }
     }
 
-    fn known(&self, key: (GroupId, TopicId)) -> Option<Arc<Mutex<Unit>>> {
+    pub(super) fn known(&self, key: (GroupId, TopicId)) -> Option<Arc<Mutex<Unit>>> {
         self.units.get(&key).map(|unit| Arc::clone(&unit))
+    }
+
+    /// Whether there may be so many open messages more, and the positions that they need. One unit has no more of them
+    /// than it leaves to all others: it alone cannot keep those from going on.
+    fn has_room(&self, unit: &Unit, transitions: &[Transition], added: u64) -> bool {
+        let queues: BTreeSet<_> = transitions.iter().flat_map(queues_of).collect();
+        let rows = unit.missing(queues.into_iter());
+        let free = Self::MAX_OPEN.saturating_sub(self.open.load(Ordering::Relaxed));
+        (added == 0 || added + unit.lease_rows() <= free)
+            && (rows == 0 || self.rows.load(Ordering::Relaxed) + rows <= Self::MAX_ROWS)
     }
 
     /// Appends and applies; `None`: there are too many open messages or positions.
@@ -503,11 +623,7 @@ impl Offsets {
         transitions: &[Transition],
         added: u64,
     ) -> Result<Option<PhysicalOffset>, AppendError> {
-        let queues: BTreeSet<_> = transitions.iter().flat_map(queues_of).collect();
-        let rows = unit.missing(queues.into_iter());
-        if added > 0 && self.open.load(Ordering::Relaxed) + added > Self::MAX_OPEN
-            || rows > 0 && self.rows.load(Ordering::Relaxed) + rows > Self::MAX_ROWS
-        {
+        if !self.has_room(unit, transitions, added) {
             return Ok(None);
         }
         let end = append(consumer.store, transitions)?;
@@ -524,13 +640,22 @@ impl Offsets {
         end: PhysicalOffset,
     ) {
         let before = unit.lease_rows();
+        let queues: BTreeSet<u32> =
+            transitions.iter().flat_map(queues_of).map(QueueId::get).collect();
+        let full: Vec<_> = queues.into_iter().filter(|queue| unit.is_full(*queue)).collect();
         for transition in transitions {
+            self.read_clock(transition);
             let rows = unit.apply_leases(transition, end);
             self.rows.fetch_add(rows, Ordering::Relaxed);
         }
         self.recount(before, unit.lease_rows());
         if let Some(leases) = &mut unit.leases {
             self.look_again(key, leases);
+        }
+        // Whoever found no room there put it aside.
+        let opened = full.into_iter().filter(|queue| !unit.is_full(*queue));
+        if let Some(ready) = opened.clone().next().and_then(|_| self.ready.get(key)) {
+            opened.for_each(|queue| ready.arrived(queue));
         }
     }
 
@@ -539,8 +664,31 @@ impl Offsets {
         self.open.fetch_sub(before, Ordering::Relaxed);
     }
 
-    /// Sets the timer of a unit to what is due first, if that is before what it is set to.
+    /// Notes what the clock of leases read when a record was written.
+    pub(crate) fn read_clock(&self, transition: &Transition) {
+        if let Transition::LeasesGiven { at, .. }
+        | Transition::LeasesChanged { at, .. }
+        | Transition::ClientsLost { due: at, .. }
+        | Transition::LeaseClock { at } = transition
+        {
+            self.lease_clock.fetch_max(at.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// What the clock of leases read last, as far as a record says so.
+    pub(crate) fn lease_clock(&self) -> Timestamp {
+        Timestamp::new(self.lease_clock.load(Ordering::Relaxed))
+    }
+
+    /// Sets the timer of a unit to what is due first, if that is before what it is set to, and notes whether somebody
+    /// has to look whether clients live.
     pub(super) fn look_again(&self, key: (GroupId, TopicId), leases: &mut Leases) {
+        if leases.clients().next().is_some() {
+            // The first one: somebody has to look from now on.
+            if lock(&self.of_clients).insert(key) {
+                self.timer_set.notify_one();
+            }
+        }
         let due = match leases.has_order() {
             true => [Kind::Again, Kind::Exhausted].map(|kind| leases.first_due(kind)),
             // Nobody knows yet what is due: the timer asks.
@@ -551,7 +699,7 @@ impl Offsets {
         }
     }
 
-    fn set_timer(&self, key: (GroupId, TopicId), leases: &mut Leases, due: u64) {
+    pub(super) fn set_timer(&self, key: (GroupId, TopicId), leases: &mut Leases, due: u64) {
         if leases.timer.is_some_and(|timer| timer <= due) {
             return;
         }
@@ -575,13 +723,6 @@ impl Offsets {
         added: u64,
         mut results: Vec<Option<LeaseId>>,
     ) -> Result<Settled, AppendError> {
-        let queues: BTreeSet<u32> =
-            transitions.iter().flat_map(queues_of).map(QueueId::get).collect();
-        let full = |unit: &Unit, queue: u32| {
-            let leases = unit.leases.as_ref();
-            leases.is_some_and(|leases| leases.count_in(queue) >= MAX_OPEN_IN_QUEUE)
-        };
-        let were_full: Vec<_> = queues.into_iter().filter(|queue| full(unit, *queue)).collect();
         let mut end = unit.applied;
         if !transitions.is_empty() {
             match self.append_leases(consumer, unit, transitions, added)? {
@@ -589,7 +730,6 @@ impl Offsets {
                 None => results.iter_mut().for_each(|result| *result = None),
             }
         }
-        let opened = were_full.into_iter().filter(|queue| !full(unit, *queue)).collect();
         let has_due = match &mut unit.leases {
             Some(leases) => {
                 leases.arrange(consumer.rule());
@@ -598,19 +738,29 @@ impl Offsets {
             }
             None => false,
         };
-        Ok(Settled { results, end, has_due, opened })
+        Ok(Settled { results, end, has_due })
     }
 }
 
 impl Settled {
     fn nothing(count: usize) -> Self {
-        Self {
-            results: vec![None; count],
-            end: PhysicalOffset::ZERO,
-            has_due: false,
-            opened: Vec::new(),
-        }
+        Self { results: vec![None; count], end: PhysicalOffset::ZERO, has_due: false }
     }
+}
+
+/// To an ordered group: the messages in the hand before which nothing of their message group is open, but what is in
+/// the hand too. Who had a message last may have changed its lease meanwhile: then those behind it wait.
+fn in_turn(leases: &Leases, giving: &Giving<'_>) -> Option<HashSet<Place, Hasher>> {
+    let is_unchanged =
+        |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
+    let in_hand = || giving.again.iter().chain(giving.finished);
+    let first = in_hand().next()?;
+    leases.lock_if_ordered(first.place.0, first.open.group_hash)?;
+    let unchanged: HashSet<Place, Hasher> =
+        in_hand().filter(is_unchanged).map(|due| due.place).collect();
+    let locks: HashSet<Lock, Hasher> = in_hand().map(Due::lock).collect();
+    let of_lock = |lock| leases.sequence(lock).take_while(|place| unchanged.contains(place));
+    Some(locks.into_iter().flat_map(of_lock).collect())
 }
 
 /// What a giving comes to.
@@ -632,7 +782,9 @@ impl Plan {
             |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
         // How many open messages of a message group this giving has in its hand.
         let mut own = HashMap::<Lock, usize, Hasher>::default();
-        for due in giving.again.iter().filter(is_unchanged) {
+        let in_turn = in_turn(leases, giving);
+        let is_its_turn = |due: &&Due| in_turn.as_ref().is_none_or(|all| all.contains(&due.place));
+        for due in giving.again.iter().filter(is_unchanged).filter(is_its_turn) {
             let (open, is_first) = (due.open, !due.was_leased());
             plan.deliver(due.place, open.next_delivery(), open.group_hash, is_first);
             *own.entry(due.lock()).or_default() += 1;
@@ -689,21 +841,23 @@ impl Plan {
     fn transitions(
         &self,
         (group, topic): (GroupId, TopicId),
-        epoch: Epoch,
+        (epoch, at): (Epoch, Timestamp),
         giving: &Giving<'_>,
     ) -> Vec<Transition> {
         let mut transitions = Vec::with_capacity(2);
         if !self.finished.is_empty() {
             let runs = runs_of(&self.finished);
-            transitions.push(Transition::MessagesFinished { group, topic, runs });
+            transitions.push(Transition::MessagesFinished { group, topic, epoch: None, runs });
         }
         if !self.cursors.is_empty() || !self.runs.is_empty() {
             transitions.push(Transition::LeasesGiven {
                 group,
                 topic,
                 epoch,
+                at,
                 due: Timestamp::new(giving.due),
                 attempt: giving.attempt.filter(|_| !self.messages.is_empty()),
+                client: if self.messages.is_empty() { 0 } else { giving.client },
                 cursors: self.cursors.clone(),
                 runs: self.runs.clone(),
             });

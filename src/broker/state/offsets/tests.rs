@@ -140,6 +140,7 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
         lease: LeaseId::default(),
         deliveries: 1,
         group_hash: 0,
+        client: 0,
     };
     let kept = Transition::LeasesKept {
         group,
@@ -148,7 +149,7 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
         open: vec![open],
         ended: Vec::new(),
         revoked: Vec::new(),
-        attempts: Vec::new(),
+        tried: Vec::new(),
     };
     // And every queue reset once.
     let leases = Offsets::MAX_OPEN * len(&kept) + Offsets::MAX_ROWS * 32;

@@ -1,0 +1,373 @@
+//! What consumers cost.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use mainstem::client::{Client, GroupSettings, TopicSettings};
+use mainstem::message::{FlushMode, TopicType};
+use mainstem::proto::rocketmq::receive_message_response::Content;
+use mainstem::proto::rocketmq::settings::PubSub;
+use mainstem::proto::rocketmq::telemetry_command::Command;
+use mainstem::proto::rocketmq::{self as v2, Code};
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::measure::{Bench, Case, Slice};
+use crate::server::{NO_OP, Server};
+use crate::{BODY, TOPIC, connect, with_headers};
+
+type Caller = v2::messaging_service_client::MessagingServiceClient<tonic::transport::Channel>;
+
+/// Messages of one receive, and of one ack.
+const BATCH: usize = 32;
+/// Messages of one send, where only their being there counts.
+const TOGETHER: usize = 64;
+
+/// Bodies of messages of which there are very many.
+const SMALL: usize = 100;
+
+fn resource(name: &str) -> Option<v2::Resource> {
+    Some(v2::Resource { name: name.to_owned(), ..v2::Resource::default() })
+}
+
+fn whole(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+async fn make(server: &Server, topic: &str, group: &GroupSettings) {
+    let client = Client::connect(&server.address).await.expect("the broker listens");
+    let settings = TopicSettings {
+        flush: Some(FlushMode::Async),
+        topic_type: Some(TopicType::Mixed),
+        queues: Some(8),
+        ..TopicSettings::default()
+    };
+    client.create_topic(topic, settings).await.expect("the topic is made");
+    client.create_group(topic, group).await.expect("the group is made");
+}
+
+/// Stores messages with these message groups, each in a record of its own.
+async fn fill(
+    caller: &mut Caller,
+    topic: &str,
+    body: usize,
+    groups: impl Iterator<Item = Option<String>>,
+) {
+    let mut messages = groups.enumerate().map(|(n, message_group)| v2::Message {
+        topic: resource(topic),
+        body: vec![7; body].into(),
+        system_properties: Some(v2::SystemProperties {
+            message_id: format!("01{n:032X}"),
+            born_host: "bench".to_owned(),
+            message_group,
+            ..v2::SystemProperties::default()
+        }),
+        ..v2::Message::default()
+    });
+    loop {
+        let messages: Vec<_> = messages.by_ref().take(TOGETHER).collect();
+        if messages.is_empty() {
+            return;
+        }
+        let request = with_headers(v2::SendMessageRequest { messages }, "host@1@0@fill");
+        let answer = caller.send_message(request).await.expect("it is answered").into_inner();
+        assert_eq!(answer.status.expect("there is one").code(), Code::Ok);
+    }
+}
+
+/// A receive, for the group of the topic's name.
+fn asks(topic: &str) -> v2::ReceiveMessageRequest {
+    v2::ReceiveMessageRequest {
+        group: resource(topic),
+        message_queue: Some(v2::MessageQueue {
+            topic: resource(topic),
+            ..v2::MessageQueue::default()
+        }),
+        filter_expression: Some(v2::FilterExpression {
+            r#type: v2::FilterType::Tag.into(),
+            expression: "*".to_owned(),
+        }),
+        batch_size: BATCH as i32,
+        invisible_duration: whole(3_600),
+        long_polling_timeout: whole(20),
+        ..v2::ReceiveMessageRequest::default()
+    }
+}
+
+async fn receive(caller: &mut Caller, topic: &str) -> Vec<v2::Message> {
+    let mut request = with_headers(asks(topic), "host@1@0@bench");
+    request.set_timeout(Duration::from_millis(300));
+    let mut frames = caller.receive_message(request).await.expect("it is answered").into_inner();
+    let mut messages = Vec::new();
+    while let Some(frame) = frames.message().await.expect("it ends well") {
+        if let Some(Content::Message(message)) = frame.content {
+            messages.push(message);
+        }
+    }
+    messages
+}
+
+fn handle(message: &v2::Message) -> &str {
+    let system = message.system_properties.as_ref().expect("every message has them");
+    system.receipt_handle.as_deref().expect("every message has one")
+}
+
+async fn ack(caller: &mut Caller, topic: &str, messages: &[v2::Message]) {
+    let entry = |message: &v2::Message| v2::AckMessageEntry {
+        receipt_handle: handle(message).to_owned(),
+        ..v2::AckMessageEntry::default()
+    };
+    let entries = messages.iter().map(entry).collect();
+    let asked = v2::AckMessageRequest { group: resource(topic), topic: resource(topic), entries };
+    let answer = caller.ack_message(with_headers(asked, "host@1@0@bench")).await;
+    let status = answer.expect("it is answered").into_inner().status;
+    assert_eq!(status.expect("there is one").code(), Code::Ok);
+}
+
+/// Compares receives of 32 messages with an ack of all of them, from so many callers.
+pub(crate) fn receives(bench: &mut Bench, name: String, callers: usize, workers: usize) {
+    let dir = bench.fresh_dir(&name);
+    let runtime = Runtime::new().expect("a runtime starts");
+    let mut broker = Server::start(workers, &dir.display().to_string());
+    let mut no_op = Server::start(workers, NO_OP);
+    runtime.block_on(make(&broker, TOPIC, &GroupSettings::default()));
+    let messages = bench.pick(40_000, 2_000);
+    let [to_broker, to_no_op] =
+        [&broker, &no_op].map(|server| runtime.block_on(connect(&server.address, callers)));
+    let mut filler = to_broker[0].clone();
+    let control = "the same service, which gives the same message again and again";
+    let case = Case { name, control, unit: "message", reach: None };
+    let mut subject = || {
+        // As many more as the others may hold when one looks for his last.
+        let spare = BATCH * callers;
+        runtime.block_on(async {
+            let groups = std::iter::repeat_n(None, messages + spare);
+            fill(&mut filler, TOPIC, BODY, groups).await;
+        });
+        slice(&runtime, &mut broker, &to_broker, messages)
+    };
+    bench.compare(&case, &mut subject, &mut || slice(&runtime, &mut no_op, &to_no_op, messages));
+    drop((broker, no_op));
+    std::fs::remove_dir_all(dir).expect("the data can be removed");
+}
+
+/// Lets all callers together receive and finish so many messages.
+fn slice(runtime: &Runtime, server: &mut Server, callers: &[Caller], messages: usize) -> Slice {
+    let before = server.cpu();
+    let slice = Slice::of(messages as f64, (messages * BODY) as u64, || {
+        let left = Arc::new(AtomicI64::new(messages as i64));
+        runtime.block_on(async {
+            let mut all = JoinSet::new();
+            for caller in callers {
+                let (mut caller, left) = (caller.clone(), Arc::clone(&left));
+                all.spawn(async move {
+                    while left.load(Ordering::Relaxed) > 0 {
+                        let messages = receive(&mut caller, TOPIC).await;
+                        left.fetch_sub(messages.len() as i64, Ordering::Relaxed);
+                        if !messages.is_empty() {
+                            ack(&mut caller, TOPIC, &messages).await;
+                        }
+                    }
+                });
+            }
+            while let Some(caller) = all.join_next().await {
+                caller.expect("no caller fails");
+            }
+        });
+    });
+    Slice { cpu: server.cpu().saturating_sub(before), ..slice }
+}
+
+/// From the begin of a send to the message in the hand of a receive that was parked.
+pub(crate) fn wake_ups(bench: &mut Bench, name: &str) {
+    let dir = bench.fresh_dir(name);
+    let runtime = Runtime::new().expect("a runtime starts");
+    let broker = Server::start(2, &dir.display().to_string());
+    let calls = bench.pick(2_000, 50);
+    let (mut woken, mut sent) = (histogram(), histogram());
+    runtime.block_on(async {
+        make(&broker, TOPIC, &GroupSettings::default()).await;
+        let mut sender = connect(&broker.address, 1).await.remove(0);
+        let mut receiver = connect(&broker.address, 1).await.remove(0);
+        for _ in 0..calls {
+            let request = with_headers(asks(TOPIC), "host@1@0@bench");
+            let frames = receiver.receive_message(request).await.expect("it is answered");
+            let mut frames = frames.into_inner();
+            // It is parked long before.
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            let start = Instant::now();
+            fill(&mut sender, TOPIC, BODY, std::iter::once(None)).await;
+            sent.saturating_record(nanos(start));
+            let mut got = Vec::new();
+            while let Some(frame) = frames.message().await.expect("it ends well") {
+                if let Some(Content::Message(message)) = frame.content {
+                    woken.saturating_record(nanos(start));
+                    got.push(message);
+                }
+            }
+            ack(&mut receiver, TOPIC, &got).await;
+        }
+    });
+    bench.latencies("wake-up/send to receive", &woken);
+    bench.latencies("wake-up/send to its answer", &sent);
+    drop(broker);
+    std::fs::remove_dir_all(dir).expect("the data can be removed");
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(60_000_000_000, 3).expect("the bounds are legal")
+}
+
+fn nanos(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Streams that a connection has open at once.
+const STREAMS: usize = 200;
+
+/// What receives that wait and clients that say nothing take.
+pub(crate) fn memory(bench: &mut Bench, name: &str) {
+    let dir = bench.fresh_dir(name);
+    let runtime = Runtime::new().expect("a runtime starts");
+    let mut broker = Server::start(2, &dir.display().to_string());
+    let count: usize = bench.pick(10_000, 400);
+    runtime.block_on(async {
+        make(&broker, TOPIC, &GroupSettings::default()).await;
+        let mut callers = Vec::new();
+        for _ in 0..count.div_ceil(STREAMS) {
+            let mut caller = connect(&broker.address, 1).await.remove(0);
+            // What a connection takes for itself is there.
+            assert_eq!(receive(&mut caller, TOPIC).await.len(), 0);
+            callers.push(caller);
+        }
+        let start = broker.memory();
+        let mut parked = Vec::new();
+        for n in 0..count {
+            let asked = with_headers(asks(TOPIC), &format!("host@1@{n}@parked"));
+            let frames = callers[n / STREAMS].receive_message(asked).await;
+            parked.push(frames.expect("it is answered").into_inner());
+        }
+        settle().await;
+        let taken = broker.memory().saturating_sub(start);
+        let cpu = broker.cpu();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let cpu = broker.cpu().saturating_sub(cpu).as_secs_f64() / 5.0 * 100.0;
+        tell(bench, "memory/parked receive", count, taken, cpu);
+        drop(parked);
+        settle().await;
+
+        let start = broker.memory();
+        let mut streams = Vec::new();
+        for n in 0..count {
+            streams.push(introduce(&mut callers[n / STREAMS], n).await);
+        }
+        settle().await;
+        let taken = broker.memory().saturating_sub(start);
+        let cpu = broker.cpu();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let cpu = broker.cpu().saturating_sub(cpu).as_secs_f64() / 5.0 * 100.0;
+        tell(bench, "memory/idle client", count, taken, cpu);
+    });
+    drop(broker);
+    std::fs::remove_dir_all(dir).expect("the data can be removed");
+}
+
+/// The server is done with what it was asked.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+}
+
+fn tell(bench: &mut Bench, case: &str, count: usize, taken: u64, cpu: f64) {
+    let each = taken / count as u64;
+    let text =
+        format!("{each} bytes for each of {count}; {cpu:.2} % of a core while nothing is done");
+    bench.note(case, &text, json!({ "count": count, "bytes_each": each, "cpu_percent": cpu }));
+}
+
+type Telemetry = (mpsc::Sender<v2::TelemetryCommand>, tonic::Streaming<v2::TelemetryCommand>);
+
+/// The stream of a client that has said who it is, and was answered.
+async fn introduce(caller: &mut Caller, n: usize) -> Telemetry {
+    let (commands, outgoing) = mpsc::channel(1);
+    let subscription = v2::Subscription {
+        group: resource(TOPIC),
+        subscriptions: vec![v2::SubscriptionEntry {
+            topic: resource(TOPIC),
+            expression: asks(TOPIC).filter_expression,
+        }],
+        ..v2::Subscription::default()
+    };
+    let settings = v2::Settings {
+        client_type: Some(v2::ClientType::PushConsumer.into()),
+        pub_sub: Some(PubSub::Subscription(subscription)),
+        ..v2::Settings::default()
+    };
+    let command = Some(Command::Settings(settings));
+    commands.send(v2::TelemetryCommand { status: None, command }).await.expect("it is read");
+    let request = with_headers(ReceiverStream::new(outgoing), &format!("host@1@{n}@idle"));
+    let mut answers = caller.telemetry(request).await.expect("it is answered").into_inner();
+    let told = answers.next().await.expect("it is answered").expect("it is well");
+    assert_eq!(told.status.expect("there is one").code(), Code::Ok);
+    (commands, answers)
+}
+
+/// Messages of each message group.
+const OF_A_GROUP: usize = 3;
+
+/// What 1 % of message groups that get stuck at their first message cost the others.
+pub(crate) fn stuck(bench: &mut Bench, name: &str) {
+    let dir = bench.fresh_dir(name);
+    let runtime = Runtime::new().expect("a runtime starts");
+    let mut server = Server::start(2, &dir.display().to_string());
+    let groups: usize = bench.pick(100_000, 2_000);
+    let mut topics = 0..;
+    let broker = RefCell::new(&mut server);
+    let mut run = |stuck_of_a_hundred: usize| {
+        let topic = format!("stuck-{}", topics.next().unwrap_or(0));
+        let mut broker = broker.borrow_mut();
+        let mut caller = runtime.block_on(async {
+            let ordered = GroupSettings { ordered: Some(true), ..GroupSettings::default() };
+            make(&broker, &topic, &ordered).await;
+            let mut caller = connect(&broker.address, 1).await.remove(0);
+            let all = (0..OF_A_GROUP * groups).map(|n| Some((n % groups).to_string()));
+            fill(&mut caller, &topic, SMALL, all).await;
+            caller
+        });
+        let is_stuck = |message: &v2::Message| {
+            let system = message.system_properties.as_ref().expect("every message has them");
+            let group =
+                system.message_group.as_deref().and_then(|group| group.parse::<usize>().ok());
+            group.is_some_and(|group| group % 100 < stuck_of_a_hundred)
+        };
+        let others = OF_A_GROUP * groups / 100 * (100 - stuck_of_a_hundred);
+        let before = broker.cpu();
+        let slice = Slice::of(others as f64, (others * SMALL) as u64, || {
+            let mut left = others;
+            runtime.block_on(async {
+                while left > 0 {
+                    let (_, done): (Vec<_>, Vec<_>) =
+                        receive(&mut caller, &topic).await.into_iter().partition(&is_stuck);
+                    if !done.is_empty() {
+                        ack(&mut caller, &topic, &done).await;
+                    }
+                    left -= done.len();
+                }
+            });
+        });
+        Slice { cpu: broker.cpu().saturating_sub(before), ..slice }
+    };
+    let run = RefCell::new(&mut run);
+    let control = "the same without any that is stuck";
+    let name = format!("{name}/1 of 100");
+    let case = Case { name, control, unit: "message", reach: None };
+    bench.compare(&case, &mut || run.borrow_mut()(1), &mut || run.borrow_mut()(0));
+    drop(server);
+    std::fs::remove_dir_all(dir).expect("the data can be removed");
+}

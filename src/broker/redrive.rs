@@ -1,0 +1,221 @@
+//! Redrive: dead letters go back to the topics that they come from.
+//!
+//! A group reads its own dead letters by leases, as it reads any topic. Each that goes back does so with one append
+//! set, which holds the copy and the end of the dead letter: the message is in one of the two places, whatever
+//! happens, and never in both. In its topic it is a message like others, with another place, id and time: all groups
+//! that read the topic get it, and their deliveries of it are counted from 1.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::dead_letter::name_of;
+use super::error::BrokerError;
+use super::receive::{MAX_RECEIVE, ReceiveRequest, ReceivedMessage};
+use super::route::queue_of_group;
+use super::send::check_type;
+use super::state::offsets::leased::{Consumer, FinishedBy};
+use super::state::topics::TopicEntry;
+use super::topics::within;
+use super::{Broker, Run};
+use crate::filter::Expression;
+use crate::format::attributes;
+use crate::format::batch::{self, Batch, TagFilter};
+use crate::message::{MessageId, PhysicalOffset, QueueId};
+use crate::store::{AppendError, NewRecord};
+
+/// How long dead letters that are looked at are kept from others.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// Bytes of dead letters that are looked at at once.
+const MAX_BYTES: u32 = 4 << 20;
+
+/// Which dead letters are to go back.
+#[derive(Clone, Copy, Debug)]
+pub struct RedriveRequest<'a> {
+    /// The group's name.
+    pub group: &'a str,
+    /// Their ids as dead letters, at most 1 024; none: whichever come first.
+    pub ids: &'a [MessageId],
+    /// At most so many, 1 to 1 024.
+    pub max: u32,
+    /// A dry run tells the same and changes nothing.
+    pub run: Run,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+}
+
+/// What became of a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redriven {
+    /// Its id as a dead letter.
+    pub id: MessageId,
+    /// The name of the topic that it comes from; empty if it does not say.
+    pub topic: Box<str>,
+    /// Why it stays where it is; `None`: it is back in its topic.
+    pub fault: Option<RedriveFault>,
+}
+
+/// Why a dead letter stays where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RedriveFault {
+    /// It does not say where it comes from.
+    #[error("it does not say where it comes from")]
+    NoOrigin,
+    /// Its topic is gone.
+    #[error("its topic is gone")]
+    NoTopic,
+    /// Its topic takes no messages.
+    #[error("its topic takes no messages")]
+    Forbidden,
+    /// Its topic does not take messages of its kind any more.
+    #[error("its topic does not take messages of its kind any more")]
+    Type,
+    /// Somebody else has it.
+    #[error("somebody else has it")]
+    Taken,
+}
+
+impl Broker {
+    /// Sends dead letters of a group back to where they come from. Each that was looked at and did not go stays as it
+    /// was. Answers when all that went is durable in both topics.
+    ///
+    /// # Errors
+    /// What went before the error is back in its topic. The same request again is fine: nothing goes twice.
+    pub async fn redrive(
+        &self,
+        request: &RedriveRequest<'_>,
+    ) -> Result<Vec<Redriven>, BrokerError> {
+        within("dead letters", request.max, MAX_RECEIVE)?;
+        let ids = u32::try_from(request.ids.len()).unwrap_or(u32::MAX);
+        within("ids", ids, MAX_RECEIVE)?;
+        let group = self.group(request.group, request.deadline).await?;
+        let name = name_of(group.name());
+        let Some(dead) = self.state.topics.get(&name) else { return Ok(Vec::new()) };
+        let consumer = Consumer { store: &self.store, group: &group, topic: &dead };
+        let mut looked =
+            Looked { broker: self, group: group.name(), topic: &name, left: Vec::new() };
+        let mut ends = Vec::new();
+        let results = self.redrive_each(consumer, request, &mut looked, &mut ends).await;
+        drop(looked);
+        for (topic, end) in ends {
+            self.acknowledged(&topic, end, request.deadline).await?;
+            self.acknowledged(&dead, end, request.deadline).await?;
+        }
+        results
+    }
+
+    async fn redrive_each(
+        &self,
+        consumer: Consumer<'_>,
+        request: &RedriveRequest<'_>,
+        looked: &mut Looked<'_>,
+        ends: &mut Vec<(Arc<TopicEntry>, PhysicalOffset)>,
+    ) -> Result<Vec<Redriven>, BrokerError> {
+        let wanted: HashSet<MessageId> = request.ids.iter().copied().collect();
+        let filter = Expression::Tags(TagFilter::All);
+        let mut results = Vec::new();
+        while results.len() < request.max as usize {
+            let room = (request.max as usize).saturating_sub(results.len());
+            let room = if wanted.is_empty() { room } else { MAX_RECEIVE as usize };
+            let receive = ReceiveRequest {
+                group: request.group,
+                topic: consumer.topic.name(),
+                filter: &filter,
+                max_messages: u32::try_from(room).unwrap_or(MAX_RECEIVE),
+                max_bytes: MAX_BYTES,
+                invisible: LEASE,
+                client: None,
+                wait: Duration::ZERO,
+                attempt: "",
+                deadline: request.deadline,
+            };
+            let received = self.receive_messages(receive).await?.messages;
+            if received.is_empty() {
+                break;
+            }
+            looked.left.extend(received.iter().map(|message| message.handle.clone()));
+            for message in received {
+                let is_wanted = wanted.is_empty() || wanted.contains(&message.id);
+                if !is_wanted || results.len() >= request.max as usize {
+                    continue;
+                }
+                results.push(self.redrive_one(consumer, request, &message, ends).await?);
+            }
+        }
+        Ok(results)
+    }
+
+    async fn redrive_one(
+        &self,
+        consumer: Consumer<'_>,
+        request: &RedriveRequest<'_>,
+        message: &ReceivedMessage,
+        ends: &mut Vec<(Arc<TopicEntry>, PhysicalOffset)>,
+    ) -> Result<Redriven, BrokerError> {
+        let letter = attributes::dead_letter(&message.attributes).ok().flatten();
+        let name = letter.as_ref().map_or("", |letter| letter.topic_name);
+        let stays = |fault| Redriven { id: message.id, topic: name.into(), fault: Some(fault) };
+        let Some(letter) = &letter else { return Ok(stays(RedriveFault::NoOrigin)) };
+        loop {
+            let Some(topic) = self.state.topics.get(name) else {
+                return Ok(stays(RedriveFault::NoTopic));
+            };
+            let settings = topic.settings();
+            if !settings.access.write {
+                return Ok(stays(RedriveFault::Forbidden));
+            }
+            let info = batch::check(&message.batch)?;
+            if check_type(settings.topic_type, info.has_message_group).is_err() {
+                return Ok(stays(RedriveFault::Type));
+            }
+            let back = Redriven { id: message.id, topic: name.into(), fault: None };
+            if request.run == Run::Dry {
+                return Ok(back);
+            }
+            let batch = Batch::parse(&message.batch)?;
+            let meta = batch.metas().next().transpose()?;
+            let queue = match meta.and_then(|meta| meta.message_group()) {
+                Some(of) => queue_of_group(of, settings.queues),
+                None => letter.queue.get() % settings.queues.max(1),
+            };
+            let claim = self.signer.handle(&message.handle).map(|handle| handle.claim());
+            let Some(due) = claim.and_then(|claim| self.state.offsets.held(consumer, claim)) else {
+                return Ok(stays(RedriveFault::Taken));
+            };
+            let (queue, batch) = (QueueId::new(queue), message.batch.clone());
+            let copy = NewRecord::message(topic.handle(), queue, batch, &info);
+            match self.state.offsets.bury(consumer, due, FinishedBy::Holder, vec![copy]) {
+                Ok(Some(end)) => {
+                    ends.retain(|(of, _)| !Arc::ptr_eq(of, &topic));
+                    ends.push((topic, end));
+                    self.counters.redriven.add(1);
+                    return Ok(back);
+                }
+                Ok(None) => return Ok(stays(RedriveFault::Taken)),
+                Err(AppendError::NotReady) => self.space_for_messages(request.deadline).await?,
+                Err(AppendError::Deleted) if !consumer.topic.handle().is_dead() => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Dead letters that were looked at: those that did not go are given back, whatever becomes of the request.
+struct Looked<'a> {
+    broker: &'a Broker,
+    group: &'a str,
+    topic: &'a str,
+    left: Vec<String>,
+}
+
+impl Drop for Looked<'_> {
+    fn drop(&mut self) {
+        // The receipts of those that went are worth nothing any more.
+        self.broker.give_back(self.group, self.topic, &self.left);
+    }
+}

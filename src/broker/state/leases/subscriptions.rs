@@ -1,0 +1,159 @@
+//! Which filters the members of a group use for a topic: they should be one. No state: learned from their receives.
+//!
+//! What one filter leaves out is finished for the whole group, so two members with different filters lose messages to
+//! each other. That is noticed here, and shown; a group may have it refused instead. What was already delivered to a
+//! member is not finished by the filter of another one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::filter::Expression;
+
+/// A filter is in use for so long after a receive with it.
+pub(crate) const IN_USE: Duration = Duration::from_secs(60);
+
+/// Whose filter was not used for so long does not come back for what he left behind.
+const KEPT: Duration = Duration::from_secs(600);
+
+/// So many different filters are known; of more the one that was not used for longest is forgotten.
+const MAX_FILTERS: usize = 4;
+
+#[derive(Clone, Debug)]
+struct Used {
+    filter: Arc<Expression>,
+    since: Instant,
+    last: Instant,
+}
+
+/// The filters of a group for a topic.
+#[derive(Debug)]
+pub(crate) struct Subscriptions {
+    since: Instant,
+    used: Vec<Used>,
+}
+
+impl Subscriptions {
+    pub(crate) fn new() -> Self {
+        Self { since: Instant::now(), used: Vec::new() }
+    }
+
+    /// Notes a receive. Returns the filter that is in use for longest if it is another one, and whether this one was
+    /// not known; with `only_one` the receive is refused then, and not noted.
+    pub(crate) fn note(
+        &mut self,
+        filter: &Expression,
+        only_one: bool,
+    ) -> Option<(Arc<Expression>, bool)> {
+        let now = Instant::now();
+        let is_in_use = |used: &Used| now.saturating_duration_since(used.last) <= IN_USE;
+        if let [used] = self.used.as_mut_slice()
+            && *used.filter == *filter
+        {
+            used.last = now;
+            return None;
+        }
+        self.used.retain(|used| now.saturating_duration_since(used.last) <= KEPT);
+        let oldest = self.used.iter().filter(|used| is_in_use(used)).min_by_key(|used| used.since);
+        let other =
+            oldest.filter(|used| *used.filter != *filter).map(|used| Arc::clone(&used.filter));
+        let is_new = self.used.iter().all(|used| *used.filter != *filter);
+        let other = other.map(|other| (other, is_new));
+        if other.is_some() && only_one {
+            return other;
+        }
+        match self.used.iter_mut().find(|used| *used.filter == *filter) {
+            Some(used) => {
+                if !is_in_use(used) {
+                    used.since = now;
+                }
+                used.last = now;
+            }
+            None => {
+                if self.used.len() >= MAX_FILTERS
+                    && let Some(at) = (0..self.used.len())
+                        .min_by_key(|at| self.used.get(*at).map(|used| used.last))
+                {
+                    self.used.swap_remove(at);
+                }
+                let filter = Arc::new(filter.clone());
+                self.used.push(Used { filter, since: now, last: now });
+            }
+        }
+        other
+    }
+
+    /// Whether nobody uses another filter, as far as can be known: what one does not want then nobody wants.
+    pub(crate) fn is_only_one(&self) -> bool {
+        let now = Instant::now();
+        let others =
+            self.used.iter().filter(|used| now.saturating_duration_since(used.last) <= KEPT);
+        now.saturating_duration_since(self.since) >= IN_USE && others.count() <= 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::Language;
+
+    fn note(known: &mut Subscriptions, text: &str, only_one: bool) -> Option<String> {
+        known.note(&tags(text), only_one).map(|(other, _)| other.to_string())
+    }
+
+    fn tags(text: &str) -> Expression {
+        Expression::parse(Language::Tags, text).unwrap()
+    }
+
+    async fn pass(time: Duration) {
+        tokio::time::advance(time).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_filter_is_the_only_one_after_a_minute_and_another_one_is_noticed_as_long_as_both_are_used()
+     {
+        let mut known = Subscriptions::new();
+        assert_eq!(note(&mut known, "a || b", false), None);
+        assert!(!known.is_only_one(), "others may not have asked yet");
+        pass(IN_USE).await;
+        assert_eq!(note(&mut known, "b || a", false), None, "the same");
+        assert!(known.is_only_one());
+        assert_eq!(note(&mut known, "c", false).as_deref(), Some("a || b"));
+        assert_eq!(note(&mut known, "a || b", false), None, "it was there first");
+        assert!(!known.is_only_one());
+        assert_eq!(known.used.len(), 2);
+        pass(IN_USE).await;
+        assert_eq!(note(&mut known, "c", false), Some("a || b".to_owned()));
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(note(&mut known, "c", false), None, "nobody uses the old one any more");
+        assert_eq!(note(&mut known, "a || b", false).as_deref(), Some("c"), "now it is new");
+        pass(KEPT + Duration::from_secs(1)).await;
+        assert_eq!(note(&mut known, "c", false), None);
+        assert!(known.is_only_one());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_only_one_is_allowed_another_one_is_refused_until_nobody_uses_the_first() {
+        let mut known = Subscriptions::new();
+        assert_eq!(note(&mut known, "a", true), None);
+        for _ in 0..3 {
+            assert_eq!(note(&mut known, "b", true).as_deref(), Some("a"));
+        }
+        assert_eq!(known.used.len(), 1);
+        pass(IN_USE + Duration::from_secs(1)).await;
+        assert_eq!(note(&mut known, "b", true), None);
+        assert_eq!(note(&mut known, "a", true).as_deref(), Some("b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_filters_are_kept_than_may_be() {
+        let mut known = Subscriptions::new();
+        for tag in 0..100 {
+            let _other = note(&mut known, &format!("t{tag}"), false);
+            pass(Duration::from_millis(1)).await;
+        }
+        assert_eq!(known.used.len(), MAX_FILTERS);
+        assert!(known.used.iter().any(|used| *used.filter == tags("t99")));
+    }
+}

@@ -111,7 +111,7 @@ impl Segment {
     /// then it is as it was.
     ///
     /// # Errors
-    /// The file is as it was, or has the temporary name.
+    /// The file is as it was, or gone.
     pub fn into_spare(self, disk: &dyn Disk, dir: &Path) -> Result<Option<Spare>, FileError> {
         let Self { file, mapping, base } = self;
         let len = mapping.len();
@@ -122,8 +122,14 @@ impl Segment {
         }
         let name = FileKind::Segment.name(base);
         let aside = names::temporary(&name);
-        disk.rename(&dir.join(name), &dir.join(&aside))?;
-        Ok(Some(Spare { name: aside, len }))
+        let spare = Spare { name: aside, len };
+        match disk.rename(&dir.join(name), &dir.join(&spare.name)) {
+            Ok(()) => Ok(Some(spare)),
+            // It may have been done all the same, and nobody would know the file by that name.
+            Err(error) => match spare.unlink(disk, dir) {
+                Ok(()) | Err(_) => Err(error),
+            },
+        }
     }
 
     /// Opens the segment at `path` for reading and writing. Its header is the caller's to check. Nothing is published.

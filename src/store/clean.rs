@@ -570,9 +570,8 @@ impl Shared {
         let (count, mut spares) = (gone.len(), Vec::new());
         if let Err(error) = self.remove(gone, &mut spares) {
             for spare in spares {
-                // The first error is the one to tell; a file that stays is removed by the next start.
-                match self.unlink_spare(&spare) {
-                    Ok(()) | Err(_) => {}
+                if let Err(error) = self.unlink_spare(&spare) {
+                    tracing::warn!(%error, "a deleted segment's file stays until the next start");
                 }
             }
             return Err(error);

@@ -10,7 +10,7 @@ use crate::file::FileError;
 use crate::format::DecodeError;
 use crate::format::batch::Batch;
 use crate::format::epoch::EpochRecord;
-use crate::format::record::{ALIGN, RecordHeader, RecordKind};
+use crate::format::record::{ALIGN, HEADER_LEN, RecordHeader, RecordKind};
 use crate::format::segment_header::PAGE_LEN;
 use crate::format::state_record::transitions;
 use crate::log::walk::{SegmentWalk, Step};
@@ -104,6 +104,19 @@ impl Dump {
         Ok(false)
     }
 
+    /// Whether the next segment begins with a record, so that the log went on there. One that is ready has none yet.
+    fn is_followed(&self) -> Result<bool, FileError> {
+        let Some(file) = self.store.segments.get(self.next_segment) else { return Ok(false) };
+        let first = file.base.plus(PAGE_LEN as u64);
+        let mut header = [0; HEADER_LEN];
+        let segment = file.segment(&*self.store.disk)?;
+        if first.plus(HEADER_LEN as u64) > segment.end() {
+            return Ok(false);
+        }
+        segment.read_exact(first, &mut header)?;
+        Ok(RecordHeader::decode(&header, first, self.store.identity.salt(file.base)).is_ok())
+    }
+
     fn advance(&mut self) -> Result<Option<Dumped>, FileError> {
         loop {
             let Some(walk) = &mut self.walk else {
@@ -132,7 +145,7 @@ impl Dump {
                     if is_last {
                         self.walk = None;
                     }
-                    let is_free = is_marked && is_last;
+                    let is_free = is_marked && is_last && !self.is_followed()?;
                     if is_searching || is_free {
                         continue;
                     }

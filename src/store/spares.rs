@@ -65,7 +65,7 @@ impl Shared {
         let segment = Arc::into_inner(segment)?;
         let dir = self.config.dir.join(FileKind::Segment.directory());
         segment.into_spare(&*self.disk, &dir).unwrap_or_else(|error| {
-            tracing::debug!(%error, "the file of a deleted segment is not used again");
+            tracing::warn!(%error, "the file of a deleted segment is not used again");
             None
         })
     }

@@ -1,6 +1,7 @@
 //! The file of a deleted segment becomes another one, and what it held stands behind the end of the log.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,14 +11,15 @@ use mainstem::format::record::{HEADER_LEN, RecordHeader, RecordKind, record_len}
 use mainstem::format::segment_header::PAGE_LEN;
 use mainstem::format::state_record::Transition;
 use mainstem::message::{FlushMode, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
-use mainstem::store::{AppendError, Placed, ReadOutcome, StoreConfig};
+use mainstem::store::offline::StoppedStore;
+use mainstem::store::{AppendError, Dump, Dumped, Placed, ReadOutcome, StoreConfig};
 use mainstem::testing::{
     CrashChoice, Fault, FaultRule, NameChoice, SimDisk, Times, Torn, WriteChoice,
 };
 
 use crate::oracle::{self, Logged};
 use crate::power_cut::{EVERY, Effort, cut_everywhere};
-use crate::rig::{Dice, Rig, batch, files, path, tiny};
+use crate::rig::{DATA, Dice, Rig, batch, files, path, tiny};
 use crate::script::{self, Run, Step};
 
 const SEGMENT: u64 = 16 << 10;
@@ -222,7 +224,7 @@ fn fill(rig: &Rig, left: u64) -> Placed {
 /// Without it no record of the start has a place, and no image, behind which alone segments are deleted.
 #[test]
 fn an_unclean_start_keeps_the_segment_that_is_ready_so_that_a_short_disk_can_end() {
-    for left in [0, 8, 64, 128] {
+    for left in [0, 8, 64, 128, 200, 1_000, 2_000] {
         for choice in [CrashChoice::NOTHING, CrashChoice::EVERYTHING] {
             let (disk, mut rig) = reused();
             let placed = fill(&rig, left);
@@ -329,6 +331,94 @@ fn a_last_durable_record_that_is_damaged_is_damage_alone() {
     }
 }
 
+/// In a segment that the log has left, nothing is free: what looks so held a record.
+#[test]
+fn a_last_record_of_a_segment_that_is_full_is_shown_as_a_gap_where_it_decays() {
+    let (disk, mut rig) = reused();
+    let placed = fill(&rig, 0);
+    rig.workers.settle();
+    let next = rig.send(1, 0, &batch(0, 1, LEN)).unwrap();
+    rig.workers.settle();
+    rig.close();
+    let dump = |disk: &SimDisk| -> Vec<Dumped> {
+        let store = StoppedStore::open(Arc::new(disk.clone()), Path::new(DATA)).unwrap();
+        // Not from the record on: what a dump begins with may be the middle of one.
+        Dump::of(store, PhysicalOffset::ZERO..PhysicalOffset::new(u64::MAX))
+            .map(Result::unwrap)
+            .collect()
+    };
+    let is_record = |dumped: &Dumped| matches!(dumped, Dumped::Record { .. });
+    let whole = dump(&disk);
+    assert!(whole.iter().all(is_record), "the unused end is not shown: {whole:?}");
+    let (file, base) = active_file(placed.offset);
+    let len = placed.end.since(placed.offset) as usize;
+    disk.overwrite(&file, placed.offset.get() - base, &vec![0; len]).unwrap();
+    let shown = dump(&disk);
+    assert_eq!(shown.len(), whole.len());
+    let gap = shown.iter().position(|dumped| !is_record(dumped)).unwrap();
+    let Dumped::Gap { range, .. } = &shown[gap] else { panic!("{shown:?}") };
+    assert_eq!(*range, placed.offset..placed.end);
+    let is_next = |dumped: &Dumped| match dumped {
+        Dumped::Record { header, .. } => header.physical_offset == next.offset,
+        Dumped::Gap { .. } => false,
+    };
+    assert!(shown[gap + 1..].iter().all(is_record) && shown[gap + 1..].iter().any(is_next));
+}
+
+/// Whatever call fails on a file's way from one segment to the next: sends go on, no file is left beside the segments
+/// and the spares that are known, and a start after it finds all that was acknowledged.
+#[test]
+fn a_failed_call_on_the_way_from_one_segment_to_the_next_costs_that_file_alone() {
+    let calls = [
+        (Operation::Len, ".log"),
+        (Operation::Rename, ".log.tmp"),
+        (Operation::Rename, ".log"),
+        (Operation::Allocate, ".log.tmp"),
+        (Operation::Write, ".log.tmp"),
+        (Operation::Sync, ".log.tmp"),
+        (Operation::Open, ".log.tmp"),
+    ];
+    for (operation, path) in calls {
+        for nth in 1..4 {
+            let (disk, mut rig) = reused();
+            disk.fail(FaultRule {
+                operation,
+                path_contains: Some(path.to_owned()),
+                nth,
+                times: Times::Once,
+                error: Fault::Eio,
+            });
+            let what = format!("{operation:?} {nth} of {path}");
+            let mut last = None;
+            for n in 0..150 {
+                match rig.send(1, 0, &batch(n, 1, LEN)) {
+                    Ok(placed) => last = Some(placed),
+                    Err(AppendError::NotReady) => {
+                        rig.clock.advance(Duration::from_secs(1));
+                        rig.workers.settle();
+                    }
+                    Err(error) => panic!("{what}: {error}"),
+                }
+                if n % 10 == 9 {
+                    purge(&mut rig);
+                }
+            }
+            rig.workers.flush.flush_all();
+            let temporaries = disk
+                .paths()
+                .iter()
+                .filter(|path| path.to_string_lossy().ends_with(".log.tmp"))
+                .count();
+            assert_eq!(temporaries, rig.store.status().spare_segments, "{what}");
+            rig.kill();
+            let (rig, log) = opened(&disk.crash_image(&CrashChoice::NOTHING));
+            let report = rig.store.start_report();
+            assert_eq!((&report.cut, &report.lost, &report.damaged[..]), (&None, &None, &[][..]));
+            assert_eq!(messages(&log).last().copied(), last.map(|placed| placed.offset), "{what}");
+        }
+    }
+}
+
 /// As above, and nothing of it lands: not the zeros behind it either. What stands there then lines up, header by
 /// header, with what was never flushed.
 #[test]
@@ -418,12 +508,16 @@ fn what_of(number: u8) -> String {
 fn a_cut_in_a_file_with_old_bytes_leaves_an_unbroken_beginning_and_is_told_once() {
     let (disk, mut rig) = reused();
     rig.workers.flush.flush_all();
+    let tail = rig.store.watermarks().appended;
     let before = messages(&oracle::walk(&disk, &"before"));
     let sent: Vec<Placed> = (0..5).map(|n| rig.send(1, 0, &batch(n, 1, LEN)).unwrap()).collect();
     let pending = disk.pending_counts();
+    let (file, base) = active_file(tail);
+    let mut torn = 0;
     for seed in 0..400 {
         let choice = CrashChoice::random(seed, pending);
         let image = disk.crash_image(&choice);
+        let written = image.durable_bytes(&file).unwrap();
         let (rig, log) = opened(&image);
         let found = messages(&log);
         let count = found.len() - before.len();
@@ -431,7 +525,15 @@ fn a_cut_in_a_file_with_old_bytes_leaves_an_unbroken_beginning_and_is_told_once(
         let kept: Vec<_> = sent[..count].iter().map(|placed| placed.offset).collect();
         assert_eq!(found[before.len()..], kept, "{choice:?}");
         let report = rig.store.start_report();
+        let end = count.checked_sub(1).map_or(tail, |last| sent[last].end).get() - base;
+        let mark = (end + HEADER_LEN as u64).next_multiple_of(PAGE_LEN as u64).min(SEGMENT);
+        // A page of the log that did not land at all is as it was; of any other there is something to tell.
+        let is_torn = is_old(&written[..mark as usize], end);
+        let is_told = is_torn || report.lost.is_some();
+        assert_eq!(report.cut.is_some(), is_told, "{choice:?}: {report}");
+        torn += usize::from(is_torn);
         if let Some(cut) = &report.cut {
+            assert!(cut.at == tail.max(PhysicalOffset::new(base + end)), "{report}");
             assert!(cut.len <= 64 << 10, "{report}");
         }
         let lost = report.lost.as_ref().map_or(0, |lost| lost.messages);
@@ -439,6 +541,30 @@ fn a_cut_in_a_file_with_old_bytes_leaves_an_unbroken_beginning_and_is_told_once(
         rig.kill();
         let again = opened(&image).0;
         assert_eq!(again.store.start_report().cut, None, "{choice:?}");
+    }
+    assert!(torn > 50, "{torn}");
+}
+
+/// Of the zeros that end the log a bit decays: nothing is lost, and it is told once.
+#[test]
+fn zeros_behind_the_log_that_decay_cost_nothing() {
+    for at in [0, HEADER_LEN as u64, u64::MAX] {
+        let (disk, mut rig) = reused();
+        let placed = rig.send(1, 0, &batch(0, 1, LEN)).unwrap();
+        rig.workers.flush.flush_all();
+        rig.kill();
+        let image = disk.crash_image(&CrashChoice::NOTHING);
+        let (file, base) = active_file(placed.offset);
+        let end = placed.end.get() - base;
+        let mark = (end + HEADER_LEN as u64).next_multiple_of(PAGE_LEN as u64);
+        image.corrupt(&file, (end.saturating_add(at)).min(mark - 1), 4).unwrap();
+        let (rig, log) = opened(&image);
+        let report = rig.store.start_report();
+        assert_eq!(messages(&log).last(), Some(&placed.offset));
+        assert_eq!((&report.lost, &report.damaged[..]), (&None, &[][..]), "{report}");
+        assert_eq!(report.cut.as_ref().map(|cut| cut.at), Some(placed.end), "{report}");
+        rig.kill();
+        assert_eq!(opened(&image).0.store.start_report().cut, None);
     }
 }
 
@@ -490,6 +616,7 @@ fn spares_are_two_at_most_and_do_not_outlive_the_process() {
     assert_eq!(spares(&image), 2);
     let rig = Rig::open(&image);
     assert_eq!((rig.store.status().spare_segments, spares(&image)), (0, 0));
+    assert_eq!(spares(&image.crash_image(&CrashChoice::NOTHING)), 0, "durably");
 }
 
 #[test]

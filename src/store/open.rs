@@ -363,9 +363,8 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if let Err(error) = self.stop() {
-            tracing::error!(%error, "the store was not closed cleanly");
-        }
+        // That the store is poisoned was told when it was: here it could follow the last words of the process.
+        let (Ok(()) | Err(CloseError::Poisoned { .. })) = self.stop();
     }
 }
 

@@ -3,8 +3,8 @@
 //! A segment is made whole before it gets its name: temporary name, real blocks, zeros, header page, sync, rename,
 //! sync of the directory. From then on its length never changes. When it is deleted and nobody reads it any more, its
 //! file may get a temporary name again and become another segment, with what it held behind the first page of records.
-//! Positions are given as physical offsets; the file
-//! position is the offset minus the segment's base, and the header page counts.
+//! Positions are given as physical offsets; the file position is the offset minus the segment's base, and the header
+//! page counts.
 //!
 //! - One descriptor for writing and syncing, from `open` on: the kernel reports a failed write-back once per
 //!   descriptor, a fresh one could miss it.
@@ -17,6 +17,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -55,6 +56,8 @@ pub struct Segment {
     file: Arc<dyn DiskFile>,
     mapping: Arc<Mapping>,
     base: PhysicalOffset,
+    /// The disk did not give a part of it once.
+    was_refused: AtomicBool,
 }
 
 impl Segment {
@@ -80,8 +83,8 @@ impl Segment {
         Self::open(disk, &dir.join(name), header.base, header.len)
     }
 
-    /// As [`Segment::create`], of a spare whose name is durable. Behind the header page and a page of zeros stands what
-    /// the file held.
+    /// As [`Segment::create`], of a spare whose name is durable. Behind the header page and a page of zeros stands
+    /// what the file held. `None`: the file has a second name by now, and is not the caller's alone; this one is gone.
     ///
     /// # Errors
     /// As there. The spare is gone, or under a temporary name.
@@ -93,31 +96,40 @@ impl Segment {
         dir: &Path,
         spare: Spare,
         header: &SegmentHeader,
-    ) -> Result<Self, FileError> {
+    ) -> Result<Option<Self>, FileError> {
         assert!(spare.len == header.len, "a spare keeps its length");
         let name = FileKind::Segment.name(header.base);
-        disk::put_again_in_place(disk, dir, &dir.join(spare.name), &name, |file| {
+        let aside = dir.join(&spare.name);
+        // Who copied the directory by links meanwhile has the file too.
+        let links = disk.open(&aside, Access::Read).and_then(|file| file.links());
+        if !matches!(links, Ok(1)) {
+            let unlinked = spare.unlink(disk, dir);
+            return links.and(unlinked).map(|()| None);
+        }
+        disk::put_again_in_place(disk, dir, &aside, &name, |file| {
             // They are there, unless somebody punched holes.
             file.allocate(header.len)?;
             let header = header.encode();
             let mut pages = [IoSlice::new(&header), IoSlice::new(&ZEROS[..PAGE_LEN])];
             disk::write_all_vectored_at(file, &mut pages, 0)
         })?;
-        Self::open(disk, &dir.join(name), header.base, header.len)
+        Self::open(disk, &dir.join(name), header.base, header.len).map(Some)
     }
 
     /// Gives up a deleted segment and keeps its file, under a temporary name: durable with a sync of the directory,
-    /// and not to be written to before. `None`: slices of it are still read, or the file has another name or length;
-    /// then it is as it was.
+    /// and not to be written to before. `None`: slices of it are still read, the file has another name or length, or a
+    /// read of it failed once; then it is as it was.
     ///
     /// # Errors
     /// The file is as it was, or gone.
     pub fn into_spare(self, disk: &dyn Disk, dir: &Path) -> Result<Option<Spare>, FileError> {
-        let Self { file, mapping, base } = self;
+        let Self { file, mapping, base, was_refused } = self;
         let len = mapping.len();
         // Ends the mapping. Who has a slice has a part in it, and nobody can get one any more (M2, M3).
         let is_unread = Arc::into_inner(mapping).is_some();
-        if !is_unread || file.links()? != 1 || file.len()? != len {
+        // A start would come to what the disk does not give, behind the end of the log, and go no further.
+        let is_sound = !was_refused.into_inner();
+        if !is_unread || !is_sound || file.links()? != 1 || file.len()? != len {
             return Ok(None);
         }
         let name = FileKind::Segment.name(base);
@@ -161,7 +173,7 @@ impl Segment {
     ) -> Result<Self, FileError> {
         let file = disk.open(path, access)?;
         let mapping = Arc::new(file.map(len)?);
-        Ok(Self { file, mapping, base })
+        Ok(Self { file, mapping, base, was_refused: AtomicBool::new(false) })
     }
 
     /// The physical offset of its first byte, which is the header's.
@@ -235,7 +247,11 @@ impl Segment {
         let Some(position) = at.get().checked_sub(self.base.get()) else {
             return Err(FileError::TooShort { path: self.file.path().to_path_buf(), end: 0 });
         };
-        disk::read_exact_at(&*self.file, buffer, position)
+        let read = disk::read_exact_at(&*self.file, buffer, position);
+        if read.is_err() {
+            self.was_refused.store(true, Ordering::Relaxed);
+        }
+        read
     }
 
     /// Makes durable what was written before the call. Blocks.

@@ -275,7 +275,7 @@ fn a_deleted_segment_becomes_another_and_its_records_stand_behind_a_page_of_zero
         assert_eq!(disk.list(dir).unwrap(), [expected]);
         disk.sync_dir(dir).unwrap();
         let header = header(5 << 20, 16 << 10);
-        let segment = Segment::reuse(disk, dir, spare, &header).unwrap();
+        let segment = Segment::reuse(disk, dir, spare, &header).unwrap().unwrap();
         let name = FileKind::Segment.name(header.base);
         let expected = DirEntry { name: name.clone(), len: 16 << 10 };
         assert_eq!(disk.list(dir).unwrap(), [expected]);
@@ -345,6 +345,37 @@ fn a_segment_with_a_second_name_gives_its_file_to_no_other() {
     std::fs::hard_link(&path, dir.path().join("backup")).unwrap();
     assert!(segment.into_spare(&RealDisk, dir.path()).unwrap().is_none());
     assert!(path.exists());
+}
+
+#[test]
+fn a_file_that_gets_a_second_name_while_it_waits_becomes_no_other_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let spare = old_segment(&RealDisk, dir.path()).into_spare(&RealDisk, dir.path()).unwrap();
+    let aside = dir.path().join(format!("{:020}.log.tmp", 1 << 20));
+    std::fs::hard_link(&aside, dir.path().join("backup")).unwrap();
+    let before = std::fs::read(&aside).unwrap();
+    let header = header(5 << 20, 16 << 10);
+    let reused = Segment::reuse(&RealDisk, dir.path(), spare.unwrap(), &header).unwrap();
+    assert!(reused.is_none() && !aside.exists());
+    assert_eq!(std::fs::read(dir.path().join("backup")).unwrap(), before);
+}
+
+/// A start would come to what the disk does not give, and go no further.
+#[test]
+fn a_segment_of_which_a_read_failed_gives_its_file_to_no_other() {
+    let (disk, dir) = sim();
+    let segment = old_segment(&disk, &dir);
+    disk.fail(FaultRule {
+        operation: Operation::Read,
+        path_contains: None,
+        nth: 1,
+        times: Times::Once,
+        error: Fault::Eio,
+    });
+    let at = segment.base().plus(8_192);
+    segment.read_exact(at, &mut [0; 64]).unwrap_err();
+    segment.read_exact(at, &mut [0; 64]).unwrap();
+    assert!(segment.into_spare(&disk, &dir).unwrap().is_none());
 }
 
 #[test]
@@ -655,7 +686,7 @@ fn pages_of_a_reused_segment_that_do_not_land_are_those_of_the_segment_before() 
     let spare = old_segment(&disk, &dir).into_spare(&disk, &dir).unwrap().unwrap();
     disk.sync_dir(&dir).unwrap();
     let header = header(5 << 20, 16 << 10);
-    let segment = Segment::reuse(&disk, &dir, spare, &header).unwrap();
+    let segment = Segment::reuse(&disk, &dir, spare, &header).unwrap().unwrap();
     let new = [b'n'; 8_000];
     segment.write_all(&mut [IoSlice::new(&new)], header.base.plus(8_000)).unwrap();
     let path = dir.join(FileKind::Segment.name(header.base));
@@ -678,7 +709,7 @@ fn a_power_cut_at_each_step_of_a_file_from_one_segment_to_another_leaves_one_or_
         let begun = disk.operations();
         let spare = segment.into_spare(disk, dir)?.unwrap();
         disk.sync_dir(dir)?;
-        let segment = Segment::reuse(disk, dir, spare, &header(5 << 20, 16 << 10))?;
+        let segment = Segment::reuse(disk, dir, spare, &header(5 << 20, 16 << 10))?.unwrap();
         segment.write_all(&mut [IoSlice::new(b"n")], PhysicalOffset::new((5 << 20) + 4096))?;
         assert!(disk.operations() > begun + 6);
         Ok(())

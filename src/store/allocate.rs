@@ -74,18 +74,23 @@ impl Shared {
     /// The segment at `base`, durable and empty.
     fn next_segment(&self, base: PhysicalOffset) -> Result<Segment, FileError> {
         let (config, disk) = (&self.config, &*self.disk);
-        let Some(spare) = self.spares.take() else {
-            keep_reserve(config, disk, config.segment_size)?;
-            return make_segment(config, &self.identity, disk, base);
-        };
-        // Its room is taken already.
-        if let Err(error) = keep_reserve(config, disk, 0) {
-            self.spares.keep(vec![spare]);
-            return Err(error);
+        if let Some(spare) = self.spares.take() {
+            // Its room is taken already.
+            if let Err(error) = keep_reserve(config, disk, 0) {
+                self.spares.keep(vec![spare]);
+                return Err(error);
+            }
+            let header = header_of(config, &self.identity, base);
+            let dir = config.dir.join(FileKind::Segment.directory());
+            match Segment::reuse(disk, &dir, spare, &header) {
+                Ok(Some(segment)) => return Ok(segment),
+                Ok(None) => {}
+                // A disk that fails altogether says so below.
+                Err(error) => tracing::warn!(%error, "a deleted segment's file is not used again"),
+            }
         }
-        let header = header_of(config, &self.identity, base);
-        let dir = config.dir.join(FileKind::Segment.directory());
-        Segment::reuse(disk, &dir, spare, &header)
+        keep_reserve(config, disk, config.segment_size)?;
+        make_segment(config, &self.identity, disk, base)
     }
 }
 

@@ -104,17 +104,17 @@ impl Dump {
         Ok(false)
     }
 
-    /// Whether the next segment begins with a record, so that the log went on there. One that is ready has none yet.
-    fn is_followed(&self) -> Result<bool, FileError> {
-        let Some(file) = self.store.segments.get(self.next_segment) else { return Ok(false) };
+    /// Whether the next segment begins with a record, so that the log went on there. One that is ready has none yet;
+    /// of one that cannot be read nothing is known.
+    fn is_followed(&self) -> bool {
+        let Some(file) = self.store.segments.get(self.next_segment) else { return false };
         let first = file.base.plus(PAGE_LEN as u64);
         let mut header = [0; HEADER_LEN];
-        let segment = file.segment(&*self.store.disk)?;
-        if first.plus(HEADER_LEN as u64) > segment.end() {
-            return Ok(false);
-        }
-        segment.read_exact(first, &mut header)?;
-        Ok(RecordHeader::decode(&header, first, self.store.identity.salt(file.base)).is_ok())
+        let read = file
+            .segment(&*self.store.disk)
+            .and_then(|segment| segment.read_exact(first, &mut header));
+        let salt = self.store.identity.salt(file.base);
+        read.is_ok() && RecordHeader::decode(&header, first, salt).is_ok()
     }
 
     fn advance(&mut self) -> Result<Option<Dumped>, FileError> {
@@ -145,7 +145,7 @@ impl Dump {
                     if is_last {
                         self.walk = None;
                     }
-                    let is_free = is_marked && is_last && !self.is_followed()?;
+                    let is_free = is_marked && is_last && !self.is_followed();
                     if is_searching || is_free {
                         continue;
                     }

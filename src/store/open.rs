@@ -316,6 +316,7 @@ impl Shared {
         if !self.is_poisoned() {
             seal.snapshot_now();
             flush.record(true);
+            self.unlink_spares();
         }
         let outcome = match &*lock(&self.poison_reason) {
             None => Ok(()),

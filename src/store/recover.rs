@@ -32,11 +32,12 @@
 //!   this life, and which is durable before any other: stale. And a cut ends behind the last sound header there is, so
 //!   none is left behind a new tail.
 //!
-//! Every append writes a header's length of zeros behind it and fills their page with them, in the same write. Zeros at
-//! X up to there, with no sound header behind them, are the end that an append left. Anything else is told as torn, to
-//! where something verifies; where nothing does, to the first page of zeros, or at most 64 KiB: nobody knows how much
-//! of it was written last. One loss is silent: of a last record that was not durable, the whole pages that its header
-//! is in did not land, and nothing behind it verifies. Then all looks as if it had not been sent.
+//! Every append writes a header's length of zeros behind it and fills their page with them, in the same write. Zeros
+//! at X up to there, with no sound header behind them in the segment, are the end that an append left. Anything else
+//! is told as torn, to where something verifies; where nothing does, to the first page of zeros, or at most 64 KiB:
+//! nobody knows how much of it was written last. Messages in later segments are counted as lost either way. One loss
+//! is silent: of a last record that was not durable, the whole pages that its header is in did not land, and nothing
+//! behind it verifies, in this segment and later ones. Then all looks as if it had not been sent.
 
 mod find;
 mod report;

@@ -14,8 +14,11 @@
 //! So no file that has the name of a segment is ever written to as another, nor read as one. What the earlier segment
 //! held stays behind the page of zeros; why none of it is ever taken for a record is told in `recover.rs`.
 //!
-//! A file that somebody still reads, that has a second name (a backup may share it), or that has another size than the
-//! next segment is unlinked, and so is all that is deleted while space is short. Spares do not outlive the process.
+//! A file that somebody still reads, that has a second name (a backup may share it), that has another size than the
+//! next segment, or of which bytes were lost or could not be read once is unlinked, and so is all that is deleted
+//! while space is short. Of a bad sector that nobody came across yet nothing is known: as in any file, an unclean
+//! start that comes to it before the log has written over it is refused. A clean stop unlinks the spares, and a start
+//! what is left.
 
 use super::Shared;
 use crate::file::FileError;
@@ -55,7 +58,11 @@ impl Spares {
 impl Shared {
     /// Makes a spare of a deleted segment that is not listed any more. `None`: its file is not fit, and still there.
     pub(super) fn spare(&self, segment: Arc<Segment>, kept: usize) -> Option<Spare> {
+        // Where bytes were lost the disk may give none.
+        let range = segment.base()..segment.end();
+        let is_whole = !self.lost.overlaps(&range) && !self.damage.overlaps(&range);
         let is_fit = segment.len() == self.config.segment_size
+            && is_whole
             && kept < self.spares.wanted()
             && !self.space_is_wanted();
         if !is_fit {

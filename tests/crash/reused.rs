@@ -597,6 +597,68 @@ fn a_file_that_is_still_read_does_not_become_another_segment() {
     assert_eq!(disk.rewritten_under_readers(), 0);
 }
 
+/// A start would come to the bad sector behind the end of the log, and go no further.
+#[test]
+fn a_file_that_the_disk_did_not_give_once_does_not_become_another_segment() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk);
+    let topic = rig.create(1, 1, FlushMode::Sync);
+    let send = |rig: &mut Rig, count: u64| {
+        for n in 0..count {
+            if let Err(AppendError::NotReady) = rig.send(1, 0, &batch(n, 1, LEN)) {
+                rig.workers.settle();
+            }
+        }
+        rig.workers.settle();
+    };
+    send(&mut rig, 60);
+    let all = files(&disk, "commitlog");
+    let (first, second) = (all[0].clone(), all[1].clone());
+    disk.fail(FaultRule {
+        operation: Operation::Read,
+        path_contains: Some(first.file_name().unwrap().to_string_lossy().into_owned()),
+        nth: 1,
+        times: Times::Once,
+        error: Fault::Eio,
+    });
+    rig.try_read(&topic, 0, 0, 1).unwrap_err();
+    disk.clear_faults();
+    purge(&mut rig);
+    send(&mut rig, 60);
+    let journal = disk.journal();
+    assert!(journal.contains(&(Operation::Unlink, first.clone())));
+    assert!(!journal.contains(&(Operation::Rename, first)), "it is not kept");
+    assert!(journal.contains(&(Operation::Rename, second)), "others are");
+}
+
+/// The one page that did not land is that with the filler: the log ends well there, and goes on behind it.
+#[test]
+fn messages_in_a_later_segment_are_counted_as_lost_also_where_the_log_ends_well() {
+    let (disk, mut rig) = reused();
+    rig.create(2, 1, FlushMode::Async);
+    let placed = fill(&rig, 136);
+    rig.workers.flush.flush_all();
+    rig.workers.settle();
+    let before = disk.crash_image(&CrashChoice::NOTHING);
+    let sent: Vec<_> = (0..3).map(|n| rig.send(2, 0, &batch(n, 1, LEN)).unwrap()).collect();
+    let (file, base) = active_file(placed.offset);
+    assert!(sent.iter().all(|sent| sent.offset.get() > base + SEGMENT), "they are in the next");
+    rig.kill();
+    let image = disk.crash_image(&CrashChoice::EVERYTHING);
+    // Of the segment that is full, the page with the filler is as it was.
+    let page = (placed.end.get() - base) / PAGE_LEN as u64 * PAGE_LEN as u64;
+    let was = &before.durable_bytes(&file).unwrap()[page as usize..];
+    image.overwrite(&file, page, was).unwrap();
+    let (rig, log) = opened(&image);
+    let report = rig.store.start_report();
+    assert_eq!(report.lost.as_ref().map(|lost| lost.messages), Some(3), "{report}");
+    assert_eq!((&report.cut, &report.damaged[..]), (&None, &[][..]), "{report}");
+    assert_eq!(messages(&log).last(), Some(&placed.offset));
+    rig.kill();
+    let again = opened(&image).0;
+    assert_eq!((&again.store.start_report().cut, &again.store.start_report().lost), (&None, &None));
+}
+
 #[test]
 fn spares_are_two_at_most_and_do_not_outlive_the_process() {
     let (disk, mut rig) = reused();
@@ -617,6 +679,12 @@ fn spares_are_two_at_most_and_do_not_outlive_the_process() {
     let rig = Rig::open(&image);
     assert_eq!((rig.store.status().spare_segments, spares(&image)), (0, 0));
     assert_eq!(spares(&image.crash_image(&CrashChoice::NOTHING)), 0, "durably");
+    rig.kill();
+    let (disk, mut rig) = reused();
+    purge(&mut rig);
+    assert!(spares(&disk) > 0);
+    rig.close();
+    assert_eq!(spares(&disk.crash_image(&CrashChoice::NOTHING)), 0, "a clean stop leaves none");
 }
 
 #[test]

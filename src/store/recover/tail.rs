@@ -34,9 +34,15 @@ impl Recovery<'_> {
         };
         // An end that was durable may be a segment's base: nothing is written into its header page.
         let tail = end.tail.max(active.base().plus(PAGE_LEN as u64));
+        let is_behind = |segment: &Arc<Segment>| {
+            segment.base() > active.base() && !self.empty.contains(&segment.base())
+        };
+        // Also where the log ends well: the one page that did not land may be that with the filler.
+        let mut reach = tail;
+        if !end.is_marked || segments.iter().any(is_behind) {
+            (self.report.lost, reach) = self.lost_behind(&active, tail)?;
+        }
         if !end.is_marked {
-            let (lost, reach) = self.lost_behind(&active, tail)?;
-            self.report.lost = lost;
             // The next start looks for zeros up to there.
             let mark_end = mark_end(tail, active.end());
             let until = if reach > tail { reach } else { self.torn_to(&active, mark_end)? };

@@ -74,6 +74,8 @@ pub trait DiskFile: Send + Sync {
     fn path(&self) -> &Path;
     /// Bytes.
     fn len(&self) -> Result<u64, FileError>;
+    /// Names that the file has. What is written to a file with several shows under all of them.
+    fn links(&self) -> Result<u64, FileError>;
     /// Reserves real blocks so that the file is `len` bytes long; new bytes read as zeros.
     fn allocate(&self, len: u64) -> Result<(), FileError>;
     /// One write of at most the first [`MAX_BUFFERS`] buffers at a position: returns how many bytes were taken, at
@@ -161,16 +163,40 @@ pub(super) fn put_in_place(
     fill: impl FnOnce(&dyn DiskFile) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
     let aside = dir.join(temporary(name));
-    let made = disk.create(&aside).and_then(|file| {
+    let made = disk.create(&aside);
+    name_when_durable(disk, dir, &aside, name, made, fill)
+}
+
+/// As [`put_in_place`], of a file that is there under the temporary name `aside` already. Its name is durable.
+pub(super) fn put_again_in_place(
+    disk: &dyn Disk,
+    dir: &Path,
+    aside: &Path,
+    name: &str,
+    fill: impl FnOnce(&dyn DiskFile) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let found = disk.open(aside, Access::ReadWrite);
+    name_when_durable(disk, dir, aside, name, found, fill)
+}
+
+fn name_when_durable(
+    disk: &dyn Disk,
+    dir: &Path,
+    aside: &Path,
+    name: &str,
+    file: Result<Arc<dyn DiskFile>, FileError>,
+    fill: impl FnOnce(&dyn DiskFile) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let named = file.and_then(|file| {
         fill(&*file)?;
         file.sync()?;
-        disk.rename(&aside, &dir.join(name))
+        disk.rename(aside, &dir.join(name))
     });
-    match made {
+    match named {
         Ok(()) => disk.sync_dir(dir),
         // Gives back the space. A name that stays behind is harmless, the next try or start replaces it, so the
         // first error is the one to tell.
-        Err(error) => match disk.unlink(&aside) {
+        Err(error) => match disk.unlink(aside) {
             Ok(()) | Err(_) => Err(error),
         },
     }
@@ -356,6 +382,11 @@ impl DiskFile for RealFile {
     fn len(&self) -> Result<u64, FileError> {
         let facts = sys::fstat(&self.fd).map_err(|errno| self.refused(Operation::Len, errno))?;
         Ok(u64::try_from(facts.st_size).unwrap_or(0))
+    }
+
+    fn links(&self) -> Result<u64, FileError> {
+        let facts = sys::fstat(&self.fd).map_err(|errno| self.refused(Operation::Len, errno))?;
+        Ok(facts.st_nlink)
     }
 
     fn allocate(&self, len: u64) -> Result<(), FileError> {

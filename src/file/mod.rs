@@ -6,11 +6,12 @@
 //!   were allocated before.
 //! - **M2 publish**: bytes below the published position never change; the appender stores it with Release, readers
 //!   load with Acquire and form slices only below it.
-//! - **M3 life**: the mapping is in an `Arc`; every `Bytes` handed out owns a clone; deleting unlinks the name, the
+//! - **M3 life**: the mapping is in an `Arc`; every `Bytes` handed out owns a clone; deleting takes the name away, the
 //!   last drop unmaps.
 //! - **M4 exclusion**: the directory lock is held while any file is mapped; files are truncated only at open.
 //! - **M5 nothing in place**: a sealed file is never changed; what has to change is written aside, synced and renamed.
-
+//!   The file of a deleted segment may become another one once nobody maps it any more (M3) and its name is gone,
+//!   durably.
 //!
 //! | file      | owns                                                                            |
 //! | --------- | ------------------------------------------------------------------------------- |

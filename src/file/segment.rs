@@ -1,8 +1,10 @@
 //! One fixed-size file of the CommitLog: write, publish, read, sync.
 //!
 //! A segment is made whole before it gets its name: temporary name, real blocks, zeros, header page, sync, rename,
-//! sync of the directory. From then on its length never changes. Positions are given as physical offsets; the file
-//! position is the offset minus the segment's base, and the header page counts.
+//! sync of the directory. From then on its length never changes. When it is deleted and nobody reads it any more, its
+//! file may get a temporary name again and become another segment, with what it held behind the first page of records.
+//! Positions are given as physical offsets; the file position is the offset minus the segment's base, and the header
+//! page counts.
 //!
 //! - One descriptor for writing and syncing, from `open` on: the kernel reports a failed write-back once per
 //!   descriptor, a fresh one could miss it.
@@ -15,14 +17,15 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
 use super::FileError;
 use super::disk::{self, Access, Disk, DiskFile, ZEROS};
 use super::mapping::Mapping;
-use crate::format::names::FileKind;
-use crate::format::segment_header::SegmentHeader;
+use crate::format::names::{self, FileKind};
+use crate::format::segment_header::{PAGE_LEN, SegmentHeader};
 use crate::message::PhysicalOffset;
 
 /// How a new segment's blocks are prepared.
@@ -34,11 +37,27 @@ pub enum Prefill {
     Blocks,
 }
 
+/// The file of a deleted segment, under a temporary name: what it holds is of no use, its blocks and pages are.
+#[derive(Debug)]
+pub struct Spare {
+    name: String,
+    len: u64,
+}
+
+impl Spare {
+    /// Removes the file. Durable with a sync of the directory.
+    pub fn unlink(&self, disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+        disk.unlink(&dir.join(&self.name))
+    }
+}
+
 /// An open segment.
 pub struct Segment {
     file: Arc<dyn DiskFile>,
     mapping: Arc<Mapping>,
     base: PhysicalOffset,
+    /// The disk did not give a part of it once.
+    was_refused: AtomicBool,
 }
 
 impl Segment {
@@ -62,6 +81,67 @@ impl Segment {
         })?;
         // A descriptor under the final name, so that errors tell it. All was synced, none can be missed by it.
         Self::open(disk, &dir.join(name), header.base, header.len)
+    }
+
+    /// As [`Segment::create`], of a spare whose name is durable. Behind the header page and a page of zeros stands
+    /// what the file held. `None`: the file has a second name by now, and is not the caller's alone; this one is gone.
+    ///
+    /// # Errors
+    /// As there. The spare is gone, or under a temporary name.
+    ///
+    /// # Panics
+    /// If the spare has another length: a broken invariant.
+    pub fn reuse(
+        disk: &dyn Disk,
+        dir: &Path,
+        spare: Spare,
+        header: &SegmentHeader,
+    ) -> Result<Option<Self>, FileError> {
+        assert!(spare.len == header.len, "a spare keeps its length");
+        let name = FileKind::Segment.name(header.base);
+        let aside = dir.join(&spare.name);
+        // Who copied the directory by links meanwhile has the file too.
+        let links = disk.open(&aside, Access::Read).and_then(|file| file.links());
+        if !matches!(links, Ok(1)) {
+            let unlinked = spare.unlink(disk, dir);
+            return links.and(unlinked).map(|()| None);
+        }
+        disk::put_again_in_place(disk, dir, &aside, &name, |file| {
+            // They are there, unless somebody punched holes.
+            file.allocate(header.len)?;
+            let header = header.encode();
+            let mut pages = [IoSlice::new(&header), IoSlice::new(&ZEROS[..PAGE_LEN])];
+            disk::write_all_vectored_at(file, &mut pages, 0)
+        })?;
+        Self::open(disk, &dir.join(name), header.base, header.len).map(Some)
+    }
+
+    /// Gives up a deleted segment and keeps its file, under a temporary name: durable with a sync of the directory,
+    /// and not to be written to before. `None`: slices of it are still read, the file has another name or length, or a
+    /// read of it failed once; then it is as it was.
+    ///
+    /// # Errors
+    /// The file is as it was, or gone.
+    pub fn into_spare(self, disk: &dyn Disk, dir: &Path) -> Result<Option<Spare>, FileError> {
+        let Self { file, mapping, base, was_refused } = self;
+        let len = mapping.len();
+        // Ends the mapping. Who has a slice has a part in it, and nobody can get one any more (M2, M3).
+        let is_unread = Arc::into_inner(mapping).is_some();
+        // A start would come to what the disk does not give, behind the end of the log, and go no further.
+        let is_sound = !was_refused.into_inner();
+        if !is_unread || !is_sound || file.links()? != 1 || file.len()? != len {
+            return Ok(None);
+        }
+        let name = FileKind::Segment.name(base);
+        let aside = names::temporary(&name);
+        let spare = Spare { name: aside, len };
+        match disk.rename(&dir.join(name), &dir.join(&spare.name)) {
+            Ok(()) => Ok(Some(spare)),
+            // It may have been done all the same, and nobody would know the file by that name.
+            Err(error) => match spare.unlink(disk, dir) {
+                Ok(()) | Err(_) => Err(error),
+            },
+        }
     }
 
     /// Opens the segment at `path` for reading and writing. Its header is the caller's to check. Nothing is published.
@@ -93,7 +173,7 @@ impl Segment {
     ) -> Result<Self, FileError> {
         let file = disk.open(path, access)?;
         let mapping = Arc::new(file.map(len)?);
-        Ok(Self { file, mapping, base })
+        Ok(Self { file, mapping, base, was_refused: AtomicBool::new(false) })
     }
 
     /// The physical offset of its first byte, which is the header's.
@@ -167,7 +247,11 @@ impl Segment {
         let Some(position) = at.get().checked_sub(self.base.get()) else {
             return Err(FileError::TooShort { path: self.file.path().to_path_buf(), end: 0 });
         };
-        disk::read_exact_at(&*self.file, buffer, position)
+        let read = disk::read_exact_at(&*self.file, buffer, position);
+        if read.is_err() {
+            self.was_refused.store(true, Ordering::Relaxed);
+        }
+        read
     }
 
     /// Makes durable what was written before the call. Blocks.

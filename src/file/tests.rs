@@ -255,6 +255,51 @@ fn segment_writes_publishes_and_reads() {
     });
 }
 
+/// A segment at 1 MiB whose records are all `b'o'`, durable.
+fn old_segment(disk: &dyn Disk, dir: &Path) -> Segment {
+    let header = header(1 << 20, 16 << 10);
+    let segment = Segment::create(disk, dir, &header, Prefill::Blocks).unwrap();
+    let old = vec![b'o'; (12 << 10) + 1];
+    segment.write_all(&mut [IoSlice::new(&old[1..])], header.base.plus(4096)).unwrap();
+    segment.sync().unwrap();
+    segment.publish(segment.end());
+    segment
+}
+
+#[test]
+fn a_deleted_segment_becomes_another_and_its_records_stand_behind_a_page_of_zeros() {
+    on_both(|disk, dir| {
+        let spare = old_segment(disk, dir).into_spare(disk, dir).unwrap().unwrap();
+        let name = format!("{:020}.log.tmp", 1 << 20);
+        let expected = DirEntry { name: name.clone(), len: 16 << 10 };
+        assert_eq!(disk.list(dir).unwrap(), [expected]);
+        disk.sync_dir(dir).unwrap();
+        let header = header(5 << 20, 16 << 10);
+        let segment = Segment::reuse(disk, dir, spare, &header).unwrap().unwrap();
+        let name = FileKind::Segment.name(header.base);
+        let expected = DirEntry { name: name.clone(), len: 16 << 10 };
+        assert_eq!(disk.list(dir).unwrap(), [expected]);
+        assert_eq!(segment.published(), header.base);
+        let bytes = read(disk, &dir.join(name));
+        assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
+        assert_eq!(bytes[4096..8192], [0; 4096]);
+        assert_eq!(bytes[8192..], [b'o'; 8192]);
+        disk.unlink(&dir.join(FileKind::Segment.name(header.base))).unwrap();
+    });
+}
+
+#[test]
+fn a_segment_of_which_bytes_are_read_gives_its_file_to_no_other() {
+    on_both(|disk, dir| {
+        let segment = old_segment(disk, dir);
+        let slice = segment.bytes(PhysicalOffset::new((1 << 20) + 9_000), 4).unwrap();
+        assert!(segment.into_spare(disk, dir).unwrap().is_none());
+        assert_eq!(&slice[..], b"oooo");
+        let name = FileKind::Segment.name(PhysicalOffset::new(1 << 20));
+        assert_eq!(disk.list(dir).unwrap(), [DirEntry { name, len: 16 << 10 }]);
+    });
+}
+
 #[test]
 fn segment_zero_fills_beyond_one_turn() {
     on_both(|disk, dir| {
@@ -289,6 +334,48 @@ fn real_files_are_private_and_their_file_system_is_known() {
     }
     file_system(dir.path()).unwrap();
     assert_eq!(file_system(Path::new("/proc")).unwrap(), FileSystem::Other { magic: 0x9fa0 });
+}
+
+/// A backup by hard links would be overwritten.
+#[test]
+fn a_segment_with_a_second_name_gives_its_file_to_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = old_segment(&RealDisk, dir.path());
+    let path = dir.path().join(FileKind::Segment.name(segment.base()));
+    std::fs::hard_link(&path, dir.path().join("backup")).unwrap();
+    assert!(segment.into_spare(&RealDisk, dir.path()).unwrap().is_none());
+    assert!(path.exists());
+}
+
+#[test]
+fn a_file_that_gets_a_second_name_while_it_waits_becomes_no_other_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let spare = old_segment(&RealDisk, dir.path()).into_spare(&RealDisk, dir.path()).unwrap();
+    let aside = dir.path().join(format!("{:020}.log.tmp", 1 << 20));
+    std::fs::hard_link(&aside, dir.path().join("backup")).unwrap();
+    let before = std::fs::read(&aside).unwrap();
+    let header = header(5 << 20, 16 << 10);
+    let reused = Segment::reuse(&RealDisk, dir.path(), spare.unwrap(), &header).unwrap();
+    assert!(reused.is_none() && !aside.exists());
+    assert_eq!(std::fs::read(dir.path().join("backup")).unwrap(), before);
+}
+
+/// A start would come to what the disk does not give, and go no further.
+#[test]
+fn a_segment_of_which_a_read_failed_gives_its_file_to_no_other() {
+    let (disk, dir) = sim();
+    let segment = old_segment(&disk, &dir);
+    disk.fail(FaultRule {
+        operation: Operation::Read,
+        path_contains: None,
+        nth: 1,
+        times: Times::Once,
+        error: Fault::Eio,
+    });
+    let at = segment.base().plus(8_192);
+    segment.read_exact(at, &mut [0; 64]).unwrap_err();
+    segment.read_exact(at, &mut [0; 64]).unwrap();
+    assert!(segment.into_spare(&disk, &dir).unwrap().is_none());
 }
 
 #[test]
@@ -589,4 +676,74 @@ fn rewriting_published_bytes_is_noticed_and_held_back() {
     mapping.publish(4);
     assert_eq!(mapping.slice(0, 4), Some(&b"abyz"[..]));
     assert_eq!(disk.rewritten_under_readers(), 1);
+}
+
+/// What a renamed file held comes back where a write to it did not land: it is the same file.
+#[test]
+fn pages_of_a_reused_segment_that_do_not_land_are_those_of_the_segment_before() {
+    let (disk, dir) = sim();
+    disk.sync_dir(&dir).unwrap();
+    let spare = old_segment(&disk, &dir).into_spare(&disk, &dir).unwrap().unwrap();
+    disk.sync_dir(&dir).unwrap();
+    let header = header(5 << 20, 16 << 10);
+    let segment = Segment::reuse(&disk, &dir, spare, &header).unwrap().unwrap();
+    let new = [b'n'; 8_000];
+    segment.write_all(&mut [IoSlice::new(&new)], header.base.plus(8_000)).unwrap();
+    let path = dir.join(FileKind::Segment.name(header.base));
+    let shown = |writes| {
+        let bytes = read(&disk.crash_image(&crash(NameChoice::None, writes)), &path);
+        [7_999, 8_000, 8_191, 8_192, 12_288, 15_999, 16_000].map(|at: usize| bytes[at])
+    };
+    assert_eq!(shown(WriteChoice::None), *b"\0\0\0oooo");
+    assert_eq!(shown(WriteChoice::All), *b"\0nnnnno");
+    assert_eq!(shown(WriteChoice::Prefix(1)), *b"\0nnoooo");
+    assert_eq!(shown(WriteChoice::AllButFirst), *b"\0\0\0nnno");
+    assert_eq!(disk.rewritten_under_readers(), 0);
+}
+
+/// Whatever lands: a name of a segment belongs to a whole one, the old or the new, and never to one in between.
+#[test]
+fn a_power_cut_at_each_step_of_a_file_from_one_segment_to_another_leaves_one_or_a_temporary() {
+    let run = |disk: &SimDisk, dir: &Path| -> Result<(), FileError> {
+        let segment = old_segment(disk, dir);
+        let begun = disk.operations();
+        let spare = segment.into_spare(disk, dir)?.unwrap();
+        disk.sync_dir(dir)?;
+        let segment = Segment::reuse(disk, dir, spare, &header(5 << 20, 16 << 10))?.unwrap();
+        segment.write_all(&mut [IoSlice::new(b"n")], PhysicalOffset::new((5 << 20) + 4096))?;
+        assert!(disk.operations() > begun + 6);
+        Ok(())
+    };
+    let (disk, dir) = sim();
+    old_segment(&disk, &dir);
+    let begun = disk.operations();
+    let (whole, dir) = sim();
+    run(&whole, &dir).unwrap();
+    let (mut old, mut new, mut temporary) = (0, 0, 0);
+    for operation in begun..=whole.operations() {
+        let (disk, dir) = sim();
+        disk.crash_inside(operation, 5_000);
+        let outcome = run(&disk, &dir);
+        assert_eq!(outcome.is_ok(), operation == whole.operations());
+        for seed in 0..200 {
+            let choice = CrashChoice::random(seed, disk.pending_counts());
+            let image = disk.crash_image(&choice);
+            let entries = image.list(&dir).unwrap();
+            assert_eq!(entries.len(), 1, "{choice:?}: {entries:?}");
+            let bytes = read(&image, &dir.join(&entries[0].name));
+            match FileKind::Segment.parse(&entries[0].name) {
+                None => temporary += 1,
+                Some(base) => {
+                    let is_old = base == PhysicalOffset::new(1 << 20);
+                    let expected = header(base.get(), 16 << 10);
+                    assert_eq!(SegmentHeader::decode(&bytes), Ok(expected), "{choice:?}");
+                    let first = if is_old { *b"oo" } else { [bytes[4096], 0] };
+                    assert_eq!(bytes[4096..4098], first, "{choice:?}");
+                    assert_eq!(bytes[8192..], [b'o'; 8192], "{choice:?}");
+                    *(if is_old { &mut old } else { &mut new }) += 1;
+                }
+            }
+        }
+    }
+    assert!(old > 50 && new > 50 && temporary > 50, "{old} {new} {temporary}");
 }

@@ -11,7 +11,7 @@
 //! | `identity`, `identity.copy`      | who the store is, and its secrets                                | no      |
 //! | `tls/certificate.pem`, `tls/key.pem` | the pair that the broker made for itself                    | no      |
 //! | `lock`                           | held while a process owns the directory                          | yes     |
-//! | `<name>.tmp`                     | a file on its way; left over by a crash, may be removed          | yes     |
+//! | `<name>.tmp`                     | a file on its way, or a deleted segment's that may become another; may be removed after a crash | yes |
 //!
 //! Offsets are physical and have 20 digits, so that names sort as they do; an epoch has as many digits as it needs.
 

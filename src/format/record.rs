@@ -25,15 +25,16 @@
 //! |  92 |   2 | set count         | records in its append set, at least 1                                    |
 //! |  94 |  34 | zero              |                                                                          |
 //!
-//! Attributes are what the broker adds to a record: tag u16, length u16, value, one after the other. A tag with the top
-//! bit set must be understood or the start is refused; others are kept and skipped. What a repeated tag means is the
-//! tag's own business.
+//! Attributes are what the broker adds to a record: tag u16, length u16, value, one after the other. A tag with the
+//! top bit set must be understood or the start is refused; others are kept and skipped. What a repeated tag means is
+//! the tag's own business.
 //!
 //! A **filler** ends a segment: a header whose total length covers what is left; the bytes behind the header are not
 //! looked at. Where not even a header fits there are zeros.
 //!
 //! The salt makes a header of another segment or store, or one forged inside a payload, fail at any other place; the
-//! physical offset does the same within a segment. The writer computes the payload checksum before it takes the append
+//! physical offset does the same within a segment, and for what an earlier segment left in the same file: two salts of
+//! 32 bits may be equal, two offsets never are. The writer computes the payload checksum before it takes the append
 //! lock and the header's under it.
 
 use super::{DecodeError, crc32c_with, put, slice_at, u16_at, u32_at, u64_at};

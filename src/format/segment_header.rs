@@ -10,8 +10,10 @@
 //! | 60 | 4036 | zero     |                                                           |
 //!
 //! The page is part of the offset space: file position = physical offset − base, and the first record stands at
-//! position 4096. The page is redundant: file name, file length and identity give the same facts, so a damaged one is
-//! reported and does not stop a start. One of another version does.
+//! position 4096. Behind the last record stands a header's length of zeros and more to the end of their page, or the
+//! end of the segment; behind those may be what the file held as an earlier segment, and no record of this one. The
+//! page is redundant: file name, file length and identity give the same facts, so a damaged one is reported and does
+//! not stop a start. One of another version does.
 
 use super::envelope::{self, Envelope};
 use super::record::looks_zero;

@@ -81,6 +81,12 @@ impl Collector for Numbers {
                 None,
                 count(status.store.pinned_segments),
             ),
+            (
+                "spare_segments",
+                "Files of deleted segments, kept to become the next",
+                None,
+                count(status.store.spare_segments),
+            ),
             ("epoch", "Starts of the store", None, status.epoch.get()),
             ("topics", "Topics", None, status.topics),
             ("queues", "Queues of all topics", None, status.queues),

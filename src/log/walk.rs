@@ -29,11 +29,18 @@ pub(crate) enum Step {
         end: PhysicalOffset,
         /// What was wrong at its begin.
         reason: DecodeError,
-        /// Whether it holds nothing but zeros.
-        zeros: bool,
+        /// Its begin is as an append leaves the end of the log: zeros up to [`mark_end`].
+        is_marked: bool,
     },
     /// A filler, or no room for a header: the next record is in the next segment.
     End,
+}
+
+/// To where every append that ends at `at` leaves zeros behind it: a header's length, and the rest of the page in which
+/// that ends. They tell the end of the log from what the file held before.
+pub(crate) fn mark_end(at: PhysicalOffset, segment_end: PhysicalOffset) -> PhysicalOffset {
+    let end = at.get().saturating_add(HEADER_LEN as u64).next_multiple_of(PAGE as u64);
+    PhysicalOffset::new(end).min(segment_end)
 }
 
 /// The walk.
@@ -120,7 +127,9 @@ impl SegmentWalk {
 
     /// Looks for the next sound header, in steps of 8 bytes.
     fn gap(&mut self, reason: DecodeError) -> Result<Step, FileError> {
-        let mut zeros = true;
+        let mark_len = mark_end(self.at, self.segment.end()).since(self.at);
+        let mark = self.bytes(self.at, usize::try_from(mark_len).unwrap_or(usize::MAX))?;
+        let is_marked = mark.iter().all(|byte| *byte == 0);
         while self.at < self.segment.end() {
             let at = self.at;
             let left = usize::try_from(self.segment.end().since(at)).unwrap_or(usize::MAX);
@@ -131,19 +140,18 @@ impl SegmentWalk {
                 self.at = piece_end;
                 continue;
             }
-            zeros = false;
             // A body may hold a magic in each of its steps: from one to the next no byte is read again.
             while let Some(candidate) = self.magic_before(piece_end) {
                 self.at = candidate;
                 let fits = self.segment.end().since(candidate) >= HEADER_LEN as u64;
                 if fits && self.header_at(candidate)?.is_ok() {
-                    return Ok(Step::Gap { end: candidate, reason, zeros });
+                    return Ok(Step::Gap { end: candidate, reason, is_marked });
                 }
                 self.at = candidate.plus(STEP as u64);
             }
             self.at = piece_end;
         }
-        Ok(Step::Gap { end: self.at, reason, zeros })
+        Ok(Step::Gap { end: self.at, reason, is_marked })
     }
 
     /// The next magic from here on in what is buffered before `end`. The header may lie beyond it.

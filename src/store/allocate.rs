@@ -1,4 +1,5 @@
-//! Makes the next CommitLog segment before it is needed, so that a roll costs a swap.
+//! Makes the next CommitLog segment before it is needed, so that a roll costs a swap: of a file that held a deleted
+//! segment, if there is one (`spares.rs`), else of a new one.
 
 use std::time::Duration;
 
@@ -43,9 +44,7 @@ impl AllocateWorker {
                 _ => return Progress::Idle(IDLE),
             }
         };
-        let outcome = keep_reserve(&shared.config, &*shared.disk)
-            .and_then(|()| make_segment(&shared.config, &shared.identity, &*shared.disk, base));
-        let progress = match outcome {
+        let progress = match shared.next_segment(base) {
             Ok(segment) => {
                 *lock(&shared.no_space) = None;
                 shared.ready.store(Some(Arc::new(segment)));
@@ -71,14 +70,41 @@ impl AllocateWorker {
     }
 }
 
-/// Refuses a segment that would leave less than the reserve free.
-fn keep_reserve(config: &StoreConfig, disk: &dyn Disk) -> Result<(), FileError> {
-    if config.disk_reserve == 0
-        || disk.free_space(&config.dir)? >= config.segment_size + config.disk_reserve
-    {
+impl Shared {
+    /// The segment at `base`, durable and empty.
+    fn next_segment(&self, base: PhysicalOffset) -> Result<Segment, FileError> {
+        let (config, disk) = (&self.config, &*self.disk);
+        if let Some(spare) = self.spares.take() {
+            // Its room is taken already.
+            if let Err(error) = keep_reserve(config, disk, 0) {
+                self.spares.keep(vec![spare]);
+                return Err(error);
+            }
+            let header = header_of(config, &self.identity, base);
+            let dir = config.dir.join(FileKind::Segment.directory());
+            match Segment::reuse(disk, &dir, spare, &header) {
+                Ok(Some(segment)) => return Ok(segment),
+                Ok(None) => {}
+                // A disk that fails altogether says so below.
+                Err(error) => tracing::warn!(%error, "a deleted segment's file is not used again"),
+            }
+        }
+        keep_reserve(config, disk, config.segment_size)?;
+        make_segment(config, &self.identity, disk, base)
+    }
+}
+
+/// Refuses a segment that takes `more` bytes and would leave less than the reserve free.
+fn keep_reserve(config: &StoreConfig, disk: &dyn Disk, more: u64) -> Result<(), FileError> {
+    if config.disk_reserve == 0 || disk.free_space(&config.dir)? >= more + config.disk_reserve {
         return Ok(());
     }
     Err(FileError::Full { operation: Operation::Allocate, path: config.dir.clone() })
+}
+
+fn header_of(config: &StoreConfig, identity: &Identity, base: PhysicalOffset) -> SegmentHeader {
+    let (store_id, salt) = (identity.store_id, identity.salt(base));
+    SegmentHeader { store_id, base, len: config.segment_size, salt }
 }
 
 /// A new segment at `base`, durable and empty. What a failed attempt left under the temporary name is replaced.
@@ -88,12 +114,7 @@ pub(super) fn make_segment(
     disk: &dyn Disk,
     base: PhysicalOffset,
 ) -> Result<Segment, FileError> {
-    let header = SegmentHeader {
-        store_id: identity.store_id,
-        base,
-        len: config.segment_size,
-        salt: identity.salt(base),
-    };
+    let header = header_of(config, identity, base);
     let prefill = match config.flush {
         FlushMode::Sync => Prefill::Zeros,
         FlushMode::Async => Prefill::Blocks,

@@ -24,6 +24,7 @@ use crate::format::record::{
     ALIGN, HEADER_LEN, RecordFlags, RecordHeader, RecordKind, payload_crc, record_len,
 };
 use crate::format::segment_header::PAGE_LEN;
+use crate::log::walk::mark_end;
 use crate::log::{consume_queue, index};
 use crate::message::{
     Epoch, PhysicalOffset, QueueId, QueueOffset, SessionMark, Timestamp, TopicId,
@@ -32,7 +33,7 @@ use crate::sync::{Arc, Ordering, fence, lock};
 
 /// So many undispatched bytes wake the dispatcher even if nobody waits for them.
 const WAKE_DISPATCH: u64 = 1 << 20;
-/// The unit in which pages are first touched, so that a write never makes the kernel read before it.
+/// The unit in which bytes are first touched, so that a write never makes the kernel read before it.
 const PAGE: u64 = 4 << 10;
 /// Store times in queue entries are 32-bit milliseconds from the segment's first record; 30 days is well below.
 const MAX_SEGMENT_AGE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
@@ -46,7 +47,7 @@ const QUEUE_TO_ENTRY_COST: u64 = consume_queue::QUEUE_COST / consume_queue::ENTR
 /// A record's place in its set is 16 bits; callers bound what they put into one request far below.
 const MAX_SET_RECORDS: usize = u16::MAX as usize;
 
-static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+static ZEROS: [u8; PAGE as usize + HEADER_LEN] = [0; PAGE as usize + HEADER_LEN];
 
 /// A record to append. What the log adds (offsets, time, checksums of the header) is not in it yet.
 #[derive(Clone, Debug)]
@@ -258,7 +259,8 @@ impl Need {
 pub(super) struct Tail {
     segment: Arc<Segment>,
     end: PhysicalOffset,
-    /// Pages below this were written before, by zeros if not by records.
+    /// All below was written by this life of the segment, by zeros if not by records. Behind it may be anything: a file
+    /// may have been another segment before.
     touched: PhysicalOffset,
     epoch: Epoch,
     /// What the entries of this segment occupy in memory, as estimated from what was appended.
@@ -316,7 +318,7 @@ impl Scratch {
 }
 
 impl Tail {
-    /// A tail at `end` in `segment`; all from there to the segment's end is zero.
+    /// A tail at `end` in `segment`. What stands behind it may be anything but a sound header.
     pub(super) fn new(
         segment: Arc<Segment>,
         end: PhysicalOffset,
@@ -324,7 +326,8 @@ impl Tail {
         first_time: Option<Timestamp>,
         entry_bytes: u64,
     ) -> Self {
-        let touched = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
+        // What a cut left of the page behind the end is not known.
+        let touched = end;
         let (written, scratch) = (0, Scratch::default());
         Self { segment, end, touched, epoch, entry_bytes, first_time, written, scratch }
     }
@@ -579,8 +582,10 @@ impl Shared {
         let segment = Arc::clone(&tail.segment);
         let start = tail.end;
         let end = self.lay_out(tail, stamp, records);
-        let page_end = PhysicalOffset::new(end.get().next_multiple_of(PAGE)).min(segment.end());
-        let padding = if end > tail.touched { page_end.since(end) } else { 0 };
+        let marked = end.plus(HEADER_LEN as u64);
+        let page_end = mark_end(end, segment.end());
+        let padding =
+            if marked.min(segment.end()) > tail.touched { page_end.since(end) } else { 0 };
         let written = if end.since(start) + padding < GATHER_BELOW {
             tail.scratch.gather(records, padding);
             segment.write_all(&mut [IoSlice::new(&tail.scratch.gathered)], start)
@@ -666,7 +671,7 @@ impl Shared {
             if at >= end {
                 break segment.sync();
             }
-            let len = end.since(at).min(PAGE);
+            let len = end.since(at).min(ZEROS.len() as u64);
             if let Err(error) = segment.write_all(&mut [IoSlice::new(&ZEROS[..len as usize])], at) {
                 break Err(error);
             }

@@ -2,10 +2,10 @@
 //!
 //! | step | waits for | then |
 //! | --- | --- | --- |
-//! | look | a second; for messages a minute, a word, or a seal while space is short | what is free, what is dead |
+//! | look | a second; for messages a minute, a word, or a seal while space is short or a spare is wanted | what is free, what is dead |
 //! | image | the dispatcher, room, then the flush | the state stands in the log behind its begin |
 //! | record | the flush | `segments deleted` is durable: a hole there is not damage |
-//! | sweep | – | `.cq`, `.idx`, then the segment; directories synced |
+//! | sweep | – | `.cq`, `.idx`, then the segment, whose file may be kept for another (`spares.rs`); directories synced |
 //!
 //! A sealed segment is **dead** when each topic in it is deleted, or has nothing in it that is not gone. A dead
 //! segment goes only if it ends before the begin of the newest durable image, and nothing pins it. So replay never
@@ -30,7 +30,7 @@ use super::signal::Progress;
 use super::topics::Cuts;
 use super::{AppendError, HeldBy, Shared};
 use crate::file::FileError;
-use crate::file::segment::Segment;
+use crate::file::segment::{Segment, Spare};
 use crate::format::consume_queue::TopicRow;
 use crate::format::names::FileKind;
 use crate::format::state_record::Transition;
@@ -41,6 +41,8 @@ use crate::sync::{Arc, Ordering, lock};
 const LOOK_AT_DISK: Duration = Duration::from_secs(1);
 /// How often messages are looked at when nobody says that some are gone.
 const LOOK_AT_MESSAGES: Duration = Duration::from_secs(60);
+/// A look that is not due otherwise waits so many times as long as the last one took: 2 % of a core.
+const LOOK_WORTH: u32 = 50;
 /// How long to wait for what somebody else does next: the dispatcher, the flush, room in the log.
 const AWAIT: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(3600);
@@ -72,6 +74,8 @@ pub struct CleanWorker {
     keepers: HashMap<PhysicalOffset, Keeper>,
     looked_at_disk: Option<Duration>,
     looked_at_messages: Option<Duration>,
+    /// How long that took.
+    look_took: Duration,
     /// How far the log was sealed then.
     looked_to: PhysicalOffset,
     /// Up to where the retention in bytes was worked out.
@@ -90,6 +94,7 @@ impl CleanWorker {
             keepers: HashMap::new(),
             looked_at_disk: None,
             looked_at_messages: None,
+            look_took: Duration::ZERO,
             looked_to: PhysicalOffset::ZERO,
             counted: PhysicalOffset::ZERO,
             image_len: 0,
@@ -156,7 +161,11 @@ impl CleanWorker {
         }
         self.looked_at_disk = Some(now);
         // A disk that does not say is not short of space.
-        let free = shared.disk.free_space(&shared.config.dir).unwrap_or(u64::MAX);
+        let free_space = || shared.disk.free_space(&shared.config.dir).unwrap_or(u64::MAX);
+        let mut free = free_space();
+        if free < shared.config.disk_reserve && shared.unlink_spares() {
+            free = free_space();
+        }
         let is_short = free < shared.config.disk_reserve;
         if shared.disk_is_short.swap(is_short, Ordering::Relaxed) != is_short {
             if is_short {
@@ -176,15 +185,22 @@ impl CleanWorker {
             }
             self.recorded = None;
         }
-        if shared.sweep()? {
+        if shared.give_up_spares() || shared.sweep()? {
             return Ok(Progress::Worked);
         }
         let now = shared.clock.elapsed();
         let told = shared.clean_asked.swap(false, Ordering::Relaxed);
         let sealed = shared.marks.sealed.get();
-        // Who waits for space does not wait a minute for a segment that was not sealed at the last look.
-        let is_wanted = sealed != self.looked_to && shared.space_is_wanted();
-        let is_due = |last: Duration| is_wanted || now.saturating_sub(last) >= LOOK_AT_MESSAGES;
+        // Who waits for space does not wait a minute for a segment that was not sealed at the last look. Nor does the
+        // next segment, which the dead one may become.
+        let is_wanted = |since: Duration| {
+            let is_cheap = since >= self.look_took.saturating_mul(LOOK_WORTH);
+            shared.space_is_wanted() || shared.spares.wanted() > 0 && is_cheap
+        };
+        let is_due = |last: Duration| {
+            let since = now.saturating_sub(last);
+            since >= LOOK_AT_MESSAGES || sealed != self.looked_to && is_wanted(since)
+        };
         if !told && self.looked_at_messages.is_some_and(|last| !is_due(last)) {
             return Ok(match self.image_is_due(shared, 0) {
                 true => self.begin_image(shared),
@@ -194,6 +210,7 @@ impl CleanWorker {
         self.count_bytes(shared, told);
         let dead = self.dead(shared);
         (self.looked_at_messages, self.looked_to) = (Some(now), sealed);
+        self.look_took = shared.clock.elapsed().saturating_sub(now);
         let safe = shared.newest_image().unwrap_or_default();
         let (free, waiting): (Vec<_>, Vec<_>) =
             dead.into_iter().partition(|segment| segment.end() <= safe);
@@ -257,8 +274,8 @@ impl CleanWorker {
         }
     }
 
-    /// Whether an image is due: for replay without snapshots, so that `waiting` bytes of dead segments can go, or while
-    /// there is room for it.
+    /// Whether an image is due: for replay without snapshots, so that `waiting` bytes of dead segments can go, or
+    /// while there is room for it.
     fn image_is_due(&self, shared: &Shared, waiting: u64) -> bool {
         if self.image.is_some() {
             return false;
@@ -542,37 +559,29 @@ impl Shared {
 
     /// Removes what is left of deleted segments. `true`: there was some.
     fn sweep(&self) -> Result<bool, FileError> {
-        let segments = self.log.segments();
-        let gone: Vec<_> = segments
-            .iter()
-            .filter(|s| self.deleted.covers(&(s.base()..s.end())) && self.pins.close(s.base()))
-            .collect();
+        let is_gone = |segment: &&Arc<Segment>| {
+            let base = segment.base();
+            self.deleted.covers(&(base..segment.end())) && self.pins.close(base)
+        };
+        let gone: Vec<_> = self.log.segments().iter().filter(is_gone).cloned().collect();
         if gone.is_empty() {
             return Ok(false);
         }
-        let dir = self.config.dir.join(FileKind::Segment.directory());
-        for segment in &gone {
-            let base = segment.base();
-            self.queues.delete(base)?;
-            self.indexes.delete(base)?;
-            self.log.remove(base);
-            self.pins.forget(base);
-            lock(&self.given_up).retain(|known| *known != base);
-            match self.disk.unlink(&dir.join(FileKind::Segment.name(base))) {
-                Ok(()) | Err(FileError::NotFound { .. }) => {}
-                Err(error) => {
-                    // It is deleted all the same: the next start removes the file.
+        let (count, mut spares) = (gone.len(), Vec::new());
+        if let Err(error) = self.remove(gone, &mut spares) {
+            for spare in spares {
+                if let Err(error) = self.unlink_spare(&spare) {
                     tracing::warn!(%error, "a deleted segment's file stays until the next start");
                 }
             }
-            self.metrics.deleted_segments.increment();
-            self.metrics.deleted_bytes.add(segment.len());
+            return Err(error);
         }
-        for kind in [FileKind::ConsumeQueue, FileKind::Index, FileKind::Segment] {
-            self.disk.sync_dir(&self.config.dir.join(kind.directory()))?;
-        }
+        // Not before: what is written to a file that may still have its old name would pass for that segment.
+        let kept = spares.len();
+        self.spares.keep(spares);
         tracing::info!(
-            segments = gone.len(),
+            segments = count,
+            kept,
             log_begins = self.log.min().get(),
             "segments deleted"
         );
@@ -580,6 +589,35 @@ impl Shared {
         self.allocate_signal.wake();
         self.space.notify_waiters();
         Ok(true)
+    }
+
+    /// Removes segments, and lets the directories forget them. Their files are unlinked, or are in `spares`.
+    fn remove(&self, gone: Vec<Arc<Segment>>, spares: &mut Vec<Spare>) -> Result<(), FileError> {
+        let dir = self.config.dir.join(FileKind::Segment.directory());
+        for segment in gone {
+            let (base, len) = (segment.base(), segment.len());
+            self.queues.delete(base)?;
+            self.indexes.delete(base)?;
+            self.log.remove(base);
+            self.pins.forget(base);
+            lock(&self.given_up).retain(|known| *known != base);
+            match self.spare(segment, spares.len()) {
+                Some(spare) => spares.push(spare),
+                None => match self.disk.unlink(&dir.join(FileKind::Segment.name(base))) {
+                    Ok(()) | Err(FileError::NotFound { .. }) => {}
+                    Err(error) => {
+                        // It is deleted all the same: the next start removes the file.
+                        tracing::warn!(%error, "a deleted segment's file stays until the next start");
+                    }
+                },
+            }
+            self.metrics.deleted_segments.increment();
+            self.metrics.deleted_bytes.add(len);
+        }
+        for kind in [FileKind::ConsumeQueue, FileKind::Index, FileKind::Segment] {
+            self.disk.sync_dir(&self.config.dir.join(kind.directory()))?;
+        }
+        Ok(())
     }
 
     /// Says which topic keeps most of the log, once it keeps much and others could go.

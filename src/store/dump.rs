@@ -10,7 +10,7 @@ use crate::file::FileError;
 use crate::format::DecodeError;
 use crate::format::batch::Batch;
 use crate::format::epoch::EpochRecord;
-use crate::format::record::{ALIGN, RecordHeader, RecordKind};
+use crate::format::record::{ALIGN, HEADER_LEN, RecordHeader, RecordKind};
 use crate::format::segment_header::PAGE_LEN;
 use crate::format::state_record::transitions;
 use crate::log::walk::{SegmentWalk, Step};
@@ -104,6 +104,19 @@ impl Dump {
         Ok(false)
     }
 
+    /// Whether the next segment begins with a record, so that the log went on there. One that is ready has none yet;
+    /// of one that cannot be read nothing is known.
+    fn is_followed(&self) -> bool {
+        let Some(file) = self.store.segments.get(self.next_segment) else { return false };
+        let first = file.base.plus(PAGE_LEN as u64);
+        let mut header = [0; HEADER_LEN];
+        let read = file
+            .segment(&*self.store.disk)
+            .and_then(|segment| segment.read_exact(first, &mut header));
+        let salt = self.store.identity.salt(file.base);
+        read.is_ok() && RecordHeader::decode(&header, first, salt).is_ok()
+    }
+
     fn advance(&mut self) -> Result<Option<Dumped>, FileError> {
         loop {
             let Some(walk) = &mut self.walk else {
@@ -126,13 +139,13 @@ impl Dump {
                     };
                     return Ok(Some(Dumped::Record { header, content }));
                 }
-                Step::Gap { end, reason, zeros } => {
+                Step::Gap { end, reason, is_marked } => {
                     let refusal = walk.take_refusal().filter(|_| walk.is_unread(&(at..end)));
                     let is_last = self.store.segments.iter().any(|segment| segment.end() == end);
                     if is_last {
                         self.walk = None;
                     }
-                    let is_free = zeros && is_last;
+                    let is_free = is_marked && is_last && !self.is_followed();
                     if is_searching || is_free {
                         continue;
                     }

@@ -42,6 +42,7 @@ mod repair;
 mod scrub;
 mod seal;
 mod signal;
+mod spares;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -66,6 +67,7 @@ use self::pins::Pins;
 use self::ranges::Ranges;
 use self::read::May;
 pub(crate) use self::signal::Signal;
+use self::spares::Spares;
 use self::waiters::{ArrivalWaiters, PositionWaiters};
 use self::watermarks::Marks;
 use crate::clock::{Clock, SteadyClock, StoreClock};
@@ -242,6 +244,8 @@ pub struct StoreStatus {
     pub held: Vec<HeldBy>,
     /// Segments that work under way keeps from being deleted.
     pub pinned_segments: usize,
+    /// Files of deleted segments that are kept to become the next ones: each takes the bytes of one.
+    pub spare_segments: usize,
     /// Less is free than `disk_reserve`: sends are refused.
     pub disk_is_short: bool,
     /// Damaged ranges of the log that were met since open and were not known before.
@@ -314,7 +318,8 @@ pub(crate) struct Shared {
     dispatcher: Mutex<Dispatcher>,
     /// The next segment, made ahead.
     ready: ArcSwapOption<Segment>,
-    /// Why there is none, after a failed attempt.
+    spares: Spares,
+    /// Why there is no next segment, after a failed attempt.
     no_space: Mutex<Option<SpaceError>>,
     /// A segment whose missing files a read asked for.
     wanted: Mutex<Option<PhysicalOffset>>,
@@ -921,6 +926,7 @@ impl Store {
             newest_image: shared.newest_image(),
             held: lock(&shared.held).clone(),
             pinned_segments: shared.pins.count(),
+            spare_segments: shared.spares.count(),
             disk_is_short: shared.disk_is_short.load(Ordering::Relaxed),
             damage_found: shared.metrics.damage_found.get(),
             scrubbed_bytes: shared.metrics.scrubbed_bytes.get(),

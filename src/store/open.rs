@@ -17,6 +17,7 @@ use super::dispatch::Dispatcher;
 use super::min::Begins;
 use super::pins::Pins;
 use super::signal::Signal;
+use super::spares::Spares;
 use super::topics::Topics;
 use super::waiters::{ArrivalWaiters, PositionWaiters};
 use super::watermarks::Marks;
@@ -167,6 +168,7 @@ impl Store {
             tail: tail_lock,
             dispatcher: Mutex::new(Dispatcher::default()),
             ready: ArcSwapOption::new(ready),
+            spares: Spares::default(),
             no_space: Mutex::new(None),
             wanted: Mutex::new(None),
             given_up: Mutex::new(Vec::new()),
@@ -314,6 +316,7 @@ impl Shared {
         if !self.is_poisoned() {
             seal.snapshot_now();
             flush.record(true);
+            self.unlink_spares();
         }
         let outcome = match &*lock(&self.poison_reason) {
             None => Ok(()),

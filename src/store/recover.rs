@@ -1,8 +1,8 @@
 //! From what is found in the data directory to a log that can be appended to.
 //!
 //! The CommitLog is the truth; queues, index and state are brought to it, never the other way round. The walk reads
-//! with `pread` after the unsealed segments were synced and their cached pages dropped, so that what is served later is
-//! really on the disk.
+//! with `pread` after the unsealed segments were synced and their cached pages dropped, so that what is served later
+//! is really on the disk.
 //!
 //! `durable` is the highest of the checkpoint's flushed position and of every durable claim in a sound header. At an
 //! invalid record at X:
@@ -11,15 +11,33 @@
 //! | --- | --- | --- |
 //! | header sound, body not | damage: the entry stays, marked | torn: cut at X |
 //! | no sound header, a later record at Y | damage up to Y, or up to `durable` if that is first, then cut | torn: cut at X |
-//! | no sound header to the end | damage up to `durable`, the tail is there | torn, or the clean end if all is zero |
+//! | no sound header to the end | damage up to `durable`, the tail is there | torn, or the clean end if the zeros of an append are there |
 //! | a record of a lower epoch than before | as no sound header | stale: as no sound header |
 //! | an append set that does not end | kept | cut at its first record |
 //! | the disk does not give the bytes | damage | the start is refused: they may be sound |
 //! | a sound header of an unknown kind or version | the start is refused | the start is refused |
 //!
 //! Whether a claim of a *later* record lies beyond X is found by reading on to the end before anything is cut. A cut
-//! copies what it removes to `quarantine/` (bounded), writes zeros to the end of the segment, removes later segments
-//! and syncs. Each of these writes may be the last before the power goes: the next start finds the same table.
+//! copies what it removes to `quarantine/` (bounded), writes zeros over it, removes later segments and syncs. Each of
+//! these writes may be the last before the power goes: the next start finds the same table.
+//!
+//! Behind the tail there may be anything. The file may have been another segment before, whose bytes are still there;
+//! after a power cut each page behind the last sync is old, new or a mixture. All that counts is what verifies there:
+//!
+//! - A header says its own physical offset. What an earlier segment left in a file says lower ones: a file gets a
+//!   higher base with each use, as its segment is deleted only when the log is durable beyond it. So none of it
+//!   verifies, whatever its salt, nor does a copy of it in a message. A header that a sender guesses needs the salt of
+//!   a segment that is not begun: 32 bits.
+//! - What an earlier life of the same segment left says an epoch that is lower than that of the record which begins
+//!   this life, and which is durable before any other: stale. And a cut ends behind the last sound header there is, so
+//!   none is left behind a new tail.
+//!
+//! Every append writes a header's length of zeros behind it and fills their page with them, in the same write. Zeros
+//! at X up to there, with no sound header behind them in the segment, are the end that an append left. Anything else
+//! is told as torn, to where something verifies; where nothing does, to the first page of zeros, or at most 64 KiB:
+//! nobody knows how much of it was written last. Messages in later segments are counted as lost either way. One loss
+//! is silent: of a last record that was not durable, the whole pages that its header is in did not land, and nothing
+//! behind it verifies, in this segment and later ones. Then all looks as if it had not been sent.
 
 mod find;
 mod report;
@@ -57,7 +75,7 @@ use crate::format::state_record::Transition;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::ConsumeQueues;
 use crate::log::index::Indexes;
-use crate::log::walk::{SegmentWalk, Step};
+use crate::log::walk::{SegmentWalk, Step, mark_end};
 use crate::message::{Epoch, PhysicalOffset, Timestamp, TopicId};
 use crate::sync::Arc;
 
@@ -65,8 +83,8 @@ use crate::sync::Arc;
 const QUARANTINE_BYTES: usize = 16 << 20;
 /// The rest of the last segment is looked at and zeroed in pieces of so many bytes.
 const CLEAR_PIECE: usize = 1 << 20;
-/// Behind the end that a clean stop left, so many bytes are looked at: more than an epoch record.
-const CLEAN_LOOK: u64 = 64 << 10;
+/// Of what is cut and does not verify, at most so many bytes are taken for written: more than an epoch record.
+const TORN_LOOK: u64 = 64 << 10;
 /// No snapshot and no state image is written or read beyond this: above what the limits of the broker's state come to.
 pub(crate) const MAX_SNAPSHOT: u64 = 4 << 30;
 
@@ -242,8 +260,8 @@ struct WalkEnd {
     tail: PhysicalOffset,
     /// Why the bytes behind are not part of the log, if there are any.
     reason: Option<DecodeError>,
-    /// Nothing but zeros follows in the segment.
-    rest_is_zero: bool,
+    /// It is as an append left it: zeros up to `mark_end` follow, and no sound header in this segment.
+    is_marked: bool,
 }
 
 struct Recovery<'a> {
@@ -272,7 +290,8 @@ struct Recovery<'a> {
     epoch_walked: Epoch,
     /// The highest id of a topic that a walked message is of.
     newest_topic: TopicId,
-    /// Segments behind the tail that hold nothing but zeros.
+    /// Segments behind the tail that begin as they were made, with zeros, and have no sound header.
+    /// They may be written to, whatever stands in them: as behind a tail, none of it is ever taken for a record.
     empty: Vec<PhysicalOffset>,
     deleted: Ranges,
     lost: Ranges,
@@ -365,7 +384,7 @@ impl Recovery<'_> {
         self.report.replayed_from = start;
         let segments = self.log.segments();
         let mut before: Option<&Arc<Segment>> = None;
-        let mut end = WalkEnd { tail: start, reason: None, rest_is_zero: true };
+        let mut end = WalkEnd { tail: start, reason: None, is_marked: true };
         for segment in segments.iter() {
             if let Some(before) = before
                 && before.end() != segment.base()
@@ -407,11 +426,7 @@ impl Recovery<'_> {
         loop {
             let at = walk.at();
             if self.is_clean_end(segment, at)? {
-                return Ok(SegmentEnd::Tail(WalkEnd {
-                    tail: at,
-                    reason: None,
-                    rest_is_zero: true,
-                }));
+                return Ok(SegmentEnd::Tail(WalkEnd { tail: at, reason: None, is_marked: true }));
             }
             match walk.step()? {
                 Step::End => return Ok(SegmentEnd::Rolled),
@@ -442,16 +457,18 @@ impl Recovery<'_> {
                         | DecodeError::Reserved { .. }),
                     ..
                 } => return Err(OpenError::NotUnderstood { at, source }),
-                Step::Gap { end, reason, zeros } => {
+                Step::Gap { end, reason, is_marked } => {
                     if self.is_torn(&mut walk, at, end)? {
-                        return Ok(self.cut(at, reason, zeros && end >= segment.end()));
+                        let is_marked = is_marked && end >= segment.end();
+                        return Ok(self.cut(at, reason, is_marked));
                     }
                     // What was durable is kept, also of a set whose rest is in the gap.
                     self.release_set()?;
                     self.report.damage_may_hold_state = true;
                     self.damage(at..end.min(self.durable));
                     if self.durable < end {
-                        return Ok(self.cut(self.durable, reason, false));
+                        let is_marked = end >= segment.end() && mark_stands(segment, self.durable);
+                        return Ok(self.cut(self.durable, reason, is_marked));
                     }
                     if end >= segment.end() {
                         return Ok(SegmentEnd::Rolled);
@@ -461,21 +478,21 @@ impl Recovery<'_> {
         }
     }
 
-    /// Whether a clean stop left the end of the log at `at`, and nothing was appended since: then what lies behind was
-    /// never written, and need not be read. A start that was cut short may have begun to write its epoch record.
+    /// Whether a clean stop left the end of the log at `at`, and nothing was appended since: then no record lies
+    /// behind, and it need not be read. A start that was cut short may have begun to write its epoch record there;
+    /// without the begin of it, what it left is as good as nothing.
     fn is_clean_end(&mut self, active: &Segment, at: PhysicalOffset) -> Result<bool, OpenError> {
         let left = active.end().since(at);
         // Without room for a header the log goes on in the next segment.
         if self.clean_end != Some(at) || !self.set.is_empty() || left < HEADER_LEN as u64 {
             return Ok(false);
         }
-        let len = left.min(CLEAN_LOOK);
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
-        if active.read_exact(at, &mut bytes).is_err() || bytes.iter().any(|byte| *byte != 0) {
+        if !mark_stands(active, at) {
             return Ok(false);
         }
         let segments = self.log.segments();
-        self.empty.extend(segments.iter().map(|s| s.base()).filter(|base| *base > active.base()));
+        let behind = segments.iter().map(|s| s.base()).filter(|base| *base > active.base());
+        self.empty.extend(behind);
         Ok(true)
     }
 
@@ -517,9 +534,11 @@ impl Recovery<'_> {
                 }
                 match step {
                     Step::End => break,
-                    Step::Gap { end, zeros, .. } => {
-                        if zeros && at == segment.base().plus(PAGE_LEN as u64) {
-                            self.empty.push(segment.base());
+                    Step::Gap { end, is_marked, .. } => {
+                        let base = segment.base();
+                        let is_whole = at == base.plus(PAGE_LEN as u64) && end >= segment.end();
+                        if is_whole && is_marked {
+                            self.empty.push(base);
                         }
                         if end >= segment.end() {
                             break;
@@ -536,14 +555,14 @@ impl Recovery<'_> {
     }
 
     /// The log ends at `at`, or at the begin of an append set that is not whole there.
-    fn cut(&mut self, at: PhysicalOffset, reason: DecodeError, rest_is_zero: bool) -> SegmentEnd {
+    fn cut(&mut self, at: PhysicalOffset, reason: DecodeError, is_marked: bool) -> SegmentEnd {
         let broken = self.set.first().map(|first| first.header.physical_offset);
         self.set.clear();
-        let (tail, rest_is_zero) = match broken {
+        let (tail, is_marked) = match broken {
             Some(begin) => (begin, false),
-            None => (at, rest_is_zero),
+            None => (at, is_marked),
         };
-        SegmentEnd::Tail(WalkEnd { tail, reason: Some(reason), rest_is_zero })
+        SegmentEnd::Tail(WalkEnd { tail, reason: Some(reason), is_marked })
     }
 
     /// Tells what was deleted, or given up, from damage.
@@ -576,6 +595,13 @@ impl Recovery<'_> {
             _ => self.report.damaged.push(range),
         }
     }
+}
+
+/// Whether zeros stand at `at` as an append that ends there leaves them.
+fn mark_stands(segment: &Segment, at: PhysicalOffset) -> bool {
+    let len = mark_end(at, segment.end()).since(at);
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+    segment.read_exact(at, &mut bytes).is_ok() && bytes.iter().all(|byte| *byte == 0)
 }
 
 /// How a segment ended.

@@ -131,7 +131,7 @@ struct Walked {
 struct Wrong {
     range: Range<PhysicalOffset>,
     reason: DecodeError,
-    /// Zeros to the end of the segment.
+    /// The unused end of the segment: zeros, as an append leaves them behind it, and no record to the end.
     is_free: bool,
     is_refused: bool,
     /// Whose messages are in it, as far as known, and how many more.

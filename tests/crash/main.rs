@@ -13,6 +13,7 @@
 //! | `rebuild`   | what is derived is thrown away and made again; the log is shown                          |
 //! | `repair`    | damaged bytes are given up, records without a topic get one again                        |
 //! | `retention` | what is given back, and what must not be, while something else is wrong                  |
+//! | `reused`    | what the file of a deleted segment holds when it is another segment                      |
 //! | `snapshots` | snapshots beside what goes on                                                            |
 //! | `gaps`      | what it costs to look for the next record                                                |
 //!
@@ -28,6 +29,7 @@ mod power_cut;
 mod rebuild;
 mod repair;
 mod retention;
+mod reused;
 mod rig;
 mod script;
 mod scrub;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mainstem::format::attributes;
 use mainstem::format::batch::Batch;
 use mainstem::format::identity::Identity;
-use mainstem::format::record::{HEADER_LEN, RecordHeader, RecordKind, verify_body};
+use mainstem::format::record::{ALIGN, HEADER_LEN, RecordHeader, RecordKind, verify_body};
 use mainstem::format::segment_header::{PAGE_LEN, SegmentHeader};
 use mainstem::format::snapshot::Snapshot;
 use mainstem::format::state_record::{SessionBatch, Transition, transitions};
@@ -26,8 +26,9 @@ pub(crate) struct Logged {
     pub(crate) session: Option<SessionMark>,
 }
 
-/// Walks the durable bytes of the log from its first to its last record. There is no damage, and nothing but zeros
-/// behind the end. Segments may be missing: whether they were deleted is what the store says at its start.
+/// Walks the durable bytes of the log from its first to its last record. There is no damage, and behind the end stand
+/// a header's length of zeros, to the end of their page, and no record of the segment any more, of whatever epoch.
+/// Segments may be missing: whether they were deleted is what the store says at its start.
 pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
     let identity = Identity::decode(&disk.durable_bytes(&path("identity")).unwrap()).unwrap();
     let mut found: Vec<Logged> = Vec::new();
@@ -42,8 +43,14 @@ pub(crate) fn walk(disk: &SimDisk, case: &dyn Display) -> Vec<Logged> {
             let header = match RecordHeader::decode(&bytes[at..], here, identity.salt(base)) {
                 Ok(header) => header,
                 Err(error) => {
-                    let rest = bytes[at..].iter().position(|byte| *byte != 0);
-                    assert_eq!(rest, None, "{case}: {error} at {here}, and no zeros to the end");
+                    let mark = (at + HEADER_LEN).next_multiple_of(PAGE_LEN).min(bytes.len());
+                    let written = bytes[at..mark].iter().position(|byte| *byte != 0);
+                    assert_eq!(written, None, "{case}: {error} at {here}, and no zeros there");
+                    for at in (at..=bytes.len() - HEADER_LEN).step_by(ALIGN as usize) {
+                        let here = base.plus(at as u64);
+                        let left = RecordHeader::decode(&bytes[at..], here, identity.salt(base));
+                        assert!(left.is_err(), "{case}: {left:?} behind the end of the log");
+                    }
                     ended = ended.or(Some(here));
                     break;
                 }

@@ -11,6 +11,7 @@ use mainstem::store::StoreConfig;
 use mainstem::testing::{CrashChoice, NameChoice, PendingCounts, SimDisk, Torn, WriteChoice};
 
 use crate::oracle;
+use crate::reused;
 use crate::rig::{Dice, tiny};
 use crate::script::{Run, Step, random, topics_of, without_epochs};
 
@@ -31,21 +32,21 @@ impl fmt::Display for Case<'_> {
 
 /// How much is tried at each cut.
 #[derive(Clone, Copy)]
-struct Effort {
+pub(crate) struct Effort {
     /// Random choices beside those that are always tried.
-    random: u64,
+    pub(crate) random: u64,
     /// One image in so many is also reopened, rebuilt, appended to and cut again.
-    follow: u64,
+    pub(crate) follow: u64,
 }
 
-const EVERY: Effort = Effort { random: 12, follow: 8 };
+pub(crate) const EVERY: Effort = Effort { random: 12, follow: 8 };
 
 #[derive(Default, Debug)]
-struct Tally {
-    operations: u64,
+pub(crate) struct Tally {
+    pub(crate) operations: u64,
     images: u64,
     different: u64,
-    followed: u64,
+    pub(crate) followed: u64,
 }
 
 /// Everything that may be left, as far as it is worth trying: nothing, all, every prefix, all but one, every subset of
@@ -121,7 +122,12 @@ fn fingerprint(disk: &SimDisk) -> u64 {
 }
 
 /// Runs `steps` up to each of its operations, and checks all that a cut there may leave.
-fn cut_everywhere(script: &str, config: &StoreConfig, steps: &[Step], effort: Effort) -> Tally {
+pub(crate) fn cut_everywhere(
+    script: &str,
+    config: &StoreConfig,
+    steps: &[Step],
+    effort: Effort,
+) -> Tally {
     let mut whole = Run::start(SimDisk::new(), config);
     whole.run(steps);
     assert!(whole.rig.is_some(), "{script}: the script runs to its end");
@@ -451,7 +457,11 @@ fn random_scripts_keep_every_promise_at_every_cut() {
     while is_given || Instant::now() < until {
         println!("SEED={seed}");
         let effort = Effort { random: 30, follow: 6 };
-        let tally = cut_everywhere(&format!("SEED={seed}"), &tiny(), &random(seed, 160), effort);
+        let steps = match seed % 2 {
+            0 => random(seed, 160),
+            _ => reused::random(seed, 120),
+        };
+        let tally = cut_everywhere(&format!("SEED={seed}"), &tiny(), &steps, effort);
         assert!(tally.images > 0);
         (seed, is_given) = (Dice(seed).roll(), false);
     }

@@ -268,8 +268,10 @@ pub(crate) fn base(file: &Path) -> u64 {
     file.file_stem().unwrap().to_str().unwrap().parse().unwrap()
 }
 
-/// The files of a directory of the data directory.
+/// The files of a directory of the data directory, but those that may become another one.
 pub(crate) fn files(disk: &SimDisk, dir: &str) -> Vec<PathBuf> {
     let dir = path(dir);
-    disk.paths().into_iter().filter(|path| path.parent() == Some(&dir)).collect()
+    let is_in =
+        |path: &PathBuf| path.parent() == Some(&dir) && path.extension() != Some("tmp".as_ref());
+    disk.paths().into_iter().filter(is_in).collect()
 }

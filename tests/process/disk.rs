@@ -111,7 +111,8 @@ async fn a_full_disk_refuses_sends_serves_reads_and_takes_sends_again_when_there
 /// The files of the log's segments, in their order.
 fn segments(home: &Home) -> Vec<PathBuf> {
     let files = std::fs::read_dir(home.data().join("commitlog")).unwrap();
-    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    let files = files.map(|file| file.unwrap().path());
+    let mut files: Vec<_> = files.filter(|path| path.extension() == Some("log".as_ref())).collect();
     files.sort();
     files
 }

@@ -167,6 +167,13 @@ impl DiskFile for SimFile {
         Ok(self.node.lock().content.len())
     }
 
+    /// The simulated disk has no call that gives a file a second name.
+    fn links(&self) -> Result<u64, FileError> {
+        let mut state = self.disk.state();
+        state.begin(Operation::Len, &self.path).whole()?;
+        Ok(1)
+    }
+
     fn allocate(&self, len: u64) -> Result<(), FileError> {
         self.check_writable(Operation::Allocate)?;
         let mut state = self.disk.state();

@@ -139,6 +139,22 @@ fn record_of_another_place_or_segment_is_refused() {
     assert_eq!(RecordHeader::decode(&[0; 128], AT, SALT), Err(DecodeError::Magic { found: 0 }));
 }
 
+proptest! {
+    /// The checksum of the same bytes is another for each salt; and where two segments have the same, their offsets
+    /// differ.
+    #[test]
+    fn a_header_passes_in_its_own_segment_alone(other_salt: u32, offset in 0..1_u64 << 50) {
+        let header = header_of(b"", b"x").encode(SALT);
+        prop_assume!(other_salt != SALT);
+        prop_assert!(RecordHeader::decode(&header, AT, other_salt).is_err());
+        let found = RecordHeader::decode(&header, PhysicalOffset::new(offset), SALT);
+        if offset != AT.get() {
+            let expected = PhysicalOffset::new(offset);
+            prop_assert_eq!(found, Err(DecodeError::Offset { expected, found: AT }));
+        }
+    }
+}
+
 #[test]
 fn newer_version_is_told_apart_from_damage() {
     let header = header_of(b"", b"");

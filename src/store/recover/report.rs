@@ -117,8 +117,8 @@ impl StartReport {
             let more =
                 if more > 0 { format!(", and in {more} more queues") } else { String::new() };
             lines.push(ReportLine::Damage(format!(
-                "LOST: {} messages that were written and not durable were in it: {}{more}; readers that had them are \
-                 told TRUNCATED",
+                "LOST: {} messages that were written and not durable, behind the log's end: {}{more}; readers that \
+                 had them are told TRUNCATED",
                 lost.messages,
                 named.join(", "),
             )));

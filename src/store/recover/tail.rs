@@ -1,27 +1,28 @@
 //! The end of the log, made ready for the next append: what was torn is counted, kept aside, then zeroed, synced and
-//! forgotten.
+//! forgotten. What never was a record of this segment stays: appends write over it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::path::PathBuf;
 
-use super::{CLEAR_PIECE, QUARANTINE_BYTES, Recovery, TailCut, WalkEnd};
+use super::{CLEAR_PIECE, QUARANTINE_BYTES, Recovery, TORN_LOOK, TailCut, WalkEnd};
 use crate::file::FileError;
 use crate::file::disk::{Disk, write_file_atomically};
 use crate::file::segment::Segment;
 use crate::format::epoch::{Lost, LostQueue, MAX_LOST_QUEUES};
 use crate::format::names::{self, FileKind};
-use crate::format::record::RecordKind;
+use crate::format::record::{HEADER_LEN, RecordKind};
 use crate::format::segment_header::PAGE_LEN;
-use crate::log::walk::{SegmentWalk, Step};
+use crate::log::walk::{SegmentWalk, Step, mark_end};
 use crate::message::{Epoch, PhysicalOffset, QueueKey};
 use crate::store::OpenError;
 use crate::sync::Arc;
 
 impl Recovery<'_> {
-    /// Makes the bytes behind the tail what an append expects: zeros, and no later segments but an empty one. Keeps
-    /// aside what was there.
+    /// Makes the bytes behind the tail what an append expects: no sound header, and no later segments but an empty one.
+    /// Keeps aside what was there.
     pub(super) fn settle_tail(
         &mut self,
         disk: &dyn Disk,
@@ -33,9 +34,20 @@ impl Recovery<'_> {
         };
         // An end that was durable may be a segment's base: nothing is written into its header page.
         let tail = end.tail.max(active.base().plus(PAGE_LEN as u64));
-        if !end.rest_is_zero {
-            self.report.lost = self.lost_behind(tail)?;
-            let (len, kept_in) = self.clear_rest(disk, &active, tail)?;
+        let is_behind = |segment: &Arc<Segment>| {
+            segment.base() > active.base() && !self.empty.contains(&segment.base())
+        };
+        // Also where the log ends well: the one page that did not land may be that with the filler.
+        let mut reach = tail;
+        if !end.is_marked || segments.iter().any(is_behind) {
+            (self.report.lost, reach) = self.lost_behind(&active, tail)?;
+        }
+        if !end.is_marked {
+            // The next start looks for zeros up to there.
+            let mark_end = mark_end(tail, active.end());
+            let until = if reach > tail { reach } else { self.torn_to(&active, mark_end)? };
+            let until = until.max(mark_end);
+            let (len, kept_in) = self.clear(disk, &active, tail..until)?;
             if len > 0 {
                 let reason = end.reason.map_or_else(String::new, |reason| reason.to_string());
                 self.report.cut = Some(TailCut { at: tail, len, reason, kept_in });
@@ -44,13 +56,15 @@ impl Recovery<'_> {
         let mut ready = None;
         let dir = self.config.dir.join(FileKind::Segment.directory());
         for segment in segments.iter().filter(|s| s.base() > active.base()) {
-            let reusable = self.empty.contains(&segment.base())
+            let is_empty = self.empty.contains(&segment.base());
+            // On a disk that is short no other could be made, and without one it may be that nothing can be deleted.
+            let reusable = is_empty
                 && segment.base() == active.end()
                 && segment.len() == self.config.segment_size;
             if reusable {
                 ready = Some(Arc::clone(segment));
             } else {
-                if !self.empty.contains(&segment.base()) {
+                if !is_empty {
                     self.report.remarks.push(format!(
                         "removed segment {}: all in it came after the cut, nothing durable was in it",
                         segment.base()
@@ -65,8 +79,13 @@ impl Recovery<'_> {
     }
 
     /// The messages behind `tail` whose headers can be read: they were written, perhaps acknowledged and read, and were
-    /// not durable.
-    fn lost_behind(&self, tail: PhysicalOffset) -> Result<Option<Lost>, OpenError> {
+    /// not durable. And where the last record in the segment of the tail ends whose header can be read.
+    fn lost_behind(
+        &self,
+        active: &Segment,
+        tail: PhysicalOffset,
+    ) -> Result<(Option<Lost>, PhysicalOffset), OpenError> {
+        let mut reach = tail;
         let mut by_queue = BTreeMap::<QueueKey, LostQueue>::new();
         for segment in self.log.segments().iter().filter(|segment| segment.end() > tail) {
             if self.empty.contains(&segment.base()) {
@@ -76,10 +95,23 @@ impl Recovery<'_> {
             let mut walk = SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), from);
             while walk.at() < segment.end() {
                 let header = match walk.step()? {
-                    Step::End => break,
+                    Step::End if segment.end().since(walk.at()) < HEADER_LEN as u64 => break,
+                    Step::End => {
+                        // A filler: it would end the segment once the log comes to it.
+                        let behind = walk.at().plus(HEADER_LEN as u64);
+                        if segment.base() == active.base() {
+                            reach = behind;
+                        }
+                        walk =
+                            SegmentWalk::new(Arc::clone(segment), self.log.salt(segment), behind);
+                        continue;
+                    }
                     Step::Gap { .. } => continue,
                     Step::Record { header, .. } => header,
                 };
+                if segment.base() == active.base() {
+                    reach = header.end();
+                }
                 // A lower epoch is left from an earlier life of these bytes.
                 if header.kind == RecordKind::Message && header.epoch >= self.epoch_walked {
                     let (topic, queue, time) = (header.topic, header.queue, header.store_time);
@@ -99,28 +131,45 @@ impl Recovery<'_> {
         queues.sort_by_key(|row| Reverse(row.messages));
         let first = queues.iter().map(|row| row.first).min();
         let last = queues.iter().map(|row| row.last).max();
-        let (Some(first), Some(last)) = (first, last) else { return Ok(None) };
+        let (Some(first), Some(last)) = (first, last) else { return Ok((None, reach)) };
         let messages = queues.iter().map(|row| row.messages).sum();
         let queue_count = queues.len() as u64;
         queues.truncate(MAX_LOST_QUEUES);
-        Ok(Some(Lost { messages, queue_count, first, last, queues }))
+        Ok((Some(Lost { messages, queue_count, first, last, queues }), reach))
     }
 
-    /// Copies what is behind `tail` aside, then zeroes and syncs it. Returns how many bytes there were to the last one
-    /// that was not zero, and where they are kept.
-    fn clear_rest(
+    /// How far something may have been written that does not verify: from `from`, a page's begin behind the tail, to
+    /// the first page of zeros.
+    fn torn_to(
+        &self,
+        segment: &Segment,
+        from: PhysicalOffset,
+    ) -> Result<PhysicalOffset, OpenError> {
+        let len = segment.end().since(from).min(TORN_LOOK);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+        segment.read_exact(from, &mut bytes)?;
+        let mut pages = bytes.chunks(PAGE_LEN);
+        let used = pages.position(|page| page.iter().all(|byte| *byte == 0));
+        let used = used.map_or(len, |pages| (pages * PAGE_LEN) as u64);
+        Ok(from.plus(used))
+    }
+
+    /// Copies what stands in `range`, at the end of `segment`, aside, then zeroes and syncs it. Returns how many bytes
+    /// there were to the last one that was not zero, and where they are kept.
+    fn clear(
         &mut self,
         disk: &dyn Disk,
         segment: &Segment,
-        tail: PhysicalOffset,
+        range: Range<PhysicalOffset>,
     ) -> Result<(u64, Option<PathBuf>), OpenError> {
+        let tail = range.start;
         let mut kept = Vec::new();
         let mut dirty = Vec::new();
         let mut used = 0;
         let mut at = tail;
         let mut piece = vec![0; CLEAR_PIECE];
-        while at < segment.end() {
-            let len = segment.end().since(at).min(CLEAR_PIECE as u64);
+        while at < range.end {
+            let len = range.end.since(at).min(CLEAR_PIECE as u64);
             let bytes = &mut piece[..usize::try_from(len).unwrap_or(CLEAR_PIECE)];
             segment.read_exact(at, bytes)?;
             if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {

@@ -149,8 +149,8 @@ impl Verifier {
                 self.take_order(base, &header);
                 self.take(walking, &header);
             }
-            Step::Gap { end, reason, zeros } => {
-                let is_free = zeros && end >= walking.segment.end();
+            Step::Gap { end, reason, is_marked } => {
+                let is_free = is_marked && end >= walking.segment.end();
                 self.wrong(walking, at..end, reason, is_free, None);
                 return end >= walking.segment.end();
             }

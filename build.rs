@@ -14,6 +14,9 @@ fn generate(proto: &str, descriptor_file: &str) -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile([proto], ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join(descriptor_file), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::grpc::codec::Bounded")
+        .compile_fds(descriptors)?;
     Ok(())
 }

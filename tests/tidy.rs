@@ -95,6 +95,7 @@ const ROOMS: &[Room] = &[
             "tokio_stream",
             "tonic",
             "tonic_health",
+            "tonic_prost",
             "tonic_reflection",
             "tower",
             "tracing",

@@ -6,6 +6,7 @@
 //! | `opening.rs` | how a connection begins: TLS or not, and the preface of HTTP/2 |
 //! | [`tls`] | a certificate and its key, from PEM to what the port needs |
 //! | `serve.rs` | what surrounds every call: panics, and the bytes of requests and answers |
+//! | `codec.rs` | the codec of unary calls, which bounds the fields of a message |
 //! | `outgoing.rs` | answers on their way out: in pieces, counted until they have left |
 //! | `raw.rs` | streams without a codec in between |
 //! | `pace.rs` | how fast a request must arrive |
@@ -14,6 +15,7 @@
 //!
 //! Runs on tokio tasks: one that accepts, one per connection, one per call.
 
+pub(crate) mod codec;
 pub(crate) mod listen;
 pub(crate) mod native;
 pub(crate) mod opening;

@@ -261,6 +261,18 @@ async fn a_request_that_cannot_be_decoded_is_refused_with_details() {
     assert_eq!(detail(&status).reason, "BAD_REQUEST");
 }
 
+/// 2 bytes each on the wire, a hundred in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_very_many_entries_is_refused_before_it_is_decoded() {
+    let server = Server::start().await;
+    let handles = vec![String::new(); 1 << 22];
+    let asked = proto::AckRequest { handles, ..proto::AckRequest::default() };
+    let status = server.broker.clone().ack(asked).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(detail(&status).reason, "BAD_REQUEST");
+    assert!(status.message().contains("more than 131072 fields"), "{status:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_that_lie_are_refused() {
     let server = Server::start().await;

@@ -136,6 +136,23 @@ async fn a_request_that_cannot_be_decoded_is_answered_with_a_status() {
     assert_eq!(code(&answer.status), Code::BadRequest);
 }
 
+/// 2 bytes each on the wire, hundreds in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_very_many_entries_is_refused_before_it_is_decoded() {
+    let server = Server::start().await;
+    let answer = server.send(vec![v2::Message::default(); 1 << 22]).await;
+    assert_eq!((code(&answer.status), answer.entries.len()), (Code::BadRequest, 0));
+    let said = answer.status.unwrap().message;
+    assert!(said.contains("more than 131072 fields"), "{said}");
+    let asked = v2::AckMessageRequest {
+        entries: vec![v2::AckMessageEntry::default(); 1 << 20],
+        ..v2::AckMessageRequest::default()
+    };
+    let answer = server.calls.clone().ack_message(request(asked)).await.unwrap().into_inner();
+    assert_eq!(code(&answer.status), Code::BadRequest);
+    assert_eq!(code(&server.send(vec![message("t", "1")]).await.status), Code::Ok);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_finds_too_much_in_work_is_told_to_pause_in_a_status() {
     let server = Server::with(&["broker.inflight_sends=16MiB"]).await;

@@ -154,14 +154,14 @@ pub(in crate::grpc) fn of_panic() -> Status {
 }
 
 /// Gives the refusals of the transport, which come without details, what every refusal has: a request that cannot be
-/// decoded (INTERNAL there) and one that is too large.
+/// decoded (INTERNAL there), one of too many fields, and one that is too large.
 pub(in crate::grpc) fn completed(answer: Response<Body>) -> Response<Body> {
     let Some(status) = Status::from_header_map(answer.headers()) else { return answer };
     if !status.details().is_empty() {
         return answer;
     }
     let (code, reason, limit) = match status.code() {
-        Code::Internal => (Code::InvalidArgument, Reason::BadRequest, None),
+        Code::Internal | Code::InvalidArgument => (Code::InvalidArgument, Reason::BadRequest, None),
         Code::OutOfRange => (Code::OutOfRange, Reason::TooLarge, Some(super::MAX_REQUEST as u64)),
         _ => return answer,
     };

@@ -4,6 +4,7 @@
 
 mod client_stream;
 mod compressed;
+mod consume;
 mod cut;
 mod groups;
 mod offsets;

@@ -5,6 +5,7 @@
 mod client_stream;
 mod compressed;
 mod consume;
+mod consumer;
 mod cut;
 mod groups;
 mod offsets;

@@ -422,6 +422,102 @@ impl std::fmt::Debug for ConsumeStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::{BrokerConfig, Language, SendRequest};
+    use crate::clock::SystemClock;
+    use crate::file::disk::RealDisk;
+    use crate::format::batch::{BatchBuilder, NewMeta};
+    use crate::message::{FlushMode, GroupSettings, TopicSettings, TopicType};
+    use crate::store::StoreConfig;
+
+    /// A stream of a topic with so many messages.
+    async fn stream(count: usize) -> (ConsumeStream, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let (disk, clock) = (Arc::new(RealDisk), Arc::new(SystemClock::new()));
+        let (broker, _) = Broker::open(disk, clock, store, BrokerConfig::default()).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let topic = TopicSettings::open(1, FlushMode::Async, TopicType::Mixed);
+        broker.create_topic("t", topic, deadline).await.unwrap();
+        broker.create_group("g", &GroupSettings::default(), deadline).await.unwrap();
+        let mut batch = BatchBuilder::new();
+        (0..count).for_each(|_| {
+            batch.push(&NewMeta::default(), b"x");
+        });
+        let (topic, batch) = ("t", batch.finish());
+        let send = SendRequest { topic, queue: None, batch, session: None, deadline };
+        broker.send(send).await.unwrap();
+        let request = ConsumeRequest {
+            group: "g".to_owned(),
+            topic: "t".to_owned(),
+            filter: Expression::parse(Language::Tags, "").unwrap(),
+            filter_len: 0,
+            invisible: PATIENCE,
+        };
+        let place = broker.consume_place().unwrap();
+        (broker.consume(place, request).await.unwrap(), dir)
+    }
+
+    fn settlement(number: u64) -> Settlement {
+        Settlement { number, finished: vec![true], extended: Vec::new(), permit: None }
+    }
+
+    fn numbers(consumed: Consumed) -> Vec<u64> {
+        match consumed {
+            Consumed::Settled(all) => all.iter().map(|settlement| settlement.number).collect(),
+            Consumed::Messages(received) => panic!("{received:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_do_not_wait_for_what_may_not_be_said_yet() {
+        let (mut stream, _dir) = stream(3).await;
+        stream.settling.push_back(Box::pin(pending()));
+        stream.settling.push_back(Box::pin(async { Ok(settlement(2)) }));
+        stream.add_credits(3, 1_000).unwrap();
+        let mut count = 0;
+        while count < 3 {
+            let Consumed::Messages(received) = stream.next().await.unwrap() else {
+                panic!("the second is told before the first");
+            };
+            count += received.messages.len();
+        }
+        assert_eq!((count, stream.unsaid()), (3, 2));
+        stream.settling[0] = Box::pin(async { Ok(settlement(1)) });
+        assert_eq!(numbers(stream.next().await.unwrap()), [1, 2], "with one answer");
+        stream.broker.close().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_said_is_told_behind_what_can_and_by_its_number() {
+        let (mut stream, _dir) = stream(1).await;
+        let failed = ConsumeError { number: Some(2), error: BrokerError::FlushTimeout };
+        stream.settling.push_back(Box::pin(async { Ok(settlement(1)) }));
+        stream.settling.push_back(Box::pin(async { Err(failed) }));
+        stream.settling.push_back(Box::pin(async { Ok(settlement(3)) }));
+        assert_eq!(numbers(stream.next().await.unwrap()), [1]);
+        let failed = stream.next().await.unwrap_err();
+        assert_eq!(failed.number, Some(2));
+        assert!(matches!(failed.error, BrokerError::FlushTimeout));
+        stream.broker.close().unwrap();
+    }
+
+    #[tokio::test]
+    async fn there_are_so_many_streams_and_each_gives_its_place_and_its_names_back() {
+        let (stream, _dir) = stream(1).await;
+        let broker = Arc::clone(&stream.broker);
+        let count = crate::broker::CONSUME_STREAMS;
+        let mut places: Vec<_> = (1..count).map(|_| broker.consume_place().unwrap()).collect();
+        assert_eq!(broker.consume_streams(), count);
+        let refused = broker.consume_place().unwrap_err();
+        assert!(matches!(refused, BrokerError::Overloaded { .. }), "{refused}");
+        assert!(places.pop().is_some() && broker.consume_place().is_ok());
+        assert!(broker.in_work().names > 0);
+        drop(stream);
+        drop(places);
+        assert_eq!((broker.consume_streams(), broker.in_work().names), (0, 0));
+        broker.close().unwrap();
+    }
 
     #[test]
     fn credits_are_added_up_to_their_most_and_one_refusal_changes_nothing() {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mainstem::client::{Client, GroupSettings};
+use mainstem::format::batch::NewMeta;
 use mainstem::proto::broker_client::BrokerClient;
 use mainstem::proto::consume_request::{Open, open::Filter};
 use mainstem::proto::consume_response::Settled;
@@ -18,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::support::{Server, batch, detail, soon, to};
+use crate::support::{Server, batch, batch_with, detail, soon, to};
 
 const STREAMS: &str = "mainstem_consume_streams";
 /// Of bytes, as many as may be.
@@ -331,6 +332,31 @@ async fn of_two_streams_one_gets_soon_what_the_other_had_when_it_broke() {
     assert_eq!(split(&client).await, (0, 4, 0));
     other.send(acks(1, &[&had[1].handle, &kept])).await;
     assert_eq!(other.settled(1).await[0].finished, [false, true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordered_group_has_its_order_on_streams_also_when_one_breaks() {
+    let (server, client) = server(0).await;
+    let ordered = GroupSettings { ordered: Some(true), ..GroupSettings::default() };
+    client.update_group("g", &ordered).await.unwrap();
+    for (message_group, bodies) in [("a", ["a1", "a2"]), ("b", ["b1", "b2"]), ("a", ["a3", "a4"])] {
+        let meta = NewMeta { message_group: Some(message_group), ..NewMeta::default() };
+        server.send(to("t", None, batch_with(&bodies, &meta))).await.unwrap();
+    }
+    let names = |messages: &[ReceivedMessage]| messages.iter().map(body).collect::<Vec<_>>();
+    let mut first = Stream::open(&server, open(1, BYTES)).await;
+    assert_eq!(names(first.messages(1).await), ["a1"]);
+    // While somebody has one of a message group nobody gets those behind it.
+    let mut second = Stream::open(&server, open(9, BYTES)).await;
+    assert_eq!(names(second.messages(2).await), ["b1", "b2"]);
+    second.send(acks(1, &["none"])).await;
+    second.settled(1).await;
+    assert_eq!(second.messages.len(), 2);
+    drop(first);
+    second.messages(6).await;
+    assert_eq!(names(&second.messages[2..]), ["a1", "a2", "a3", "a4"]);
+    let deliveries: Vec<_> = second.messages[2..].iter().map(|one| one.delivery).collect();
+    assert_eq!(deliveries, [2, 1, 1, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@
 //! | credits of messages | never are more leased |
 //! | credits of bytes | the last message may go beyond; what is beyond is taken from the next credits |
 //! | while it has both | one receive is under way, which waits as any other does |
-//! | its leases | end with it, about a second later: `clients.rs` |
+//! | its leases | end with it, about a second later: `clients.rs`; what did not leave at once |
 //! | what it settles | is in the log in the order of its requests, and answered in that order once that may be said |
 //!
 //! A stream has no task: it works while it is asked for what is next. Nothing that waits here is lost when the question
@@ -159,6 +159,30 @@ struct Asked {
     lasting: LastingStream,
 }
 
+/// Messages of an answer that has not left. If it never does they come again at once, and that delivery does not count:
+/// nobody got them.
+#[derive(Debug)]
+pub struct OnTheirWay {
+    broker: Arc<Broker>,
+    asked: Arc<Asked>,
+    handles: Vec<String>,
+}
+
+impl OnTheirWay {
+    /// They have left.
+    pub fn arrived(mut self) {
+        self.handles.clear();
+    }
+}
+
+impl Drop for OnTheirWay {
+    fn drop(&mut self) {
+        if !self.handles.is_empty() {
+            self.broker.give_back(&self.asked.of.group, &self.asked.of.topic, &self.handles);
+        }
+    }
+}
+
 /// A stream of messages to one consumer.
 pub struct ConsumeStream {
     broker: Arc<Broker>,
@@ -233,6 +257,11 @@ impl ConsumeStream {
     pub fn end_credits(&mut self) {
         self.credits = Credits::default();
         self.receiving = None;
+    }
+
+    /// Messages of these receipts are about to leave.
+    pub fn on_their_way(&self, handles: Vec<String>) -> OnTheirWay {
+        OnTheirWay { broker: Arc::clone(&self.broker), asked: Arc::clone(&self.asked), handles }
     }
 
     /// Requests whose settlements are not said.

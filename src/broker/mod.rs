@@ -82,7 +82,7 @@ pub use clients::{
 pub use config::BrokerConfig;
 pub use consume::{
     ConsumeError, ConsumeRequest, ConsumeStream, Consumed, MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES,
-    Settlement,
+    OnTheirWay, Settlement,
 };
 pub use counters::{Certified, Connected, Unserved};
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};

@@ -276,7 +276,8 @@ async fn what_a_stream_must_not_bring_ends_it_with_its_number() {
         let mut stream = Stream::open(&server, open(0, 0)).await;
         stream.send(acks(2, &["none"])).await;
         stream.send(request).await;
-        stream.send(acks(99, &["none"])).await;
+        // The stream may have ended by now.
+        let _ = stream.send.send(acks(99, &["none"])).await;
         assert_eq!(stream.refusal().await, (code, reason, Some(number)));
         let numbers: Vec<_> = stream.settled.iter().map(|settled| settled.number).collect();
         assert_eq!(numbers, [2], "what came before it is answered, nothing behind it");
@@ -374,13 +375,17 @@ async fn a_consumer_that_does_not_read_holds_nobody_up_and_has_no_more_than_is_o
     while split(&client).await.0 > 0 {
         other.answer().await;
     }
+    // The answer comes behind all that was leased to it.
+    other.send(acks(1, &["none"])).await;
+    other.settled(1).await;
+    let had = 50 - other.messages.len();
     drop(stuck);
     let messages = other.messages(50).await;
     let offsets: BTreeSet<_> = messages.iter().map(|message| message.queue_offset).collect();
     assert_eq!(offsets.len(), 50, "each comes to the other, and once");
-    // As much as the windows take, and what waits behind that.
+    // As much as the windows take, and one answer that waits behind that: nobody got it.
     let again = messages.iter().filter(|message| message.delivery == 2).count();
-    assert!((1..=24).contains(&again), "{again}");
+    assert!((1..=18).contains(&again) && (1..=6).contains(&(had - again)), "{again} of {had}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,8 +124,18 @@ where
                 messages.done();
                 taken.map_err(|error| refused(&broker, &error))
             }
-            Event::Consumed(Ok(consumed)) => {
-                put(&out, consumed).await;
+            Event::Consumed(Ok(Consumed::Settled(all))) => {
+                tell(&out, all).await;
+                Ok(())
+            }
+            Event::Consumed(Ok(Consumed::Messages(received))) => {
+                let messages = received.messages.into_iter().map(message).collect();
+                let answer = ConsumeResponse { messages, settled: Vec::new() };
+                let frame = framed(&answer);
+                let handles = answer.messages.into_iter().map(|message| message.handle);
+                let on_their_way = stream.on_their_way(handles.collect());
+                out.put([frame], received.permit).await;
+                on_their_way.arrived();
                 Ok(())
             }
             // Behind it nothing is told, as it would be taken for the answer of that one.
@@ -140,7 +150,7 @@ where
     stream.end_credits();
     while stream.unsaid() > 0 {
         let settled = stream.next_settled().await.map_err(|error| refused(&broker, &error))?;
-        put(&out, Consumed::Settled(settled)).await;
+        tell(&out, settled).await;
     }
     ended
 }
@@ -183,31 +193,23 @@ async fn take(stream: &mut ConsumeStream, request: ConsumeRequest) -> Result<(),
     stream.settle(request.number, &handles, &entries, cost).await.map_err(of_request)
 }
 
-/// Hands on what there is.
-async fn put(out: &Out, consumed: Consumed) {
-    let (answer, held) = match consumed {
-        Consumed::Messages(received) => {
-            let messages = received.messages.into_iter().map(message).collect();
-            (ConsumeResponse { messages, settled: Vec::new() }, received.permit)
+/// Tells what was settled.
+async fn tell(out: &Out, all: Vec<Settlement>) {
+    let mut held = None;
+    let settled = |settlement: Settlement| {
+        if let Some(permit) = settlement.permit {
+            Permit::add(&mut held, permit);
         }
-        Consumed::Settled(all) => {
-            let mut held = None;
-            let settled = |settlement: Settlement| {
-                if let Some(permit) = settlement.permit {
-                    Permit::add(&mut held, permit);
-                }
-                Settled {
-                    number: settlement.number,
-                    finished: settlement.finished,
-                    results: settlement.extended.into_iter().map(result).collect(),
-                }
-            };
-            let settled = all.into_iter().map(settled).collect();
-            (ConsumeResponse { messages: Vec::new(), settled }, held)
+        Settled {
+            number: settlement.number,
+            finished: settlement.finished,
+            results: settlement.extended.into_iter().map(result).collect(),
         }
     };
-    // Not its parts for as long as the client takes.
+    let settled = all.into_iter().map(settled).collect();
+    let answer = ConsumeResponse { messages: Vec::new(), settled };
     let frame = framed(&answer);
+    // Not twice for as long as the client takes.
     drop(answer);
     out.put([frame], held).await;
 }

@@ -4,7 +4,7 @@
 //! CPU time of the server for a call, or for a message (`cpu` in the line: control by subject, at least 0.83 is wanted).
 //! The load is in this process: callers who each wait for their answer, 16 at most on a connection.
 //!
-//! Beside that: how soon a parked receive has the message that is sent, what parked receives and idle clients take of
+//! Beside that: what one consumer of the native protocol gets and acknowledges, by calls and on a stream; how soon a parked receive has the message that is sent, what parked receives and idle clients take of
 //! the server's memory, and what message groups that are stuck cost the others.
 #![expect(clippy::expect_used, clippy::panic, reason = "a bench that cannot go on ends")]
 
@@ -57,6 +57,7 @@ fn main() {
     for (name, case) in [
         ("wake-up", receives::wake_ups as fn(&mut Bench, &str)),
         ("memory", receives::memory),
+        ("native receive+ack/1KiB/2workers", receives::native),
         ("stuck message groups", receives::stuck),
     ] {
         if bench.wants(name) {

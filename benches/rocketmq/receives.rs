@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use mainstem::client::{Client, GroupSettings, TopicSettings};
+use mainstem::client::{Client, ConsumerConfig, Filter, GroupSettings, Receive, TopicSettings};
 use mainstem::message::{FlushMode, TopicType};
 use mainstem::proto::rocketmq::receive_message_response::Content;
 use mainstem::proto::rocketmq::settings::PubSub;
@@ -183,6 +183,76 @@ fn slice(runtime: &Runtime, server: &mut Server, callers: &[Caller], messages: u
         });
     });
     Slice { cpu: server.cpu().saturating_sub(before), ..slice }
+}
+
+/// One consumer over the native protocol: a receive of 32 and an ack of all of them, call after call; and a stream that
+/// brings as many messages and acks as it can.
+pub(crate) fn native(bench: &mut Bench, name: &str) {
+    let dir = bench.fresh_dir(name);
+    let runtime = Runtime::new().expect("a runtime starts");
+    let mut broker = Server::start(2, &dir.display().to_string());
+    let messages = bench.pick(200_000, 2_000);
+    runtime.block_on(async {
+        let mut filler = connect(&broker.address, 1).await.remove(0);
+        for topic in ["calls", "stream"] {
+            make(&broker, topic, &GroupSettings::default()).await;
+            fill(&mut filler, topic, BODY, std::iter::repeat_n(None, messages)).await;
+        }
+    });
+    let mut facts = serde_json::Map::new();
+    let mut texts = Vec::new();
+    for topic in ["calls", "stream"] {
+        let (cpu, start) = (broker.cpu(), Instant::now());
+        runtime.block_on(async {
+            let client = Client::connect(&broker.address).await.expect("the broker listens");
+            match topic {
+                "calls" => by_calls(&client, topic, messages).await,
+                _ => on_a_stream(&client, topic, messages).await,
+            }
+        });
+        let (wall, cpu) = (start.elapsed(), broker.cpu().saturating_sub(cpu));
+        let rate = messages as f64 / wall.as_secs_f64();
+        let cpu_ns = cpu.as_nanos() as f64 / messages as f64;
+        texts
+            .push(format!("{topic}: {rate:.0} messages a second, {cpu_ns:.0} ns of CPU time each"));
+        facts.insert(topic.to_owned(), json!({ "messages_per_second": rate, "cpu_ns": cpu_ns }));
+    }
+    bench.note(name, &texts.join("; "), facts.into());
+    drop(broker);
+    std::fs::remove_dir_all(dir).expect("the data can be removed");
+}
+
+async fn by_calls(client: &Client, topic: &str, messages: usize) {
+    let receive = Receive {
+        group: topic,
+        topic,
+        filter: Filter::All,
+        max_messages: BATCH as u32,
+        invisible: Duration::from_secs(3_600),
+        wait: Duration::from_secs(1),
+        attempt: "",
+    };
+    let mut left = messages;
+    while left > 0 {
+        let leased = client.receive(&receive).await.expect("messages come");
+        let handles: Vec<_> = leased.iter().map(|leased| leased.handle.as_str()).collect();
+        let finished = client.ack(topic, topic, &handles).await.expect("it is answered");
+        assert!(finished.iter().all(|finished| *finished), "each is finished");
+        left -= leased.len();
+    }
+}
+
+async fn on_a_stream(client: &Client, topic: &str, messages: usize) {
+    let invisible = Duration::from_secs(3_600);
+    let config = ConsumerConfig { invisible, ..ConsumerConfig::default() };
+    let mut consumer = client.consumer(topic, topic, config);
+    for _ in 0..messages {
+        let leased = consumer.next().await.expect("a message comes");
+        consumer.ack(&leased.handle).await.expect("it is taken");
+    }
+    consumer.close().await.expect("all is settled");
+    let rows = client.progress(topic, topic).await.expect("it is answered");
+    assert_eq!(rows.iter().map(|row| row.lag).sum::<u64>(), 0, "each is finished");
 }
 
 /// From the begin of a send to the message in the hand of a receive that was parked.

@@ -326,6 +326,15 @@ impl Broker for Service {
         Ok(Response::new(Relayed(topic.read(starts).map_err(refused)?)))
     }
 
+    type ConsumeStream = tokio_stream::Empty<Result<proto::ConsumeResponse, Status>>;
+
+    async fn consume(
+        &self,
+        _: Request<tonic::Streaming<proto::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Err(Status::unimplemented("consume"))
+    }
+
     async fn receive(
         &self,
         _: Request<proto::ReceiveRequest>,

@@ -12,7 +12,8 @@
 //!
 //! What is leased to a client for as long as it lives ends when it is silent for [`SILENCE`], when its last stream is
 //! closed and nothing is heard of it for [`RETURN`], or when it says goodbye. After a start each has [`SILENCE`] to
-//! make itself known again.
+//! make itself known again. What is leased to a stream of messages ends with the stream; those of before a start do not
+//! come back, but their consumers may, and finish what they have within the same time.
 //!
 //! One mutex, held for a look-up or a walk; nobody waits under it. Who holds a stream is told of changes by a wake-up
 //! that is never lost and never counted: many changes before he looks are one.
@@ -173,6 +174,29 @@ impl Drop for ClientStream {
     }
 }
 
+/// A stream that messages are leased to for as long as it lasts. Dropped, what it has and did not finish is over soon.
+#[derive(Debug)]
+pub(super) struct LastingStream {
+    clients: Arc<Clients>,
+    id: String,
+}
+
+impl LastingStream {
+    /// What leases know it by, in the place of a client's id.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for LastingStream {
+    fn drop(&mut self) {
+        let hash = hash_of(&self.id);
+        let mut known = lock(&self.clients.known);
+        known.lasting.remove(&hash);
+        self.clients.leaves(&mut known, hash);
+    }
+}
+
 /// All clients.
 #[derive(Debug)]
 pub(crate) struct Clients {
@@ -199,6 +223,8 @@ struct Known {
     by_hash: HashMap<u64, Arc<str>, foldhash::fast::RandomState>,
     /// Hashes of those that said goodbye while others may still return from before the start.
     left: HashSet<u64, foldhash::fast::RandomState>,
+    /// Hashes of streams that messages are leased to. Bounded by who opens them.
+    lasting: HashSet<u64, foldhash::fast::RandomState>,
     /// When silent ones were last looked for.
     swept: Option<Instant>,
 }
@@ -312,6 +338,9 @@ impl Clients {
     pub(super) fn lives(&self, hash: u64) -> bool {
         let now = Instant::now();
         let known = lock(&self.known);
+        if known.lasting.contains(&hash) {
+            return true;
+        }
         let entry = known.by_hash.get(&hash).and_then(|id| known.by_id.get(id));
         match entry {
             Some(entry) => entry.lives(now),
@@ -325,15 +354,26 @@ impl Clients {
     }
 
     fn forget(&self, id: &str) -> bool {
-        let (hash, now) = (hash_of(id), Instant::now());
+        let hash = hash_of(id);
         let mut known = lock(&self.known);
         known.by_hash.remove(&hash);
-        if !self.may_return(now) {
+        self.leaves(&mut known, hash);
+        known.by_id.remove(id).is_some()
+    }
+
+    /// Who has this hash does not come back.
+    fn leaves(&self, known: &mut Known, hash: u64) {
+        if !self.may_return(Instant::now()) {
             known.left = HashSet::default();
         } else if known.left.len() < MAX_CLIENTS {
             known.left.insert(hash);
         }
-        known.by_id.remove(id).is_some()
+    }
+
+    /// A stream that messages can be leased to. Its id is no other stream's and no client's, also after a start.
+    pub(super) fn lasting(self: &Arc<Self>, id: String) -> LastingStream {
+        lock(&self.known).lasting.insert(hash_of(&id));
+        LastingStream { clients: Arc::clone(self), id }
     }
 
     fn closed(&self, id: &str, waker: &Arc<Notify>) {
@@ -498,6 +538,22 @@ mod tests {
         assert!(clients.lives(hash_of("a")), "it was heard of without a stream");
         assert!(clients.forget("a"));
         assert!(!clients.lives(hash_of("a")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_of_a_stream_end_with_it_also_right_after_a_start() {
+        let clients = Arc::new(Clients::default());
+        let (one, two) = (clients.lasting("one".to_owned()), clients.lasting("two".to_owned()));
+        let lives = |id| clients.lives(hash_of(id));
+        assert!(lives("one") && lives("two") && lives("of before"));
+        drop(one);
+        assert!(!lives("one") && lives("two") && lives("of before"));
+        tokio::time::advance(SILENCE + Duration::from_secs(1)).await;
+        assert!(!lives("one") && lives("two") && !lives("of before"));
+        drop(two);
+        assert!(!lives("two"));
+        let known = lock(&clients.known);
+        assert_eq!((known.left.len(), known.lasting.len()), (0, 0));
     }
 
     fn ids(clients: &Clients) -> Vec<String> {

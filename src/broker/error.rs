@@ -357,6 +357,12 @@ pub enum RequestFault {
     /// A session in a request that is not the stream's first.
     #[error("a producer session is named in the first request of a stream alone")]
     LateSession,
+    /// A stream of messages that does not say of which.
+    #[error("the first request of a stream of messages opens it")]
+    NotOpen,
+    /// A stream of messages that says twice of which.
+    #[error("a stream of messages is opened by its first request alone")]
+    OpenTwice,
     /// The request came too slowly.
     #[error("the request did not arrive whole within {limit:?}")]
     Unfinished {

@@ -9,6 +9,7 @@
 //! | `clients.rs` | who is connected, and who is told what |
 //! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
 //! | `receive.rs`, `settle.rs` | messages leased to consumers, and what they do with them |
+//! | `consume.rs` | both on one stream, with credits |
 //! | `tend.rs`, `dead_letter.rs` | what is due again; what was delivered too often |
 //! | `cut.rs`, `handle.rs` | single messages out of records; signed receipts of leases |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
@@ -24,6 +25,7 @@
 mod budget;
 mod clients;
 mod config;
+mod consume;
 pub mod counters;
 mod cut;
 mod dead_letter;
@@ -52,6 +54,7 @@ mod topics;
 mod verify;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -77,6 +80,10 @@ pub use clients::{
     MAX_CLIENTS, Subscription,
 };
 pub use config::BrokerConfig;
+pub use consume::{
+    ConsumeError, ConsumeRequest, ConsumeStream, Consumed, MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES,
+    OnTheirWay, Settlement,
+};
 pub use counters::{Certified, Connected, Unserved};
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
 pub use groups::{GroupDescription, GroupPage, GroupTopic};
@@ -112,6 +119,9 @@ const REPLY_PATIENCE: Duration = Duration::from_secs(30);
 /// Streams of batches at once: each keeps some KiB as long as it is open.
 const SEND_STREAMS: usize = 16_384;
 
+/// Streams of messages to consumers at once.
+const CONSUME_STREAMS: usize = 16_384;
+
 /// Bytes of names that all streams and all known clients together may keep.
 const NAMES: u64 = 128 << 20;
 
@@ -140,6 +150,9 @@ pub struct Broker {
     beyond: Arc<Semaphore>,
     /// Streams of batches.
     send_streams: Arc<Semaphore>,
+    consume_streams: Arc<Semaphore>,
+    /// Streams of messages since the start. Relaxed: it makes each another one, and orders nothing.
+    consume_count: AtomicU64,
     /// Bytes of names that streams and clients keep.
     names: Budget,
     replies: Budget,
@@ -253,6 +266,8 @@ impl Broker {
             sends: Budget::new(config.inflight_send_bytes - arrivals),
             beyond: Arc::new(Semaphore::new(1)),
             send_streams: Arc::new(Semaphore::new(SEND_STREAMS)),
+            consume_streams: Arc::new(Semaphore::new(CONSUME_STREAMS)),
+            consume_count: AtomicU64::new(0),
             names: Budget::new(NAMES),
             replies: Budget::new(config.inflight_reply_bytes),
             waiters: Arc::new(Semaphore::new(config.max_waiters as usize)),

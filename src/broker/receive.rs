@@ -58,7 +58,7 @@ const MAX_BYTES: u32 = 8 << 20;
 pub const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// The longest wait for a message.
-const MAX_WAIT: Duration = Duration::from_secs(30);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Queues that one look takes into its hand.
 const MAX_QUEUES: usize = 256;
@@ -996,7 +996,7 @@ pub(super) async fn cut_off(
     }
 }
 
-fn bytes_of(batch: &Bytes) -> u64 {
+pub(super) fn bytes_of(batch: &Bytes) -> u64 {
     u64::try_from(batch.len()).unwrap_or(u64::MAX)
 }
 

@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ use super::state::offsets::leased::{Change, Consumer, Settled};
 use super::state::topics::TopicEntry;
 use super::topics::within;
 use crate::format::state_record::OpenState;
-use crate::message::{GroupSettings, MessageId, QueueId, Timestamp};
+use crate::message::{GroupSettings, MessageId, PhysicalOffset, QueueId, Timestamp};
 use crate::store::{AppendError, ReadError};
 
 /// The most receipts in one request.
@@ -68,6 +69,26 @@ pub enum ExtendFault {
     TooLong,
 }
 
+/// What became of leases, in the log, and may not be said yet.
+#[derive(Debug)]
+pub(super) struct Unsaid<T> {
+    said: T,
+    topic: Arc<TopicEntry>,
+    /// It may be said once the log is durable up to here, by the topic's flush mode.
+    end: PhysicalOffset,
+}
+
+impl<T> Unsaid<T> {
+    /// Both: the later end is that of both.
+    pub(super) fn and<U>(self, other: Unsaid<U>) -> Unsaid<(T, U)> {
+        let Self { said, topic, end } = self;
+        Unsaid { said: (said, other.said), topic, end: end.max(other.end) }
+    }
+}
+
+/// A receipt of each entry of a request for longer leases, or why there is none.
+pub(super) type Extended = Vec<Result<String, ExtendFault>>;
+
 impl Broker {
     /// Finishes messages of a topic for a group: it does not get them any more. Of each receipt, in their order,
     /// whether its message is finished by it; the same receipt again is fine.
@@ -81,6 +102,18 @@ impl Broker {
         handles: &[&str],
         deadline: Instant,
     ) -> Result<Vec<bool>, BrokerError> {
+        let unsaid = self.ack_only(group, topic, handles, deadline).await?;
+        self.said(unsaid, deadline).await
+    }
+
+    /// The first half of [`Broker::ack`]: it is in the log, and nothing may be told of it yet.
+    pub(super) async fn ack_only(
+        &self,
+        group: &str,
+        topic: &str,
+        handles: &[&str],
+        deadline: Instant,
+    ) -> Result<Unsaid<Vec<bool>>, BrokerError> {
         within("receipts", u32::try_from(handles.len()).unwrap_or(u32::MAX), MAX_RECEIPTS)?;
         let group = self.group(group, deadline).await?;
         let topic = self.topic(topic, deadline).await?;
@@ -88,13 +121,14 @@ impl Broker {
         let claims = self.claims(consumer, handles.iter().copied()).await?;
         let worth: Vec<Claim> = claims.iter().flatten().map(Handle::claim).collect();
         let settled =
-            self.settled_claims(consumer, deadline, || self.state.offsets.finish(consumer, &worth));
+            self.settled_only(consumer, deadline, || self.state.offsets.finish(consumer, &worth));
         let settled = settled.await?;
         let finished = settled.results.iter().flatten().count();
         self.counters.acks.add(u64::try_from(finished).unwrap_or_default());
         let mut results = settled.results.into_iter();
         let result = |claim: &Option<Handle>| claim.is_some() && results.next().flatten().is_some();
-        Ok(claims.iter().map(result).collect())
+        let said = claims.iter().map(result).collect();
+        Ok(Unsaid { said, end: settled.end, topic })
     }
 
     /// Makes other leases of those of a group: longer ones, or such that end. Of each entry, in their order, the new
@@ -109,6 +143,18 @@ impl Broker {
         entries: &[ExtendEntry<'_>],
         deadline: Instant,
     ) -> Result<Vec<Result<String, ExtendFault>>, BrokerError> {
+        let unsaid = self.extend_only(group, topic, entries, deadline).await?;
+        self.said(unsaid, deadline).await
+    }
+
+    /// The first half of [`Broker::extend`].
+    pub(super) async fn extend_only(
+        &self,
+        group: &str,
+        topic: &str,
+        entries: &[ExtendEntry<'_>],
+        deadline: Instant,
+    ) -> Result<Unsaid<Extended>, BrokerError> {
         within("receipts", u32::try_from(entries.len()).unwrap_or(u32::MAX), MAX_RECEIPTS)?;
         for entry in entries {
             if let Hold::For(time) | Hold::RetryAfter(time) | Hold::Suspend(time) = entry.hold {
@@ -129,21 +175,49 @@ impl Broker {
             })
             .collect();
         let changes: Vec<Change> = planned.iter().flatten().map(|(_, change)| *change).collect();
-        let settled = self
-            .settled_claims(consumer, deadline, || self.state.offsets.change(consumer, &changes));
-        let mut results = settled.await?.results.into_iter();
+        let settled =
+            self.settled_only(consumer, deadline, || self.state.offsets.change(consumer, &changes));
+        let settled = settled.await?;
+        let mut results = settled.results.into_iter();
         let text = |planned: Result<(Handle, Change), ExtendFault>| {
             let (handle, change) = planned?;
             let lease = results.next().flatten().ok_or(ExtendFault::BadReceipt)?;
             let due = Timestamp::new(change.due);
             Ok(self.signer.text(&Handle { lease, due, is_first: false, ..handle }))
         };
-        Ok(planned.into_iter().map(text).collect())
+        let said = planned.into_iter().map(text).collect();
+        Ok(Unsaid { said, end: settled.end, topic })
     }
 
-    /// Settles, again after each wait for room, and waits until that may be said. Who waits for messages that can be
-    /// delivered now is woken.
+    /// The second half of both: waits until it may be said.
+    ///
+    /// # Errors
+    /// It is in the log, and not durable in time, or nobody knows; or the topic is gone.
+    pub(super) async fn said<T>(
+        &self,
+        unsaid: Unsaid<T>,
+        deadline: Instant,
+    ) -> Result<T, BrokerError> {
+        self.acknowledged(&unsaid.topic, unsaid.end, deadline).await?;
+        self.still_there(&unsaid.topic, deadline).await?;
+        Ok(unsaid.said)
+    }
+
+    /// Settles, and waits until that may be said.
     pub(super) async fn settled_claims(
+        &self,
+        consumer: Consumer<'_>,
+        deadline: Instant,
+        settle: impl Fn() -> Result<Settled, AppendError>,
+    ) -> Result<Settled, BrokerError> {
+        let settled = self.settled_only(consumer, deadline, settle).await?;
+        self.acknowledged(consumer.topic, settled.end, deadline).await?;
+        self.still_there(consumer.topic, deadline).await?;
+        Ok(settled)
+    }
+
+    /// Settles, again after each wait for room. Who waits for messages that can be delivered now is woken.
+    async fn settled_only(
         &self,
         consumer: Consumer<'_>,
         deadline: Instant,
@@ -157,8 +231,6 @@ impl Broker {
             }
         };
         self.wake_for(consumer, &settled);
-        self.acknowledged(consumer.topic, settled.end, deadline).await?;
-        self.still_there(consumer.topic, deadline).await?;
         Ok(settled)
     }
 

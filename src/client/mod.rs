@@ -7,6 +7,8 @@
 //! | [`Client::producer`] | a [`Producer`]: messages of many tasks, in batches, stored once |
 //! | [`Client::pull`] | messages of one queue from an offset on, waiting for the first if asked to |
 //! | [`Client::pull_stream`], [`Puller`] | queues of a topic, in turn, as they grow |
+//! | [`Client::consumer`] | a [`Consumer`]: messages of a group one by one, and what becomes of them |
+//! | [`Client::receive`], [`Client::ack`], [`Client::extend`] | the same, call by call |
 //! | [`Client::query_all`] | a [`QueryStream`]: messages by key, id or place, page after page |
 //! | [`Client::query`] | one page of messages by key, id or place |
 //! | [`Client::create_topic`], [`Client::delete_topic`], [`Client::topics`], [`Client::describe_topic`] | topics |
@@ -26,12 +28,14 @@
 //! A [`Client`] is a handle: clones share the connection, calls run side by side. When the connection breaks, the next
 //! call makes a new one. Nothing is repeated here: [`ClientError::retry`] tells the caller whether a repetition can
 //! help and whether it is safe. The exceptions are a [`Session`] and a [`Producer`], which send a batch again until
-//! its outcome is known, and a [`Puller`]. No task of its own but the connection's, and one for each producer.
+//! its outcome is known, a [`Puller`], and a [`Consumer`]. No task of its own but the connection's, and one for each
+//! producer and each consumer.
 //!
 //! The broker sends whole records; messages below the wanted offset and messages whose tag does not match are dropped
 //! here, one by one.
 
 mod clients;
+mod consumer;
 mod error;
 mod groups;
 mod message;
@@ -54,6 +58,7 @@ use tonic::Request;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 pub use self::clients::{ClientKind, ConnectedClient, FilterKind, Subscription};
+pub use self::consumer::{Consumer, ConsumerConfig, Settler, Settling};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic, Redriven};
 pub use self::message::{Message, MessageRef};

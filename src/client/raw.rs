@@ -4,10 +4,13 @@
 //! [`crate::wire`]: a batch that lies in one frame is a slice of it. No task of its own: the connection's receives
 //! ahead as far as the stream's flow control window lets it, and nothing is received beyond that while nobody asks.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
@@ -147,4 +150,111 @@ impl HttpBody for Once {
     fn is_end_stream(&self) -> bool {
         self.0.is_none()
     }
+}
+
+/// The requests of a stream, as they are made. Dropped, it ends the stream at once, unless that was finished.
+#[derive(Debug, Default)]
+pub(super) struct Requests(Arc<Mutex<Outgoing>>);
+
+/// What the connection takes from.
+#[derive(Debug, Default)]
+struct Outgoing {
+    frames: VecDeque<Bytes>,
+    /// Whom to tell of more.
+    waker: Option<Waker>,
+    end: End,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum End {
+    #[default]
+    Open,
+    /// Behind the frames that are there.
+    Finished,
+    /// Now.
+    Cancelled,
+}
+
+impl Requests {
+    /// The body of the call, for one.
+    pub(super) fn body(&self) -> RequestsBody {
+        RequestsBody(Arc::clone(&self.0))
+    }
+
+    /// Hands frames over, in their order. How many there may be is the caller's to bound.
+    pub(super) fn put(&self, frames: impl IntoIterator<Item = Bytes>) {
+        let waker = {
+            let mut outgoing = lock(&self.0);
+            outgoing.frames.extend(frames);
+            outgoing.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// No request follows.
+    pub(super) fn finish(&self) {
+        self.end(End::Finished);
+    }
+
+    /// Ends the stream now.
+    pub(super) fn cancel(&self) {
+        self.end(End::Cancelled);
+    }
+
+    fn end(&self, end: End) {
+        let waker = {
+            let mut outgoing = lock(&self.0);
+            // Of a request that has been sent to its end nothing is left to be cancelled.
+            if outgoing.end != End::Finished || !outgoing.frames.is_empty() {
+                outgoing.end = end;
+            }
+            if end == End::Cancelled {
+                outgoing.frames.clear();
+            }
+            outgoing.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// The body of such a call.
+pub(super) struct RequestsBody(Arc<Mutex<Outgoing>>);
+
+impl HttpBody for RequestsBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let mut outgoing = lock(&self.0);
+        if let Some(frame) = outgoing.frames.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        }
+        match outgoing.end {
+            End::Finished => Poll::Ready(None),
+            // The broker must not take it for an end that was meant.
+            End::Cancelled => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
+            End::Open => {
+                outgoing.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Nothing panics under the lock, so that it is never poisoned.
+fn lock(outgoing: &Mutex<Outgoing>) -> MutexGuard<'_, Outgoing> {
+    outgoing.lock().unwrap_or_else(PoisonError::into_inner)
 }

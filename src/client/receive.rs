@@ -140,15 +140,7 @@ impl Client {
         topic: &str,
         entries: &[(&str, Hold)],
     ) -> Result<Vec<Result<String, HoldFault>>, ClientError> {
-        let entry = |(handle, hold): &(&str, Hold)| proto::ExtendEntry {
-            handle: (*handle).to_owned(),
-            hold: Some(match hold {
-                Hold::For(time) => WireHold::ForMs(ms(*time)),
-                Hold::Retry => WireHold::Retry(true),
-                Hold::RetryAfter(time) => WireHold::RetryAfterMs(ms(*time)),
-                Hold::Undo => WireHold::Undo(true),
-            }),
-        };
+        let entry = |(handle, hold): &(&str, Hold)| entry((*handle).to_owned(), *hold);
         let request = proto::ExtendRequest {
             group: group.to_owned(),
             topic: topic.to_owned(),
@@ -159,22 +151,37 @@ impl Client {
         if results.len() != entries.len() {
             return Err(self.bad_answer(AnswerError::Missing { field: "results" }));
         }
-        let result = |result: proto::ExtendResult| match result.outcome {
-            Some(Outcome::Handle(handle)) => Ok(Ok(handle)),
-            Some(Outcome::BadReceipt(_)) => Ok(Err(HoldFault::BadReceipt)),
-            Some(Outcome::TooLong(_)) => Ok(Err(HoldFault::TooLong)),
-            None => Err(AnswerError::Missing { field: "outcome" }),
-        };
-        let results = results.into_iter().map(result);
+        let results = results.into_iter().map(held);
         results.collect::<Result<_, _>>().map_err(|source| self.bad_answer(source))
     }
 }
 
-fn ms(time: Duration) -> u32 {
+/// What is to become of a lease, for the wire.
+pub(super) fn entry(handle: String, hold: Hold) -> proto::ExtendEntry {
+    let hold = match hold {
+        Hold::For(time) => WireHold::ForMs(ms(time)),
+        Hold::Retry => WireHold::Retry(true),
+        Hold::RetryAfter(time) => WireHold::RetryAfterMs(ms(time)),
+        Hold::Undo => WireHold::Undo(true),
+    };
+    proto::ExtendEntry { handle, hold: Some(hold) }
+}
+
+/// What became of it, from the wire.
+pub(super) fn held(result: proto::ExtendResult) -> Result<Result<String, HoldFault>, AnswerError> {
+    match result.outcome {
+        Some(Outcome::Handle(handle)) => Ok(Ok(handle)),
+        Some(Outcome::BadReceipt(_)) => Ok(Err(HoldFault::BadReceipt)),
+        Some(Outcome::TooLong(_)) => Ok(Err(HoldFault::TooLong)),
+        None => Err(AnswerError::Missing { field: "outcome" }),
+    }
+}
+
+pub(super) fn ms(time: Duration) -> u32 {
     u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
-fn leased(topic: &str, received: proto::ReceivedMessage) -> Result<Leased, AnswerError> {
+pub(super) fn leased(topic: &str, received: proto::ReceivedMessage) -> Result<Leased, AnswerError> {
     let bad = |_| AnswerError::MessageId { found: received.message_id.clone() };
     let id: MessageId = received.message_id.parse().map_err(bad)?;
     let queue_offset = QueueOffset::new(received.queue_offset);

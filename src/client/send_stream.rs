@@ -5,19 +5,15 @@
 //! no task: answers are read by whoever
 //! waits for one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use hyper::body::{Body as HttpBody, Frame};
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::raw::{self, Answers};
+use super::raw::{self, Answers, Requests};
 use super::{AnswerError, Client, ClientError, Reason, Receipt, Refusal, receipt};
 use crate::message::{QueueId, SessionMark};
 use crate::proto;
@@ -68,7 +64,7 @@ const PATH: &str = "/mainstem.v1.Broker/SendStream";
 /// ```
 pub struct SendStream {
     client: Client,
-    outgoing: Arc<Mutex<Outgoing>>,
+    requests: Requests,
     state: State,
     /// Room that headers are cut from.
     heads: BytesMut,
@@ -80,25 +76,6 @@ pub struct SendStream {
     next: u64,
     /// Of the newest batch that is acknowledged.
     acked_to: u64,
-}
-
-/// What the connection takes from.
-#[derive(Default)]
-struct Outgoing {
-    frames: VecDeque<Bytes>,
-    /// Whom to tell of more.
-    waker: Option<Waker>,
-    end: End,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum End {
-    #[default]
-    Open,
-    /// Behind the frames that are there.
-    Finished,
-    /// Now.
-    Cancelled,
 }
 
 /// What there is of answers.
@@ -120,15 +97,14 @@ impl Client {
         &self,
         session: Option<SessionMark>,
     ) -> Result<SendStream, ClientError> {
-        let outgoing = Arc::<Mutex<Outgoing>>::default();
-        let body = Requests(Arc::clone(&outgoing));
-        let answers = raw::call(self.channel.clone(), PATH, body, MAX_ANSWER)
+        let requests = Requests::default();
+        let answers = raw::call(self.channel.clone(), PATH, requests.body(), MAX_ANSWER)
             .await
             .map_err(|status| ClientError::from_status(&self.server, status))?;
         let next = session.map_or(1, |mark| mark.sequence);
         Ok(SendStream {
             client: self.clone(),
-            outgoing,
+            requests,
             state: State::Reading(answers),
             heads: BytesMut::new(),
             topics: HashMap::new(),
@@ -210,7 +186,7 @@ impl SendStream {
     /// # Errors
     /// As of [`SendStream::acknowledged`].
     pub async fn finish(mut self, receipts: &mut Vec<Receipt>) -> Result<(), ClientError> {
-        self.end(End::Finished);
+        self.requests.finish();
         loop {
             let before = receipts.len();
             poll_fn(|cx| self.poll_answer(cx, receipts)).await?;
@@ -254,14 +230,7 @@ impl SendStream {
         let head = self.head(open, number, queue, batch.len());
         let sequence = self.next;
         self.next = self.next.saturating_add(1);
-        let waker = {
-            let mut outgoing = lock(&self.outgoing);
-            outgoing.frames.extend([head, batch]);
-            outgoing.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.requests.put([head, batch]);
         Ok(sequence)
     }
 
@@ -339,26 +308,9 @@ impl SendStream {
         Ok(())
     }
 
-    fn end(&self, end: End) {
-        let waker = {
-            let mut outgoing = lock(&self.outgoing);
-            // Of a request that has been sent to its end nothing is left to be cancelled.
-            if outgoing.end != End::Finished || !outgoing.frames.is_empty() {
-                outgoing.end = end;
-            }
-            if end == End::Cancelled {
-                outgoing.frames.clear();
-            }
-            outgoing.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
     fn over(&mut self, state: State) {
         self.state = state;
-        self.end(End::Cancelled);
+        self.requests.cancel();
     }
 
     fn no_answer(&self, what: &'static str) -> ClientError {
@@ -372,12 +324,6 @@ impl SendStream {
     }
 }
 
-impl Drop for SendStream {
-    fn drop(&mut self) {
-        self.end(End::Cancelled);
-    }
-}
-
 impl std::fmt::Debug for SendStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SendStream")
@@ -386,36 +332,4 @@ impl std::fmt::Debug for SendStream {
             .field("acked_to", &self.acked_to)
             .finish_non_exhaustive()
     }
-}
-
-/// The body of the request.
-struct Requests(Arc<Mutex<Outgoing>>);
-
-impl HttpBody for Requests {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let mut outgoing = lock(&self.0);
-        if let Some(frame) = outgoing.frames.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(frame))));
-        }
-        match outgoing.end {
-            End::Finished => Poll::Ready(None),
-            // The broker must not take it for an end that was meant.
-            End::Cancelled => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
-            End::Open => {
-                outgoing.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// Nothing panics under the lock, so that it is never poisoned.
-fn lock(outgoing: &Mutex<Outgoing>) -> MutexGuard<'_, Outgoing> {
-    outgoing.lock().unwrap_or_else(PoisonError::into_inner)
 }

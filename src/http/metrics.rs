@@ -97,6 +97,12 @@ impl Collector for Numbers {
             ("offset_changes", "Changes of offsets remembered", None, broker.offset_changes()),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
             ("send_streams", "Open streams of batches", None, count(broker.send_streams())),
+            (
+                "consume_streams",
+                "Open streams of messages to consumers",
+                None,
+                count(broker.consume_streams()),
+            ),
             ("clients", "Known clients of RocketMQ", None, count(broker.clients())),
             ("connections", "Connections over gRPC", None, count(connected.count())),
             ("windows", "What they may have under way to here", bytes, connected.windows()),

@@ -340,6 +340,15 @@ impl Broker for Fake {
         }
     }
 
+    type ConsumeStream = tokio_stream::Empty<Result<proto::ConsumeResponse, Status>>;
+
+    async fn consume(
+        &self,
+        _: Request<tonic::Streaming<proto::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Err(Status::unimplemented("no test of the command line consumes so"))
+    }
+
     async fn receive(
         &self,
         _: Request<proto::ReceiveRequest>,

@@ -1,15 +1,18 @@
 //! Streams that are cut in the middle of a frame, at every frame, both ways: nothing is lost and nothing stored twice.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use mainstem::client::{Client, PullStreamOptions};
+use mainstem::client::{Client, ConsumerConfig, GroupSettings, PullStreamOptions};
 use mainstem::format::batch::TagFilter;
 use mainstem::message::{QueueId, QueueOffset, SessionMark};
 use mainstem::proto::{FlushMode, TopicConfig};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::{Server, batch, soon};
 
@@ -202,4 +205,80 @@ async fn a_reader_that_is_cut_off_at_any_frame_has_a_begin_and_goes_on_behind_it
     }
     assert!(cuts > BATCHES, "{cuts} cuts");
     assert!(begins[0] > 0 && begins[BATCHES - 1] > 0, "{begins:?}");
+}
+
+/// A consumer of `BATCHES` messages that is cut off at frame `n`, and another one that goes on. Whether there was such
+/// a frame, and how many acks of the first had an answer.
+async fn consume(server: &Server, way: Way, n: usize) -> (bool, usize) {
+    let name = format!("t{n}");
+    topic(server, &name).await;
+    let direct = Client::connect(&server.at.grpc.to_string()).await.unwrap();
+    direct.create_group(&name, &GroupSettings::default()).await.unwrap();
+    for number in 0..BATCHES {
+        direct.send(&name, Some(QUEUE), batch(&[&body(number)])).await.unwrap();
+    }
+    let (address, passing) = cut_at(server.at.grpc, way, n).await;
+    let (mut finished, mut came) = (BTreeSet::new(), BTreeSet::new());
+    let config = ConsumerConfig { patience: Duration::ZERO, ..ConsumerConfig::default() };
+    let config = ConsumerConfig { prefetch_messages: 2, ..config };
+    let consumed = async {
+        let client = Client::connect(&address.to_string()).await?;
+        let mut consumer = client.consumer(&name, &name, config);
+        for _ in 0..BATCHES {
+            let leased = consumer.next().await?;
+            came.insert(leased.message.queue_offset.get());
+            if consumer.ack(&leased.handle).await?.done().await? {
+                finished.insert(leased.message.queue_offset.get());
+            }
+        }
+        consumer.close().await
+    };
+    let consumed = soon(consumed).await;
+    let was_cut = soon(passing).await.unwrap();
+    // The last frames say good-bye to a stream that has ended well.
+    assert!(was_cut || consumed.is_ok(), "cut {n}: {consumed:?}");
+    let acknowledged = finished.len();
+    let mut consumer = direct.consumer(&name, &name, config);
+    loop {
+        let progress = direct.progress(&name, &name).await.unwrap();
+        if progress.iter().all(|row| row.committed.is_some() && row.lag == 0) {
+            break;
+        }
+        // Of acks without an answer the last one may have been done, after the look.
+        let Ok(leased) = tokio::time::timeout(Duration::from_millis(50), consumer.next()).await
+        else {
+            continue;
+        };
+        let leased = leased.unwrap();
+        assert!(finished.insert(leased.message.queue_offset.get()), "cut {n}: it comes again");
+        came.insert(leased.message.queue_offset.get());
+        assert!(consumer.ack(&leased.handle).await.unwrap().done().await.unwrap());
+    }
+    assert_eq!(came, (0..BATCHES as u64).collect(), "cut {n}");
+    (was_cut, acknowledged)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_consumer_that_is_cut_off_at_any_frame_another_gets_all_that_is_not_acknowledged() {
+    for way in [Way::ToServer, Way::ToClient] {
+        let server = Arc::new(Server::start().await);
+        let (mut cuts, mut begins) = (0, [0; BATCHES + 1]);
+        let mut first = 0;
+        while cuts == first {
+            // Side by side: each waits for a second until what was leased is given to others.
+            let mut side_by_side = JoinSet::new();
+            for n in first..first + 12 {
+                let server = Arc::clone(&server);
+                side_by_side.spawn(async move { consume(&server, way, n).await });
+            }
+            while let Some(consumed) = soon(side_by_side.join_next()).await {
+                let (was_cut, acknowledged) = consumed.unwrap();
+                cuts += usize::from(was_cut);
+                begins[acknowledged] += 1;
+            }
+            first += 12;
+        }
+        assert!(cuts > 2 * BATCHES, "{cuts} cuts");
+        assert!(begins[0] > 0 && begins[BATCHES] > 0, "{begins:?}");
+    }
 }

@@ -4,6 +4,8 @@
 
 mod client_stream;
 mod compressed;
+mod consume;
+mod consumer;
 mod cut;
 mod groups;
 mod offsets;

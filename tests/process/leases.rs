@@ -1,13 +1,15 @@
 //! SIGKILL while consumers of a group receive and acknowledge: every message comes to somebody, and none that was
 //! acknowledged comes again, also in topics with async flush. Of an ordered group no message comes before one that was
-//! sent before it to the same message group and is not acknowledged.
+//! sent before it to the same message group and is not acknowledged. Consumers ask for each batch, or have a stream.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mainstem::client::{Client, Filter, GroupSettings, Receive, TopicSettings};
+use mainstem::client::{
+    Client, ConsumerConfig, Filter, GroupSettings, Leased, Receive, Settling, TopicSettings,
+};
 use mainstem::format::batch::{BatchBuilder, NewMeta};
 use mainstem::message::{FlushMode, TopicType};
 
@@ -76,9 +78,13 @@ async fn play(topic: &'static str, flush: FlushMode, fifo: bool) {
     for _ in 0..ROUNDS {
         let process = Process::start(&home, &[]).await;
         let mut consumers = Vec::new();
-        for _ in 0..CONSUMERS {
-            let client = process.client().await;
-            consumers.push(tokio::spawn(consume(client, topic, Dice::new(dice.roll()), true)));
+        for n in 0..CONSUMERS {
+            let (client, dice) = (process.client().await, Dice::new(dice.roll()));
+            // What was in one answer is not known of a stream, which the order is judged by.
+            consumers.push(match n.is_multiple_of(2) && !fifo {
+                true => tokio::spawn(consume_stream(client, topic, dice)),
+                false => tokio::spawn(consume(client, topic, dice, true)),
+            });
         }
         // Not a synchronisation: this is the random moment of the kill.
         tokio::time::sleep(Duration::from_millis(200 + dice.below(600))).await;
@@ -112,6 +118,52 @@ fn numbered(messages: Range<u32>, fifo: bool) -> Bytes {
         batch.push(&meta, message.to_string().as_bytes());
     }
     batch.finish()
+}
+
+/// Messages that come ahead on a stream.
+const AHEAD: usize = 8;
+
+/// Takes messages off a stream and acknowledges them until the broker is gone. Of what it gets it leaves some, whose
+/// leases run out.
+async fn consume_stream(client: Client, topic: &str, mut dice: Dice) -> Vec<Event> {
+    let mut events = Vec::new();
+    let config = ConsumerConfig {
+        invisible: LEASE,
+        prefetch_messages: u32::try_from(AHEAD).unwrap(),
+        patience: Duration::ZERO,
+        ..ConsumerConfig::default()
+    };
+    // A message is leased at the earliest when the one so many before it is asked for.
+    let mut asked = VecDeque::from(vec![Instant::now(); AHEAD]);
+    let mut consumer = client.consumer("g", topic, config);
+    let mut settling: Vec<(u32, Settling<bool>)> = Vec::new();
+    loop {
+        asked.push_back(Instant::now());
+        let next: Result<Leased, _> = consumer.next().await;
+        if let Ok(leased) = &next {
+            let message = std::str::from_utf8(&leased.message.body).unwrap().parse().unwrap();
+            let (asked, here) = (asked.pop_front().unwrap(), Instant::now());
+            events.push(Event::Came { message, delivery: leased.delivery, asked, here });
+            if dice.below(4) > 0
+                && let Ok(answer) = consumer.ack(&leased.handle).await
+            {
+                settling.push((message, answer));
+            }
+            if settling.len() < AHEAD {
+                continue;
+            }
+        }
+        for (message, answer) in settling.drain(..) {
+            match answer.done().await {
+                Ok(true) => events.push(Event::Finished { message, at: Instant::now() }),
+                Ok(false) => {}
+                Err(_) => events.push(Event::Unknown { message }),
+            }
+        }
+        if next.is_err() {
+            return events;
+        }
+    }
 }
 
 /// Receives and acknowledges until the broker is gone, or with `leaves` unset until nothing comes any more. Of what it

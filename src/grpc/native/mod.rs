@@ -8,6 +8,7 @@
 //! | `pull.rs` | Pull, PullStream |
 //! | `query.rs` | QueryMessages |
 //! | `receive.rs` | Receive, Ack, Extend |
+//! | `consume.rs` | Consume |
 //! | `topics.rs` | CreateTopic, UpdateTopic, PurgeTopic, DeleteTopic, ListTopics, DescribeTopic |
 //! | `groups.rs` | CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup |
 //! | `offsets.rs` | CommitOffsets, CommittedOffsets, QueryOffsets, ResetOffsets, ListOffsetHistory |
@@ -18,6 +19,7 @@
 //! | [`status`] | none: what a refusal looks like on the wire |
 
 mod clients;
+mod consume;
 mod groups;
 mod offsets;
 mod overview;
@@ -63,6 +65,8 @@ use crate::proto::{
 
 /// The largest request: the largest batch and room for what surrounds it.
 const MAX_REQUEST: usize = 9 << 20;
+/// The largest with receipts, for which it has room twice over: each is at most 256 bytes.
+const MAX_RECEIPTS: usize = 1 << 20;
 /// The largest that asks for records: a filter, and the begin in each queue.
 const MAX_WANTED: usize = 64 << 10;
 
@@ -90,6 +94,8 @@ pub(super) enum RawCall {
     Pull,
     /// PullStream.
     PullStream,
+    /// Consume.
+    Consume,
 }
 
 impl RawCall {
@@ -99,6 +105,7 @@ impl RawCall {
             "/mainstem.v1.Broker/SendStream" => Some(Self::SendStream),
             "/mainstem.v1.Broker/Pull" => Some(Self::Pull),
             "/mainstem.v1.Broker/PullStream" => Some(Self::PullStream),
+            "/mainstem.v1.Broker/Consume" => Some(Self::Consume),
             _ => None,
         }
     }
@@ -127,6 +134,10 @@ impl RawCall {
                 raw::answer(outgoing, |out| async move {
                     pull::pull(broker, request.await?, until, out).await
                 })
+            }
+            Self::Consume => {
+                let messages = messages(MAX_RECEIPTS);
+                raw::answer(outgoing, |out| consume::run(broker, messages, out))
             }
             Self::PullStream => {
                 let request = messages(MAX_WANTED).only();
@@ -197,6 +208,16 @@ impl BrokerService for Native {
         request: Request<CloseSessionRequest>,
     ) -> Result<Response<CloseSessionResponse>, Status> {
         sessions::close(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    type ConsumeStream = tokio_stream::Empty<Result<proto::ConsumeResponse, Status>>;
+
+    /// Never called: [`RawCall`] answers before.
+    async fn consume(
+        &self,
+        _request: Request<tonic::Streaming<proto::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Err(Status::unimplemented(RAW))
     }
 
     async fn receive(

@@ -28,13 +28,11 @@ pub(super) async fn receive(
 ) -> Result<Response<ReceiveResponse>, BrokerError> {
     let deadline = deadline(request.metadata());
     let request = request.into_inner();
-    let (language, text) = match &request.filter {
-        None => (Language::Tags, ""),
-        Some(Filter::Tags(tags)) => (Language::Tags, tags.as_str()),
-        Some(Filter::Sql(sql)) => (Language::Sql, sql.as_str()),
+    let filter = match &request.filter {
+        None => Expression::parse(Language::Tags, "")?,
+        Some(Filter::Tags(tags)) => Expression::parse(Language::Tags, tags)?,
+        Some(Filter::Sql(sql)) => Expression::parse(Language::Sql, sql)?,
     };
-    let filter = Expression::parse(language, text)?;
-    let invisible = or_default(request.invisible_ms, DEFAULT_INVISIBLE_MS);
     let received = broker
         .receive_messages(broker::ReceiveRequest {
             client: None,
@@ -43,7 +41,7 @@ pub(super) async fn receive(
             filter: &filter,
             max_messages: or_default(request.max_messages, DEFAULT_MESSAGES),
             max_bytes: or_default(request.max_bytes, DEFAULT_BYTES),
-            invisible: Duration::from_millis(invisible.into()),
+            invisible: invisible(request.invisible_ms),
             wait: Duration::from_millis(request.wait_ms.into()),
             attempt: &request.attempt,
             deadline,
@@ -57,7 +55,12 @@ pub(super) async fn receive(
     Ok(response)
 }
 
-fn message(message: ReceivedMessage) -> proto::ReceivedMessage {
+/// For how long a message is leased to who asks for so many milliseconds.
+pub(super) fn invisible(ms: u32) -> Duration {
+    Duration::from_millis(or_default(ms, DEFAULT_INVISIBLE_MS).into())
+}
+
+pub(super) fn message(message: ReceivedMessage) -> proto::ReceivedMessage {
     proto::ReceivedMessage {
         handle: message.handle,
         message_id: message.id.to_string(),
@@ -88,16 +91,20 @@ pub(super) async fn extend(
     let request = request.into_inner();
     let entries: Vec<_> = request.entries.iter().map(entry).collect::<Result<_, _>>()?;
     let extended = broker.extend(&request.group, &request.topic, &entries, deadline).await?;
-    let outcome = |result| match result {
+    Ok(Response::new(ExtendResponse { results: extended.into_iter().map(result).collect() }))
+}
+
+/// What became of one lease.
+pub(super) fn result(result: Result<String, ExtendFault>) -> proto::ExtendResult {
+    let outcome = match result {
         Ok(handle) => Outcome::Handle(handle),
         Err(ExtendFault::BadReceipt) => Outcome::BadReceipt(true),
         Err(ExtendFault::TooLong) => Outcome::TooLong(true),
     };
-    let result = |result| proto::ExtendResult { outcome: Some(outcome(result)) };
-    Ok(Response::new(ExtendResponse { results: extended.into_iter().map(result).collect() }))
+    proto::ExtendResult { outcome: Some(outcome) }
 }
 
-fn entry(entry: &proto::ExtendEntry) -> Result<ExtendEntry<'_>, BrokerError> {
+pub(super) fn entry(entry: &proto::ExtendEntry) -> Result<ExtendEntry<'_>, BrokerError> {
     let ms = |ms: u32| Duration::from_millis(ms.into());
     let hold = match &entry.hold {
         Some(WireHold::ForMs(time)) => Hold::For(ms(*time)),

@@ -21,7 +21,7 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, Run};
 use crate::filter::Expression;
-use crate::format::attributes;
+use crate::format::attributes::{self, DeadReason};
 use crate::format::batch::{self, Batch, TagFilter};
 use crate::message::{MessageId, PhysicalOffset, QueueId};
 use crate::store::{AppendError, NewRecord};
@@ -64,6 +64,9 @@ pub enum RedriveFault {
     /// It does not say where it comes from.
     #[error("it does not say where it comes from")]
     NoOrigin,
+    /// Its body could not be decoded: there is nothing to send.
+    #[error("its body could not be decoded")]
+    NoBody,
     /// Its topic is gone.
     #[error("its topic is gone")]
     NoTopic,
@@ -159,6 +162,9 @@ impl Broker {
         let name = letter.as_ref().map_or("", |letter| letter.topic_name);
         let stays = |fault| Redriven { id: message.id, topic: name.into(), fault: Some(fault) };
         let Some(letter) = &letter else { return Ok(stays(RedriveFault::NoOrigin)) };
+        if letter.reason == DeadReason::Undecodable {
+            return Ok(stays(RedriveFault::NoBody));
+        }
         loop {
             let Some(topic) = self.state.topics.get(name) else {
                 return Ok(stays(RedriveFault::NoTopic));

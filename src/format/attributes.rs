@@ -3,7 +3,7 @@
 //! | tag | len | attribute        | meaning                                                                    |
 //! | --: | --: | ---------------- | -------------------------------------------------------------------------- |
 //! |   1 |  24 | producer session | session u64, epoch u64, sequence u64: a retry of the batch is not stored again |
-//! |   2 |  56 | dead letter      | where it comes from: topic u64, queue offset u64, epoch and physical offset of its record u64, its store time u64, queue u32, deliveries u32, index u16, reason u16 (1 deliveries, 2 given up), zero u32 |
+//! |   2 |  56 | dead letter      | where it comes from: topic u64, queue offset u64, epoch and physical offset of its record u64, its store time u64, queue u32, deliveries u32, index u16, reason u16 (1 deliveries, 2 given up, 3 undecodable), messages u32; epoch, physical offset, index and store time are 0 where the record could not be read |
 //! |   3 |     | its topic's name | UTF-8                                                                      |
 
 use super::record::{attributes, put_attribute};
@@ -26,6 +26,24 @@ pub enum DeadReason {
     Attempts,
     /// Its consumer gave it up.
     GivenUp,
+    /// It cannot be read, or not be decompressed: nobody could be given it.
+    Undecodable,
+}
+
+impl DeadReason {
+    const ALL: [Self; 3] = [Self::Attempts, Self::GivenUp, Self::Undecodable];
+
+    fn code(self) -> u16 {
+        match self {
+            Self::Attempts => 1,
+            Self::GivenUp => 2,
+            Self::Undecodable => 3,
+        }
+    }
+
+    fn of(code: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.code() == code)
+    }
 }
 
 /// Where a dead letter comes from.
@@ -35,15 +53,17 @@ pub struct DeadLetter<'a> {
     pub reason: DeadReason,
     /// How often it was delivered.
     pub deliveries: u32,
+    /// How many messages it stands for: more than 1 where a run of them cannot be read, of which it is the first.
+    pub messages: u32,
     /// The incarnation of its topic.
     pub topic: TopicId,
     /// Its queue.
     pub queue: QueueId,
     /// Its place there.
     pub queue_offset: QueueOffset,
-    /// Its id.
+    /// Its id; all 0 if its record could not be read.
     pub id: MessageId,
-    /// When it was stored.
+    /// When it was stored; 0 if its record could not be read.
     pub store_time: Timestamp,
     /// The name of its topic.
     pub topic_name: &'a str,
@@ -64,12 +84,8 @@ pub fn of_dead_letter(letter: &DeadLetter<'_>) -> Vec<u8> {
     value.extend_from_slice(&letter.queue.get().to_le_bytes());
     value.extend_from_slice(&letter.deliveries.to_le_bytes());
     value.extend_from_slice(&letter.id.index.to_le_bytes());
-    let reason: u16 = match letter.reason {
-        DeadReason::Attempts => 1,
-        DeadReason::GivenUp => 2,
-    };
-    value.extend_from_slice(&reason.to_le_bytes());
-    value.extend_from_slice(&[0; 4]);
+    value.extend_from_slice(&letter.reason.code().to_le_bytes());
+    value.extend_from_slice(&letter.messages.to_le_bytes());
     let mut out = Vec::with_capacity(DEAD_LETTER_LEN + letter.topic_name.len() + 8);
     let put = put_attribute(&mut out, DEAD_LETTER, &value)
         .and_then(|()| put_attribute(&mut out, ORIGIN_NAME, letter.topic_name.as_bytes()));
@@ -99,12 +115,10 @@ pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> 
     }
     let Some(value) = value else { return Ok(None) };
     Ok(Some(DeadLetter {
-        reason: match u16_at(value, 50)? {
-            1 => DeadReason::Attempts,
-            2 => DeadReason::GivenUp,
-            _ => return Err(DecodeError::Field { tag: DEAD_LETTER, len: value.len() }),
-        },
+        reason: DeadReason::of(u16_at(value, 50)?)
+            .ok_or(DecodeError::Field { tag: DEAD_LETTER, len: value.len() })?,
         deliveries: u32_at(value, 44)?,
+        messages: u32_at(value, 52)?,
         topic: TopicId::new(u64_at(value, 0)?),
         queue: QueueId::new(u32_at(value, 40)?),
         queue_offset: QueueOffset::new(u64_at(value, 8)?),
@@ -189,6 +203,7 @@ mod tests {
         let letter = DeadLetter {
             reason: DeadReason::GivenUp,
             deliveries: 3,
+            messages: 9,
             topic: TopicId::new(7),
             queue: QueueId::new(2),
             queue_offset: QueueOffset::new(5),
@@ -203,14 +218,14 @@ mod tests {
                 "02003800070000000000000005000000",
                 "00000000010000000000000000100000",
                 "000000004d0000000000000002000000",
-                "03000000060002000000000003000600",
+                "03000000060002000900000003000600",
                 "6f7264657273"
             ]
         );
         assert_eq!(dead_letter(&bytes), Ok(Some(letter)));
         assert_eq!((dead_letter(&[]), session(&bytes)), (Ok(None), Ok(None)));
         let mut wrong = bytes.clone();
-        wrong[4 + 50] = 3;
+        wrong[4 + 50] = 4;
         assert_eq!(dead_letter(&wrong), Err(DecodeError::Field { tag: 2, len: 56 }));
     }
 

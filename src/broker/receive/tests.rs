@@ -922,6 +922,118 @@ async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_ne
     rig.broker.close().unwrap();
 }
 
+/// A batch of one message that says it is compressed, and cannot be decompressed.
+fn not_decompressible(tag: &str) -> bytes::Bytes {
+    let mut batch = BatchBuilder::new();
+    let meta = NewMeta { tag: Some(tag), keys: vec!["k"], ..NewMeta::default() };
+    batch.push(&meta, &[b'x'; 4_096]);
+    let batch = batch.finish_compressed(&mut Compressor::new(Codec::Lz4).unwrap());
+    let bodies = Batch::parse(&batch).unwrap().bodies().to_vec();
+    let mut bytes = batch.to_vec();
+    let crc = crate::format::crc32c(&bodies).to_le_bytes();
+    let at = bytes.windows(4).position(|four| four == crc).unwrap();
+    let len = bytes.len();
+    bytes[len - bodies.len() / 2..].fill(0xff);
+    let crc = crate::format::crc32c(&bytes[len - bodies.len()..]).to_le_bytes();
+    bytes[at..at + 4].copy_from_slice(&crc);
+    bytes.into()
+}
+
+impl Rig {
+    /// The dead letters of `g`, as another group reads them.
+    async fn dead(&self) -> Vec<ReceivedMessage> {
+        let dead = self.broker.state.topics.get("%DLQ%g").unwrap();
+        self.broker.store.caught_up(dead.handle()).await;
+        let name = "readers";
+        self.broker.create_group(name, &GroupSettings::default(), soon()).await.unwrap();
+        let filter = all();
+        let request = self.request(&filter, 9);
+        self.receive_all(ReceiveRequest { group: name, topic: "%DLQ%g", ..request }).await
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_decompressed_is_a_dead_letter_without_body_that_does_not_go_back() {
+    for settings in [GroupSettings::default(), ordered()] {
+        let rig = Rig::new(1, settings).await;
+        rig.send_to(0, "1").await;
+        let batch = not_decompressible("tag");
+        let request = SendRequest {
+            topic: "t",
+            queue: Some(QueueId::ZERO),
+            batch,
+            session: None,
+            deadline: soon(),
+        };
+        let lost = rig.broker.send(request).await.unwrap();
+        rig.send_to(0, "3").await;
+        let mut got = Vec::new();
+        for _ in 0..2 {
+            let received = rig.receive(9).await;
+            got.extend(received.iter().map(|one| seen(one).3));
+            let handles: Vec<_> = received.iter().map(|one| one.handle.as_str()).collect();
+            rig.ack(&handles).await;
+        }
+        assert_eq!(got, ["1", "3"]);
+        assert_eq!(rig.committed(0).await, 3, "nothing of it is open");
+        assert_eq!(rig.broker.counters().gone.get(), 0);
+
+        let rig = rig.again();
+        let dead = rig.dead().await;
+        assert_eq!(dead.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "")]);
+        let (meta, _) = dead[0].parts().unwrap();
+        assert_eq!((meta.tag(), meta.keys().collect::<Vec<_>>()), (Some("tag"), vec!["k"]));
+        let letter = attributes::dead_letter(&dead[0].attributes).unwrap().unwrap();
+        assert_eq!(letter.reason, DeadReason::Undecodable);
+        assert_eq!((letter.queue_offset.get(), letter.deliveries, letter.messages), (1, 0, 1));
+        assert_eq!((letter.id.epoch, letter.id.offset), (lost.epoch, lost.offset));
+        let request =
+            RedriveRequest { group: "g", ids: &[], max: 9, run: Run::Real, deadline: soon() };
+        let redriven = rig.broker.redrive(&request).await.unwrap();
+        assert_eq!(redriven[0].fault, Some(RedriveFault::NoBody));
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_a_dead_letter_that_says_where_it_was_and_of_a_run_there_is_one() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "first").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let run = [("run", None, None); 3];
+    rig.store(Some(QueueId::ZERO), &run, None).await;
+    rig.send_to(0, "behind").await;
+    rig.pass(MINUTE);
+    let Rig { broker, clock, disk } = rig;
+    broker.close().unwrap();
+    drop(broker);
+    let log = disk.paths().into_iter().find(|path| path.ends_with("00000000000000000000.log"));
+    let log = log.unwrap();
+    let bytes = disk.durable_bytes(&log).unwrap();
+    for body in [b"first".as_slice(), b"runrunrun"] {
+        let at = bytes.windows(body.len()).position(|bytes| bytes == body).unwrap();
+        disk.corrupt(&log, at as u64, 1).unwrap();
+    }
+    let rig = Rig { broker: open(&disk, &clock), clock, disk };
+    assert_eq!(rig.seen(9).await, [of(0, 4, 1, "behind")]);
+    assert_eq!(rig.committed(0).await, 4);
+    let dead = rig.dead().await;
+    let letters: Vec<_> = dead
+        .iter()
+        .map(|one| {
+            assert_eq!(seen(one).3, "");
+            let letter = attributes::dead_letter(&one.attributes).unwrap().unwrap();
+            assert_eq!(letter.reason, DeadReason::Undecodable);
+            assert_eq!((letter.topic_name, letter.id.offset.get()), ("t", 0));
+            (letter.queue_offset.get(), letter.deliveries, letter.messages)
+        })
+        .collect();
+    // The first one was delivered before.
+    assert_eq!(BTreeSet::from_iter(letters), BTreeSet::from([(0, 1, 1), (1, 0, 3)]));
+    assert_eq!(rig.broker.counters().gone.get(), 2, "those that the run's dead letter stands for");
+    rig.broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn a_message_that_is_given_up_is_a_dead_letter_whoever_asks_twice() {
     let rig = Rig::new(1, GroupSettings::default()).await;

@@ -137,7 +137,8 @@ impl Broker {
     ) -> Result<Buried, BrokerError> {
         let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
         let stored = self.record_at(consumer.topic, queue, offset).await?;
-        let letter = letter(consumer, stored, due, death).await?;
+        let client = self.state.offsets.holder(consumer.key(), &due.open).unwrap_or_default();
+        let letter = letter(consumer, stored, (due, &client), death).await?;
         loop {
             let record = match &letter {
                 Some((batch, attributes)) => {
@@ -228,6 +229,11 @@ impl Broker {
     }
 }
 
+/// What there is to know of a dead letter, or of a message that was one, by the attributes of its record.
+pub fn dead_letter(attributes: &[u8]) -> Option<DeadLetter<'_>> {
+    attributes::dead_letter(attributes).ok().flatten()
+}
+
 /// The name of the topic of a group's dead letters.
 pub(super) fn name_of(group: &str) -> String {
     format!("{DEAD_LETTERS}{group}")
@@ -237,17 +243,20 @@ pub(super) fn name_of(group: &str) -> String {
 async fn letter(
     consumer: Consumer<'_>,
     stored: Stored,
-    due: Due,
+    (due, last_client): (Due, &str),
     Death { mut reason, messages }: Death,
 ) -> Result<Option<(Bytes, Bytes)>, BrokerError> {
     let offset = QueueOffset::new(due.place.1);
     let unknown = MessageId { epoch: Epoch::new(0), offset: PhysicalOffset::ZERO, index: 0 };
+    let mut redriven = 0;
     let (batch, id, store_time) = match stored {
         Stored::Gone => return Ok(None),
         Stored::Damaged => (None, unknown, Timestamp::ZERO),
         Stored::Record(record) => {
             let Some(index) = index_in(&record, offset) else { return Ok(None) };
             let id = MessageId { epoch: record.epoch, offset: record.offset, index };
+            let before = attributes::dead_letter(&record.attributes).ok().flatten();
+            redriven = before.map_or(0, |before| before.redriven);
             let batch = match cut_off(record.clone(), vec![index]).await {
                 Ok(mut batches) => batches.pop(),
                 Err(error) if is_lost(&error) => {
@@ -278,6 +287,11 @@ async fn letter(
         id,
         store_time,
         topic_name: consumer.topic.name(),
+        first_delivered: Timestamp::new(due.open.first_delivered),
+        last_delivered: Timestamp::new(due.open.last_delivered),
+        last_client,
+        redriven,
+        is_back: false,
     };
     Ok(Some((batch, Bytes::from(attributes::of_dead_letter(&origin)))))
 }

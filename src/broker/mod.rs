@@ -67,6 +67,7 @@ use crate::store::{
 
 // What answers are made of, and filters: the rooms above know the rooms below through the broker only.
 pub use crate::filter::{Expression, Language};
+pub use crate::format::attributes::{DeadLetter, DeadReason};
 pub use crate::format::batch::{BatchError, MetaView, NewMeta, TextField, limits};
 pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifySummary};
 
@@ -78,6 +79,7 @@ pub use clients::{
 };
 pub use config::BrokerConfig;
 pub use counters::{Certified, Connected, Unserved};
+pub use dead_letter::dead_letter;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
 pub use groups::{GroupDescription, GroupPage, GroupTopic};
 pub use names::{GroupNameFault, NameFault};

@@ -29,7 +29,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::budget::Permit;
 use super::clients;
 use super::cut::{self, Wanted};
-use super::dead_letter::Death;
+use super::dead_letter::{Death, dead_letter};
 use super::error::{BrokerError, RequestFault};
 use super::handle::Handle;
 use super::offsets::Position;
@@ -60,6 +60,9 @@ pub const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// The longest wait for a message.
 const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// Bytes of the name of who gets messages that are kept.
+const MAX_HOLDER: usize = 128;
 
 /// Queues that one look takes into its hand.
 const MAX_QUEUES: usize = 256;
@@ -107,6 +110,8 @@ pub struct ReceiveRequest<'a> {
     pub invisible: Duration,
     /// The client with which the leases end, if they do before their time is over: its id, as it introduced itself.
     pub client: Option<&'a str>,
+    /// Who gets them, for people: a client's id, or where it is; at most 128 bytes of it are kept. Empty: not known.
+    pub holder: &'a str,
     /// How long to wait for a message.
     pub wait: Duration,
     /// Names this receive among tries of the same: who tries again, as the answer was lost, gets what he was given.
@@ -150,8 +155,8 @@ impl ReceivedMessage {
 
     /// The topic that it was sent to and the id that it has there, if it is a dead letter.
     pub fn dead_letter_of(&self) -> Option<(&str, MessageId)> {
-        let letter = attributes::dead_letter(&self.attributes).ok().flatten();
-        letter.map(|letter| (letter.topic_name, letter.id))
+        let letter = dead_letter(&self.attributes);
+        letter.filter(|letter| !letter.is_back).map(|letter| (letter.topic_name, letter.id))
     }
 }
 
@@ -694,7 +699,9 @@ impl Broker {
             let claim = Claim { place: *place, lease, is_first: true };
             let Some(mut due) = self.state.offsets.held(receiver.consumer, claim) else { continue };
             // Nobody got it.
-            due.open.deliveries = 0;
+            let open = &mut due.open;
+            (open.deliveries, open.first_delivered, open.last_delivered) = (0, 0, 0);
+            open.holder = 0;
             let death = Death { reason: DeadReason::Undecodable, messages: *messages };
             let buried = self.bury(receiver.consumer, due, death, receiver.request.deadline).await;
             if let Err(error) = buried {
@@ -834,6 +841,13 @@ impl Broker {
                 next = first + u64::from(skip);
                 break;
             }
+            let is_for_others = !record.attributes.is_empty()
+                && attributes::one_group(&record.attributes).is_ok_and(|one| {
+                    one.is_some_and(|one| one != hand.receiver.consumer.group.id())
+                });
+            if is_for_others {
+                continue;
+            }
             let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
             let (wanted, batches) = match wanted {
                 Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Vec::new())),
@@ -927,6 +941,7 @@ impl Broker {
                 due: now.get().saturating_add(ms(request.invisible)).min(most),
                 attempt: receiver.attempt,
                 client: request.client.map_or(0, clients::hash_of),
+                holder: clipped(request.holder),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
                 // Those that are open already take no room, and must get done to make some.
@@ -1053,6 +1068,12 @@ pub(super) enum Stored {
     Damaged,
     /// Nothing: it is gone.
     Gone,
+}
+
+/// A name as far as it is kept.
+fn clipped(name: &str) -> &str {
+    let most = (0..=MAX_HOLDER).rev().find_map(|len| name.get(..len.min(name.len())));
+    most.unwrap_or_default()
 }
 
 /// Whether messages can never be had: they become dead letters, as a group must come past them.

@@ -9,7 +9,9 @@ use super::error::{Exit, Failure};
 use super::offset::{PROGRESS, progress_cells};
 use super::output::{Output, Row, fields, say, table};
 use super::{Connection, patiently, time};
-use crate::client::{Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run};
+use crate::client::{
+    Audience, Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run,
+};
 use crate::message::{InitialPosition, MessageId};
 
 /// Make, list, show, change and delete consumer groups
@@ -69,6 +71,9 @@ pub(crate) struct RedriveArgs {
     #[arg(short = 'n', value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=1_024))]
     max: u32,
+    /// All groups that receive from the topic get them again, not this one alone
+    #[arg(long)]
+    all_groups: bool,
     /// Say what would go and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -234,7 +239,8 @@ pub(crate) async fn run(
         GroupCommand::Redrive(args) => {
             let run = if args.dry_run { Run::Dry } else { Run::Real };
             // Not repeated: what went before an error is told by the next call.
-            let redriven = client.redrive(&args.name, &args.ids, args.max, run).await?;
+            let audience = if args.all_groups { Audience::All } else { Audience::OneGroup };
+            let redriven = client.redrive(&args.name, &args.ids, args.max, audience, run).await?;
             let mut many = output.many(REDRIVEN);
             for one in &redriven {
                 many.push(&ShownRedriven::from(one))?;

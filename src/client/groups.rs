@@ -34,6 +34,16 @@ pub struct Group {
     pub settings: message::GroupSettings,
 }
 
+/// Who gets dead letters that go back to their topics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audience {
+    /// The group whose dead letters they are.
+    #[default]
+    OneGroup,
+    /// Every group that receives from the topic.
+    All,
+}
+
 /// A dead letter that was to go back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redriven {
@@ -115,6 +125,7 @@ impl Client {
         group: &str,
         ids: &[MessageId],
         max: u32,
+        audience: Audience,
         run: Run,
     ) -> Result<Vec<Redriven>, ClientError> {
         let request = proto::RedriveDeadLettersRequest {
@@ -122,6 +133,7 @@ impl Client {
             ids: ids.iter().map(MessageId::to_string).collect(),
             max,
             dry_run: run == Run::Dry,
+            for_all_groups: audience == Audience::All,
         };
         let answer = self.admin.clone().redrive_dead_letters(within(request, CALL_TIMEOUT)).await;
         let dead_letters = self.answer(answer)?.dead_letters.into_iter();

@@ -68,7 +68,7 @@ const CLEAR_PIECE: usize = 1 << 20;
 /// Behind the end that a clean stop left, so many bytes are looked at: more than an epoch record.
 const CLEAN_LOOK: u64 = 64 << 10;
 /// No snapshot and no state image is written or read beyond this: above what the limits of the broker's state come to.
-pub(crate) const MAX_SNAPSHOT: u64 = 4 << 30;
+pub(crate) const MAX_SNAPSHOT: u64 = 5 << 30;
 
 /// What recovery hands to the store.
 pub(super) struct Recovered {

@@ -202,6 +202,7 @@ impl Broker for Fake {
         let queue = request.queue.unwrap_or(if grouped { 1 } else { topic.next_queue });
         let records = topic.queue(queue)?;
         let record = proto::Record {
+            dead_letter: None,
             epoch: EPOCH,
             physical_offset: physical,
             first_queue_offset: range(records).max,
@@ -458,6 +459,7 @@ fn singles(
         };
         at = end;
         let found = proto::FoundMessage {
+            dead_letter: None,
             message_id: format!("{:x}-{:x}-{index:x}", record.epoch, record.physical_offset),
             topic: topic.to_owned(),
             queue,

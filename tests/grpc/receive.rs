@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use mainstem::client::{
-    Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Reason, Receive, Redriven,
-    Run,
+    Audience, Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Order, Pull,
+    Query, Reason, Receive, Redriven, Run, Selector,
 };
+use mainstem::format::batch::TagFilter;
 use mainstem::message::{QueueId, QueueOffset};
 use mainstem::proto::{ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, TopicConfig};
 use tonic::Code;
@@ -121,13 +122,52 @@ async fn a_dead_letter_is_sent_back_by_its_id() {
         }
     })
     .await;
-    let planned = client.redrive("g", &[], 9, Run::Dry).await.unwrap();
+    let letter = dead.message.dead_letter.clone().unwrap();
+    assert_eq!((letter.reason.as_str(), letter.topic.as_str()), ("attempts", "t"));
+    assert_eq!(letter.message_id, Some(given_up.message.id));
+    assert_eq!(letter.store_time, Some(given_up.message.store_time));
+    assert_eq!((letter.queue, letter.queue_offset), (QueueId::new(1), QueueOffset::ZERO));
+    assert_eq!((letter.deliveries, letter.messages, letter.redriven), (1, 1, 0));
+    assert!(letter.first_delivered.is_some() && letter.first_delivered == letter.last_delivered);
+    assert!(letter.last_client.starts_with("127.0.0.1:"), "{}", letter.last_client);
+    // Whoever reads it in another way sees the same.
+    let pull = Pull {
+        topic: "%DLQ%g",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        max_messages: None,
+        max_bytes: None,
+        wait: Duration::ZERO,
+        tags: "*",
+        filter: &TagFilter::All,
+        group: None,
+        epoch: None,
+    };
+    let pulled = client.pull(&pull).await.unwrap().messages.remove(0);
+    assert_eq!(pulled.dead_letter.as_ref(), Some(&letter));
+    let by_id = Query {
+        selector: Selector::MessageId(dead.message.id),
+        begin: None,
+        end: None,
+        order: Order::NewestFirst,
+        limit: 1,
+        page: String::new(),
+    };
+    let found = client.query(&by_id).await.unwrap().messages.remove(0);
+    assert_eq!(found.dead_letter, Some(letter));
+    let planned = client.redrive("g", &[], 9, Audience::OneGroup, Run::Dry).await.unwrap();
     let back = Redriven { id: dead.message.id, topic: "t".to_owned(), fault: None };
     assert_eq!(planned, std::slice::from_ref(&back));
-    assert_eq!(client.redrive("g", &[dead.message.id], 9, Run::Real).await.unwrap(), [back]);
-    assert_eq!(client.redrive("g", &[], 9, Run::Real).await.unwrap(), []);
+    assert_eq!(
+        client.redrive("g", &[dead.message.id], 9, Audience::OneGroup, Run::Real).await.unwrap(),
+        [back]
+    );
+    assert_eq!(client.redrive("g", &[], 9, Audience::OneGroup, Run::Real).await.unwrap(), []);
     let again = client.receive(&Receive { wait: Duration::from_secs(20), ..RECEIVE }).await;
-    assert_eq!(bodies(&again.unwrap()), wanted(&[("c", 1)]));
+    let again = again.unwrap();
+    assert_eq!(bodies(&again), wanted(&[("c", 1)]));
+    let history = again[0].message.dead_letter.as_ref().unwrap();
+    assert_eq!((history.redriven, history.is_back), (1, true));
     let request = RedriveDeadLettersRequest {
         group: "g".to_owned(),
         ids: vec!["nonsense".to_owned()],

@@ -98,6 +98,7 @@ impl Rig {
             max_bytes: 1 << 20,
             invisible: MINUTE,
             client: None,
+            holder: "somebody",
             wait: Duration::ZERO,
             attempt: "",
             deadline: soon(),
@@ -439,6 +440,7 @@ async fn who_is_woken_and_goes_away_before_he_took_anything_wakes_the_next() {
         async move {
             let filter = all();
             let request = ReceiveRequest {
+                holder: "",
                 group: "g",
                 topic: "t",
                 filter: &filter,
@@ -917,6 +919,8 @@ async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_ne
     assert_eq!(dead.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "a1")]);
     let letter = crate::format::attributes::dead_letter(&dead[0].attributes).unwrap().unwrap();
     assert_eq!((letter.topic_name, letter.queue_offset.get(), letter.deliveries), ("t", 0, 2));
+    let delivered = [letter.first_delivered.get(), letter.last_delivered.get()];
+    assert_eq!((delivered, letter.last_client), ([1_000_000, 1_060_000], "somebody"));
     assert_eq!(letter.reason, crate::format::attributes::DeadReason::Attempts);
     assert_eq!(rig.committed(0).await, 1);
     rig.broker.close().unwrap();
@@ -987,8 +991,14 @@ async fn what_cannot_be_decompressed_is_a_dead_letter_without_body_that_does_not
         assert_eq!(letter.reason, DeadReason::Undecodable);
         assert_eq!((letter.queue_offset.get(), letter.deliveries, letter.messages), (1, 0, 1));
         assert_eq!((letter.id.epoch, letter.id.offset), (lost.epoch, lost.offset));
-        let request =
-            RedriveRequest { group: "g", ids: &[], max: 9, run: Run::Real, deadline: soon() };
+        let request = RedriveRequest {
+            group: "g",
+            ids: &[],
+            max: 9,
+            for_all: false,
+            run: Run::Real,
+            deadline: soon(),
+        };
         let redriven = rig.broker.redrive(&request).await.unwrap();
         assert_eq!(redriven[0].fault, Some(RedriveFault::NoBody));
         rig.broker.close().unwrap();
@@ -1205,7 +1215,7 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
 
     let redrive = async |rig: &Rig, ids: &[MessageId], max, run| {
         let deadline = soon();
-        let request = RedriveRequest { group: "g", ids, max, run, deadline };
+        let request = RedriveRequest { group: "g", ids, max, for_all: false, run, deadline };
         rig.broker.redrive(&request).await.unwrap()
     };
     let planned = redrive(&rig, &[], 9, Run::Dry).await;
@@ -1230,14 +1240,55 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
     let meta = batch.metas().next().unwrap().unwrap();
     assert_eq!((meta.tag(), meta.keys().collect::<Vec<_>>()), (Some("x"), vec!["k"]));
     assert_eq!(received[0].dead_letter_of(), None);
+    let history = dead_letter(&received[0].attributes).unwrap();
+    assert_eq!((history.reason, history.redriven), (DeadReason::GivenUp, 1));
+    assert_eq!((history.is_back, history.id.index), (true, 0));
+    assert_eq!(history.last_client, "somebody");
     let left = redrive(&rig, &[], 9, Run::Real).await;
     assert_eq!(faults(&left), [Some(RedriveFault::NoTopic)], "it stays, and can be tried again");
     assert_eq!(rig.broker.counters().redriven.get(), 1, "since the start");
-    let none =
-        RedriveRequest { group: "nobody", ids: &[], max: 1, run: Run::Dry, deadline: soon() };
+    let none = RedriveRequest {
+        group: "nobody",
+        ids: &[],
+        max: 1,
+        for_all: false,
+        run: Run::Dry,
+        deadline: soon(),
+    };
     assert!(matches!(rig.broker.redrive(&none).await, Err(BrokerError::UnknownGroup { .. })));
     let many = RedriveRequest { max: MAX_RECEIVE + 1, ..none };
     assert!(matches!(rig.broker.redrive(&many).await, Err(BrokerError::TooLarge { .. })));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_history() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.broker.create_group("other", &GroupSettings::default(), soon()).await.unwrap();
+    let filter = all();
+    let others = ReceiveRequest { group: "other", ..rig.request(&filter, 9) };
+    rig.send_to(0, "a").await;
+    assert_eq!(rig.receive_all(others).await.len(), 1);
+    for (for_all, redriven) in [(false, 1), (true, 2)] {
+        let message = rig.receive(1).await.remove(0);
+        rig.broker.forward_to_dead_letters("g", "t", &message.handle, soon()).await.unwrap();
+        let redrive = RedriveRequest {
+            group: "g",
+            ids: &[],
+            max: 9,
+            for_all,
+            run: Run::Real,
+            deadline: soon(),
+        };
+        assert_eq!(rig.broker.redrive(&redrive).await.unwrap().len(), 1);
+        let received = rig.receive_all(others).await;
+        assert_eq!(received.len(), usize::from(for_all), "{for_all}");
+        let message = rig.receive(1).await.remove(0);
+        assert_eq!(seen(&message), of(0, redriven.into(), 1, "a"));
+        let history = dead_letter(&message.attributes).unwrap();
+        assert_eq!((history.redriven, history.is_back), (redriven, true));
+        assert_eq!(rig.hold(&message.handle, Hold::Undo).await.map(|_| ()), Ok(()));
+    }
     rig.broker.close().unwrap();
 }
 
@@ -1403,6 +1454,7 @@ async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
             let filter = all();
             loop {
                 let request = ReceiveRequest {
+                    holder: "",
                     group: "g",
                     topic: "t",
                     filter: &filter,
@@ -1473,6 +1525,7 @@ async fn one_message_ends_one_wait_however_many_there_are() {
         tasks.spawn(async move {
             let filter = all();
             let request = ReceiveRequest {
+                holder: "",
                 group: "g",
                 topic: "t",
                 filter: &filter,

@@ -103,6 +103,7 @@ pub(super) async fn redrive(
         group: &request.group,
         ids: &ids,
         max: or_default(request.max, DEFAULT_REDRIVE),
+        for_all: request.for_all_groups,
         run: if request.dry_run { Run::Dry } else { Run::Real },
         deadline,
     };

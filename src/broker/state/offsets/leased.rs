@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
-    Claim, Due, Given, Kind, Leases, Lock, OpenCount, Place, Repeated, Rule, Standing, Taken,
+    Claim, Due, Given, Kind, Leases, Lock, Open, OpenCount, Place, Repeated, Rule, Standing, Taken,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -86,6 +86,8 @@ pub(crate) struct Giving<'a> {
     pub(crate) attempt: Option<u64>,
     /// The client with which the leases end, as a hash; 0 without one.
     pub(crate) client: u64,
+    /// Who gets them, for people.
+    pub(crate) holder: &'a str,
 }
 
 /// A message that was given.
@@ -164,10 +166,21 @@ impl Unit {
         let mut leases = self.leases.take().unwrap_or_default();
         let position = |queue| self.position_or_begin(queue);
         let positions = match transition {
-            Transition::LeasesGiven { epoch, at, due, attempt, client, cursors, runs, .. } => {
+            Transition::LeasesGiven {
+                epoch,
+                at,
+                due,
+                attempt,
+                client,
+                holder,
+                cursors,
+                runs,
+                ..
+            } => {
                 let lease = LeaseId { epoch: *epoch, number: end.get() };
                 let (at, due, attempt, client) = (*at, due.get(), *attempt, *client);
-                leases.given(Given { lease, at, due, attempt, client, cursors, runs }, position)
+                let given = Given { lease, at, due, attempt, client, holder, cursors, runs };
+                leases.given(given, position)
             }
             Transition::MessagesFinished { epoch, runs, .. } => {
                 leases.finished(runs, epoch.map(|epoch| LeaseId { epoch, number: end.get() }))
@@ -348,6 +361,7 @@ impl Offsets {
                 due,
                 attempt,
                 client,
+                holder: String::new(),
                 cursors,
                 runs,
             });
@@ -466,6 +480,13 @@ impl Offsets {
         }
         let open = *unit.leases.as_ref()?.get(claim.place)?;
         Some(Due { place: claim.place, open })
+    }
+
+    /// Who got an open message last, if that is known.
+    pub(crate) fn holder(&self, key: (GroupId, TopicId), open: &Open) -> Option<Arc<str>> {
+        let unit = self.known(key)?;
+        let unit = lock(&unit);
+        unit.leases.as_ref()?.holder(open)
     }
 
     /// How the open messages of queues stand.
@@ -858,6 +879,7 @@ impl Plan {
                 due: Timestamp::new(giving.due),
                 attempt: giving.attempt.filter(|_| !self.messages.is_empty()),
                 client: if self.messages.is_empty() { 0 } else { giving.client },
+                holder: if self.messages.is_empty() { "" } else { giving.holder }.to_owned(),
                 cursors: self.cursors.clone(),
                 runs: self.runs.clone(),
             });

@@ -114,7 +114,7 @@ impl Broker {
     }
 
     /// Waits until a dead letter may be acknowledged by both topics.
-    async fn durable_dead_letter(
+    pub(super) async fn durable_dead_letter(
         &self,
         consumer: Consumer<'_>,
         end: PhysicalOffset,
@@ -153,7 +153,9 @@ impl Broker {
             };
             let by = match death.reason {
                 DeadReason::GivenUp => FinishedBy::Holder,
-                DeadReason::Attempts | DeadReason::Undecodable => FinishedBy::Broker,
+                DeadReason::Attempts | DeadReason::Undecodable | DeadReason::Operator => {
+                    FinishedBy::Broker
+                }
             };
             match self.state.offsets.bury(consumer, due, by, record) {
                 Ok(Some(end)) => {

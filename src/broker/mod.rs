@@ -10,6 +10,7 @@
 //! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
 //! | `receive.rs`, `settle.rs` | messages leased to consumers, and what they do with them |
 //! | `tend.rs`, `dead_letter.rs` | what is due again; what was delivered too often |
+//! | `waiting.rs` | what waits for another delivery, for operators |
 //! | `cut.rs`, `handle.rs` | single messages out of records; signed receipts of leases |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
 //! | `verify.rs` | a look at the whole store while it serves |
@@ -50,6 +51,7 @@ mod tests;
 mod token;
 mod topics;
 mod verify;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,6 +106,10 @@ pub use topics::{
     Purge, QueueDescription, RETENTION_BYTES, RETENTION_MS, TopicDescription, TopicPage,
 };
 pub use verify::VerifyEvent;
+pub use waiting::{
+    SettleFault, SettleRequest, SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
+    WaitingRequest,
+};
 
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);

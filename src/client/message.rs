@@ -50,7 +50,7 @@ pub struct Message {
 /// What there is to know of a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Why it is one: `attempts`, `given_up`, `undecodable`; a number if the broker is newer.
+    /// Why it is one: `attempts`, `given_up`, `undecodable`, `operator`; a number if the broker is newer.
     pub reason: String,
     /// The topic that it comes from.
     pub topic: String,
@@ -84,6 +84,7 @@ impl DeadLetter {
             Ok(proto::DeadReason::Attempts) => "attempts".to_owned(),
             Ok(proto::DeadReason::GivenUp) => "given_up".to_owned(),
             Ok(proto::DeadReason::Undecodable) => "undecodable".to_owned(),
+            Ok(proto::DeadReason::Operator) => "operator".to_owned(),
             Ok(proto::DeadReason::Unspecified) | Err(_) => letter.reason.to_string(),
         };
         let time = |ms: u64| (ms > 0).then(|| Timestamp::new(ms));

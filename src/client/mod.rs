@@ -55,7 +55,10 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 pub use self::clients::{ClientKind, ConnectedClient, FilterKind, Subscription};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
-pub use self::groups::{Audience, Group, GroupDescription, GroupSettings, GroupTopic, Redriven};
+pub use self::groups::{
+    Audience, Group, GroupDescription, GroupSettings, GroupTopic, Redriven, SettledMessage,
+    WaitingAction, WaitingMessage, WaitingPage,
+};
 pub use self::message::{DeadLetter, Message, MessageRef};
 use self::message::{Place, Taken, Unpacker};
 pub use self::offsets::{

@@ -3,7 +3,7 @@
 //! | tag | len | attribute        | meaning                                                                    |
 //! | --: | --: | ---------------- | -------------------------------------------------------------------------- |
 //! |   1 |  24 | producer session | session u64, epoch u64, sequence u64: a retry of the batch is not stored again |
-//! |   2 |  80 | dead letter      | where it comes from: topic u64, queue offset u64, epoch and physical offset of its record u64, its store time u64, queue u32, deliveries u32, index u16, reason u16 (1 deliveries, 2 given up, 3 undecodable), messages u32, first and last delivery u64 each on the clock of leases, times it went back u32, where it is u32 (0 among the dead letters, 1 back in its topic); epoch, physical offset, index and store time are 0 where the record could not be read |
+//! |   2 |  80 | dead letter      | where it comes from: topic u64, queue offset u64, epoch and physical offset of its record u64, its store time u64, queue u32, deliveries u32, index u16, reason u16 (1 deliveries, 2 given up, 3 undecodable, 4 operator), messages u32, first and last delivery u64 each on the clock of leases, times it went back u32, where it is u32 (0 among the dead letters, 1 back in its topic); epoch, physical offset, index and store time are 0 where the record could not be read |
 //! |   3 |     | its topic's name | UTF-8                                                                      |
 //! |   4 |     | its last client  | UTF-8                                                                      |
 //! |   5 |   8 | one group        | group u64: it is for that one alone, and others pass over it               |
@@ -34,16 +34,19 @@ pub enum DeadReason {
     GivenUp,
     /// It cannot be read, or not be decompressed: nobody could be given it.
     Undecodable,
+    /// An operator said so.
+    Operator,
 }
 
 impl DeadReason {
-    const ALL: [Self; 3] = [Self::Attempts, Self::GivenUp, Self::Undecodable];
+    const ALL: [Self; 4] = [Self::Attempts, Self::GivenUp, Self::Undecodable, Self::Operator];
 
     fn code(self) -> u16 {
         match self {
             Self::Attempts => 1,
             Self::GivenUp => 2,
             Self::Undecodable => 3,
+            Self::Operator => 4,
         }
     }
 
@@ -293,7 +296,7 @@ mod tests {
         assert_eq!(dead_letter(&bytes), Ok(Some(letter)));
         assert_eq!((dead_letter(&[]), session(&bytes)), (Ok(None), Ok(None)));
         let mut wrong = bytes.clone();
-        wrong[4 + 50] = 4;
+        wrong[4 + 50] = 5;
         assert_eq!(dead_letter(&wrong), Err(DecodeError::Field { tag: 2, len: 80 }));
         assert_eq!(one_group(&bytes), Ok(None));
         put_one_group(&mut bytes, GroupId::new(7));

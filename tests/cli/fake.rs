@@ -769,6 +769,20 @@ impl Admin for Fake {
         Err(without_groups())
     }
 
+    async fn list_waiting(
+        &self,
+        _: Request<proto::ListWaitingRequest>,
+    ) -> Result<Response<proto::ListWaitingResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn settle_waiting(
+        &self,
+        _: Request<proto::SettleWaitingRequest>,
+    ) -> Result<Response<proto::SettleWaitingResponse>, Status> {
+        Err(without_groups())
+    }
+
     async fn reset_offsets(
         &self,
         _: Request<proto::ResetOffsetsRequest>,

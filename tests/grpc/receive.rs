@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use mainstem::client::{
     Audience, Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Order, Pull,
-    Query, Reason, Receive, Redriven, Run, Selector,
+    Query, Reason, Receive, Redriven, Run, Selector, SettledMessage, WaitingAction,
 };
 use mainstem::format::batch::TagFilter;
 use mainstem::message::{QueueId, QueueOffset};
-use mainstem::proto::{ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, TopicConfig};
+use mainstem::proto::{
+    ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, SettleWaitingRequest, TopicConfig,
+};
 use tonic::Code;
 
 use crate::support::{Server, batch, refusal, refused, soon, to};
@@ -174,6 +176,32 @@ async fn a_dead_letter_is_sent_back_by_its_id() {
         ..RedriveDeadLettersRequest::default()
     };
     let answer = server.admin.clone().redrive_dead_letters(request).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_shown_and_settled_by_its_id() {
+    let (server, client) = server().await;
+    let leased = all_three(&client).await;
+    let c = leased.iter().find(|one| one.message.body.as_ref() == b"c").unwrap();
+    let later = Hold::RetryAfter(Duration::from_secs(3_600));
+    client.extend("g", "t", &[(c.handle.as_str(), later)]).await.unwrap();
+    let page = client.waiting("g", "t", None, 9).await.unwrap();
+    assert_eq!((page.due, page.waiting, page.more), (0, 1, false));
+    assert_eq!((page.messages[0].id, page.messages[0].deliveries), (Some(c.message.id), 1));
+    assert!(page.messages[0].last_client.starts_with("127.0.0.1:"));
+    let ids = [c.message.id, "9-0-0".parse().unwrap()];
+    let settled = client.settle_waiting("g", "t", &ids, 9, WaitingAction::Retry).await.unwrap();
+    assert_eq!((settled[0].id, settled[0].place), (Some(ids[1]), None));
+    assert_eq!(settled[0].fault.as_deref(), Some("it does not wait"));
+    let place = Some((QueueId::new(1), QueueOffset::ZERO));
+    let done = SettledMessage { id: Some(ids[0]), place, fault: None };
+    assert_eq!(settled[1], done);
+    let again =
+        client.receive(&Receive { wait: Duration::from_secs(20), ..RECEIVE }).await.unwrap();
+    assert_eq!(bodies(&again), wanted(&[("c", 2)]));
+    let request = SettleWaitingRequest { group: "g".to_owned(), ..Default::default() };
+    let answer = server.admin.clone().settle_waiting(request).await;
     assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
 }
 

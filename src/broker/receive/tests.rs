@@ -7,7 +7,8 @@ use crate::broker::state::leases::Claim;
 use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
     Introduction, NewMessage, Position, RedriveFault, RedriveRequest, Redriven, ResetRequest, Run,
-    SendMessages, SendRequest,
+    SendMessages, SendRequest, SettleFault, SettleRequest, SettledMessage, WaitingAction,
+    WaitingMessage, WaitingPage, WaitingRequest,
 };
 use crate::file::Operation;
 use crate::filter::Language;
@@ -1258,6 +1259,94 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
     assert!(matches!(rig.broker.redrive(&none).await, Err(BrokerError::UnknownGroup { .. })));
     let many = RedriveRequest { max: MAX_RECEIVE + 1, ..none };
     assert!(matches!(rig.broker.redrive(&many).await, Err(BrokerError::TooLarge { .. })));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_waits_is_shown_and_delivered_now_or_buried_as_an_operator_says() {
+    let settings =
+        GroupSettings { retry_delays_ms: vec![60_000, 600_000], ..GroupSettings::default() };
+    let rig = Rig::new(1, settings).await;
+    for body in ["a", "b", "c", "d"] {
+        rig.send_to(0, body).await;
+    }
+    let waiting = async |rig: &Rig, after: Option<u64>, limit| {
+        let after = after.map(|offset| (QueueId::ZERO, QueueOffset::new(offset)));
+        let deadline = soon();
+        let request = WaitingRequest { group: "g", topic: "t", after, limit, deadline };
+        rig.broker.list_waiting(&request).await.unwrap()
+    };
+    assert_eq!(waiting(&rig, None, 9).await, WaitingPage::default());
+    let received = rig.receive(9).await;
+    assert_eq!(waiting(&rig, None, 9).await, WaitingPage::default(), "somebody has them");
+    for message in &received[..3] {
+        rig.hold(&message.handle, Hold::Retry).await.unwrap();
+    }
+    rig.pass(Duration::from_secs(20));
+    let rig = rig.again();
+    let page = waiting(&rig, None, 2).await;
+    assert_eq!((page.due, page.waiting, page.more), (0, 3, true));
+    assert_eq!((page.oldest_ms, page.next_due_in_ms), (Some(20_000), Some(40_000)));
+    let expected = WaitingMessage {
+        id: Some(received[0].id),
+        queue: QueueId::ZERO,
+        queue_offset: QueueOffset::ZERO,
+        deliveries: 1,
+        due_in_ms: 40_000,
+        first_delivered: Timestamp::new(1_000_000),
+        last_delivered: Timestamp::new(1_000_000),
+        last_client: "somebody".into(),
+    };
+    assert_eq!((page.messages.len(), &page.messages[0]), (2, &expected));
+    let rest = waiting(&rig, Some(1), 2).await;
+    assert_eq!((rest.messages.len(), rest.messages[0].id), (1, Some(received[2].id)));
+    assert!(!rest.more);
+
+    let settle = async |rig: &Rig, ids: &[MessageId], max, action| {
+        let (group, topic, deadline) = ("g", "t", soon());
+        let request = SettleRequest { group, topic, ids, max, action, deadline };
+        rig.broker.settle_waiting(&request).await.unwrap()
+    };
+    let ids: Vec<_> = received.iter().map(|one| one.id).collect();
+    let of = |at: u64, fault| SettledMessage {
+        id: Some(ids[at as usize]),
+        place: Some((QueueId::ZERO, QueueOffset::new(at))),
+        fault,
+    };
+    let retry = settle(&rig, &[ids[1], ids[3]], 9, WaitingAction::Retry).await;
+    assert_eq!(retry, [of(3, Some(SettleFault::NotWaiting)), of(1, None)]);
+    let page = waiting(&rig, None, 9).await;
+    assert_eq!((page.due, page.waiting, page.messages[1].due_in_ms), (1, 2, 0));
+    assert_eq!(rig.seen(9).await, [super::tests::of(0, 1, 2, "b")]);
+    let buried = settle(&rig, &[ids[0]], 9, WaitingAction::DeadLetter).await;
+    assert_eq!(buried, [of(0, None)]);
+    let again = settle(&rig, &[ids[0]], 9, WaitingAction::DeadLetter).await;
+    assert_eq!(again, [of(0, Some(SettleFault::NotWaiting))]);
+    assert_eq!(settle(&rig, &[], 9, WaitingAction::Retry).await, [of(2, None)]);
+    assert_eq!(settle(&rig, &[], 9, WaitingAction::Retry).await, [], "it can be delivered already");
+    assert_eq!(settle(&rig, &[], 9, WaitingAction::DeadLetter).await, [of(2, None)]);
+    let letters = rig.dead().await;
+    let reasons: Vec<_> = letters
+        .iter()
+        .map(|one| (seen(one).3, dead_letter(&one.attributes).unwrap().reason))
+        .collect();
+    let expected = [("a".to_owned(), DeadReason::Operator), ("c".to_owned(), DeadReason::Operator)];
+    assert_eq!(reasons, expected);
+    // The group's own dead letters are none twice.
+    let filter = all();
+    let own = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 1) };
+    let own = rig.broker.receive_messages(own).await.unwrap().messages.remove(0);
+    rig.pass(MINUTE);
+    let request = SettleRequest {
+        group: "g",
+        topic: "%DLQ%g",
+        ids: &[own.id],
+        max: 1,
+        action: WaitingAction::DeadLetter,
+        deadline: soon(),
+    };
+    let refused = rig.broker.settle_waiting(&request).await.unwrap();
+    assert_eq!(refused[0].fault, Some(SettleFault::IsDeadLetter));
     rig.broker.close().unwrap();
 }
 

@@ -373,6 +373,20 @@ impl Admin for Native {
         groups::redrive(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 
+    async fn list_waiting(
+        &self,
+        request: Request<proto::ListWaitingRequest>,
+    ) -> Result<Response<proto::ListWaitingResponse>, Status> {
+        groups::waiting(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn settle_waiting(
+        &self,
+        request: Request<proto::SettleWaitingRequest>,
+    ) -> Result<Response<proto::SettleWaitingResponse>, Status> {
+        groups::settle_waiting(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
     async fn reset_offsets(
         &self,
         request: Request<proto::ResetOffsetsRequest>,
@@ -412,6 +426,7 @@ fn dead_letter(attributes: &[u8]) -> Option<proto::DeadLetter> {
         DeadReason::Attempts => proto::DeadReason::Attempts,
         DeadReason::GivenUp => proto::DeadReason::GivenUp,
         DeadReason::Undecodable => proto::DeadReason::Undecodable,
+        DeadReason::Operator => proto::DeadReason::Operator,
     };
     let is_known = letter.store_time > Timestamp::ZERO;
     Some(proto::DeadLetter {

@@ -94,6 +94,15 @@ impl Open {
         Seen { state, due, group_hash, next_delivery: self.next_delivery() }
     }
 
+    /// Whether it was delivered and nobody has it.
+    pub(crate) fn is_waiting(&self, now: u64) -> bool {
+        match self.state {
+            OpenState::Ahead => false,
+            OpenState::Leased => self.due <= now,
+            OpenState::Waiting => true,
+        }
+    }
+
     /// Which delivery the next one is.
     pub(crate) fn next_delivery(&self) -> u32 {
         let more = u32::from(!self.same_delivery || self.deliveries == 0);
@@ -125,6 +134,19 @@ pub(crate) struct OpenCount {
     pub(crate) leased: u64,
     /// They wait for their time, or for others.
     pub(crate) waiting: u64,
+}
+
+/// What was delivered and nobody has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WaitingCount {
+    /// So many can be delivered again now.
+    pub(crate) due: u64,
+    /// So many wait for their time.
+    pub(crate) waiting: u64,
+    /// The earliest first delivery of them.
+    pub(crate) oldest: Option<u64>,
+    /// When the first of those that wait is due.
+    pub(crate) next_due: Option<u64>,
 }
 
 /// A message that is due, in the hand of who takes it.
@@ -263,6 +285,37 @@ impl Leases {
                 OpenState::Leased => count.leased += 1,
                 OpenState::Waiting => count.waiting += 1,
             }
+        }
+        count
+    }
+
+    /// What was delivered and nobody has, by queue and offset, behind a place.
+    pub(crate) fn waiting(&self, after: Option<Place>, now: u64) -> impl Iterator<Item = Due> {
+        let mut queues: Vec<_> = self.queues.keys().copied().collect();
+        queues.sort_unstable();
+        queues.into_iter().filter_map(|queue| Some((queue, self.queues.get(&queue)?))).flat_map(
+            move |(queue, of_queue)| {
+                let open =
+                    of_queue.open.iter().map(move |(offset, open)| ((queue, *offset), *open));
+                let open = open.filter(move |(place, _)| after.is_none_or(|after| *place > after));
+                open.map(|(place, open)| Due { place, open })
+                    .filter(move |due| due.open.is_waiting(now))
+            },
+        )
+    }
+
+    /// How much of that there is.
+    pub(crate) fn count_waiting(&self, now: u64) -> WaitingCount {
+        let mut count = WaitingCount::default();
+        for Due { open, .. } in self.waiting(None, now) {
+            match open.due <= now {
+                true => count.due += 1,
+                false => {
+                    count.waiting += 1;
+                    count.next_due = count.next_due.into_iter().chain([open.due]).min();
+                }
+            }
+            count.oldest = count.oldest.into_iter().chain([open.first_delivered]).min();
         }
         count
     }

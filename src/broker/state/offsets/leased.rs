@@ -10,6 +10,7 @@ use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
     Claim, Due, Given, Kind, Leases, Lock, Open, OpenCount, Place, Repeated, Rule, Standing, Taken,
+    WaitingCount,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -480,6 +481,50 @@ impl Offsets {
         }
         let open = *unit.leases.as_ref()?.get(claim.place)?;
         Some(Due { place: claim.place, open })
+    }
+
+    /// How much was delivered and nobody has; up to `limit` of it behind a place, and whether there is more.
+    pub(crate) fn waiting(
+        &self,
+        key: (GroupId, TopicId),
+        after: Option<Place>,
+        now: u64,
+        limit: usize,
+    ) -> (WaitingCount, Vec<Due>, bool) {
+        let Some(unit) = self.known(key) else { return Default::default() };
+        let unit = lock(&unit);
+        let Some(leases) = &unit.leases else { return Default::default() };
+        let mut found = leases.waiting(after, now);
+        let page = found.by_ref().take(limit).collect();
+        let more = found.next().is_some();
+        (leases.count_waiting(now), page, more)
+    }
+
+    /// Up to `limit` of it: `all`, or what waits for its time.
+    pub(crate) fn first_waiting(
+        &self,
+        key: (GroupId, TopicId),
+        all: bool,
+        now: u64,
+        limit: usize,
+    ) -> Vec<Due> {
+        let Some(unit) = self.known(key) else { return Vec::new() };
+        let unit = lock(&unit);
+        let waiting = unit.leases.iter().flat_map(|leases| leases.waiting(None, now));
+        waiting.filter(|due| all || due.open.due > now).take(limit).collect()
+    }
+
+    /// A message, if it was delivered and nobody has it.
+    pub(crate) fn waiting_at(
+        &self,
+        key: (GroupId, TopicId),
+        place: Place,
+        now: u64,
+    ) -> Option<Due> {
+        let unit = self.known(key)?;
+        let unit = lock(&unit);
+        let open = *unit.leases.as_ref()?.get(place)?;
+        open.is_waiting(now).then_some(Due { place, open })
     }
 
     /// Who got an open message last, if that is known.

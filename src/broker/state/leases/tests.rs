@@ -304,8 +304,16 @@ impl Game {
                 self.change(places, *after, *leased, *same);
             }
             Step::Reset(queue, to) => {
+                let before = self.model.ends.contains_key(queue);
                 let done = self.rig.reset(&[(*queue, *to)], OffsetCause::Reset);
                 let Commit::Done { end, .. } = done else { panic!("{done:?}") };
+                // Where it is already, with nothing open: nothing is said, and receipts are worth what they were.
+                let mut of_queue =
+                    self.model.messages.iter().filter(|(place, _)| place.0 == *queue);
+                let is_open = of_queue.any(|(_, truth)| matches!(truth, Truth::Open { .. }));
+                if !is_open && self.model.end(*queue) == *to && before {
+                    return self.check();
+                }
                 let number = end.get();
                 self.model.messages.retain(|place, _| place.0 != *queue);
                 self.model.ends.insert(*queue, *to);

@@ -288,16 +288,17 @@ impl Offsets {
         if consumer.is_gone(&unit) {
             return Ok(Gave::Deleted);
         }
+        let now = consumer.store.lease_time().get();
         let mut leases = unit.leases.take();
         if let Some(leases) = &mut leases {
             leases.arrange(consumer.rule());
         }
         let plan = match &leases {
-            Some(leases) => Plan::of(&unit, leases, giving),
+            Some(leases) => Plan::of(&unit, leases, giving, now),
             None => {
                 let mut none = Leases::default();
                 none.arrange(consumer.rule());
-                Plan::of(&unit, &none, giving)
+                Plan::of(&unit, &none, giving, now)
             }
         };
         unit.leases = leases;
@@ -815,8 +816,9 @@ impl Settled {
 }
 
 /// To an ordered group: the messages in the hand before which nothing of their message group is open, but what is in
-/// the hand too. Who had a message last may have changed its lease meanwhile: then those behind it wait.
-fn in_turn(leases: &Leases, giving: &Giving<'_>) -> Option<HashSet<Place, Hasher>> {
+/// the hand too. Who had a message last may have changed its lease meanwhile: then the others of its message group
+/// wait.
+fn in_turn(leases: &Leases, giving: &Giving<'_>, now: u64) -> Option<HashSet<Place, Hasher>> {
     let is_unchanged =
         |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
     let in_hand = || giving.again.iter().chain(giving.finished);
@@ -824,7 +826,13 @@ fn in_turn(leases: &Leases, giving: &Giving<'_>) -> Option<HashSet<Place, Hasher
     leases.lock_if_ordered(first.place.0, first.open.group_hash)?;
     let unchanged: HashSet<Place, Hasher> =
         in_hand().filter(is_unchanged).map(|due| due.place).collect();
-    let locks: HashSet<Lock, Hasher> = in_hand().map(Due::lock).collect();
+    let mut locks: HashSet<Lock, Hasher> = in_hand().map(Due::lock).collect();
+    locks.retain(|lock| {
+        let places = leases.sequence(*lock);
+        let open = places.filter_map(|place| leases.get(place).map(|open| (place, open)));
+        let mut delivered = open.take_while(|(_, open)| open.state != OpenState::Ahead);
+        delivered.all(|(place, open)| open.due <= now || unchanged.contains(&place))
+    });
     let of_lock = |lock| leases.sequence(lock).take_while(|place| unchanged.contains(place));
     Some(locks.into_iter().flat_map(of_lock).collect())
 }
@@ -842,13 +850,13 @@ struct Plan {
 
 impl Plan {
     /// What of a giving is still true.
-    fn of(unit: &Unit, leases: &Leases, giving: &Giving<'_>) -> Self {
+    fn of(unit: &Unit, leases: &Leases, giving: &Giving<'_>, now: u64) -> Self {
         let mut plan = Self::default();
         let is_unchanged =
             |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
         // How many open messages of a message group this giving has in its hand.
         let mut own = HashMap::<Lock, usize, Hasher>::default();
-        let in_turn = in_turn(leases, giving);
+        let in_turn = in_turn(leases, giving, now);
         let is_its_turn = |due: &&Due| in_turn.as_ref().is_none_or(|all| all.contains(&due.place));
         for due in giving.again.iter().filter(is_unchanged).filter(is_its_turn) {
             let (open, is_first) = (due.open, !due.was_leased());

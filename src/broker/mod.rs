@@ -160,6 +160,8 @@ pub struct Broker {
     signer: Signer,
     counters: Counters,
     started: Vec<ReportLine>,
+    /// When that was, on the clock of leases.
+    opened: Timestamp,
 }
 
 /// Bytes in work, each kind with a bound of its own.
@@ -270,6 +272,7 @@ impl Broker {
             signer: Signer::new(store.handle_key()),
             counters: Counters::default(),
             started,
+            opened: store.lease_time(),
             store,
             config,
         }

@@ -77,6 +77,10 @@ const SCAN_BYTES: u64 = 1 << 20;
 /// So many due messages of members with other filters one look passes by.
 const MAX_LEFT: usize = 1_024;
 
+/// After a start leases that are over since before it are offered for so long at a limited rate: their consumers come
+/// back all at once, and some of them to finish what they had.
+const GRACE_MS: u64 = 10_000;
+
 /// How long who found only such messages rests before he looks again.
 const REST: Duration = Duration::from_secs(1);
 
@@ -592,16 +596,30 @@ impl Broker {
 
     /// Takes messages that are due again, as many as there is room for.
     async fn gather_due(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
+        let now = self.store.lease_time().get();
+        let is_rationed = now < self.opened.get().saturating_add(GRACE_MS);
+        if is_rationed {
+            hand.receiver.ready.has_room_for(hand.receiver.request.max_messages);
+        }
         if hand.stopped.is_some() || hand.room() == 0 {
             return Ok(());
         }
-        let now = self.store.lease_time().get();
         let consumer = hand.receiver.consumer;
         // What is left for others takes no place of what can be given.
         while hand.stopped.is_none() && hand.room() > 0 && hand.left < MAX_LEFT {
             let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
-            let (due, left) = (taken.due.clone(), hand.left);
+            let (mut due, left) = (taken.due.clone(), hand.left);
             hand.taken.append(taken);
+            if is_rationed {
+                let epoch = self.store.epoch();
+                let all = due.len();
+                due.retain(|due| {
+                    let is_old =
+                        due.open.state == OpenState::Leased && due.open.lease.epoch < epoch;
+                    !is_old || hand.receiver.ready.may_offer_old()
+                });
+                hand.left += all - due.len();
+            }
             self.load_again(hand, &due).await?;
             if hand.left == left {
                 break;

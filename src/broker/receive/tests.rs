@@ -829,6 +829,7 @@ async fn a_message_that_cannot_be_read_now_does_not_keep_those_behind_it_from_be
         rig.pass(MINUTE);
         // What was read by a start lies on the disk.
         let rig = rig.again();
+        rig.pass(Duration::from_secs(10));
         let is_ordered = rig.broker.state.groups.get("g").unwrap().settings().ordered;
         rig.disk.fail(FaultRule {
             operation: Operation::Read,
@@ -1347,6 +1348,38 @@ async fn what_waits_is_shown_and_delivered_now_or_buried_as_an_operator_says() {
     };
     let refused = rig.broker.settle_waiting(&request).await.unwrap();
     assert_eq!(refused[0].fault, Some(SettleFault::IsDeadLetter));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn after_a_start_one_of_five_places_is_for_what_was_leased_before_it_for_ten_seconds() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for n in 0..40 {
+        rig.send_to(0, &n.to_string()).await;
+    }
+    let received = rig.receive(20).await;
+    assert_eq!(received.len(), 20);
+    rig.hold(&received[19].handle, Hold::RetryAfter(Duration::from_secs(1))).await.unwrap();
+    rig.pass(MINUTE);
+    let rig = rig.again();
+    let filter = all();
+    let request = rig.request(&filter, 10);
+    let mut first = rig.broker.receive_messages(request).await.unwrap().messages;
+    first.retain(|one| one.delivery == 2);
+    // One that waited for its time is not held back.
+    let mut offsets: Vec<_> = first.iter().map(|one| one.queue_offset.get()).collect();
+    offsets.sort_unstable();
+    assert_eq!(offsets, [0, 1, 19]);
+    let mut again = 0;
+    for _ in 0..5 {
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        again += received.iter().filter(|one| one.delivery == 2).count();
+    }
+    assert_eq!(again, 10);
+    rig.pass(Duration::from_secs(10));
+    let rest = rig.receive(9).await;
+    assert_eq!(rest.len(), 7, "all that is left");
+    assert!(rest.iter().all(|one| one.delivery == 2));
     rig.broker.close().unwrap();
 }
 

@@ -1,6 +1,7 @@
 //! Receives: single messages of any queues of a topic, leased to a group for a while.
 //!
-//! 1. Who comes first binds the group to the topic: a position in each queue.
+//! 1. Who comes first binds the group to the topic, a position in each queue, unless a consumer of RocketMQ did so when
+//!    it said what it subscribes to, or asked for its queues.
 //! 2. Take into the hand: queues that may have fresh messages, and messages that are due again. Nobody else finds them
 //!    meanwhile, and what was taken and not given goes back, whatever becomes of the request.
 //! 3. Read, and leave out what the filter does not want. What cannot be decoded becomes a dead letter in step 4.
@@ -447,6 +448,32 @@ impl Broker {
             offsets.ready.forget(consumer.key());
         }
         Ok(ready)
+    }
+
+    /// Gives a group its positions in a topic if it has none yet, where it wants to begin: a consumer has said that it
+    /// will ask for messages, and what is sent from then on is for it. Nothing of a group that is not there, which
+    /// would begin with the first message there is.
+    ///
+    /// # Errors
+    /// There is no such topic, or the positions cannot be stored: the first receive does it.
+    pub async fn bind_group(
+        &self,
+        group: &str,
+        topic: &str,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let Some(group) = self.state.groups.get(group) else { return Ok(()) };
+        let topic = self.topic(topic, deadline).await?;
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let queues = topic.handle().queues();
+        let ready = self.state.offsets.ready.get(consumer.key());
+        if ready.is_some_and(|ready| ready.begun() >= queues) {
+            return Ok(());
+        }
+        while let Some(unbound) = self.state.offsets.unbound(consumer) {
+            self.bind(&group, &topic, unbound, deadline).await?;
+        }
+        Ok(())
     }
 
     /// Lists the queues, of some, that have something for a group.

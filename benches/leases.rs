@@ -75,6 +75,7 @@ fn measure(bench: &mut Bench, name: &str, ordered: bool, in_record: usize) {
     let round = async || {
         let request = ReceiveRequest {
             client: None,
+            holder: "",
             group: GROUP,
             topic: TOPIC,
             filter: &filter,

@@ -157,7 +157,7 @@ pub struct Counters {
     pub filter_mismatches: Counter,
     /// Messages finished because the filter of a receive did not want them.
     pub filtered: Counter,
-    /// Messages finished for a group because they are gone, or cannot be read any more.
+    /// Messages finished for a group because they are gone, or because a dead letter stands for them and others.
     pub gone: Counter,
     /// Dead letters that went back to their topics.
     pub redriven: Counter,

@@ -5,6 +5,17 @@
 //! sent, with where it comes from and why in its record's attributes. If it cannot be stored, the message stays where
 //! it is and is tried again after the group's last pause: nothing is dropped.
 //!
+//! What no consumer can be given becomes one too, when the group comes to it:
+//!
+//! | of the message can be read | its dead letter |
+//! | --- | --- |
+//! | all but the body, which cannot be decompressed | says what its sender said of it, and has an empty body |
+//! | nothing: its record is damaged | says where it was, and nothing else |
+//! | nothing, nor of those behind it | is one for the run of them, and says how many they are |
+//!
+//! The bytes that cannot be decoded stay where they are, as long as their topic keeps them; the dead letter names the
+//! place. It does not go back to its topic, for an empty message was never sent.
+//!
 //! The topic is made with the first dead letter: one queue, kept for 30 days. Nobody sends to it but the broker, and
 //! anybody may read it like another topic. What fails there for its own group stays there, or it would come back for
 //! ever.
@@ -17,21 +28,36 @@ use tokio::time::Instant;
 use super::Broker;
 use super::error::BrokerError;
 use super::handle::Handle;
-use super::receive::{cut_off, index_in};
+use super::receive::{Stored, cut_off, index_in, is_lost};
 use super::settle::retry_delay;
 use super::state::leases::{Claim, Due};
 use super::state::offsets::leased::{Change, Consumer, DEAD_LETTERS, FinishedBy};
 use super::state::topics::{Creation, Origin as MadeBy, TopicEntry};
 use crate::format::attributes::{self, DeadLetter, DeadReason};
-use crate::format::batch;
+use crate::format::batch::{self, Batch, MetaView, NewMeta};
 use crate::format::state_record::OpenState;
 use crate::message::{
-    Access, MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, TopicSettings, TopicType,
+    Access, Epoch, MessageId, PhysicalOffset, QueueId, QueueOffset, Retention, Timestamp,
+    TopicSettings, TopicType,
 };
-use crate::store::{AppendError, NewRecord, StoredRecord};
+use crate::store::{AppendError, NewRecord};
 
 /// How long dead letters are kept: 30 days.
 const RETENTION_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
+
+/// Why a message is to be a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Death {
+    pub(super) reason: DeadReason,
+    /// How many messages it stands for.
+    pub(super) messages: u32,
+}
+
+impl From<DeadReason> for Death {
+    fn from(reason: DeadReason) -> Self {
+        Self { reason, messages: 1 }
+    }
+}
 
 /// What became of a message that is to be a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +95,7 @@ impl Broker {
                 self.settled_claims(consumer, deadline, change).await?;
                 return Ok(());
             }
-            match self.bury(consumer, due, DeadReason::GivenUp, deadline).await? {
+            match self.bury(consumer, due, DeadReason::GivenUp.into(), deadline).await? {
                 Buried::Done { end } => {
                     self.durable_dead_letter(consumer, end, deadline).await?;
                     return Ok(());
@@ -88,7 +114,7 @@ impl Broker {
     }
 
     /// Waits until a dead letter may be acknowledged by both topics.
-    async fn durable_dead_letter(
+    pub(super) async fn durable_dead_letter(
         &self,
         consumer: Consumer<'_>,
         end: PhysicalOffset,
@@ -106,16 +132,13 @@ impl Broker {
         &self,
         consumer: Consumer<'_>,
         due: Due,
-        reason: DeadReason,
+        death: Death,
         deadline: Instant,
     ) -> Result<Buried, BrokerError> {
         let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
-        let record = self.record_at(consumer.topic, queue, offset).await?;
-        let found = record.and_then(|record| index_in(&record, offset).map(|at| (record, at)));
-        let letter = match &found {
-            Some((record, index)) => letter(consumer, record, *index, due, reason).await,
-            None => None,
-        };
+        let stored = self.record_at(consumer.topic, queue, offset).await?;
+        let client = self.state.offsets.holder(consumer.key(), &due.open).unwrap_or_default();
+        let letter = letter(consumer, stored, (due, &client), death).await?;
         loop {
             let record = match &letter {
                 Some((batch, attributes)) => {
@@ -128,9 +151,11 @@ impl Broker {
                 }
                 None => Vec::new(),
             };
-            let by = match reason {
+            let by = match death.reason {
                 DeadReason::GivenUp => FinishedBy::Holder,
-                DeadReason::Attempts => FinishedBy::Broker,
+                DeadReason::Attempts | DeadReason::Undecodable | DeadReason::Operator => {
+                    FinishedBy::Broker
+                }
             };
             match self.state.offsets.bury(consumer, due, by, record) {
                 Ok(Some(end)) => {
@@ -206,35 +231,90 @@ impl Broker {
     }
 }
 
+/// What there is to know of a dead letter, or of a message that was one, by the attributes of its record.
+pub fn dead_letter(attributes: &[u8]) -> Option<DeadLetter<'_>> {
+    attributes::dead_letter(attributes).ok().flatten()
+}
+
 /// The name of the topic of a group's dead letters.
 pub(super) fn name_of(group: &str) -> String {
     format!("{DEAD_LETTERS}{group}")
 }
 
-/// The copy of a message, and what is said of it; `None` if it cannot be had any more.
+/// The copy of a message, and what is said of it; `None` if there is nothing left of it.
 async fn letter(
     consumer: Consumer<'_>,
-    record: &StoredRecord,
-    index: u16,
-    due: Due,
-    reason: DeadReason,
-) -> Option<(Bytes, Bytes)> {
-    let batch = match cut_off(record.clone(), vec![index]).await {
-        Ok(mut batches) => batches.pop()?,
-        Err(error) => {
-            tracing::error!(%error, "a message cannot become a dead letter");
-            return None;
+    stored: Stored,
+    (due, last_client): (Due, &str),
+    Death { mut reason, messages }: Death,
+) -> Result<Option<(Bytes, Bytes)>, BrokerError> {
+    let offset = QueueOffset::new(due.place.1);
+    let unknown = MessageId { epoch: Epoch::new(0), offset: PhysicalOffset::ZERO, index: 0 };
+    let mut redriven = 0;
+    let (batch, id, store_time) = match stored {
+        Stored::Gone => return Ok(None),
+        Stored::Damaged => (None, unknown, Timestamp::ZERO),
+        Stored::Record(record) => {
+            let Some(index) = index_in(&record, offset) else { return Ok(None) };
+            let id = MessageId { epoch: record.epoch, offset: record.offset, index };
+            let before = attributes::dead_letter(&record.attributes).ok().flatten();
+            redriven = before.map_or(0, |before| before.redriven);
+            let batch = match cut_off(record.clone(), vec![index]).await {
+                Ok(mut batches) => batches.pop(),
+                Err(error) if is_lost(&error) => {
+                    tracing::error!(%error, "a message cannot be decoded");
+                    reason = DeadReason::Undecodable;
+                    Some(without_body(&record.batch, index))
+                }
+                Err(error) => return Err(error),
+            };
+            (batch, id, record.store_time)
         }
     };
+    if batch.is_none() {
+        reason = DeadReason::Undecodable;
+    }
+    // Of a dead letter none is made for the same group: it would not end.
+    if reason == DeadReason::Undecodable && consumer.is_of_dead_letters() {
+        return Ok(None);
+    }
+    let batch = batch.unwrap_or_else(|| batch::one(&NewMeta::default(), b""));
     let origin = DeadLetter {
         reason,
         deliveries: due.open.deliveries,
+        messages,
         topic: consumer.topic.id(),
-        queue: record.queue,
-        queue_offset: QueueOffset::new(due.place.1),
-        id: MessageId { epoch: record.epoch, offset: record.offset, index },
-        store_time: record.store_time,
+        queue: QueueId::new(due.place.0),
+        queue_offset: offset,
+        id,
+        store_time,
         topic_name: consumer.topic.name(),
+        first_delivered: Timestamp::new(due.open.first_delivered),
+        last_delivered: Timestamp::new(due.open.last_delivered),
+        last_client,
+        redriven,
+        is_back: false,
     };
-    Some((batch, Bytes::from(attributes::of_dead_letter(&origin))))
+    Ok(Some((batch, Bytes::from(attributes::of_dead_letter(&origin)))))
+}
+
+/// A message of a batch as far as it can be read: what its sender said of it, without its body.
+fn without_body(bytes: &Bytes, index: u16) -> Bytes {
+    let batch = Batch::parse(bytes).ok();
+    let meta = batch.as_ref().and_then(|batch| batch.metas().nth(index.into())?.ok());
+    let of = |meta: &MetaView<'_>| {
+        let meta = NewMeta {
+            keys: meta.keys().collect(),
+            tag: meta.tag(),
+            properties: meta.properties().collect(),
+            message_group: meta.message_group(),
+            id: meta.id(),
+            born_ms: meta.born_ms(),
+            encoding: 0,
+            trace_context: meta.trace_context(),
+            born_host: meta.born_host(),
+        };
+        batch::one(&meta, b"")
+    };
+    meta.as_ref().map_or_else(|| batch::one(&NewMeta::default(), b""), of)
 }

@@ -11,6 +11,7 @@
 //! | `receive.rs`, `settle.rs` | messages leased to consumers, and what they do with them |
 //! | `consume.rs` | both on one stream, with credits |
 //! | `tend.rs`, `dead_letter.rs` | what is due again; what was delivered too often |
+//! | `waiting.rs` | what waits for another delivery, for operators |
 //! | `cut.rs`, `handle.rs` | single messages out of records; signed receipts of leases |
 //! | `long_poll.rs` | who is parked at the end of a queue, and what wakes him |
 //! | `verify.rs` | a look at the whole store while it serves |
@@ -52,6 +53,7 @@ mod tests;
 mod token;
 mod topics;
 mod verify;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -70,6 +72,7 @@ use crate::store::{
 
 // What answers are made of, and filters: the rooms above know the rooms below through the broker only.
 pub use crate::filter::{Expression, Language};
+pub use crate::format::attributes::{DeadLetter, DeadReason};
 pub use crate::format::batch::{BatchError, MetaView, NewMeta, TextField, limits};
 pub use crate::store::{Finding, HeldBy, Order, QueueRange, StoredRecord, VerifySummary};
 
@@ -85,6 +88,7 @@ pub use consume::{
     OnTheirWay, Settlement,
 };
 pub use counters::{Certified, Connected, Unserved};
+pub use dead_letter::dead_letter;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
 pub use groups::{GroupDescription, GroupPage, GroupTopic};
 pub use names::{GroupNameFault, NameFault};
@@ -109,6 +113,10 @@ pub use topics::{
     Purge, QueueDescription, RETENTION_BYTES, RETENTION_MS, TopicDescription, TopicPage,
 };
 pub use verify::VerifyEvent;
+pub use waiting::{
+    SettleFault, SettleRequest, SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
+    WaitingRequest,
+};
 
 /// The longest that an acknowledgement waits for the disk.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -165,6 +173,8 @@ pub struct Broker {
     signer: Signer,
     counters: Counters,
     started: Vec<ReportLine>,
+    /// When that was, on the clock of leases.
+    opened: Timestamp,
 }
 
 /// Bytes in work, each kind with a bound of its own.
@@ -277,6 +287,7 @@ impl Broker {
             signer: Signer::new(store.handle_key()),
             counters: Counters::default(),
             started,
+            opened: store.lease_time(),
             store,
             config,
         }

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{BrokerError, RequestFault};
+use super::receive::Stored;
 use super::state::groups::GroupEntry;
 use super::state::leases::OpenCount;
 use super::state::offsets::{
@@ -350,7 +351,9 @@ impl Broker {
         if first >= range.max {
             return None;
         }
-        let record = self.record_at(topic, queue, first).await.ok()??;
+        let Ok(Stored::Record(record)) = self.record_at(topic, queue, first).await else {
+            return None;
+        };
         Some(self.store.now().get().saturating_sub(record.store_time.get()))
     }
 

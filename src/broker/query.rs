@@ -110,6 +110,8 @@ pub struct QueriedMessage {
     pub queue_offset: QueueOffset,
     /// On the store clock.
     pub store_time: Timestamp,
+    /// What the broker added to its record.
+    pub attributes: Bytes,
     /// The message alone, as a batch of one.
     pub batch: Bytes,
 }
@@ -559,6 +561,7 @@ fn alone(
         queue: record.queue,
         queue_offset: record.first_queue_offset.plus(index.into()),
         store_time: record.store_time,
+        attributes: record.attributes.clone(),
         batch: batch::single(meta.raw(), body),
     }
 }

@@ -1,9 +1,10 @@
 //! Receives: single messages of any queues of a topic, leased to a group for a while.
 //!
-//! 1. Who comes first binds the group to the topic: a position in each queue.
+//! 1. Who comes first binds the group to the topic, a position in each queue, unless a consumer of RocketMQ did so when
+//!    it said what it subscribes to, or asked for its queues.
 //! 2. Take into the hand: queues that may have fresh messages, and messages that are due again. Nobody else finds them
 //!    meanwhile, and what was taken and not given goes back, whatever becomes of the request.
-//! 3. Read, and leave out what the filter does not want.
+//! 3. Read, and leave out what the filter does not want. What cannot be decoded becomes a dead letter in step 4.
 //! 4. Give: one record says what is leased, what was passed over, and where the group goes on. The lock is held for
 //!    that alone, and what changed since the reading is left out.
 //! 5. Nothing: wait for a message, for one that is due, or for the end of the time, and look again.
@@ -29,6 +30,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::budget::Permit;
 use super::clients;
 use super::cut::{self, Wanted};
+use super::dead_letter::{Death, dead_letter};
 use super::error::{BrokerError, RequestFault};
 use super::handle::Handle;
 use super::offsets::Position;
@@ -41,7 +43,7 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, before};
 use crate::filter::Expression;
-use crate::format::attributes;
+use crate::format::attributes::{self, DeadReason};
 use crate::format::batch::{Batch, BatchError, MetaView, TagFilter};
 use crate::format::state_record::{OffsetCause, OpenState};
 use crate::message::{InitialPosition, LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
@@ -60,6 +62,9 @@ pub const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
 /// The longest wait for a message.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
+/// Bytes of the name of who gets messages that are kept.
+const MAX_HOLDER: usize = 128;
+
 /// Queues that one look takes into its hand.
 const MAX_QUEUES: usize = 256;
 
@@ -72,6 +77,10 @@ const SCAN_BYTES: u64 = 1 << 20;
 
 /// So many due messages of members with other filters one look passes by.
 const MAX_LEFT: usize = 1_024;
+
+/// After a start leases that are over since before it are offered for so long at a limited rate: their consumers come
+/// back all at once, and some of them to finish what they had.
+const GRACE_MS: u64 = 10_000;
 
 /// How long who found only such messages rests before he looks again.
 const REST: Duration = Duration::from_secs(1);
@@ -106,6 +115,8 @@ pub struct ReceiveRequest<'a> {
     pub invisible: Duration,
     /// The client with which the leases end, if they do before their time is over: its id, as it introduced itself.
     pub client: Option<&'a str>,
+    /// Who gets them, for people: a client's id, or where it is; at most 128 bytes of it are kept. Empty: not known.
+    pub holder: &'a str,
     /// How long to wait for a message.
     pub wait: Duration,
     /// Names this receive among tries of the same: who tries again, as the answer was lost, gets what he was given.
@@ -149,8 +160,8 @@ impl ReceivedMessage {
 
     /// The topic that it was sent to and the id that it has there, if it is a dead letter.
     pub fn dead_letter_of(&self) -> Option<(&str, MessageId)> {
-        let letter = attributes::dead_letter(&self.attributes).ok().flatten();
-        letter.map(|letter| (letter.topic_name, letter.id))
+        let letter = dead_letter(&self.attributes);
+        letter.filter(|letter| !letter.is_back).map(|letter| (letter.topic_name, letter.id))
     }
 }
 
@@ -198,6 +209,10 @@ struct Hand<'a> {
     finished: Vec<Due>,
     again: Vec<Due>,
     candidates: Vec<Candidate>,
+    /// Fresh messages that cannot be decoded, and for how many each of them stands.
+    lost: Vec<(Place, u32)>,
+    /// So many that are due could not be decoded, and became dead letters.
+    buried: usize,
     bytes: u64,
     /// At so many no more are taken.
     max_bytes: u64,
@@ -435,6 +450,32 @@ impl Broker {
         Ok(ready)
     }
 
+    /// Gives a group its positions in a topic if it has none yet, where it wants to begin: a consumer has said that it
+    /// will ask for messages, and what is sent from then on is for it. Nothing of a group that is not there, which
+    /// would begin with the first message there is.
+    ///
+    /// # Errors
+    /// There is no such topic, or the positions cannot be stored: the first receive does it.
+    pub async fn bind_group(
+        &self,
+        group: &str,
+        topic: &str,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let Some(group) = self.state.groups.get(group) else { return Ok(()) };
+        let topic = self.topic(topic, deadline).await?;
+        let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        let queues = topic.handle().queues();
+        let ready = self.state.offsets.ready.get(consumer.key());
+        if ready.is_some_and(|ready| ready.begun() >= queues) {
+            return Ok(());
+        }
+        while let Some(unbound) = self.state.offsets.unbound(consumer) {
+            self.bind(&group, &topic, unbound, deadline).await?;
+        }
+        Ok(())
+    }
+
     /// Lists the queues, of some, that have something for a group.
     async fn list(&self, consumer: Consumer<'_>, ready: &Ready, queues: std::ops::Range<u32>) {
         let (topic, queues) = (consumer.topic.handle(), queues.collect::<Vec<_>>());
@@ -519,6 +560,8 @@ impl Broker {
                 finished: Vec::new(),
                 again: Vec::new(),
                 candidates: Vec::new(),
+                lost: Vec::new(),
+                buried: 0,
                 bytes: 0,
                 max_bytes,
                 is_given: false,
@@ -580,16 +623,30 @@ impl Broker {
 
     /// Takes messages that are due again, as many as there is room for.
     async fn gather_due(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
+        let now = self.store.lease_time().get();
+        let is_rationed = now < self.opened.get().saturating_add(GRACE_MS);
+        if is_rationed {
+            hand.receiver.ready.has_room_for(hand.receiver.request.max_messages);
+        }
         if hand.stopped.is_some() || hand.room() == 0 {
             return Ok(());
         }
-        let now = self.store.lease_time().get();
         let consumer = hand.receiver.consumer;
         // What is left for others takes no place of what can be given.
         while hand.stopped.is_none() && hand.room() > 0 && hand.left < MAX_LEFT {
             let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
-            let (due, left) = (taken.due.clone(), hand.left);
+            let (mut due, left) = (taken.due.clone(), hand.left);
             hand.taken.append(taken);
+            if is_rationed {
+                let epoch = self.store.epoch();
+                let all = due.len();
+                due.retain(|due| {
+                    let is_old =
+                        due.open.state == OpenState::Leased && due.open.lease.epoch < epoch;
+                    !is_old || hand.receiver.ready.may_offer_old()
+                });
+                hand.left += all - due.len();
+            }
             self.load_again(hand, &due).await?;
             if hand.left == left {
                 break;
@@ -612,7 +669,13 @@ impl Broker {
                 .is_some_and(|known| known.queue == queue && index_in(known, offset).is_some());
             if !is_known {
                 known = match self.record_at(hand.receiver.consumer.topic, queue, offset).await {
-                    Ok(record) => record,
+                    Ok(Stored::Record(record)) => Some(record),
+                    Ok(Stored::Gone) => None,
+                    Ok(Stored::Damaged) => {
+                        self.bury_due(hand, *due).await;
+                        known = None;
+                        continue;
+                    }
                     Err(error) => {
                         failures += 1;
                         hand.failed = Some(error);
@@ -628,9 +691,11 @@ impl Broker {
                 continue;
             };
             let wanted = cut::wanted(record, index, 1, hand.receiver.request.filter);
-            let is_wanted =
-                wanted.is_ok_and(|wanted| wanted.indexes.first().is_some_and(|at| *at == index));
-            if !is_wanted {
+            let Ok(wanted) = wanted else {
+                self.bury_due(hand, *due).await;
+                continue;
+            };
+            if wanted.indexes.first() != Some(&index) {
                 // It was wanted by a member whose filter is another one: it is left for him.
                 if !lock(&hand.receiver.ready.subscriptions).is_only_one() {
                     hand.left += 1;
@@ -641,11 +706,7 @@ impl Broker {
                 continue;
             }
             match cut_off(record.clone(), vec![index]).await {
-                Err(error) if is_lost(&error) => {
-                    tracing::error!(%error, "a message cannot be delivered");
-                    self.counters.gone.add(1);
-                    hand.finished.push(*due);
-                }
+                Err(error) if is_lost(&error) => self.bury_due(hand, *due).await,
                 Ok(mut batches) => {
                     let Some(batch) = batches.pop() else { continue };
                     hand.bytes += bytes_of(&batch);
@@ -662,13 +723,45 @@ impl Broker {
         Ok(())
     }
 
-    /// The record of a message; `None`: it is gone, or damaged for good.
+    /// Makes a dead letter of a message in the hand that cannot be decoded. What cannot be one now comes again.
+    async fn bury_due(&self, hand: &mut Hand<'_>, due: Due) {
+        let (consumer, deadline) = (hand.receiver.consumer, hand.receiver.request.deadline);
+        let buried = self.bury(consumer, due, DeadReason::Undecodable.into(), deadline).await;
+        let later = |error: BrokerError| {
+            tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
+            self.keep_for_later(consumer, due)
+        };
+        match buried.map_or_else(later, |_| Ok(())) {
+            Ok(()) => hand.buried += 1,
+            Err(error) => hand.failed = Some(error.into()),
+        }
+    }
+
+    /// Makes dead letters of fresh messages that cannot be decoded, and were leased to nobody to keep them. What cannot
+    /// be one now comes again when that lease is over.
+    async fn bury_fresh(&self, receiver: &Receiver<'_>, lost: &[(Place, u32)], lease: LeaseId) {
+        for (place, messages) in lost {
+            let claim = Claim { place: *place, lease, is_first: true };
+            let Some(mut due) = self.state.offsets.held(receiver.consumer, claim) else { continue };
+            // Nobody got it.
+            let open = &mut due.open;
+            (open.deliveries, open.first_delivered, open.last_delivered) = (0, 0, 0);
+            open.holder = 0;
+            let death = Death { reason: DeadReason::Undecodable, messages: *messages };
+            let buried = self.bury(receiver.consumer, due, death, receiver.request.deadline).await;
+            if let Err(error) = buried {
+                tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
+            }
+        }
+    }
+
+    /// The record of a message.
     pub(super) async fn record_at(
         &self,
         topic: &TopicEntry,
         queue: QueueId,
         offset: QueueOffset,
-    ) -> Result<Option<StoredRecord>, BrokerError> {
+    ) -> Result<Stored, BrokerError> {
         let read = ReadRequest {
             topic: Arc::clone(topic.handle()),
             queue,
@@ -678,10 +771,12 @@ impl Broker {
             filter: Arc::new(TagFilter::All),
         };
         match self.store.read(read).await? {
-            ReadOutcome::Records { records, .. } => Ok(records.into_iter().next()),
-            ReadOutcome::OutOfRange { range } if offset < range.min => Ok(None),
-            ReadOutcome::Damaged { .. } => Ok(None),
-            ReadOutcome::Empty { next, .. } if next > offset => Ok(None),
+            ReadOutcome::Records { records, .. } => {
+                Ok(records.into_iter().next().map_or(Stored::Gone, Stored::Record))
+            }
+            ReadOutcome::OutOfRange { range } if offset < range.min => Ok(Stored::Gone),
+            ReadOutcome::Damaged { .. } => Ok(Stored::Damaged),
+            ReadOutcome::Empty { next, .. } if next > offset => Ok(Stored::Gone),
             // It was delivered before, so it is there, or will be again.
             ReadOutcome::Empty { .. } | ReadOutcome::OutOfRange { .. } => {
                 Err(BrokerError::Rebuilding)
@@ -759,11 +854,13 @@ impl Broker {
                 return Ok(());
             }
         };
+        let is_damaged = matches!(outcome, ReadOutcome::Damaged { .. });
         let (records, next, max, gone) = match outcome {
             ReadOutcome::Records { records, next, range } => (records, next, range.max, 0),
             ReadOutcome::Empty { next, range } => (Vec::new(), next, range.max, 0),
             ReadOutcome::Damaged { next, range, .. } => {
-                (Vec::new(), next, range.max, next.get().saturating_sub(from))
+                // The first of them stands for all.
+                (Vec::new(), next, range.max, next.get().saturating_sub(from + 1))
             }
             ReadOutcome::OutOfRange { range } => {
                 let next = range.min.max(QueueOffset::new(from));
@@ -775,7 +872,12 @@ impl Broker {
             }
         };
         let mut next = next.get();
-        let (mut left, mut gone) = (room, gone);
+        let mut left = room;
+        if is_damaged {
+            let messages = u32::try_from(next - from).unwrap_or(u32::MAX);
+            hand.lose(at, (from, 0), messages);
+            left -= 1;
+        }
         for record in records {
             let skip = from.saturating_sub(record.first_queue_offset.get());
             let skip = u16::try_from(skip).unwrap_or(u16::MAX);
@@ -784,22 +886,36 @@ impl Broker {
                 next = first + u64::from(skip);
                 break;
             }
+            let is_for_others = !record.attributes.is_empty()
+                && attributes::one_group(&record.attributes).is_ok_and(|one| {
+                    one.is_some_and(|one| one != hand.receiver.consumer.group.id())
+                });
+            if is_for_others {
+                continue;
+            }
             let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
-            let wanted = wanted.unwrap_or_else(|error| {
-                tracing::error!(%error, "a record cannot be delivered");
-                Wanted { next: record.message_count, ..Wanted::default() }
-            });
-            let Wanted { mut indexes, next: behind, group_hash } = wanted;
-            let batches = match indexes.is_empty() {
-                true => Ok(Vec::new()),
-                false => cut_off(record.clone(), indexes.clone()).await,
+            let (wanted, batches) = match wanted {
+                Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Vec::new())),
+                Ok(wanted) => {
+                    let batches = cut_off(record.clone(), wanted.indexes.clone()).await;
+                    (wanted, batches)
+                }
+                Err(error) => {
+                    let most = u16::try_from(left).unwrap_or(u16::MAX);
+                    let next = record.message_count.min(skip.saturating_add(most));
+                    let indexes = (skip..next).collect();
+                    (Wanted { indexes, next, group_hash: 0 }, Err(error))
+                }
             };
+            let Wanted { mut indexes, next: behind, group_hash } = wanted;
             let batches = match batches {
                 Ok(batches) => batches,
                 Err(error) if is_lost(&error) => {
-                    tracing::error!(%error, "messages cannot be delivered");
-                    gone += indexes.len() as u64;
-                    indexes.clear();
+                    tracing::error!(%error, "messages cannot be decoded");
+                    left -= indexes.len();
+                    for index in indexes.drain(..) {
+                        hand.lose(at, (first + u64::from(index), group_hash), 1);
+                    }
                     Vec::new()
                 }
                 Err(error) => {
@@ -848,7 +964,7 @@ impl Broker {
         let request = receiver.request;
         let mut fresh: Vec<Fresh> =
             hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
-        let mut has_passed = fresh.iter().any(|fresh| fresh.to > fresh.from);
+        let mut has_passed = hand.buried > 0 || fresh.iter().any(|fresh| fresh.to > fresh.from);
         let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
         let is_empty = !has_passed && is_old_empty;
         let (due, (delivered, now), gave) = loop {
@@ -870,6 +986,7 @@ impl Broker {
                 due: now.get().saturating_add(ms(request.invisible)).min(most),
                 attempt: receiver.attempt,
                 client: request.client.map_or(0, clients::hash_of),
+                holder: clipped(request.holder),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
                 // Those that are open already take no room, and must get done to make some.
@@ -883,17 +1000,22 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
-        let (lease, messages) = match gave {
+        let (lease, mut messages) = match gave {
             Gave::Done { lease, messages } => (lease, messages),
             Gave::Limit => return Err(BrokerError::OpenLimit { limit: Offsets::MAX_OPEN }),
             // Who looks again finds out what is gone.
             Gave::Deleted => return Ok(Look::Passed),
         };
         let candidates = std::mem::take(&mut hand.candidates);
+        let lost = std::mem::take(&mut hand.lost);
         let (finished, left) = (hand.finished.len(), hand.left);
         let stopped = hand.stopped.take().or(hand.failed.take());
         hand.is_given = true;
         drop(hand);
+        if !lost.is_empty() {
+            messages.retain(|given| lost.iter().all(|(place, _)| *place != given.place));
+            self.bury_fresh(receiver, &lost, lease).await;
+        }
         // Others may go on where this one left something.
         if left == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
             receiver.ready.wake();
@@ -969,12 +1091,38 @@ impl Hand<'_> {
         if self.bytes >= self.max_bytes {
             return 0;
         }
-        (self.receiver.request.max_messages as usize).saturating_sub(self.candidates.len())
+        let taken = self.candidates.len() + self.lost.len();
+        (self.receiver.request.max_messages as usize).saturating_sub(taken)
+    }
+
+    /// Takes a fresh message of a queue that cannot be decoded: it is leased like others, and given to nobody.
+    fn lose(&mut self, at: usize, message: (u64, u32), messages: u32) {
+        if let Some(in_hand) = self.queues.get_mut(at) {
+            self.lost.push(((in_hand.fresh.queue, message.0), messages));
+            in_hand.fresh.messages.push(message);
+        }
     }
 }
 
-/// Whether messages can never be had: they are finished, as a group must come past them.
-fn is_lost(error: &BrokerError) -> bool {
+/// What is stored of a message.
+#[derive(Debug)]
+pub(super) enum Stored {
+    /// Its record.
+    Record(StoredRecord),
+    /// It was there, and cannot be read any more.
+    Damaged,
+    /// Nothing: it is gone.
+    Gone,
+}
+
+/// A name as far as it is kept.
+fn clipped(name: &str) -> &str {
+    let most = (0..=MAX_HOLDER).rev().find_map(|len| name.get(..len.min(name.len())));
+    most.unwrap_or_default()
+}
+
+/// Whether messages can never be had: they become dead letters, as a group must come past them.
+pub(super) fn is_lost(error: &BrokerError) -> bool {
     matches!(error, BrokerError::NotDecompressed { .. } | BrokerError::DamagedRecord { .. })
 }
 

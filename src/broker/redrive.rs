@@ -2,8 +2,9 @@
 //!
 //! A group reads its own dead letters by leases, as it reads any topic. Each that goes back does so with one append
 //! set, which holds the copy and the end of the dead letter: the message is in one of the two places, whatever
-//! happens, and never in both. In its topic it is a message like others, with another place, id and time: all groups
-//! that read the topic get it, and their deliveries of it are counted from 1.
+//! happens, and never in both. In its topic it is a message like others, with another place, id and time, and with what
+//! there was to know of it as a dead letter. The group gets it, and its deliveries are counted from 1. Other groups
+//! that receive pass over it, for they have had it, unless it is sent back for all. Who reads by offset sees it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::state::topics::TopicEntry;
 use super::topics::within;
 use super::{Broker, Run};
 use crate::filter::Expression;
-use crate::format::attributes;
+use crate::format::attributes::{self, DeadLetter, DeadReason};
 use crate::format::batch::{self, Batch, TagFilter};
 use crate::message::{MessageId, PhysicalOffset, QueueId};
 use crate::store::{AppendError, NewRecord};
@@ -41,6 +42,8 @@ pub struct RedriveRequest<'a> {
     pub ids: &'a [MessageId],
     /// At most so many, 1 to 1 024.
     pub max: u32,
+    /// All groups that read the topic get it again, not this one alone.
+    pub for_all: bool,
     /// A dry run tells the same and changes nothing.
     pub run: Run,
     /// When the caller stops waiting.
@@ -64,6 +67,9 @@ pub enum RedriveFault {
     /// It does not say where it comes from.
     #[error("it does not say where it comes from")]
     NoOrigin,
+    /// Its body could not be decoded: there is nothing to send.
+    #[error("its body could not be decoded")]
+    NoBody,
     /// Its topic is gone.
     #[error("its topic is gone")]
     NoTopic,
@@ -128,6 +134,7 @@ impl Broker {
                 max_bytes: MAX_BYTES,
                 invisible: LEASE,
                 client: None,
+                holder: "",
                 wait: Duration::ZERO,
                 attempt: "",
                 deadline: request.deadline,
@@ -159,6 +166,9 @@ impl Broker {
         let name = letter.as_ref().map_or("", |letter| letter.topic_name);
         let stays = |fault| Redriven { id: message.id, topic: name.into(), fault: Some(fault) };
         let Some(letter) = &letter else { return Ok(stays(RedriveFault::NoOrigin)) };
+        if letter.reason == DeadReason::Undecodable {
+            return Ok(stays(RedriveFault::NoBody));
+        }
         loop {
             let Some(topic) = self.state.topics.get(name) else {
                 return Ok(stays(RedriveFault::NoTopic));
@@ -186,7 +196,17 @@ impl Broker {
                 return Ok(stays(RedriveFault::Taken));
             };
             let (queue, batch) = (QueueId::new(queue), message.batch.clone());
-            let copy = NewRecord::message(topic.handle(), queue, batch, &info);
+            let history = DeadLetter {
+                redriven: letter.redriven.saturating_add(1),
+                is_back: true,
+                ..*letter
+            };
+            let mut history = attributes::of_dead_letter(&history);
+            if !request.for_all {
+                attributes::put_one_group(&mut history, consumer.group.id());
+            }
+            let (to, history) = (topic.handle(), history.into());
+            let copy = NewRecord::message_with(to, queue, batch, &info, history);
             match self.state.offsets.bury(consumer, due, FinishedBy::Holder, vec![copy]) {
                 Ok(Some(end)) => {
                     ends.retain(|(of, _)| !Arc::ptr_eq(of, &topic));

@@ -150,7 +150,7 @@ impl Broker {
             }
             for due in &taken.due {
                 let deadline = Instant::now() + DEADLINE;
-                let buried = self.bury(consumer, *due, DeadReason::Attempts, deadline).await;
+                let buried = self.bury(consumer, *due, DeadReason::Attempts.into(), deadline).await;
                 let Err(error) = buried else { continue };
                 let (group, topic) = (group.name(), topic.name());
                 tracing::warn!(%error, group, topic, "a dead letter cannot be stored");

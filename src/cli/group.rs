@@ -9,7 +9,10 @@ use super::error::{Exit, Failure};
 use super::offset::{PROGRESS, progress_cells};
 use super::output::{Output, Row, fields, say, table};
 use super::{Connection, patiently, time};
-use crate::client::{Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run};
+use crate::client::{
+    Audience, Client, Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run,
+    SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
+};
 use crate::message::{InitialPosition, MessageId};
 
 /// Make, list, show, change and delete consumer groups
@@ -31,9 +34,19 @@ pub(crate) enum GroupCommand {
     Update(UpdateArgs),
     /// Send dead letters of a group back to the topics that they come from
     ///
-    /// All groups that read the topic get them again. Each is in one of the two topics, whatever happens.
+    /// The group alone gets them again, or all that receive from the topic. Each is in one of the two topics, whatever
+    /// happens.
     #[command(after_help = REDRIVE_EXAMPLES)]
     Redrive(RedriveArgs),
+    /// Show what waits of a topic for another delivery to a group
+    ///
+    /// That is what was delivered, is not finished, and nobody has.
+    Waiting(WaitingArgs),
+    /// Let messages that wait be delivered now
+    #[command(after_help = RETRY_EXAMPLES)]
+    Retry(SettleArgs),
+    /// Make dead letters of messages that wait
+    Bury(SettleArgs),
     /// Delete a consumer group with its committed offsets
     ///
     /// Pulls that wait in its name end at once. A group made later under the same name is another one.
@@ -69,9 +82,51 @@ pub(crate) struct RedriveArgs {
     #[arg(short = 'n', value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=1_024))]
     max: u32,
+    /// All groups that receive from the topic get them again, not this one alone
+    #[arg(long)]
+    all_groups: bool,
     /// Say what would go and change nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+const RETRY_EXAMPLES: &str = "\
+Examples:
+  mainstem group waiting billing orders             what waits, with its ids
+  mainstem group retry billing orders --all         all of it, up to 1 024 at once
+  mainstem group bury billing orders --id 1-1a30-0  a dead letter, whatever is left of its deliveries";
+
+/// Of what is to be shown what waits.
+#[derive(Debug, Args)]
+pub(crate) struct WaitingArgs {
+    /// The group
+    name: String,
+    /// The topic
+    topic: String,
+    /// At most so many messages
+    #[arg(short = 'n', value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    max: u32,
+}
+
+/// Which messages that wait are to become something else.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+pub(crate) struct SettleArgs {
+    /// The group
+    name: String,
+    /// The topic
+    topic: String,
+    /// The one with this id; may be given again
+    #[arg(long = "id", value_name = "ID", group = "which")]
+    ids: Vec<MessageId>,
+    /// Whichever come first
+    #[arg(long, group = "which")]
+    all: bool,
+    /// At most so many
+    #[arg(short = 'n', value_name = "N", default_value_t = 1_024,
+          value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    max: u32,
 }
 
 /// What a group is made with.
@@ -234,7 +289,8 @@ pub(crate) async fn run(
         GroupCommand::Redrive(args) => {
             let run = if args.dry_run { Run::Dry } else { Run::Real };
             // Not repeated: what went before an error is told by the next call.
-            let redriven = client.redrive(&args.name, &args.ids, args.max, run).await?;
+            let audience = if args.all_groups { Audience::All } else { Audience::OneGroup };
+            let redriven = client.redrive(&args.name, &args.ids, args.max, audience, run).await?;
             let mut many = output.many(REDRIVEN);
             for one in &redriven {
                 many.push(&ShownRedriven::from(one))?;
@@ -251,6 +307,16 @@ pub(crate) async fn run(
                 return Err(Failure::new(Exit::Failed, what).into());
             }
         }
+        GroupCommand::Waiting(args) => {
+            let page =
+                patiently(|| client.waiting(&args.name, &args.topic, None, args.max)).await?;
+            let shown = ShownPage::from((&args, &page));
+            output.one(&shown, || shown.table())?;
+        }
+        GroupCommand::Retry(args) => settle(&client, &args, WaitingAction::Retry, output).await?,
+        GroupCommand::Bury(args) => {
+            settle(&client, &args, WaitingAction::DeadLetter, output).await?;
+        }
         GroupCommand::Delete(args) => {
             patiently(|| client.delete_group(&args.name)).await?;
             let deleted = Deleted { deleted: &args.name };
@@ -258,6 +324,147 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+async fn settle(
+    client: &Client,
+    args: &SettleArgs,
+    action: WaitingAction,
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    // Not repeated: what was done before an error is told by the next call.
+    let settled =
+        client.settle_waiting(&args.name, &args.topic, &args.ids, args.max, action).await?;
+    let mut many = output.many(SETTLED);
+    for one in &settled {
+        many.push(&ShownSettled::from(one))?;
+    }
+    many.finish()?;
+    if settled.is_empty() {
+        say("nothing waits");
+    }
+    let stayed = settled.iter().filter(|one| one.fault.is_some()).count();
+    if stayed > 0 {
+        let what = format!("{stayed} of {} stay as they are", settled.len());
+        return Err(Failure::new(Exit::Failed, what).into());
+    }
+    Ok(())
+}
+
+const WAITING: &[&str] = &["ID", "QUEUE", "OFFSET", "DELIVERIES", "DUE IN", "FIRST", "LAST CLIENT"];
+
+#[derive(Serialize)]
+struct ShownPage<'a> {
+    group: &'a str,
+    topic: &'a str,
+    due: u64,
+    waiting: u64,
+    oldest_ms: Option<u64>,
+    next_due_in_ms: Option<u64>,
+    message: Vec<ShownWaiting<'a>>,
+    more: bool,
+}
+
+#[derive(Serialize)]
+struct ShownWaiting<'a> {
+    id: Option<String>,
+    queue: u32,
+    offset: u64,
+    deliveries: u32,
+    due_in_ms: u64,
+    first_delivered: Option<String>,
+    last_delivered: Option<String>,
+    last_client: &'a str,
+}
+
+impl<'a> From<&'a WaitingMessage> for ShownWaiting<'a> {
+    fn from(one: &'a WaitingMessage) -> Self {
+        Self {
+            id: one.id.map(|id| id.to_string()),
+            queue: one.queue.get(),
+            offset: one.queue_offset.get(),
+            deliveries: one.deliveries,
+            due_in_ms: one.due_in_ms,
+            first_delivered: one.first_delivered.map(time::render),
+            last_delivered: one.last_delivered.map(time::render),
+            last_client: &one.last_client,
+        }
+    }
+}
+
+impl<'a> From<(&'a WaitingArgs, &'a WaitingPage)> for ShownPage<'a> {
+    fn from((args, page): (&'a WaitingArgs, &'a WaitingPage)) -> Self {
+        Self {
+            group: &args.name,
+            topic: &args.topic,
+            due: page.due,
+            waiting: page.waiting,
+            oldest_ms: page.oldest_ms,
+            next_due_in_ms: page.next_due_in_ms,
+            message: page.messages.iter().map(ShownWaiting::from).collect(),
+            more: page.more,
+        }
+    }
+}
+
+impl ShownPage<'_> {
+    fn table(&self) -> String {
+        let length = |ms: Option<u64>| ms.map_or_else(String::new, time::render_length);
+        let about = fields(vec![
+            ("due", self.due.to_string()),
+            ("waiting", self.waiting.to_string()),
+            ("oldest", length(self.oldest_ms)),
+            ("next due in", length(self.next_due_in_ms)),
+        ]);
+        if self.message.is_empty() {
+            return about;
+        }
+        let rows = self.message.iter().map(|one| {
+            vec![
+                one.id.clone().unwrap_or_default(),
+                one.queue.to_string(),
+                one.offset.to_string(),
+                one.deliveries.to_string(),
+                time::render_length(one.due_in_ms),
+                one.first_delivered.clone().unwrap_or_default(),
+                one.last_client.to_owned(),
+            ]
+        });
+        let more = if self.more { "\n\nthere are more: -n shows up to 1 024" } else { "" };
+        format!("{about}\n\n{}{more}", table(WAITING, rows.collect()))
+    }
+}
+
+const SETTLED: &[&str] = &["ID", "QUEUE", "OFFSET", "STAYS"];
+
+#[derive(Serialize)]
+struct ShownSettled<'a> {
+    id: Option<String>,
+    queue: Option<u32>,
+    offset: Option<u64>,
+    fault: Option<&'a str>,
+}
+
+impl<'a> From<&'a SettledMessage> for ShownSettled<'a> {
+    fn from(one: &'a SettledMessage) -> Self {
+        Self {
+            id: one.id.map(|id| id.to_string()),
+            queue: one.place.map(|(queue, _)| queue.get()),
+            offset: one.place.map(|(_, offset)| offset.get()),
+            fault: one.fault.as_deref(),
+        }
+    }
+}
+
+impl Row for ShownSettled<'_> {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone().unwrap_or_default(),
+            self.queue.map_or_else(String::new, |queue| queue.to_string()),
+            self.offset.map_or_else(String::new, |offset| offset.to_string()),
+            self.fault.map_or(String::new(), str::to_owned),
+        ]
+    }
 }
 
 const REDRIVEN: &[&str] = &["DEAD LETTER", "TOPIC", "STAYS"];

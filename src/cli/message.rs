@@ -9,6 +9,7 @@
 //! | `keys`, `tag`, `properties` | a list, a text or null, an object |
 //! | `message_group`, `encoding` | only where set; `encoding` is `gzip` |
 //! | `body` or `body_base64` | the first if the body is text, else the second |
+//! | `dead_letter` | only of one, or of what was one: why, where it comes from, its deliveries |
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +18,7 @@ use serde::{Serialize, Serializer};
 
 use super::output::Row;
 use super::time;
-use crate::client::Message;
+use crate::client::{DeadLetter, Message};
 
 /// The columns of a table of messages.
 pub(crate) const HEADER: &[&str] =
@@ -52,7 +53,47 @@ impl Serialize for Shown<'_> {
             Ok(text) => map.serialize_entry("body", text)?,
             Err(_) => map.serialize_entry("body_base64", &STANDARD.encode(&message.body))?,
         }
+        if let Some(letter) = &message.dead_letter {
+            map.serialize_entry("dead_letter", &ShownLetter::from(&**letter))?;
+        }
         map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct ShownLetter<'a> {
+    reason: &'a str,
+    topic: &'a str,
+    queue: u32,
+    offset: u64,
+    id: Option<String>,
+    store_time: Option<String>,
+    deliveries: u32,
+    first_delivered: Option<String>,
+    last_delivered: Option<String>,
+    last_client: &'a str,
+    messages: u32,
+    redriven: u32,
+    back: bool,
+}
+
+impl<'a> From<&'a DeadLetter> for ShownLetter<'a> {
+    fn from(letter: &'a DeadLetter) -> Self {
+        Self {
+            reason: &letter.reason,
+            topic: &letter.topic,
+            queue: letter.queue.get(),
+            offset: letter.queue_offset.get(),
+            id: letter.message_id.map(|id| id.to_string()),
+            store_time: letter.store_time.map(time::render),
+            deliveries: letter.deliveries,
+            first_delivered: letter.first_delivered.map(time::render),
+            last_delivered: letter.last_delivered.map(time::render),
+            last_client: &letter.last_client,
+            messages: letter.messages,
+            redriven: letter.redriven,
+            back: letter.is_back,
+        }
     }
 }
 
@@ -124,6 +165,7 @@ mod tests {
             trace_context: None,
             born_host: None,
             body: Bytes::from_static(body),
+            dead_letter: None,
         }
     }
 
@@ -133,6 +175,34 @@ mod tests {
             serde_json::to_string(&Shown(&message(b"hello"))).expect("legal"),
             r#"{"id":"3-1000-1","producer_id":null,"topic":"orders","queue":2,"offset":10,"store_time":"2026-07-01T12:00:00.007Z","born_time":null,"keys":["k1","k2"],"tag":"paid","properties":{"colour":"blue"},"body":"hello"}"#
         );
+    }
+
+    #[test]
+    fn a_dead_letter_says_why_it_is_one_and_where_it_comes_from() {
+        let letter = DeadLetter {
+            reason: "attempts".to_owned(),
+            topic: "orders".to_owned(),
+            queue: QueueId::new(1),
+            queue_offset: QueueOffset::new(5),
+            message_id: "3-1000-1".parse().ok(),
+            store_time: None,
+            deliveries: 2,
+            first_delivered: Some(Timestamp::new(1_782_907_200_007)),
+            last_delivered: None,
+            last_client: "me".to_owned(),
+            messages: 1,
+            redriven: 3,
+            is_back: false,
+        };
+        let message = Message { dead_letter: Some(Box::new(letter)), ..message(b"") };
+        let json = serde_json::to_string(&Shown(&message)).expect("legal");
+        let expected = concat!(
+            r#""body":"","dead_letter":{"reason":"attempts","topic":"orders","queue":1,"offset":5,"#,
+            r#""id":"3-1000-1","store_time":null,"deliveries":2,"#,
+            r#""first_delivered":"2026-07-01T12:00:00.007Z","last_delivered":null,"#,
+            r#""last_client":"me","messages":1,"redriven":3,"back":false}}"#
+        );
+        assert!(json.ends_with(expected), "{json}");
     }
 
     #[test]

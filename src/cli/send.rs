@@ -434,6 +434,8 @@ struct JsonMessage {
     _offset: Option<serde::de::IgnoredAny>,
     #[serde(rename = "store_time")]
     _store_time: Option<serde::de::IgnoredAny>,
+    #[serde(rename = "dead_letter")]
+    _dead_letter: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]

@@ -2,7 +2,9 @@
 
 use super::offsets::{self, QueueProgress, Run};
 use super::{AnswerError, CALL_TIMEOUT, Client, ClientError, within};
-use crate::message::{self, GroupId, InitialPosition, MessageId, Timestamp, TopicId};
+use crate::message::{
+    self, GroupId, InitialPosition, MessageId, QueueId, QueueOffset, Timestamp, TopicId,
+};
 use crate::proto;
 use crate::proto::position::{At, Edge};
 
@@ -32,6 +34,78 @@ pub struct Group {
     pub id: GroupId,
     /// What it is.
     pub settings: message::GroupSettings,
+}
+
+/// A message that was delivered, is not finished, and nobody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingMessage {
+    /// Its id; `None`: its record cannot be read.
+    pub id: Option<MessageId>,
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its place there.
+    pub queue_offset: QueueOffset,
+    /// How often it was delivered.
+    pub deliveries: u32,
+    /// In how many ms it can be delivered again; 0: now.
+    pub due_in_ms: u64,
+    /// When it was delivered first.
+    pub first_delivered: Option<Timestamp>,
+    /// When it was delivered last.
+    pub last_delivered: Option<Timestamp>,
+    /// Who got it last: a client's id, or where it was; empty if that is not known.
+    pub last_client: String,
+}
+
+/// What waits of a topic for another delivery to a group, and some of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingPage {
+    /// So many can be delivered now.
+    pub due: u64,
+    /// So many wait for their time.
+    pub waiting: u64,
+    /// How long ago the first delivery was of the one that has been at it for longest.
+    pub oldest_ms: Option<u64>,
+    /// In how many ms the next of those that wait for their time can be delivered.
+    pub next_due_in_ms: Option<u64>,
+    /// By queue and offset.
+    pub messages: Vec<WaitingMessage>,
+    /// There are more behind the last one.
+    pub more: bool,
+}
+
+/// What is to become of messages that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitingAction {
+    /// They can be delivered now.
+    Retry,
+    /// They become dead letters.
+    DeadLetter,
+}
+
+/// What became of a message that waited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettledMessage {
+    /// Its id; `None`: its record cannot be read.
+    pub id: Option<MessageId>,
+    /// Where it lies; `None`: it is not there.
+    pub place: Option<(QueueId, QueueOffset)>,
+    /// Why it is as it was; `None`: it is done.
+    pub fault: Option<String>,
+}
+
+fn place_of(place: proto::MessagePlace) -> (QueueId, QueueOffset) {
+    (QueueId::new(place.queue), QueueOffset::new(place.queue_offset))
+}
+
+/// Who gets dead letters that go back to their topics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audience {
+    /// The group whose dead letters they are.
+    #[default]
+    OneGroup,
+    /// Every group that receives from the topic.
+    All,
 }
 
 /// A dead letter that was to go back.
@@ -115,6 +189,7 @@ impl Client {
         group: &str,
         ids: &[MessageId],
         max: u32,
+        audience: Audience,
         run: Run,
     ) -> Result<Vec<Redriven>, ClientError> {
         let request = proto::RedriveDeadLettersRequest {
@@ -122,6 +197,7 @@ impl Client {
             ids: ids.iter().map(MessageId::to_string).collect(),
             max,
             dry_run: run == Run::Dry,
+            for_all_groups: audience == Audience::All,
         };
         let answer = self.admin.clone().redrive_dead_letters(within(request, CALL_TIMEOUT)).await;
         let dead_letters = self.answer(answer)?.dead_letters.into_iter();
@@ -131,6 +207,87 @@ impl Client {
             Ok(Redriven { id: one.id.parse().map_err(bad)?, topic: one.topic, fault })
         };
         dead_letters.map(redriven).collect()
+    }
+
+    /// What was delivered of a topic to a group, is not finished, and nobody has: one page of at most `limit`, 1 to
+    /// 1 024, behind a place.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownGroup`, `UnknownTopic`, `TooLarge`.
+    pub async fn waiting(
+        &self,
+        group: &str,
+        topic: &str,
+        after: Option<(QueueId, QueueOffset)>,
+        limit: u32,
+    ) -> Result<WaitingPage, ClientError> {
+        let place = |(queue, offset): (QueueId, QueueOffset)| proto::MessagePlace {
+            queue: queue.get(),
+            queue_offset: offset.get(),
+        };
+        let request = proto::ListWaitingRequest {
+            group: group.to_owned(),
+            topic: topic.to_owned(),
+            after: after.map(place),
+            limit,
+        };
+        let answer = self.admin.clone().list_waiting(within(request, CALL_TIMEOUT)).await;
+        let answer = self.answer(answer)?;
+        let message = |one: proto::WaitingMessage| {
+            let (queue, queue_offset) = one.place.map(place_of).unwrap_or_default();
+            let time = |ms: u64| (ms > 0).then(|| Timestamp::new(ms));
+            WaitingMessage {
+                id: one.message_id.parse().ok(),
+                queue,
+                queue_offset,
+                deliveries: one.deliveries,
+                due_in_ms: one.due_in_ms,
+                first_delivered: time(one.first_delivered_ms),
+                last_delivered: time(one.last_delivered_ms),
+                last_client: one.last_client,
+            }
+        };
+        Ok(WaitingPage {
+            due: answer.due,
+            waiting: answer.waiting,
+            oldest_ms: answer.oldest_ms,
+            next_due_in_ms: answer.next_due_in_ms,
+            messages: answer.messages.into_iter().map(message).collect(),
+            more: answer.more,
+        })
+    }
+
+    /// Makes something else of messages that wait: at most `max`, 1 to 1 024, of these ids, or whichever come first.
+    /// Says of each what became of it; the same call again is fine.
+    ///
+    /// # Errors
+    /// Refusals: `UnknownGroup`, `UnknownTopic`, `TooLarge`. What was done before stays so.
+    pub async fn settle_waiting(
+        &self,
+        group: &str,
+        topic: &str,
+        ids: &[MessageId],
+        max: u32,
+        action: WaitingAction,
+    ) -> Result<Vec<SettledMessage>, ClientError> {
+        let action = match action {
+            WaitingAction::Retry => proto::WaitingAction::Retry,
+            WaitingAction::DeadLetter => proto::WaitingAction::DeadLetter,
+        };
+        let request = proto::SettleWaitingRequest {
+            group: group.to_owned(),
+            topic: topic.to_owned(),
+            ids: ids.iter().map(MessageId::to_string).collect(),
+            max,
+            action: action.into(),
+        };
+        let answer = self.admin.clone().settle_waiting(within(request, CALL_TIMEOUT)).await;
+        let settled = |one: proto::SettledMessage| SettledMessage {
+            id: one.message_id.parse().ok(),
+            place: one.place.map(place_of),
+            fault: (!one.fault.is_empty()).then_some(one.fault),
+        };
+        Ok(self.answer(answer)?.messages.into_iter().map(settled).collect())
     }
 
     /// One page of consumer groups in the order of their names, and whether there are more after the last of them.

@@ -43,6 +43,67 @@ pub struct Message {
     pub born_host: Option<String>,
     /// The body as it was sent.
     pub body: Bytes,
+    /// There if it is a dead letter, or was one and is back in its topic.
+    pub dead_letter: Option<Box<DeadLetter>>,
+}
+
+/// What there is to know of a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Why it is one: `attempts`, `given_up`, `undecodable`, `operator`; a number if the broker is newer.
+    pub reason: String,
+    /// The topic that it comes from.
+    pub topic: String,
+    /// Its queue there.
+    pub queue: QueueId,
+    /// Its place there.
+    pub queue_offset: QueueOffset,
+    /// Its id there; `None`: its record cannot be read.
+    pub message_id: Option<MessageId>,
+    /// When it was stored there.
+    pub store_time: Option<Timestamp>,
+    /// How often it was delivered.
+    pub deliveries: u32,
+    /// When that was first; `None`: never.
+    pub first_delivered: Option<Timestamp>,
+    /// When that was last.
+    pub last_delivered: Option<Timestamp>,
+    /// Who got it last: a client's id, or where it was; empty if that is not known.
+    pub last_client: String,
+    /// How many messages it stands for: more than 1 if none of a run of them can be read.
+    pub messages: u32,
+    /// How often it went back to its topic.
+    pub redriven: u32,
+    /// It is back there; else it lies among the dead letters.
+    pub is_back: bool,
+}
+
+impl DeadLetter {
+    fn of(letter: &proto::DeadLetter) -> Self {
+        let reason = match proto::DeadReason::try_from(letter.reason) {
+            Ok(proto::DeadReason::Attempts) => "attempts".to_owned(),
+            Ok(proto::DeadReason::GivenUp) => "given_up".to_owned(),
+            Ok(proto::DeadReason::Undecodable) => "undecodable".to_owned(),
+            Ok(proto::DeadReason::Operator) => "operator".to_owned(),
+            Ok(proto::DeadReason::Unspecified) | Err(_) => letter.reason.to_string(),
+        };
+        let time = |ms: u64| (ms > 0).then(|| Timestamp::new(ms));
+        Self {
+            reason,
+            topic: letter.topic.clone(),
+            queue: QueueId::new(letter.queue),
+            queue_offset: QueueOffset::new(letter.queue_offset),
+            message_id: letter.message_id.parse().ok(),
+            store_time: time(letter.store_time_ms),
+            deliveries: letter.deliveries,
+            first_delivered: time(letter.first_delivered_ms),
+            last_delivered: time(letter.last_delivered_ms),
+            last_client: letter.last_client.clone(),
+            messages: letter.messages,
+            redriven: letter.redriven,
+            is_back: letter.is_back,
+        }
+    }
 }
 
 /// The same as it lies in the batch that it was stored in: nothing of it is copied.
@@ -71,6 +132,7 @@ pub(super) struct Place<'a> {
     pub(super) physical_offset: PhysicalOffset,
     pub(super) first_queue_offset: QueueOffset,
     pub(super) store_time: Timestamp,
+    pub(super) dead_letter: Option<&'a proto::DeadLetter>,
 }
 
 /// Compressed batches of one answer come to at most so many bytes uncompressed, if there is more than one: what is
@@ -118,7 +180,9 @@ impl<'a> Unpacker<'a> {
         let mut messages = std::mem::take(&mut self.messages);
         let taken = self.visit(place, batch, &mut |found| {
             let MessageRef { id, queue, queue_offset, store_time, meta, body } = found;
-            messages.push(message(id, place.topic, queue, queue_offset, store_time, &meta, body));
+            let found = message(id, place.topic, queue, queue_offset, store_time, &meta, body);
+            let dead_letter = place.dead_letter.map(|letter| Box::new(DeadLetter::of(letter)));
+            messages.push(Message { dead_letter, ..found });
         });
         self.messages = messages;
         taken
@@ -173,7 +237,9 @@ pub(super) fn found(found: proto::FoundMessage) -> Result<Message, AnswerError> 
     let only = parsed.messages_in(&bodies).next().ok_or(AnswerError::Missing { field: "batch" })?;
     let (meta, body) = only?;
     let (queue, time) = (QueueId::new(found.queue), Timestamp::new(found.store_time_ms));
-    Ok(message(id, &found.topic, queue, offset, time, &meta, bodies.slice_ref(body)))
+    let only = message(id, &found.topic, queue, offset, time, &meta, bodies.slice_ref(body));
+    let dead_letter = found.dead_letter.as_ref().map(|letter| Box::new(DeadLetter::of(letter)));
+    Ok(Message { dead_letter, ..only })
 }
 
 /// The uncompressed bodies of a batch: a part of it, or decompressed.
@@ -219,6 +285,7 @@ fn message(
         trace_context: meta.trace_context().map(str::to_owned),
         born_host: meta.born_host().map(str::to_owned),
         body,
+        dead_letter: None,
     }
 }
 
@@ -235,6 +302,7 @@ mod tests {
             physical_offset: PhysicalOffset::new(0x1000),
             first_queue_offset: QueueOffset::new(10),
             store_time: Timestamp::new(1_000),
+            dead_letter: None,
         }
     }
 
@@ -295,6 +363,7 @@ mod tests {
             trace_context: Some("00-1-2-03".to_owned()),
             born_host: Some("host".to_owned()),
             body: Bytes::from_static(b"\xff\x00"),
+            dead_letter: None,
         };
         assert_eq!(out, vec![expected]);
     }

@@ -60,8 +60,11 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 pub use self::clients::{ClientKind, ConnectedClient, FilterKind, Subscription};
 pub use self::consumer::{Consumer, ConsumerConfig, Settler, Settling};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
-pub use self::groups::{Group, GroupDescription, GroupSettings, GroupTopic, Redriven};
-pub use self::message::{Message, MessageRef};
+pub use self::groups::{
+    Audience, Group, GroupDescription, GroupSettings, GroupTopic, Redriven, SettledMessage,
+    WaitingAction, WaitingMessage, WaitingPage,
+};
+pub use self::message::{DeadLetter, Message, MessageRef};
 use self::message::{Place, Taken, Unpacker};
 pub use self::offsets::{
     ChangeKind, Expected, NewCommit, OffsetChange, Position, QueueProgress, Reset, ResetQueue, Run,
@@ -524,6 +527,7 @@ impl Client {
                 physical_offset: PhysicalOffset::new(record.physical_offset),
                 first_queue_offset: QueueOffset::new(record.first_queue_offset),
                 store_time: Timestamp::new(record.store_time_ms),
+                dead_letter: record.dead_letter.as_ref(),
             };
             match unpacker.take(&place, &record.batch) {
                 Ok(Taken::Yes) => {}

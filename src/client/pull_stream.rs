@@ -214,7 +214,7 @@ impl Part {
         ClientError::BadAnswer { server: self.server.to_string(), source }
     }
 
-    fn place<'a>(&'a self, record: &proto::Record) -> Place<'a> {
+    fn place<'a>(&'a self, record: &'a proto::Record) -> Place<'a> {
         Place {
             topic: &self.topic,
             queue: self.queue,
@@ -222,6 +222,7 @@ impl Part {
             physical_offset: PhysicalOffset::new(record.physical_offset),
             first_queue_offset: QueueOffset::new(record.first_queue_offset),
             store_time: Timestamp::new(record.store_time_ms),
+            dead_letter: record.dead_letter.as_ref(),
         }
     }
 }

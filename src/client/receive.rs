@@ -192,6 +192,7 @@ pub(super) fn leased(topic: &str, received: proto::ReceivedMessage) -> Result<Le
         physical_offset: id.offset,
         first_queue_offset: queue_offset,
         store_time: Timestamp::new(received.store_time_ms),
+        dead_letter: received.dead_letter.as_ref(),
     };
     let mut unpacker = Unpacker::new(queue_offset, &TagFilter::All);
     unpacker.take(&place, &received.batch)?;

@@ -3,21 +3,27 @@
 //! | tag | len | attribute        | meaning                                                                    |
 //! | --: | --: | ---------------- | -------------------------------------------------------------------------- |
 //! |   1 |  24 | producer session | session u64, epoch u64, sequence u64: a retry of the batch is not stored again |
-//! |   2 |  56 | dead letter      | where it comes from: topic u64, queue offset u64, epoch and physical offset of its record u64, its store time u64, queue u32, deliveries u32, index u16, reason u16 (1 deliveries, 2 given up), zero u32 |
+//! |   2 |  80 | dead letter      | where it comes from: topic u64, queue offset u64, epoch and physical offset of its record u64, its store time u64, queue u32, deliveries u32, index u16, reason u16 (1 deliveries, 2 given up, 3 undecodable, 4 operator), messages u32, first and last delivery u64 each on the clock of leases, times it went back u32, where it is u32 (0 among the dead letters, 1 back in its topic); epoch, physical offset, index and store time are 0 where the record could not be read |
 //! |   3 |     | its topic's name | UTF-8                                                                      |
+//! |   4 |     | its last client  | UTF-8                                                                      |
+//! |   5 |   8 | one group        | group u64: it is for that one alone, and others pass over it               |
 
 use super::record::{attributes, put_attribute};
 use super::{DecodeError, array_at, u16_at, u32_at, u64_at};
 use crate::message::{
-    Epoch, MessageId, PhysicalOffset, QueueId, QueueOffset, SessionId, SessionMark, Timestamp,
-    TopicId,
+    Epoch, GroupId, MessageId, PhysicalOffset, QueueId, QueueOffset, SessionId, SessionMark,
+    Timestamp, TopicId,
 };
 
 const PRODUCER_SESSION: u16 = 1;
 const DEAD_LETTER: u16 = 2;
 const ORIGIN_NAME: u16 = 3;
+const LAST_CLIENT: u16 = 4;
+const ONE_GROUP: u16 = 5;
 
-const DEAD_LETTER_LEN: usize = 56;
+const DEAD_LETTER_LEN: usize = 80;
+
+const IN_TOPIC: u32 = 1;
 
 /// Why a message is a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,27 +32,60 @@ pub enum DeadReason {
     Attempts,
     /// Its consumer gave it up.
     GivenUp,
+    /// It cannot be read, or not be decompressed: nobody could be given it.
+    Undecodable,
+    /// An operator said so.
+    Operator,
 }
 
-/// Where a dead letter comes from.
+impl DeadReason {
+    const ALL: [Self; 4] = [Self::Attempts, Self::GivenUp, Self::Undecodable, Self::Operator];
+
+    fn code(self) -> u16 {
+        match self {
+            Self::Attempts => 1,
+            Self::GivenUp => 2,
+            Self::Undecodable => 3,
+            Self::Operator => 4,
+        }
+    }
+
+    fn of(code: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.code() == code)
+    }
+}
+
+/// What there is to know of a dead letter, or of a message that once was one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadLetter<'a> {
     /// Why it is one.
     pub reason: DeadReason,
     /// How often it was delivered.
     pub deliveries: u32,
+    /// How many messages it stands for: more than 1 where a run of them cannot be read, of which it is the first.
+    pub messages: u32,
     /// The incarnation of its topic.
     pub topic: TopicId,
     /// Its queue.
     pub queue: QueueId,
     /// Its place there.
     pub queue_offset: QueueOffset,
-    /// Its id.
+    /// Its id; all 0 if its record could not be read.
     pub id: MessageId,
-    /// When it was stored.
+    /// When it was stored; 0 if its record could not be read.
     pub store_time: Timestamp,
     /// The name of its topic.
     pub topic_name: &'a str,
+    /// When it was delivered first, on the clock of leases; 0: never.
+    pub first_delivered: Timestamp,
+    /// When it was delivered last.
+    pub last_delivered: Timestamp,
+    /// Who got it last; empty if that is not known.
+    pub last_client: &'a str,
+    /// How often it went back to its topic until now.
+    pub redriven: u32,
+    /// It is back in its topic; else it lies among the dead letters.
+    pub is_back: bool,
 }
 
 /// The attributes of a dead letter.
@@ -64,16 +103,20 @@ pub fn of_dead_letter(letter: &DeadLetter<'_>) -> Vec<u8> {
     value.extend_from_slice(&letter.queue.get().to_le_bytes());
     value.extend_from_slice(&letter.deliveries.to_le_bytes());
     value.extend_from_slice(&letter.id.index.to_le_bytes());
-    let reason: u16 = match letter.reason {
-        DeadReason::Attempts => 1,
-        DeadReason::GivenUp => 2,
-    };
-    value.extend_from_slice(&reason.to_le_bytes());
-    value.extend_from_slice(&[0; 4]);
+    value.extend_from_slice(&letter.reason.code().to_le_bytes());
+    value.extend_from_slice(&letter.messages.to_le_bytes());
+    value.extend_from_slice(&letter.first_delivered.get().to_le_bytes());
+    value.extend_from_slice(&letter.last_delivered.get().to_le_bytes());
+    value.extend_from_slice(&letter.redriven.to_le_bytes());
+    value.extend_from_slice(&(u32::from(letter.is_back) * IN_TOPIC).to_le_bytes());
     let mut out = Vec::with_capacity(DEAD_LETTER_LEN + letter.topic_name.len() + 8);
     let put = put_attribute(&mut out, DEAD_LETTER, &value)
-        .and_then(|()| put_attribute(&mut out, ORIGIN_NAME, letter.topic_name.as_bytes()));
-    debug_assert!(put.is_ok(), "a topic's name is short");
+        .and_then(|()| put_attribute(&mut out, ORIGIN_NAME, letter.topic_name.as_bytes()))
+        .and_then(|()| match letter.last_client.is_empty() {
+            true => Ok(()),
+            false => put_attribute(&mut out, LAST_CLIENT, letter.last_client.as_bytes()),
+        });
+    debug_assert!(put.is_ok(), "the names of topics and clients are short");
     out
 }
 
@@ -82,7 +125,7 @@ pub fn of_dead_letter(letter: &DeadLetter<'_>) -> Vec<u8> {
 /// # Errors
 /// An attribute has another length or no meaning, or the list is cut short.
 pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> {
-    let (mut value, mut topic_name) = (None, "");
+    let (mut value, mut topic_name, mut last_client) = (None, "", "");
     for attribute in attributes(bytes) {
         let attribute = attribute?;
         let meaningless = DecodeError::Field { tag: attribute.tag, len: attribute.value.len() };
@@ -94,17 +137,18 @@ pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> 
             ORIGIN_NAME => {
                 topic_name = str::from_utf8(attribute.value).map_err(|_| meaningless)?;
             }
+            LAST_CLIENT => {
+                last_client = str::from_utf8(attribute.value).map_err(|_| meaningless)?;
+            }
             _ => {}
         }
     }
     let Some(value) = value else { return Ok(None) };
     Ok(Some(DeadLetter {
-        reason: match u16_at(value, 50)? {
-            1 => DeadReason::Attempts,
-            2 => DeadReason::GivenUp,
-            _ => return Err(DecodeError::Field { tag: DEAD_LETTER, len: value.len() }),
-        },
+        reason: DeadReason::of(u16_at(value, 50)?)
+            .ok_or(DecodeError::Field { tag: DEAD_LETTER, len: value.len() })?,
         deliveries: u32_at(value, 44)?,
+        messages: u32_at(value, 52)?,
         topic: TopicId::new(u64_at(value, 0)?),
         queue: QueueId::new(u32_at(value, 40)?),
         queue_offset: QueueOffset::new(u64_at(value, 8)?),
@@ -115,7 +159,41 @@ pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> 
         },
         store_time: Timestamp::new(u64_at(value, 32)?),
         topic_name,
+        first_delivered: Timestamp::new(u64_at(value, 56)?),
+        last_delivered: Timestamp::new(u64_at(value, 64)?),
+        last_client,
+        redriven: u32_at(value, 72)?,
+        is_back: match u32_at(value, 76)? {
+            0 => false,
+            IN_TOPIC => true,
+            _ => return Err(DecodeError::Field { tag: DEAD_LETTER, len: value.len() }),
+        },
     }))
+}
+
+/// Appends the attribute of a message that is for one group alone.
+pub fn put_one_group(out: &mut Vec<u8>, group: GroupId) {
+    let put = put_attribute(out, ONE_GROUP, &group.get().to_le_bytes());
+    debug_assert!(put.is_ok(), "8 bytes are a short value");
+}
+
+/// The group that a message is for alone, if its attributes name one.
+///
+/// # Errors
+/// The attribute has another length, or the list is cut short.
+pub fn one_group(bytes: &[u8]) -> Result<Option<GroupId>, DecodeError> {
+    for attribute in attributes(bytes) {
+        let attribute = attribute?;
+        if attribute.tag == ONE_GROUP {
+            let value: [u8; size_of::<u64>()] = array_at(attribute.value, 0)?;
+            if attribute.value.len() != value.len() {
+                let (tag, len) = (attribute.tag, attribute.value.len());
+                return Err(DecodeError::Field { tag, len });
+            }
+            return Ok(Some(GroupId::new(u64_at(&value, 0)?)));
+        }
+    }
+    Ok(None)
 }
 
 const SESSION_AT: usize = 0;
@@ -189,29 +267,44 @@ mod tests {
         let letter = DeadLetter {
             reason: DeadReason::GivenUp,
             deliveries: 3,
+            messages: 9,
             topic: TopicId::new(7),
             queue: QueueId::new(2),
             queue_offset: QueueOffset::new(5),
             id: MessageId { epoch: Epoch::new(1), offset: PhysicalOffset::new(4096), index: 6 },
             store_time: Timestamp::new(77),
             topic_name: "orders",
+            first_delivered: Timestamp::new(8),
+            last_delivered: Timestamp::new(9),
+            last_client: "me",
+            redriven: 2,
+            is_back: true,
         };
-        let bytes = of_dead_letter(&letter);
+        let mut bytes = of_dead_letter(&letter);
         assert_eq!(
             hex(&bytes),
             [
-                "02003800070000000000000005000000",
+                "02005000070000000000000005000000",
                 "00000000010000000000000000100000",
                 "000000004d0000000000000002000000",
-                "03000000060002000000000003000600",
-                "6f7264657273"
+                "03000000060002000900000008000000",
+                "00000000090000000000000002000000",
+                "01000000030006006f72646572730400",
+                "02006d65"
             ]
         );
         assert_eq!(dead_letter(&bytes), Ok(Some(letter)));
         assert_eq!((dead_letter(&[]), session(&bytes)), (Ok(None), Ok(None)));
         let mut wrong = bytes.clone();
-        wrong[4 + 50] = 3;
-        assert_eq!(dead_letter(&wrong), Err(DecodeError::Field { tag: 2, len: 56 }));
+        wrong[4 + 50] = 5;
+        assert_eq!(dead_letter(&wrong), Err(DecodeError::Field { tag: 2, len: 80 }));
+        assert_eq!(one_group(&bytes), Ok(None));
+        put_one_group(&mut bytes, GroupId::new(7));
+        assert_eq!(
+            (one_group(&bytes), dead_letter(&bytes)),
+            (Ok(Some(GroupId::new(7))), Ok(Some(letter)))
+        );
+        assert!(one_group(&[5, 0, 1, 0, 9]).is_err());
     }
 
     #[test]

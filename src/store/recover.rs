@@ -86,7 +86,7 @@ const CLEAR_PIECE: usize = 1 << 20;
 /// Of what is cut and does not verify, at most so many bytes are taken for written: more than an epoch record.
 const TORN_LOOK: u64 = 64 << 10;
 /// No snapshot and no state image is written or read beyond this: above what the limits of the broker's state come to.
-pub(crate) const MAX_SNAPSHOT: u64 = 4 << 30;
+pub(crate) const MAX_SNAPSHOT: u64 = 5 << 30;
 
 /// What recovery hands to the store.
 pub(super) struct Recovered {

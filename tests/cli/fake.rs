@@ -202,6 +202,7 @@ impl Broker for Fake {
         let queue = request.queue.unwrap_or(if grouped { 1 } else { topic.next_queue });
         let records = topic.queue(queue)?;
         let record = proto::Record {
+            dead_letter: None,
             epoch: EPOCH,
             physical_offset: physical,
             first_queue_offset: range(records).max,
@@ -467,6 +468,7 @@ fn singles(
         };
         at = end;
         let found = proto::FoundMessage {
+            dead_letter: None,
             message_id: format!("{:x}-{:x}-{index:x}", record.epoch, record.physical_offset),
             topic: topic.to_owned(),
             queue,
@@ -773,6 +775,20 @@ impl Admin for Fake {
         &self,
         _: Request<proto::RedriveDeadLettersRequest>,
     ) -> Result<Response<proto::RedriveDeadLettersResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn list_waiting(
+        &self,
+        _: Request<proto::ListWaitingRequest>,
+    ) -> Result<Response<proto::ListWaitingResponse>, Status> {
+        Err(without_groups())
+    }
+
+    async fn settle_waiting(
+        &self,
+        _: Request<proto::SettleWaitingRequest>,
+    ) -> Result<Response<proto::SettleWaitingResponse>, Status> {
         Err(without_groups())
     }
 

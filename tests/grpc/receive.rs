@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use mainstem::client::{
-    Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Reason, Receive, Redriven,
-    Run,
+    Audience, Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Order, Pull,
+    Query, Reason, Receive, Redriven, Run, Selector, SettledMessage, WaitingAction,
 };
+use mainstem::format::batch::TagFilter;
 use mainstem::message::{QueueId, QueueOffset};
-use mainstem::proto::{ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, TopicConfig};
+use mainstem::proto::{
+    ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, SettleWaitingRequest, TopicConfig,
+};
 use tonic::Code;
 
 use crate::support::{Server, batch, refusal, refused, soon, to};
@@ -121,19 +124,84 @@ async fn a_dead_letter_is_sent_back_by_its_id() {
         }
     })
     .await;
-    let planned = client.redrive("g", &[], 9, Run::Dry).await.unwrap();
+    let letter = dead.message.dead_letter.clone().unwrap();
+    assert_eq!((letter.reason.as_str(), letter.topic.as_str()), ("attempts", "t"));
+    assert_eq!(letter.message_id, Some(given_up.message.id));
+    assert_eq!(letter.store_time, Some(given_up.message.store_time));
+    assert_eq!((letter.queue, letter.queue_offset), (QueueId::new(1), QueueOffset::ZERO));
+    assert_eq!((letter.deliveries, letter.messages, letter.redriven), (1, 1, 0));
+    assert!(letter.first_delivered.is_some() && letter.first_delivered == letter.last_delivered);
+    assert!(letter.last_client.starts_with("127.0.0.1:"), "{}", letter.last_client);
+    // Whoever reads it in another way sees the same.
+    let pull = Pull {
+        topic: "%DLQ%g",
+        queue: QueueId::ZERO,
+        offset: QueueOffset::ZERO,
+        max_messages: None,
+        max_bytes: None,
+        wait: Duration::ZERO,
+        tags: "*",
+        filter: &TagFilter::All,
+        group: None,
+        epoch: None,
+    };
+    let pulled = client.pull(&pull).await.unwrap().messages.remove(0);
+    assert_eq!(pulled.dead_letter.as_ref(), Some(&letter));
+    let by_id = Query {
+        selector: Selector::MessageId(dead.message.id),
+        begin: None,
+        end: None,
+        order: Order::NewestFirst,
+        limit: 1,
+        page: String::new(),
+    };
+    let found = client.query(&by_id).await.unwrap().messages.remove(0);
+    assert_eq!(found.dead_letter, Some(letter));
+    let planned = client.redrive("g", &[], 9, Audience::OneGroup, Run::Dry).await.unwrap();
     let back = Redriven { id: dead.message.id, topic: "t".to_owned(), fault: None };
     assert_eq!(planned, std::slice::from_ref(&back));
-    assert_eq!(client.redrive("g", &[dead.message.id], 9, Run::Real).await.unwrap(), [back]);
-    assert_eq!(client.redrive("g", &[], 9, Run::Real).await.unwrap(), []);
+    assert_eq!(
+        client.redrive("g", &[dead.message.id], 9, Audience::OneGroup, Run::Real).await.unwrap(),
+        [back]
+    );
+    assert_eq!(client.redrive("g", &[], 9, Audience::OneGroup, Run::Real).await.unwrap(), []);
     let again = client.receive(&Receive { wait: Duration::from_secs(20), ..RECEIVE }).await;
-    assert_eq!(bodies(&again.unwrap()), wanted(&[("c", 1)]));
+    let again = again.unwrap();
+    assert_eq!(bodies(&again), wanted(&[("c", 1)]));
+    let history = again[0].message.dead_letter.as_ref().unwrap();
+    assert_eq!((history.redriven, history.is_back), (1, true));
     let request = RedriveDeadLettersRequest {
         group: "g".to_owned(),
         ids: vec!["nonsense".to_owned()],
         ..RedriveDeadLettersRequest::default()
     };
     let answer = server.admin.clone().redrive_dead_letters(request).await;
+    assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_shown_and_settled_by_its_id() {
+    let (server, client) = server().await;
+    let leased = all_three(&client).await;
+    let c = leased.iter().find(|one| one.message.body.as_ref() == b"c").unwrap();
+    let later = Hold::RetryAfter(Duration::from_secs(3_600));
+    client.extend("g", "t", &[(c.handle.as_str(), later)]).await.unwrap();
+    let page = client.waiting("g", "t", None, 9).await.unwrap();
+    assert_eq!((page.due, page.waiting, page.more), (0, 1, false));
+    assert_eq!((page.messages[0].id, page.messages[0].deliveries), (Some(c.message.id), 1));
+    assert!(page.messages[0].last_client.starts_with("127.0.0.1:"));
+    let ids = [c.message.id, "9-0-0".parse().unwrap()];
+    let settled = client.settle_waiting("g", "t", &ids, 9, WaitingAction::Retry).await.unwrap();
+    assert_eq!((settled[0].id, settled[0].place), (Some(ids[1]), None));
+    assert_eq!(settled[0].fault.as_deref(), Some("it does not wait"));
+    let place = Some((QueueId::new(1), QueueOffset::ZERO));
+    let done = SettledMessage { id: Some(ids[0]), place, fault: None };
+    assert_eq!(settled[1], done);
+    let again =
+        client.receive(&Receive { wait: Duration::from_secs(20), ..RECEIVE }).await.unwrap();
+    assert_eq!(bodies(&again), wanted(&[("c", 2)]));
+    let request = SettleWaitingRequest { group: "g".to_owned(), ..Default::default() };
+    let answer = server.admin.clone().settle_waiting(request).await;
     assert_eq!(refusal(answer), refused(Code::InvalidArgument, "BAD_REQUEST"));
 }
 

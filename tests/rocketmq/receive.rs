@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mainstem::client::Client;
 use mainstem::format::batch::{self, NewMeta};
+use mainstem::proto::position::{At, Edge};
 use mainstem::proto::rocketmq::receive_message_response::Content;
 use mainstem::proto::rocketmq::{
-    self as v2, Code, DigestType, Encoding, Message, MessageType, ReceiveMessageRequest,
+    self as v2, Address, AddressScheme, Code, DigestType, Encoding, Endpoints, Message,
+    MessageType, QueryAssignmentRequest, ReceiveMessageRequest,
 };
 use mainstem::proto::{
-    Access, DeleteTopicRequest, GroupConfig, ListGroupsRequest, TopicConfig, TopicType,
+    Access, DeleteTopicRequest, GroupConfig, ListGroupsRequest, Position, TopicConfig, TopicType,
     UpdateGroupRequest, UpdateTopicRequest,
 };
 use tonic::Request;
@@ -19,7 +21,7 @@ use tonic::Request;
 use crate::consumer::{
     Consumer, all_of, attempt, bodies, body, handle, seconds, sql, system, tags,
 };
-use crate::support::{Server, message, request, resource, soon, with};
+use crate::support::{Server, code, message, request, resource, soon, with};
 
 /// Sends messages with these bodies, one by one.
 pub(crate) async fn send(server: &Server, topic: &str, bodies: &[&str]) {
@@ -508,4 +510,34 @@ async fn clients_that_nobody_knows_since_a_restart_receive_as_before() {
     let consumer = Consumer { id: "nobody@1@1@x", ..Consumer::new(&server, "g", "t") };
     let got = consumer.get(1).await;
     consumer.finish(&got).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_begins_where_it_says_when_a_consumer_subscribes_or_asks_for_its_queues() {
+    let server = Server::start().await;
+    server.create("t", TopicType::Normal, 1).await;
+    let latest = Position { at: Some(At::Edge(Edge::Latest.into())) };
+    let config = GroupConfig { initial_position: Some(latest), ..GroupConfig::default() };
+    for group in ["told", "assigned", "late"] {
+        server.create_group(group, config.clone()).await;
+    }
+    send(&server, "t", &["before"]).await;
+    let mut stream = server.telemetry("told", "JAVA").await;
+    stream.ask(crate::telemetry::consumer("told", &["t"])).await;
+    let asked = QueryAssignmentRequest {
+        topic: Some(resource("t")),
+        group: Some(resource("assigned")),
+        endpoints: Some(Endpoints {
+            scheme: AddressScheme::IPv4.into(),
+            addresses: vec![Address { host: "10.1.1.2".to_owned(), port: 7001 }],
+        }),
+    };
+    let answer = server.calls.clone().query_assignment(request(asked)).await.unwrap().into_inner();
+    assert_eq!(code(&answer.status), Code::Ok);
+    send(&server, "t", &["behind"]).await;
+    for group in ["told", "assigned"] {
+        let got = Consumer::new(&server, group, "t").get(1).await;
+        assert_eq!(bodies(&got), ["behind"], "{group}");
+    }
+    Consumer::new(&server, "late", "t").gets_nothing().await;
 }

@@ -7,7 +7,8 @@ use crate::broker::state::leases::Claim;
 use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
     Introduction, NewMessage, Position, RedriveFault, RedriveRequest, Redriven, ResetRequest, Run,
-    SendMessages, SendRequest,
+    SendMessages, SendRequest, SettleFault, SettleRequest, SettledMessage, WaitingAction,
+    WaitingMessage, WaitingPage, WaitingRequest,
 };
 use crate::file::Operation;
 use crate::filter::Language;
@@ -98,6 +99,7 @@ impl Rig {
             max_bytes: 1 << 20,
             invisible: MINUTE,
             client: None,
+            holder: "somebody",
             wait: Duration::ZERO,
             attempt: "",
             deadline: soon(),
@@ -439,6 +441,7 @@ async fn who_is_woken_and_goes_away_before_he_took_anything_wakes_the_next() {
         async move {
             let filter = all();
             let request = ReceiveRequest {
+                holder: "",
                 group: "g",
                 topic: "t",
                 filter: &filter,
@@ -826,6 +829,7 @@ async fn a_message_that_cannot_be_read_now_does_not_keep_those_behind_it_from_be
         rig.pass(MINUTE);
         // What was read by a start lies on the disk.
         let rig = rig.again();
+        rig.pass(Duration::from_secs(10));
         let is_ordered = rig.broker.state.groups.get("g").unwrap().settings().ordered;
         rig.disk.fail(FaultRule {
             operation: Operation::Read,
@@ -917,8 +921,128 @@ async fn what_was_delivered_too_often_becomes_a_dead_letter_once_and_lets_the_ne
     assert_eq!(dead.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "a1")]);
     let letter = crate::format::attributes::dead_letter(&dead[0].attributes).unwrap().unwrap();
     assert_eq!((letter.topic_name, letter.queue_offset.get(), letter.deliveries), ("t", 0, 2));
+    let delivered = [letter.first_delivered.get(), letter.last_delivered.get()];
+    assert_eq!((delivered, letter.last_client), ([1_000_000, 1_060_000], "somebody"));
     assert_eq!(letter.reason, crate::format::attributes::DeadReason::Attempts);
     assert_eq!(rig.committed(0).await, 1);
+    rig.broker.close().unwrap();
+}
+
+/// A batch of one message that says it is compressed, and cannot be decompressed.
+fn not_decompressible(tag: &str) -> bytes::Bytes {
+    let mut batch = BatchBuilder::new();
+    let meta = NewMeta { tag: Some(tag), keys: vec!["k"], ..NewMeta::default() };
+    batch.push(&meta, &[b'x'; 4_096]);
+    let batch = batch.finish_compressed(&mut Compressor::new(Codec::Lz4).unwrap());
+    let bodies = Batch::parse(&batch).unwrap().bodies().to_vec();
+    let mut bytes = batch.to_vec();
+    let crc = crate::format::crc32c(&bodies).to_le_bytes();
+    let at = bytes.windows(4).position(|four| four == crc).unwrap();
+    let len = bytes.len();
+    bytes[len - bodies.len() / 2..].fill(0xff);
+    let crc = crate::format::crc32c(&bytes[len - bodies.len()..]).to_le_bytes();
+    bytes[at..at + 4].copy_from_slice(&crc);
+    bytes.into()
+}
+
+impl Rig {
+    /// The dead letters of `g`, as another group reads them.
+    async fn dead(&self) -> Vec<ReceivedMessage> {
+        let dead = self.broker.state.topics.get("%DLQ%g").unwrap();
+        self.broker.store.caught_up(dead.handle()).await;
+        let name = "readers";
+        self.broker.create_group(name, &GroupSettings::default(), soon()).await.unwrap();
+        let filter = all();
+        let request = self.request(&filter, 9);
+        self.receive_all(ReceiveRequest { group: name, topic: "%DLQ%g", ..request }).await
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_decompressed_is_a_dead_letter_without_body_that_does_not_go_back() {
+    for settings in [GroupSettings::default(), ordered()] {
+        let rig = Rig::new(1, settings).await;
+        rig.send_to(0, "1").await;
+        let batch = not_decompressible("tag");
+        let request = SendRequest {
+            topic: "t",
+            queue: Some(QueueId::ZERO),
+            batch,
+            session: None,
+            deadline: soon(),
+        };
+        let lost = rig.broker.send(request).await.unwrap();
+        rig.send_to(0, "3").await;
+        let mut got = Vec::new();
+        for _ in 0..2 {
+            let received = rig.receive(9).await;
+            got.extend(received.iter().map(|one| seen(one).3));
+            let handles: Vec<_> = received.iter().map(|one| one.handle.as_str()).collect();
+            rig.ack(&handles).await;
+        }
+        assert_eq!(got, ["1", "3"]);
+        assert_eq!(rig.committed(0).await, 3, "nothing of it is open");
+        assert_eq!(rig.broker.counters().gone.get(), 0);
+
+        let rig = rig.again();
+        let dead = rig.dead().await;
+        assert_eq!(dead.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "")]);
+        let (meta, _) = dead[0].parts().unwrap();
+        assert_eq!((meta.tag(), meta.keys().collect::<Vec<_>>()), (Some("tag"), vec!["k"]));
+        let letter = attributes::dead_letter(&dead[0].attributes).unwrap().unwrap();
+        assert_eq!(letter.reason, DeadReason::Undecodable);
+        assert_eq!((letter.queue_offset.get(), letter.deliveries, letter.messages), (1, 0, 1));
+        assert_eq!((letter.id.epoch, letter.id.offset), (lost.epoch, lost.offset));
+        let request = RedriveRequest {
+            group: "g",
+            ids: &[],
+            max: 9,
+            for_all: false,
+            run: Run::Real,
+            deadline: soon(),
+        };
+        let redriven = rig.broker.redrive(&request).await.unwrap();
+        assert_eq!(redriven[0].fault, Some(RedriveFault::NoBody));
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_a_dead_letter_that_says_where_it_was_and_of_a_run_there_is_one() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "first").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let run = [("run", None, None); 3];
+    rig.store(Some(QueueId::ZERO), &run, None).await;
+    rig.send_to(0, "behind").await;
+    rig.pass(MINUTE);
+    let Rig { broker, clock, disk } = rig;
+    broker.close().unwrap();
+    drop(broker);
+    let log = disk.paths().into_iter().find(|path| path.ends_with("00000000000000000000.log"));
+    let log = log.unwrap();
+    let bytes = disk.durable_bytes(&log).unwrap();
+    for body in [b"first".as_slice(), b"runrunrun"] {
+        let at = bytes.windows(body.len()).position(|bytes| bytes == body).unwrap();
+        disk.corrupt(&log, at as u64, 1).unwrap();
+    }
+    let rig = Rig { broker: open(&disk, &clock), clock, disk };
+    assert_eq!(rig.seen(9).await, [of(0, 4, 1, "behind")]);
+    assert_eq!(rig.committed(0).await, 4);
+    let dead = rig.dead().await;
+    let letters: Vec<_> = dead
+        .iter()
+        .map(|one| {
+            assert_eq!(seen(one).3, "");
+            let letter = attributes::dead_letter(&one.attributes).unwrap().unwrap();
+            assert_eq!(letter.reason, DeadReason::Undecodable);
+            assert_eq!((letter.topic_name, letter.id.offset.get()), ("t", 0));
+            (letter.queue_offset.get(), letter.deliveries, letter.messages)
+        })
+        .collect();
+    // The first one was delivered before.
+    assert_eq!(BTreeSet::from_iter(letters), BTreeSet::from([(0, 1, 1), (1, 0, 3)]));
+    assert_eq!(rig.broker.counters().gone.get(), 2, "those that the run's dead letter stands for");
     rig.broker.close().unwrap();
 }
 
@@ -1093,7 +1217,7 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
 
     let redrive = async |rig: &Rig, ids: &[MessageId], max, run| {
         let deadline = soon();
-        let request = RedriveRequest { group: "g", ids, max, run, deadline };
+        let request = RedriveRequest { group: "g", ids, max, for_all: false, run, deadline };
         rig.broker.redrive(&request).await.unwrap()
     };
     let planned = redrive(&rig, &[], 9, Run::Dry).await;
@@ -1118,14 +1242,175 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
     let meta = batch.metas().next().unwrap().unwrap();
     assert_eq!((meta.tag(), meta.keys().collect::<Vec<_>>()), (Some("x"), vec!["k"]));
     assert_eq!(received[0].dead_letter_of(), None);
+    let history = dead_letter(&received[0].attributes).unwrap();
+    assert_eq!((history.reason, history.redriven), (DeadReason::GivenUp, 1));
+    assert_eq!((history.is_back, history.id.index), (true, 0));
+    assert_eq!(history.last_client, "somebody");
     let left = redrive(&rig, &[], 9, Run::Real).await;
     assert_eq!(faults(&left), [Some(RedriveFault::NoTopic)], "it stays, and can be tried again");
     assert_eq!(rig.broker.counters().redriven.get(), 1, "since the start");
-    let none =
-        RedriveRequest { group: "nobody", ids: &[], max: 1, run: Run::Dry, deadline: soon() };
+    let none = RedriveRequest {
+        group: "nobody",
+        ids: &[],
+        max: 1,
+        for_all: false,
+        run: Run::Dry,
+        deadline: soon(),
+    };
     assert!(matches!(rig.broker.redrive(&none).await, Err(BrokerError::UnknownGroup { .. })));
     let many = RedriveRequest { max: MAX_RECEIVE + 1, ..none };
     assert!(matches!(rig.broker.redrive(&many).await, Err(BrokerError::TooLarge { .. })));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_waits_is_shown_and_delivered_now_or_buried_as_an_operator_says() {
+    let settings =
+        GroupSettings { retry_delays_ms: vec![60_000, 600_000], ..GroupSettings::default() };
+    let rig = Rig::new(1, settings).await;
+    for body in ["a", "b", "c", "d"] {
+        rig.send_to(0, body).await;
+    }
+    let waiting = async |rig: &Rig, after: Option<u64>, limit| {
+        let after = after.map(|offset| (QueueId::ZERO, QueueOffset::new(offset)));
+        let deadline = soon();
+        let request = WaitingRequest { group: "g", topic: "t", after, limit, deadline };
+        rig.broker.list_waiting(&request).await.unwrap()
+    };
+    assert_eq!(waiting(&rig, None, 9).await, WaitingPage::default());
+    let received = rig.receive(9).await;
+    assert_eq!(waiting(&rig, None, 9).await, WaitingPage::default(), "somebody has them");
+    for message in &received[..3] {
+        rig.hold(&message.handle, Hold::Retry).await.unwrap();
+    }
+    rig.pass(Duration::from_secs(20));
+    let rig = rig.again();
+    let page = waiting(&rig, None, 2).await;
+    assert_eq!((page.due, page.waiting, page.more), (0, 3, true));
+    assert_eq!((page.oldest_ms, page.next_due_in_ms), (Some(20_000), Some(40_000)));
+    let expected = WaitingMessage {
+        id: Some(received[0].id),
+        queue: QueueId::ZERO,
+        queue_offset: QueueOffset::ZERO,
+        deliveries: 1,
+        due_in_ms: 40_000,
+        first_delivered: Timestamp::new(1_000_000),
+        last_delivered: Timestamp::new(1_000_000),
+        last_client: "somebody".into(),
+    };
+    assert_eq!((page.messages.len(), &page.messages[0]), (2, &expected));
+    let rest = waiting(&rig, Some(1), 2).await;
+    assert_eq!((rest.messages.len(), rest.messages[0].id), (1, Some(received[2].id)));
+    assert!(!rest.more);
+
+    let settle = async |rig: &Rig, ids: &[MessageId], max, action| {
+        let (group, topic, deadline) = ("g", "t", soon());
+        let request = SettleRequest { group, topic, ids, max, action, deadline };
+        rig.broker.settle_waiting(&request).await.unwrap()
+    };
+    let ids: Vec<_> = received.iter().map(|one| one.id).collect();
+    let of = |at: u64, fault| SettledMessage {
+        id: Some(ids[at as usize]),
+        place: Some((QueueId::ZERO, QueueOffset::new(at))),
+        fault,
+    };
+    let retry = settle(&rig, &[ids[1], ids[3]], 9, WaitingAction::Retry).await;
+    assert_eq!(retry, [of(3, Some(SettleFault::NotWaiting)), of(1, None)]);
+    let page = waiting(&rig, None, 9).await;
+    assert_eq!((page.due, page.waiting, page.messages[1].due_in_ms), (1, 2, 0));
+    assert_eq!(rig.seen(9).await, [super::tests::of(0, 1, 2, "b")]);
+    let buried = settle(&rig, &[ids[0]], 9, WaitingAction::DeadLetter).await;
+    assert_eq!(buried, [of(0, None)]);
+    let again = settle(&rig, &[ids[0]], 9, WaitingAction::DeadLetter).await;
+    assert_eq!(again, [of(0, Some(SettleFault::NotWaiting))]);
+    assert_eq!(settle(&rig, &[], 9, WaitingAction::Retry).await, [of(2, None)]);
+    assert_eq!(settle(&rig, &[], 9, WaitingAction::Retry).await, [], "it can be delivered already");
+    assert_eq!(settle(&rig, &[], 9, WaitingAction::DeadLetter).await, [of(2, None)]);
+    let letters = rig.dead().await;
+    let reasons: Vec<_> = letters
+        .iter()
+        .map(|one| (seen(one).3, dead_letter(&one.attributes).unwrap().reason))
+        .collect();
+    let expected = [("a".to_owned(), DeadReason::Operator), ("c".to_owned(), DeadReason::Operator)];
+    assert_eq!(reasons, expected);
+    // The group's own dead letters are none twice.
+    let filter = all();
+    let own = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 1) };
+    let own = rig.broker.receive_messages(own).await.unwrap().messages.remove(0);
+    rig.pass(MINUTE);
+    let request = SettleRequest {
+        group: "g",
+        topic: "%DLQ%g",
+        ids: &[own.id],
+        max: 1,
+        action: WaitingAction::DeadLetter,
+        deadline: soon(),
+    };
+    let refused = rig.broker.settle_waiting(&request).await.unwrap();
+    assert_eq!(refused[0].fault, Some(SettleFault::IsDeadLetter));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn after_a_start_one_of_five_places_is_for_what_was_leased_before_it_for_ten_seconds() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for n in 0..40 {
+        rig.send_to(0, &n.to_string()).await;
+    }
+    let received = rig.receive(20).await;
+    assert_eq!(received.len(), 20);
+    rig.hold(&received[19].handle, Hold::RetryAfter(Duration::from_secs(1))).await.unwrap();
+    rig.pass(MINUTE);
+    let rig = rig.again();
+    let filter = all();
+    let request = rig.request(&filter, 10);
+    let mut first = rig.broker.receive_messages(request).await.unwrap().messages;
+    first.retain(|one| one.delivery == 2);
+    // One that waited for its time is not held back.
+    let mut offsets: Vec<_> = first.iter().map(|one| one.queue_offset.get()).collect();
+    offsets.sort_unstable();
+    assert_eq!(offsets, [0, 1, 19]);
+    let mut again = 0;
+    for _ in 0..5 {
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        again += received.iter().filter(|one| one.delivery == 2).count();
+    }
+    assert_eq!(again, 10);
+    rig.pass(Duration::from_secs(10));
+    let rest = rig.receive(9).await;
+    assert_eq!(rest.len(), 7, "all that is left");
+    assert!(rest.iter().all(|one| one.delivery == 2));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_history() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.broker.create_group("other", &GroupSettings::default(), soon()).await.unwrap();
+    let filter = all();
+    let others = ReceiveRequest { group: "other", ..rig.request(&filter, 9) };
+    rig.send_to(0, "a").await;
+    assert_eq!(rig.receive_all(others).await.len(), 1);
+    for (for_all, redriven) in [(false, 1), (true, 2)] {
+        let message = rig.receive(1).await.remove(0);
+        rig.broker.forward_to_dead_letters("g", "t", &message.handle, soon()).await.unwrap();
+        let redrive = RedriveRequest {
+            group: "g",
+            ids: &[],
+            max: 9,
+            for_all,
+            run: Run::Real,
+            deadline: soon(),
+        };
+        assert_eq!(rig.broker.redrive(&redrive).await.unwrap().len(), 1);
+        let received = rig.receive_all(others).await;
+        assert_eq!(received.len(), usize::from(for_all), "{for_all}");
+        let message = rig.receive(1).await.remove(0);
+        assert_eq!(seen(&message), of(0, redriven.into(), 1, "a"));
+        let history = dead_letter(&message.attributes).unwrap();
+        assert_eq!((history.redriven, history.is_back), (redriven, true));
+        assert_eq!(rig.hold(&message.handle, Hold::Undo).await.map(|_| ()), Ok(()));
+    }
     rig.broker.close().unwrap();
 }
 
@@ -1286,6 +1571,7 @@ async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
             let filter = all();
             loop {
                 let request = ReceiveRequest {
+                    holder: "",
                     group: "g",
                     topic: "t",
                     filter: &filter,
@@ -1356,6 +1642,7 @@ async fn one_message_ends_one_wait_however_many_there_are() {
         tasks.spawn(async move {
             let filter = all();
             let request = ReceiveRequest {
+                holder: "",
                 group: "g",
                 topic: "t",
                 filter: &filter,

@@ -21,7 +21,7 @@
 //! |  8 |   8 | queue offset                                                            |
 //! | 16 |   8 | when it is due, ms on the store clock                                   |
 //!
-//! | at | len | row of an open message, in snapshots, 56 bytes                          |
+//! | at | len | row of an open message, in snapshots, 80 bytes                          |
 //! | -: | --: | ----------------------------------------------------------------------- |
 //! |  0 |   4 | queue                                                                   |
 //! |  4 |   4 | state: 0 not delivered, 1 leased, 2 waits; flags: 256 the next delivery counts as this one, 512 had more than one lease |
@@ -32,6 +32,9 @@
 //! | 40 |   4 | deliveries                                                              |
 //! | 44 |   4 | hash of the message group, 0 without one                                |
 //! | 48 |   8 | hash of the client that it is leased to for as long as it lives, 0 without one |
+//! | 56 |   8 | when it was delivered first, ms on the clock of leases, 0: never        |
+//! | 64 |   8 | when it was delivered last                                              |
+//! | 72 |   8 | hash of who got it last, 0 if he is not known                           |
 //!
 //! | at | len | row of a last lease, in snapshots, 32 bytes                             |
 //! | -: | --: | ----------------------------------------------------------------------- |
@@ -60,12 +63,12 @@ use crate::message::{Epoch, LeaseId, QueueId, QueueOffset, Timestamp};
 const GIVEN_LEN: usize = 24;
 const FINISHED_LEN: usize = 16;
 const CHANGED_LEN: usize = 24;
-const OPEN_LEN: usize = 56;
+const OPEN_LEN: usize = 80;
 const LAST_LEN: usize = 32;
 const TRIED_LEN: usize = 56;
 
 /// Rows of one field, whatever they are.
-pub(super) const MAX_ROWS: usize = 1_150;
+pub(super) const MAX_ROWS: usize = 800;
 const _: () = assert!(MAX_ROWS * OPEN_LEN < 1 << 16, "a field fits its length");
 const _: () = assert!(TRIED_LEN <= OPEN_LEN, "and one of the shorter rows too");
 
@@ -156,6 +159,12 @@ pub struct OpenMessage {
     pub group_hash: u32,
     /// Hash of the client with which its lease ends, 0 without one.
     pub client: u64,
+    /// When it was delivered first, on the clock of leases; 0: never.
+    pub first_delivered: Timestamp,
+    /// When it was delivered last.
+    pub last_delivered: Timestamp,
+    /// Hash of who got it last, 0 if he is not known.
+    pub holder: u64,
 }
 
 /// The last lease of something.
@@ -275,7 +284,17 @@ pub(super) fn open_rows(messages: &[OpenMessage]) -> Vec<u8> {
         let word = word(open.state, open.same_delivery, open.renewed);
         let tail = u64::from(open.deliveries) | u64::from(open.group_hash) << u32::BITS;
         let LeaseId { epoch, number } = open.lease;
-        let longs = [open.offset.get(), open.due.get(), epoch.get(), number, tail, open.client];
+        let longs = [
+            open.offset.get(),
+            open.due.get(),
+            epoch.get(),
+            number,
+            tail,
+            open.client,
+            open.first_delivered.get(),
+            open.last_delivered.get(),
+            open.holder,
+        ];
         numbers(&mut out, [open.queue.get(), word], longs);
     }
     out
@@ -295,6 +314,9 @@ pub(super) fn open_of(field: Field<'_>) -> Result<Vec<OpenMessage>, DecodeError>
             deliveries: u32_at(row, 40)?,
             group_hash: u32_at(row, 44)?,
             client: u64_at(row, 48)?,
+            first_delivered: Timestamp::new(u64_at(row, 56)?),
+            last_delivered: Timestamp::new(u64_at(row, 64)?),
+            holder: u64_at(row, 72)?,
         })
     })
 }
@@ -350,4 +372,27 @@ pub(super) fn tried_of(field: Field<'_>) -> Result<Vec<Tried>, DecodeError> {
 fn lease_at(row: &[u8], at: usize) -> Result<LeaseId, DecodeError> {
     let epoch = Epoch::new(u64_at(row, at)?);
     Ok(LeaseId { epoch, number: u64_at(row, at + size_of::<u64>())? })
+}
+
+/// Names, each behind its length in one byte; what is beyond 255 bytes of one is left out.
+pub(super) fn names(names: &[String]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for name in names {
+        let most = (0..=usize::from(u8::MAX)).rev().find_map(|len| name.get(..len.min(name.len())));
+        let name = most.unwrap_or_default();
+        out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+        out.extend_from_slice(name.as_bytes());
+    }
+    out
+}
+
+pub(super) fn names_of(field: Field<'_>) -> Result<Vec<String>, DecodeError> {
+    let (mut names, mut rest) = (Vec::new(), field.bytes()?);
+    while let Some((len, behind)) = rest.split_first() {
+        let (name, behind) =
+            behind.split_at_checked(usize::from(*len)).ok_or(field.meaningless())?;
+        names.push(str::from_utf8(name).map_err(|_| field.meaningless())?.to_owned());
+        rest = behind;
+    }
+    Ok(names)
 }

@@ -31,10 +31,10 @@
 //! |   20 | image ended       | 1 offset of its begin, 2 parts u32, 3 length                                        |
 //! |   21 | queues found      | 1 topic, 2 rows of queue u32, next offset u64, first and last segment u64           |
 //! |   22 | offset history    | 1 group, 2 topic, 3 position, [4 rows of queue u32, old and new offset u64], a note, [9 rows of queue u32 and new offset u64: nothing was committed before] |
-//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client], 9 at |
+//! |   23 | leases given      | 1 group, 2 topic, 3 epoch, 4 due, [5 rows of queue u32 and cursor u64], [6 rows of 24 bytes], [7 attempt], [8 client], 9 at, [10 who got them UTF-8] |
 //! |   24 | messages finished | 1 group, 2 topic, [3 rows of 16 bytes], [4 epoch: in spite of their leases]         |
 //! |   25 | leases changed    | 1 group, 2 topic, 3 epoch, [4 rows of 24 bytes], 5 at                               |
-//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 56 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 56 bytes: given for a try of a receive] |
+//! |   26 | leases kept       | 1 group, 2 topic, [3 rows of queue u32 and cursor u64], [4 rows of 80 bytes: open], [5 rows of 32 bytes: ended by their last lease], [6 rows of 32 bytes: queues that were reset], [7 rows of 56 bytes: given for a try of a receive], [8 who got open ones: length u8 and UTF-8 each] |
 //! |   27 | clients lost      | 1 group, 2 topic, 3 due, [4 clients u64]                                            |
 //! |   28 | clock of leases   | 1 at                                                                                |
 //!
@@ -368,6 +368,8 @@ pub enum Transition {
         attempt: Option<u64>,
         /// With which client they end, as a hash; 0 without one.
         client: u64,
+        /// Who got them, for people; empty if that is not known.
+        holder: String,
         /// Where the group goes on with fresh messages, of the queues where that is elsewhere now. What lies before
         /// and is not open is finished.
         cursors: Vec<(QueueId, QueueOffset)>,
@@ -414,6 +416,8 @@ pub enum Transition {
         revoked: Vec<LastLease>,
         /// Which messages were given for a try of a receive, oldest first.
         tried: Vec<Tried>,
+        /// Names of those who got open messages last.
+        holders: Vec<String>,
     },
     /// Clients are gone: what was leased to them for as long as they live is over.
     ClientsLost {
@@ -617,7 +621,18 @@ impl Transition {
                 notes::put_moves(out, moves);
                 notes::put_note(out, note);
             }
-            Self::LeasesGiven { group, topic, epoch, at, due, attempt, client, cursors, runs } => {
+            Self::LeasesGiven {
+                group,
+                topic,
+                epoch,
+                at,
+                due,
+                attempt,
+                client,
+                holder,
+                cursors,
+                runs,
+            } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_u64(out, 3, epoch.get());
@@ -631,6 +646,7 @@ impl Transition {
                     put_u64(out, 8, *client);
                 }
                 put_u64(out, 9, at.get());
+                put_rows(out, 10, holder.as_bytes());
             }
             Self::MessagesFinished { group, topic, epoch, runs } => {
                 put_u64(out, 1, group.get());
@@ -647,7 +663,7 @@ impl Transition {
                 put_rows(out, 4, &leases::changed_rows(leases));
                 put_u64(out, 5, at.get());
             }
-            Self::LeasesKept { group, topic, cursors, open, ended, revoked, tried } => {
+            Self::LeasesKept { group, topic, cursors, open, ended, revoked, tried, holders } => {
                 put_u64(out, 1, group.get());
                 put_u64(out, 2, topic.get());
                 put_rows(out, 3, &offset_rows(cursors));
@@ -655,6 +671,7 @@ impl Transition {
                 put_rows(out, 5, &leases::last_rows(ended));
                 put_rows(out, 6, &leases::last_rows(revoked));
                 put_rows(out, 7, &leases::tried_rows(tried));
+                put_rows(out, 8, &leases::names(holders));
             }
             Self::ClientsLost { group, topic, due, clients } => {
                 put_u64(out, 1, group.get());
@@ -834,8 +851,8 @@ impl Transition {
                 }
             }
             LEASES_GIVEN => {
-                let [group, topic, epoch, due, cursors, runs, attempt, client, at] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8, 9])?;
+                let [group, topic, epoch, due, cursors, runs, attempt, client, at, holder] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])?;
                 Self::LeasesGiven {
                     group: GroupId::new(group.u64()?),
                     topic: TopicId::new(topic.u64()?),
@@ -844,6 +861,7 @@ impl Transition {
                     due: Timestamp::new(due.u64()?),
                     attempt: attempt.optional().map(Field::u64).transpose()?,
                     client: client.optional().map_or(Ok(0), Field::u64)?,
+                    holder: holder.optional().map_or(Ok(""), Field::text)?.to_owned(),
                     cursors: cursors.optional().map_or(Ok(Vec::new()), offsets_of)?,
                     runs: runs.optional().map_or(Ok(Vec::new()), leases::given_of)?,
                 }
@@ -868,8 +886,8 @@ impl Transition {
                 }
             }
             LEASES_KEPT => {
-                let [group, topic, cursors, open, ended, revoked, tried] =
-                    collect(fields, [1, 2, 3, 4, 5, 6, 7])?;
+                let [group, topic, cursors, open, ended, revoked, tried, holders] =
+                    collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
                 let last =
                     |field: Field<'_>| field.optional().map_or(Ok(Vec::new()), leases::last_of);
                 Self::LeasesKept {
@@ -880,6 +898,7 @@ impl Transition {
                     ended: last(ended)?,
                     revoked: last(revoked)?,
                     tried: tried.optional().map_or(Ok(Vec::new()), leases::tried_of)?,
+                    holders: holders.optional().map_or(Ok(Vec::new()), leases::names_of)?,
                 }
             }
             CLIENTS_LOST => {

@@ -1,4 +1,4 @@
-//! CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup, RedriveDeadLetters.
+//! CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup, RedriveDeadLetters, ListWaiting, SettleWaiting.
 
 use tonic::{Request, Response};
 
@@ -6,10 +6,12 @@ use super::offsets::progress;
 use super::or_default;
 use crate::broker::{
     Broker, BrokerError, Group, GroupChange, GroupTopic, RedriveRequest, Redriven, RequestFault,
-    Run,
+    Run, SettleRequest, SettledMessage, WaitingAction, WaitingMessage, WaitingRequest,
 };
 use crate::grpc::deadline;
-use crate::message::{GroupSettings, InitialPosition, MessageId, Timestamp, TopicId};
+use crate::message::{
+    GroupSettings, InitialPosition, MessageId, QueueId, QueueOffset, Timestamp, TopicId,
+};
 use crate::proto::position::{At, Edge};
 use crate::proto::{
     self, CreateGroupRequest, CreateGroupResponse, DeleteGroupRequest, DeleteGroupResponse,
@@ -22,6 +24,9 @@ const DEFAULT_PAGE: u32 = 1_000;
 
 /// Dead letters that go back if it is not said how many.
 const DEFAULT_REDRIVE: u32 = 100;
+
+/// Messages that wait which are shown, or settled, if it is not said how many.
+const DEFAULT_WAITING: u32 = 100;
 
 /// As the field is called where a position is refused.
 const INITIAL_POSITION: &str = "initial_position";
@@ -96,13 +101,12 @@ pub(super) async fn redrive(
 ) -> Result<Response<RedriveDeadLettersResponse>, BrokerError> {
     let deadline = deadline(request.metadata());
     let request = request.into_inner();
-    let bad = |_| BrokerError::BadRequest { fault: RequestFault::MessageId };
-    let ids = request.ids.iter().map(|id| id.parse::<MessageId>().map_err(bad));
-    let ids = ids.collect::<Result<Vec<_>, _>>()?;
+    let ids = ids(&request.ids)?;
     let redrive = RedriveRequest {
         group: &request.group,
         ids: &ids,
         max: or_default(request.max, DEFAULT_REDRIVE),
+        for_all: request.for_all_groups,
         run: if request.dry_run { Run::Dry } else { Run::Real },
         deadline,
     };
@@ -114,6 +118,81 @@ pub(super) async fn redrive(
     let redriven = broker.redrive(&redrive).await?;
     let dead_letters = redriven.into_iter().map(dead_letter).collect();
     Ok(Response::new(RedriveDeadLettersResponse { dead_letters }))
+}
+
+fn ids(ids: &[String]) -> Result<Vec<MessageId>, BrokerError> {
+    let bad = |_| BrokerError::BadRequest { fault: RequestFault::MessageId };
+    ids.iter().map(|id| id.parse().map_err(bad)).collect()
+}
+
+pub(super) async fn waiting(
+    broker: &Broker,
+    request: Request<proto::ListWaitingRequest>,
+) -> Result<Response<proto::ListWaitingResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let after = request.after;
+    let page = WaitingRequest {
+        group: &request.group,
+        topic: &request.topic,
+        after: after.map(|at| (QueueId::new(at.queue), QueueOffset::new(at.queue_offset))),
+        limit: or_default(request.limit, DEFAULT_WAITING),
+        deadline,
+    };
+    let page = broker.list_waiting(&page).await?;
+    let message = |message: WaitingMessage| proto::WaitingMessage {
+        message_id: message.id.map(|id| id.to_string()).unwrap_or_default(),
+        place: Some(place((message.queue, message.queue_offset))),
+        deliveries: message.deliveries,
+        due_in_ms: message.due_in_ms,
+        first_delivered_ms: message.first_delivered.get(),
+        last_delivered_ms: message.last_delivered.get(),
+        last_client: message.last_client.as_ref().to_owned(),
+    };
+    Ok(Response::new(proto::ListWaitingResponse {
+        due: page.due,
+        waiting: page.waiting,
+        oldest_ms: page.oldest_ms,
+        next_due_in_ms: page.next_due_in_ms,
+        messages: page.messages.into_iter().map(message).collect(),
+        more: page.more,
+    }))
+}
+
+pub(super) async fn settle_waiting(
+    broker: &Broker,
+    request: Request<proto::SettleWaitingRequest>,
+) -> Result<Response<proto::SettleWaitingResponse>, BrokerError> {
+    let deadline = deadline(request.metadata());
+    let request = request.into_inner();
+    let action = match proto::WaitingAction::try_from(request.action) {
+        Ok(proto::WaitingAction::Retry) => WaitingAction::Retry,
+        Ok(proto::WaitingAction::DeadLetter) => WaitingAction::DeadLetter,
+        Ok(proto::WaitingAction::Unspecified) | Err(_) => {
+            let fault = RequestFault::Enumeration { field: "action" };
+            return Err(BrokerError::BadRequest { fault });
+        }
+    };
+    let settle = SettleRequest {
+        group: &request.group,
+        topic: &request.topic,
+        ids: &ids(&request.ids)?,
+        max: or_default(request.max, DEFAULT_WAITING),
+        action,
+        deadline,
+    };
+    let message = |one: SettledMessage| proto::SettledMessage {
+        message_id: one.id.map(|id| id.to_string()).unwrap_or_default(),
+        place: one.place.map(place),
+        fault: one.fault.map(|fault| fault.to_string()).unwrap_or_default(),
+    };
+    let settled = broker.settle_waiting(&settle).await?;
+    let messages = settled.into_iter().map(message).collect();
+    Ok(Response::new(proto::SettleWaitingResponse { messages }))
+}
+
+fn place((queue, offset): (QueueId, QueueOffset)) -> proto::MessagePlace {
+    proto::MessagePlace { queue: queue.get(), queue_offset: offset.get() }
 }
 
 fn change(config: Option<GroupConfig>) -> Result<GroupChange, BrokerError> {

@@ -47,7 +47,8 @@ use super::outgoing::Outgoing;
 use super::raw::{self, Messages};
 
 use crate::broker::QueueRange;
-use crate::broker::{Broker, BrokerError};
+use crate::broker::{self, Broker, BrokerError, DeadReason};
+use crate::message::Timestamp;
 use crate::proto;
 use crate::proto::admin_server::{Admin, AdminServer};
 use crate::proto::broker_server::{Broker as BrokerService, BrokerServer};
@@ -393,6 +394,20 @@ impl Admin for Native {
         groups::redrive(&self.broker, request).await.map_err(|error| self.refuse(error))
     }
 
+    async fn list_waiting(
+        &self,
+        request: Request<proto::ListWaitingRequest>,
+    ) -> Result<Response<proto::ListWaitingResponse>, Status> {
+        groups::waiting(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
+    async fn settle_waiting(
+        &self,
+        request: Request<proto::SettleWaitingRequest>,
+    ) -> Result<Response<proto::SettleWaitingResponse>, Status> {
+        groups::settle_waiting(&self.broker, request).await.map_err(|error| self.refuse(error))
+    }
+
     async fn reset_offsets(
         &self,
         request: Request<proto::ResetOffsetsRequest>,
@@ -420,4 +435,34 @@ fn or_default(number: u32, default: u32) -> u32 {
 /// A count for the wire.
 fn wide(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// What there is to know of a dead letter, by the attributes of its record.
+fn dead_letter(attributes: &[u8]) -> Option<proto::DeadLetter> {
+    if attributes.is_empty() {
+        return None;
+    }
+    let letter = broker::dead_letter(attributes)?;
+    let reason = match letter.reason {
+        DeadReason::Attempts => proto::DeadReason::Attempts,
+        DeadReason::GivenUp => proto::DeadReason::GivenUp,
+        DeadReason::Undecodable => proto::DeadReason::Undecodable,
+        DeadReason::Operator => proto::DeadReason::Operator,
+    };
+    let is_known = letter.store_time > Timestamp::ZERO;
+    Some(proto::DeadLetter {
+        reason: reason.into(),
+        topic: letter.topic_name.to_owned(),
+        queue: letter.queue.get(),
+        queue_offset: letter.queue_offset.get(),
+        message_id: if is_known { letter.id.to_string() } else { String::new() },
+        store_time_ms: letter.store_time.get(),
+        deliveries: letter.deliveries,
+        first_delivered_ms: letter.first_delivered.get(),
+        last_delivered_ms: letter.last_delivered.get(),
+        last_client: letter.last_client.to_owned(),
+        messages: letter.messages,
+        redriven: letter.redriven,
+        is_back: letter.is_back,
+    })
 }

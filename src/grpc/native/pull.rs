@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::status::{self, Part};
-use super::{or_default, range};
+use super::{dead_letter, or_default, range};
 use crate::broker::{
     self, Broker, Permit, PullStart, PullStreamError, PullStreamRequest as Wanted, Pulled, SPLICED,
     StoredRecord,
@@ -164,6 +164,7 @@ impl<'a> RecordHead<'a> {
             count: record.message_count.into(),
             store_time_ms: record.store_time.get(),
             batch: Bytes::new(),
+            dead_letter: dead_letter(&record.attributes),
         };
         Self { fields, batch: &record.batch }
     }

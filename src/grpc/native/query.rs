@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response};
 
-use super::or_default;
+use super::{dead_letter, or_default};
 use crate::broker::Order;
 use crate::broker::{Broker, BrokerError, QueriedMessage, QueryRequest, RequestFault, Selector};
 use crate::grpc::deadline;
@@ -72,6 +72,7 @@ fn found(message: QueriedMessage) -> FoundMessage {
         queue: message.queue.get(),
         queue_offset: message.queue_offset.get(),
         store_time_ms: message.store_time.get(),
+        dead_letter: dead_letter(&message.attributes),
         batch: message.batch,
     }
 }

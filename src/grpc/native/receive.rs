@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tonic::{Request, Response};
 
-use super::or_default;
+use super::{dead_letter, or_default};
 use crate::broker::{
     self, Broker, BrokerError, Expression, ExtendEntry, ExtendFault, Hold, Language,
     ReceivedMessage, RequestFault,
 };
-use crate::grpc::deadline;
 use crate::grpc::outgoing::Held;
+use crate::grpc::{deadline, peer};
 use crate::proto::extend_entry::Hold as WireHold;
 use crate::proto::extend_result::Outcome;
 use crate::proto::receive_request::Filter;
@@ -36,6 +36,7 @@ pub(super) async fn receive(
     let received = broker
         .receive_messages(broker::ReceiveRequest {
             client: None,
+            holder: &peer().map(|peer| peer.to_string()).unwrap_or_default(),
             group: &request.group,
             topic: &request.topic,
             filter: &filter,
@@ -68,6 +69,7 @@ pub(super) fn message(message: ReceivedMessage) -> proto::ReceivedMessage {
         queue_offset: message.queue_offset.get(),
         store_time_ms: message.store_time.get(),
         delivery: message.delivery,
+        dead_letter: dead_letter(&message.attributes),
         batch: message.batch,
     }
 }

@@ -3,6 +3,7 @@
 //! A client may outlive the broker that knew it, and say again who it is much later or never. So a heartbeat of an
 //! unknown client makes it known, by what little it says, and so does a receive.
 
+use tokio::time::Instant;
 use tonic::Request;
 
 use super::status::Refusal;
@@ -55,6 +56,14 @@ pub(super) fn receives(
     let kind = if is_push { ClientKind::PushConsumer } else { ClientKind::SimpleConsumer };
     let introduction = by_a_call(caller, kind, Some(group.to_owned()));
     broker.introduce_client(caller.id, introduction, ends.map(|ends| ends.peer), None)
+}
+
+/// Gives a group its place in a topic that one of its consumers will receive from. That it cannot be done now is no
+/// reason to refuse the client: its first receive does it.
+pub(super) async fn subscribes(broker: &Broker, group: &str, topic: &str, deadline: Instant) {
+    if let Err(error) = broker.bind_group(group, topic, deadline).await {
+        tracing::debug!(%error, group, topic, "a group has no place in a topic yet");
+    }
 }
 
 /// What is known of a client that has not said who it is.

@@ -211,6 +211,7 @@ async fn receive(
             max_bytes: MAX_BYTES,
             invisible,
             client,
+            holder: caller.id,
             wait: poll.wait,
             attempt: &attempt,
             deadline: until,

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use tonic::Request;
 
 use super::status::{self, Refusal};
-use super::{Caller, convert};
+use super::{Caller, clients, convert};
 use crate::broker::{Broker, BrokerError, TopicEntry};
 use crate::grpc::{deadline, local};
 use crate::message::TopicType;
@@ -138,6 +138,7 @@ pub(super) async fn query_assignment(
     if !entry.settings().access.read {
         return Err(BrokerError::Forbidden { what: "read" }.into());
     }
+    clients::subscribes(broker, group, name, deadline).await;
     let is_ordered =
         broker.group_settings(group, deadline).await?.is_some_and(|group| group.ordered);
     let ids = if is_ordered { ids(&entry).collect() } else { vec![ANY_QUEUE] };

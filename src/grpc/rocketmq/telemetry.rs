@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::body::Body;
 use tonic::codegen::{StdError, http};
 
-use super::clients::kind;
+use super::clients::{self, kind};
 use super::status::{self, Refusal};
 use super::{Caller, convert, cut, settings};
 use crate::broker::{
@@ -158,6 +158,8 @@ impl Session<'_> {
     async fn hear(&self, own: Settings) -> Result<Told, Refusal> {
         let introduction = introduction(&own, self.caller)?;
         let group = introduction.group.clone();
+        let named = introduction.subscriptions.iter().map(|one| one.topic.clone());
+        let topics: Vec<_> = named.collect();
         let len = own.encoded_len();
         let bytes = match len {
             0..=FREE => None,
@@ -167,6 +169,11 @@ impl Session<'_> {
         // Before the look at the group: what changes from now on is told. One client too many is served all the same.
         let _is_known =
             self.broker.introduce_client(self.caller.id, introduction, peer, Some(&self.stream));
+        for topic in &topics {
+            if let Some(group) = &group {
+                clients::subscribes(self.broker, group, topic, Instant::now() + LOOK).await;
+            }
+        }
         let mut told = Told { own, group, shown: None, _bytes: bytes };
         self.answer(&mut told).await?;
         Ok(told)

@@ -39,11 +39,13 @@ mod subscriptions;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
 pub(crate) use self::ready::{Ready, ReadyTable};
 pub(crate) use self::standing::{Claim, Standing};
+use crate::broker::clients::hash_of;
 use crate::format::state_record::{
     ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition, Tried,
 };
@@ -61,7 +63,10 @@ const TRIED: usize = 1_024;
 const LOOK: usize = 1 << 16;
 
 /// Rows of one transition of a snapshot.
-const KEPT_ROWS: usize = 1_000;
+const KEPT_ROWS: usize = 800;
+
+/// Names in it.
+const KEPT_NAMES: usize = 200;
 
 /// An open message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +81,11 @@ pub(crate) struct Open {
     pub(crate) group_hash: u32,
     /// Hash of the client with which its lease ends, 0 without one.
     pub(crate) client: u64,
+    /// On the clock of leases, in ms; 0: never.
+    pub(crate) first_delivered: u64,
+    pub(crate) last_delivered: u64,
+    /// Hash of who got it last, 0 if he is not known.
+    pub(crate) holder: u64,
 }
 
 impl Open {
@@ -84,11 +94,28 @@ impl Open {
         Seen { state, due, group_hash, next_delivery: self.next_delivery() }
     }
 
+    /// Whether it was delivered and nobody has it.
+    pub(crate) fn is_waiting(&self, now: u64) -> bool {
+        match self.state {
+            OpenState::Ahead => false,
+            OpenState::Leased => self.due <= now,
+            OpenState::Waiting => true,
+        }
+    }
+
     /// Which delivery the next one is.
     pub(crate) fn next_delivery(&self) -> u32 {
         let more = u32::from(!self.same_delivery || self.deliveries == 0);
         self.deliveries.saturating_add(more)
     }
+}
+
+/// Somebody who got open messages.
+#[derive(Debug, Default)]
+struct Holder {
+    name: Arc<str>,
+    /// So many he was the last to get.
+    open: u64,
 }
 
 /// A queue with open messages.
@@ -107,6 +134,19 @@ pub(crate) struct OpenCount {
     pub(crate) leased: u64,
     /// They wait for their time, or for others.
     pub(crate) waiting: u64,
+}
+
+/// What was delivered and nobody has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WaitingCount {
+    /// So many can be delivered again now.
+    pub(crate) due: u64,
+    /// So many wait for their time.
+    pub(crate) waiting: u64,
+    /// The earliest first delivery of them.
+    pub(crate) oldest: Option<u64>,
+    /// When the first of those that wait is due.
+    pub(crate) next_due: Option<u64>,
 }
 
 /// A message that is due, in the hand of who takes it.
@@ -196,6 +236,8 @@ pub(crate) struct Leases {
     tried: VecDeque<Tried>,
     /// What is leased to clients for as long as they live, by client.
     of_clients: HashMap<u64, BTreeSet<Place>, Hasher>,
+    /// Who got open messages last, by hash.
+    holders: HashMap<u64, Holder, Hasher>,
     /// Made when somebody asks what is due.
     order: Option<Order>,
     /// When the broker's timer looks here next.
@@ -210,7 +252,7 @@ impl Leases {
 
     /// Rows that are kept, of open messages and of what is remembered.
     pub(crate) fn rows(&self) -> u64 {
-        self.count + (self.ends.len() + self.tried.len()) as u64
+        self.count + (self.ends.len() + self.tried.len() + self.holders.len()) as u64
     }
 
     /// How many of them are of one queue.
@@ -247,12 +289,44 @@ impl Leases {
         count
     }
 
+    /// What was delivered and nobody has, by queue and offset, behind a place.
+    pub(crate) fn waiting(&self, after: Option<Place>, now: u64) -> impl Iterator<Item = Due> {
+        let mut queues: Vec<_> = self.queues.keys().copied().collect();
+        queues.sort_unstable();
+        queues.into_iter().filter_map(|queue| Some((queue, self.queues.get(&queue)?))).flat_map(
+            move |(queue, of_queue)| {
+                let open =
+                    of_queue.open.iter().map(move |(offset, open)| ((queue, *offset), *open));
+                let open = open.filter(move |(place, _)| after.is_none_or(|after| *place > after));
+                open.map(|(place, open)| Due { place, open })
+                    .filter(move |due| due.open.is_waiting(now))
+            },
+        )
+    }
+
+    /// How much of that there is.
+    pub(crate) fn count_waiting(&self, now: u64) -> WaitingCount {
+        let mut count = WaitingCount::default();
+        for Due { open, .. } in self.waiting(None, now) {
+            match open.due <= now {
+                true => count.due += 1,
+                false => {
+                    count.waiting += 1;
+                    count.next_due = count.next_due.into_iter().chain([open.due]).min();
+                }
+            }
+            count.oldest = count.oldest.into_iter().chain([open.first_delivered]).min();
+        }
+        count
+    }
+
     /// Messages were delivered, or passed over: all at once. Positions are those of before; returns those of after.
     pub(super) fn given(
         &mut self,
         given: Given<'_>,
         position: impl Fn(u32) -> u64,
     ) -> Vec<(QueueId, QueueOffset)> {
+        let holder = self.know(given.holder);
         let (mut touched, mut tried) = (Vec::new(), given.attempt.map(|of| self.tried_by(of)));
         for (queue, cursor) in given.cursors {
             let of_queue = self.queue(queue.get(), position(queue.get()));
@@ -268,8 +342,11 @@ impl Leases {
             let state = if row.delivery == 0 { OpenState::Ahead } else { OpenState::Leased };
             let before = self.get((queue, first)).map(|open| open.lease);
             for offset in first..end {
-                let before = self.get((queue, offset)).map(|open| open.lease);
+                let open = self.get((queue, offset));
+                let (before, first) =
+                    (open.map(|open| open.lease), open.map(|open| open.first_delivered));
                 let is_leased = state == OpenState::Leased;
+                let at = if is_leased { given.at.get() } else { 0 };
                 let open = Open {
                     state,
                     same_delivery: false,
@@ -280,6 +357,9 @@ impl Leases {
                     deliveries: row.delivery,
                     group_hash: row.group_hash,
                     client: if is_leased { given.client } else { 0 },
+                    first_delivered: first.filter(|first| *first > 0).unwrap_or(at),
+                    last_delivered: at,
+                    holder: if is_leased { holder } else { 0 },
                 };
                 self.put((queue, offset), open);
             }
@@ -292,6 +372,7 @@ impl Leases {
         if let Some(tried) = tried {
             self.remember_tried(tried, &given);
         }
+        self.forget_unless_open(holder);
         self.settled(touched)
     }
 
@@ -373,9 +454,14 @@ impl Leases {
 
     /// A part of a snapshot.
     pub(super) fn kept(&mut self, transition: Transition) {
-        let Transition::LeasesKept { cursors, open, ended, revoked, tried, .. } = transition else {
+        let Transition::LeasesKept { cursors, open, ended, revoked, tried, holders, .. } =
+            transition
+        else {
             return;
         };
+        for name in holders {
+            self.know(&name);
+        }
         for (queue, cursor) in cursors {
             self.queue(queue.get(), cursor.get()).cursor = cursor.get();
         }
@@ -390,6 +476,9 @@ impl Leases {
                 deliveries: row.deliveries,
                 group_hash: row.group_hash,
                 client: row.client,
+                first_delivered: row.first_delivered.get(),
+                last_delivered: row.last_delivered.get(),
+                holder: row.holder,
             };
             self.put((row.queue.get(), row.offset.get()), one);
         }
@@ -431,10 +520,15 @@ impl Leases {
             })
             .collect();
         let tried: Vec<_> = self.tried.iter().copied().collect();
+        let mut holders: Vec<_> =
+            self.holders.values().map(|holder| holder.name.to_string()).collect();
+        holders.sort_unstable();
         let most = [cursors.len(), open.len(), ended.len(), revoked.len(), tried.len()];
         // One at least: it says that there are receipts in the world.
-        let parts = most.into_iter().max().unwrap_or_default().div_ceil(KEPT_ROWS).max(1);
+        let parts = most.into_iter().max().unwrap_or_default().div_ceil(KEPT_ROWS);
+        let parts = parts.max(holders.len().div_ceil(KEPT_NAMES)).max(1);
         for part in 0..parts {
+            let names = holders.chunks(KEPT_NAMES).nth(part).unwrap_or_default();
             Transition::LeasesKept {
                 group,
                 topic,
@@ -443,6 +537,7 @@ impl Leases {
                 ended: part_of(&ended, part),
                 revoked: part_of(&revoked, part),
                 tried: part_of(&tried, part),
+                holders: names.to_vec(),
             }
             .encode_into(out);
         }
@@ -606,6 +701,31 @@ impl Leases {
         self.ends.push_back((place, lease));
     }
 
+    /// The name of who got an open message last, if it is known.
+    pub(crate) fn holder(&self, open: &Open) -> Option<Arc<str>> {
+        self.holders.get(&open.holder).map(|holder| Arc::clone(&holder.name))
+    }
+
+    /// The hash of somebody's name, which is known from now on; 0 of none.
+    fn know(&mut self, name: &str) -> u64 {
+        if name.is_empty() {
+            return 0;
+        }
+        let hash = hash_of(name);
+        let known = self.holders.entry(hash).or_default();
+        if known.name.is_empty() {
+            known.name = name.into();
+        }
+        hash
+    }
+
+    /// Names of which nothing is open are not kept.
+    fn forget_unless_open(&mut self, holder: u64) {
+        if self.holders.get(&holder).is_some_and(|holder| holder.open == 0) {
+            self.holders.remove(&holder);
+        }
+    }
+
     fn queue(&mut self, queue: u32, position: u64) -> &mut Queue {
         self.queues
             .entry(queue)
@@ -616,6 +736,9 @@ impl Leases {
         let Some(of_queue) = self.queues.get_mut(&place.0) else { return };
         let old = of_queue.open.insert(place.1, open);
         self.count += u64::from(old.is_none());
+        if open.holder != 0 {
+            self.holders.entry(open.holder).or_default().open += 1;
+        }
         if let Some(old) = old {
             self.let_go(place, old);
         }
@@ -634,6 +757,10 @@ impl Leases {
             if of_client.is_empty() {
                 self.of_clients.remove(&open.client);
             }
+        }
+        if let Some(holder) = self.holders.get_mut(&open.holder) {
+            holder.open = holder.open.saturating_sub(1);
+            self.forget_unless_open(open.holder);
         }
         if let Some(order) = &mut self.order {
             order.remove(place, open.seen());
@@ -688,6 +815,14 @@ impl Leases {
             of_queue.open.iter().map(|(offset, open)| (open.client, (*queue, *offset)))
         });
         assert_eq!(of_clients, open.filter(|(client, _)| *client != 0).collect());
+        let mut of_holders = HashMap::<u64, u64, Hasher>::default();
+        for open in self.queues.values().flat_map(|of_queue| of_queue.open.values()) {
+            *of_holders.entry(open.holder).or_default() += u64::from(open.holder != 0);
+        }
+        of_holders.remove(&0);
+        let known: HashMap<u64, u64, Hasher> =
+            self.holders.iter().map(|(hash, holder)| (*hash, holder.open)).collect();
+        assert_eq!(known, of_holders, "each holder has what is his");
         if let Some(order) = &self.order {
             let mut again = Self { order: None, ..Self::default() };
             for (queue, of_queue) in &self.queues {
@@ -713,6 +848,7 @@ pub(crate) struct Given<'a> {
     pub(crate) due: u64,
     pub(crate) attempt: Option<u64>,
     pub(crate) client: u64,
+    pub(crate) holder: &'a str,
     pub(crate) cursors: &'a [(QueueId, QueueOffset)],
     pub(crate) runs: &'a [GivenRun],
 }
@@ -729,6 +865,9 @@ fn kept_row((queue, offset): Place, open: &Open) -> OpenMessage {
         deliveries: open.deliveries,
         group_hash: open.group_hash,
         client: open.client,
+        first_delivered: Timestamp::new(open.first_delivered),
+        last_delivered: Timestamp::new(open.last_delivered),
+        holder: open.holder,
     }
 }
 

@@ -34,6 +34,9 @@ type Key = (GroupId, TopicId);
 /// Waiters of one group for one topic.
 const MAX_WAITERS: usize = 16_384;
 
+/// One of so many.
+const RATION: u64 = 5;
+
 /// Where a queue is, if it is not idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -52,6 +55,9 @@ pub(crate) struct Ready {
     turns: AtomicU32,
     /// Which filters are used by those who ask.
     pub(crate) subscriptions: Mutex<Subscriptions>,
+    /// How many messages receives had room for in the first while after a start, and how many were offered of those
+    /// whose leases are from before it.
+    ration: Mutex<(u64, u64)>,
     /// Somebody asked since the last look for those that nobody needs. Relaxed: it delays the forgetting.
     asked: AtomicBool,
 }
@@ -115,6 +121,7 @@ impl Ready {
             begun: AtomicU32::new(0),
             turns: AtomicU32::new(0),
             subscriptions: Mutex::new(Subscriptions::new()),
+            ration: Mutex::default(),
             asked: AtomicBool::new(true),
         }
     }
@@ -137,6 +144,20 @@ impl Ready {
     /// Which look this is.
     pub(crate) fn turn(&self) -> u32 {
         self.turns.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A receive has room for so many messages.
+    pub(crate) fn has_room_for(&self, messages: u32) {
+        lock(&self.ration).0 += u64::from(messages);
+    }
+
+    /// Whether one more may be offered of those whose leases are from before the start: [`RATION`] of the room that
+    /// receives had since then.
+    pub(crate) fn may_offer_old(&self) -> bool {
+        let mut ration = lock(&self.ration);
+        let may = (ration.1 + 1) * RATION <= ration.0;
+        ration.1 += u64::from(may);
+        may
     }
 
     /// Something of a queue can be read.

@@ -304,8 +304,16 @@ impl Game {
                 self.change(places, *after, *leased, *same);
             }
             Step::Reset(queue, to) => {
+                let before = self.model.ends.contains_key(queue);
                 let done = self.rig.reset(&[(*queue, *to)], OffsetCause::Reset);
                 let Commit::Done { end, .. } = done else { panic!("{done:?}") };
+                // Where it is already, with nothing open: nothing is said, and receipts are worth what they were.
+                let mut of_queue =
+                    self.model.messages.iter().filter(|(place, _)| place.0 == *queue);
+                let is_open = of_queue.any(|(_, truth)| matches!(truth, Truth::Open { .. }));
+                if !is_open && self.model.end(*queue) == *to && before {
+                    return self.check();
+                }
                 let number = end.get();
                 self.model.messages.retain(|place, _| place.0 != *queue);
                 self.model.ends.insert(*queue, *to);
@@ -376,6 +384,7 @@ impl Game {
             due: now + lasts,
             attempt: None,
             client,
+            holder: ["one", "two", ""][(now % 3) as usize],
         };
         let gave = self.rig.with(|consumer| offsets.give(consumer, &giving)).unwrap();
         let Gave::Done { lease, messages } = gave else { panic!("{gave:?}") };
@@ -693,6 +702,7 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
         let runs = [GivenRun { run: run(first, count), delivery: 1, group_hash: 0 }];
         leases.given(
             Given {
+                holder: "",
                 lease,
                 at: Timestamp::ZERO,
                 due: 9,
@@ -715,7 +725,7 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
     assert_eq!(leases.cursor(0, 0), 10_000_001);
     let mut kept = Vec::new();
     leases.keep(GroupId::new(1), TopicId::new(1), &mut kept);
-    assert!(kept.len() < 128, "{}", kept.len());
+    assert!(kept.len() < 160, "{}", kept.len());
     assert_eq!(
         leases.finished(&[run(0, 1)], None),
         [(QueueId::ZERO, QueueOffset::new(10_000_001))]

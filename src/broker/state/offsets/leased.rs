@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
-    Claim, Due, Given, Kind, Leases, Lock, OpenCount, Place, Repeated, Rule, Standing, Taken,
+    Claim, Due, Given, Kind, Leases, Lock, Open, OpenCount, Place, Repeated, Rule, Standing, Taken,
+    WaitingCount,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -86,6 +87,8 @@ pub(crate) struct Giving<'a> {
     pub(crate) attempt: Option<u64>,
     /// The client with which the leases end, as a hash; 0 without one.
     pub(crate) client: u64,
+    /// Who gets them, for people.
+    pub(crate) holder: &'a str,
 }
 
 /// A message that was given.
@@ -164,10 +167,21 @@ impl Unit {
         let mut leases = self.leases.take().unwrap_or_default();
         let position = |queue| self.position_or_begin(queue);
         let positions = match transition {
-            Transition::LeasesGiven { epoch, at, due, attempt, client, cursors, runs, .. } => {
+            Transition::LeasesGiven {
+                epoch,
+                at,
+                due,
+                attempt,
+                client,
+                holder,
+                cursors,
+                runs,
+                ..
+            } => {
                 let lease = LeaseId { epoch: *epoch, number: end.get() };
                 let (at, due, attempt, client) = (*at, due.get(), *attempt, *client);
-                leases.given(Given { lease, at, due, attempt, client, cursors, runs }, position)
+                let given = Given { lease, at, due, attempt, client, holder, cursors, runs };
+                leases.given(given, position)
             }
             Transition::MessagesFinished { epoch, runs, .. } => {
                 leases.finished(runs, epoch.map(|epoch| LeaseId { epoch, number: end.get() }))
@@ -274,16 +288,17 @@ impl Offsets {
         if consumer.is_gone(&unit) {
             return Ok(Gave::Deleted);
         }
+        let now = consumer.store.lease_time().get();
         let mut leases = unit.leases.take();
         if let Some(leases) = &mut leases {
             leases.arrange(consumer.rule());
         }
         let plan = match &leases {
-            Some(leases) => Plan::of(&unit, leases, giving),
+            Some(leases) => Plan::of(&unit, leases, giving, now),
             None => {
                 let mut none = Leases::default();
                 none.arrange(consumer.rule());
-                Plan::of(&unit, &none, giving)
+                Plan::of(&unit, &none, giving, now)
             }
         };
         unit.leases = leases;
@@ -348,6 +363,7 @@ impl Offsets {
                 due,
                 attempt,
                 client,
+                holder: String::new(),
                 cursors,
                 runs,
             });
@@ -466,6 +482,57 @@ impl Offsets {
         }
         let open = *unit.leases.as_ref()?.get(claim.place)?;
         Some(Due { place: claim.place, open })
+    }
+
+    /// How much was delivered and nobody has; up to `limit` of it behind a place, and whether there is more.
+    pub(crate) fn waiting(
+        &self,
+        key: (GroupId, TopicId),
+        after: Option<Place>,
+        now: u64,
+        limit: usize,
+    ) -> (WaitingCount, Vec<Due>, bool) {
+        let Some(unit) = self.known(key) else { return Default::default() };
+        let unit = lock(&unit);
+        let Some(leases) = &unit.leases else { return Default::default() };
+        let mut found = leases.waiting(after, now);
+        let page = found.by_ref().take(limit).collect();
+        let more = found.next().is_some();
+        (leases.count_waiting(now), page, more)
+    }
+
+    /// Up to `limit` of it: `all`, or what waits for its time.
+    pub(crate) fn first_waiting(
+        &self,
+        key: (GroupId, TopicId),
+        all: bool,
+        now: u64,
+        limit: usize,
+    ) -> Vec<Due> {
+        let Some(unit) = self.known(key) else { return Vec::new() };
+        let unit = lock(&unit);
+        let waiting = unit.leases.iter().flat_map(|leases| leases.waiting(None, now));
+        waiting.filter(|due| all || due.open.due > now).take(limit).collect()
+    }
+
+    /// A message, if it was delivered and nobody has it.
+    pub(crate) fn waiting_at(
+        &self,
+        key: (GroupId, TopicId),
+        place: Place,
+        now: u64,
+    ) -> Option<Due> {
+        let unit = self.known(key)?;
+        let unit = lock(&unit);
+        let open = *unit.leases.as_ref()?.get(place)?;
+        open.is_waiting(now).then_some(Due { place, open })
+    }
+
+    /// Who got an open message last, if that is known.
+    pub(crate) fn holder(&self, key: (GroupId, TopicId), open: &Open) -> Option<Arc<str>> {
+        let unit = self.known(key)?;
+        let unit = lock(&unit);
+        unit.leases.as_ref()?.holder(open)
     }
 
     /// How the open messages of queues stand.
@@ -749,8 +816,9 @@ impl Settled {
 }
 
 /// To an ordered group: the messages in the hand before which nothing of their message group is open, but what is in
-/// the hand too. Who had a message last may have changed its lease meanwhile: then those behind it wait.
-fn in_turn(leases: &Leases, giving: &Giving<'_>) -> Option<HashSet<Place, Hasher>> {
+/// the hand too. Who had a message last may have changed its lease meanwhile: then the others of its message group
+/// wait.
+fn in_turn(leases: &Leases, giving: &Giving<'_>, now: u64) -> Option<HashSet<Place, Hasher>> {
     let is_unchanged =
         |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
     let in_hand = || giving.again.iter().chain(giving.finished);
@@ -758,7 +826,13 @@ fn in_turn(leases: &Leases, giving: &Giving<'_>) -> Option<HashSet<Place, Hasher
     leases.lock_if_ordered(first.place.0, first.open.group_hash)?;
     let unchanged: HashSet<Place, Hasher> =
         in_hand().filter(is_unchanged).map(|due| due.place).collect();
-    let locks: HashSet<Lock, Hasher> = in_hand().map(Due::lock).collect();
+    let mut locks: HashSet<Lock, Hasher> = in_hand().map(Due::lock).collect();
+    locks.retain(|lock| {
+        let places = leases.sequence(*lock);
+        let open = places.filter_map(|place| leases.get(place).map(|open| (place, open)));
+        let mut delivered = open.take_while(|(_, open)| open.state != OpenState::Ahead);
+        delivered.all(|(place, open)| open.due <= now || unchanged.contains(&place))
+    });
     let of_lock = |lock| leases.sequence(lock).take_while(|place| unchanged.contains(place));
     Some(locks.into_iter().flat_map(of_lock).collect())
 }
@@ -776,13 +850,13 @@ struct Plan {
 
 impl Plan {
     /// What of a giving is still true.
-    fn of(unit: &Unit, leases: &Leases, giving: &Giving<'_>) -> Self {
+    fn of(unit: &Unit, leases: &Leases, giving: &Giving<'_>, now: u64) -> Self {
         let mut plan = Self::default();
         let is_unchanged =
             |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
         // How many open messages of a message group this giving has in its hand.
         let mut own = HashMap::<Lock, usize, Hasher>::default();
-        let in_turn = in_turn(leases, giving);
+        let in_turn = in_turn(leases, giving, now);
         let is_its_turn = |due: &&Due| in_turn.as_ref().is_none_or(|all| all.contains(&due.place));
         for due in giving.again.iter().filter(is_unchanged).filter(is_its_turn) {
             let (open, is_first) = (due.open, !due.was_leased());
@@ -858,6 +932,7 @@ impl Plan {
                 due: Timestamp::new(giving.due),
                 attempt: giving.attempt.filter(|_| !self.messages.is_empty()),
                 client: if self.messages.is_empty() { 0 } else { giving.client },
+                holder: if self.messages.is_empty() { "" } else { giving.holder }.to_owned(),
                 cursors: self.cursors.clone(),
                 runs: self.runs.clone(),
             });

@@ -141,6 +141,9 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
         deliveries: 1,
         group_hash: 0,
         client: 0,
+        first_delivered: Timestamp::ZERO,
+        last_delivered: Timestamp::ZERO,
+        holder: 0,
     };
     let kept = Transition::LeasesKept {
         group,
@@ -150,9 +153,16 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
         ended: Vec::new(),
         revoked: Vec::new(),
         tried: Vec::new(),
+        holders: Vec::new(),
     };
+    let mut named = kept.clone();
+    if let Transition::LeasesKept { holders, .. } = &mut named {
+        holders.push("h".repeat(128));
+    }
+    // A name takes the place of an open message.
+    let most = len(&kept).max(len(&named).div_ceil(2));
     // And every queue reset once.
-    let leases = Offsets::MAX_OPEN * len(&kept) + Offsets::MAX_ROWS * 32;
+    let leases = Offsets::MAX_OPEN * most + Offsets::MAX_ROWS * 32;
 
     let batch = SessionBatch {
         topic: TopicId::ZERO,

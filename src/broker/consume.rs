@@ -75,6 +75,8 @@ pub struct ConsumeRequest {
     pub filter_len: usize,
     /// How long nobody else gets a message, up to 12 hours, unless the stream ends.
     pub invisible: Duration,
+    /// Who gets them, for people: see [`ReceiveRequest::holder`].
+    pub holder: String,
 }
 
 /// What was settled with one request.
@@ -431,6 +433,7 @@ fn receive(
             max_bytes,
             invisible: of.invisible,
             client: Some(lasting.id()),
+            holder: &of.holder,
             wait: MAX_WAIT,
             attempt: "",
             deadline: Instant::now() + MAX_WAIT + PATIENCE,
@@ -482,6 +485,7 @@ mod tests {
             filter: Expression::parse(Language::Tags, "").unwrap(),
             filter_len: 0,
             invisible: PATIENCE,
+            holder: "somebody".to_owned(),
         };
         let place = broker.consume_place().unwrap();
         (broker.consume(place, request).await.unwrap(), dir)

@@ -109,7 +109,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         if let Some(call) = RawCall::of(request.uri().path()) {
-            return GuardedCall::Raw(Some(call.answer(&self.broker, &self.outgoing, request)));
+            let answer = call.answer(&self.broker, &self.outgoing, self.ends, request);
+            return GuardedCall::Raw(Some(answer));
         }
         if let Some(call) = rocketmq::RawCall::of(request.uri().path()) {
             let answer = call.answer(&self.broker, &self.outgoing, self.ends, request);

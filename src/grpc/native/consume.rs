@@ -21,6 +21,7 @@ use crate::broker::{
     Permit, RequestFault, Settlement,
 };
 use crate::grpc::raw::{Messages, Out, refusal};
+use crate::grpc::serve::Ends;
 use crate::proto::consume_request::{Open, open::Filter};
 use crate::proto::consume_response::Settled;
 use crate::proto::{ConsumeRequest, ConsumeResponse};
@@ -80,6 +81,7 @@ enum Event {
 /// Of the first request that was refused, of what could not be settled, or of messages that cannot be had.
 pub(super) async fn run<B>(
     broker: Arc<Broker>,
+    ends: Option<Ends>,
     mut messages: Messages<B>,
     out: Out,
 ) -> Result<(), Status>
@@ -96,7 +98,7 @@ where
     };
     let Some(Bounded(mut first)) = first else { return Ok(()) };
     let opened = match first.open.take() {
-        Some(open) => match asked(open) {
+        Some(open) => match asked(open, ends) {
             Ok(asked) => broker.consume(place, asked).await,
             Err(error) => Err(error),
         },
@@ -155,8 +157,8 @@ where
     ended
 }
 
-/// What a stream is opened for.
-fn asked(open: Open) -> Result<crate::broker::ConsumeRequest, BrokerError> {
+/// What a stream is opened for, and by whom.
+fn asked(open: Open, ends: Option<Ends>) -> Result<crate::broker::ConsumeRequest, BrokerError> {
     let (language, text) = match &open.filter {
         None => (Language::Tags, ""),
         Some(Filter::Tags(tags)) => (Language::Tags, tags.as_str()),
@@ -166,6 +168,7 @@ fn asked(open: Open) -> Result<crate::broker::ConsumeRequest, BrokerError> {
         filter: Expression::parse(language, text)?,
         filter_len: text.len(),
         invisible: invisible(open.invisible_ms),
+        holder: ends.map(|ends| ends.peer.to_string()).unwrap_or_default(),
         group: open.group,
         topic: open.topic,
     })

@@ -45,6 +45,7 @@ use tonic::{Request, Response, Status};
 use super::deadline_of;
 use super::outgoing::Outgoing;
 use super::raw::{self, Messages};
+use super::serve::Ends;
 
 use crate::broker::QueueRange;
 use crate::broker::{self, Broker, BrokerError, DeadReason};
@@ -116,6 +117,7 @@ impl RawCall {
         self,
         broker: &Arc<Broker>,
         outgoing: &Outgoing,
+        ends: Option<Ends>,
         request: http::Request<B>,
     ) -> http::Response<Body>
     where
@@ -138,7 +140,7 @@ impl RawCall {
             }
             Self::Consume => {
                 let messages = messages(MAX_RECEIPTS);
-                raw::answer(outgoing, |out| consume::run(broker, messages, out))
+                raw::answer(outgoing, |out| consume::run(broker, ends, messages, out))
             }
             Self::PullStream => {
                 let request = messages(MAX_WANTED).only();

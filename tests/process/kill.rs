@@ -19,13 +19,11 @@ use crate::load::{
     Load, QUEUES, Subject, TOPICS, acknowledged, assert_honest, create_topics, look_at_ranges,
     read_last,
 };
-use crate::support::{Dice, Home, Process, until};
+use crate::support::{Dice, Home, Lives, Process, until};
 
 const ROUNDS: u64 = 8;
-/// A broker is killed after 100 ms and something below this, on a machine where one starts within [`START_MS`].
+/// A broker is killed after 100 ms and something below this.
 const LIFE_MS: u64 = 1_400;
-/// Where that takes longer, brokers live longer in proportion: else they would hardly ever serve.
-const START_MS: u64 = 200;
 /// Keys looked for when all is over.
 const KEYS: usize = 300;
 
@@ -168,21 +166,21 @@ async fn play(
     let mut dice = Dice::new(seed);
     let load = Load::start(&mut dice, subjects);
     let (mut kills, mut round, mut epoch) = (0, 0, 0);
-    let mut slowness = 1.0;
+    let mut lives = Lives::new();
     let mut is_enough = false;
     while round < rounds || !is_enough && round < 4 * rounds {
         assert!(kills < rounds * 20 + 5, "the broker hardly ever serves");
         let begin = Instant::now();
-        let life = Duration::from_millis(100 + dice.below(LIFE_MS));
+        let life = 100 + dice.below(LIFE_MS);
         let mut process = Process::spawn(home, &[]);
-        // The first start makes the store and the topics; later ones may be killed before they serve.
-        if round == 0 {
+        // The first start makes the store and the topics, and the second finds what a kill left: that tells how long
+        // one takes here. Later ones may be killed before they serve.
+        if round < 2 {
             process.ready().await;
-            slowness =
-                begin.elapsed().as_secs_f64() / Duration::from_millis(START_MS).as_secs_f64();
+            lives.start_took(begin.elapsed());
         }
-        let end = begin + life.mul_f64(slowness.max(1.0));
-        if round == 0 || timeout_at(end, process.ready()).await.is_ok() {
+        let end = begin + lives.of_ms(life);
+        if round < 2 || timeout_at(end, process.ready()).await.is_ok() {
             let client = process.client().await;
             let status = look(&client, subjects, round, epoch).await;
             (epoch, is_enough) = (status.epoch.get(), has_done_enough(&status));

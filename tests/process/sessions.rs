@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::support::{Dice, Home, Process, one, read_all, soon};
+use crate::support::{Dice, Home, Lives, Process, one, read_all, soon};
 
 const TOPICS: [(&str, FlushMode); 2] = [("sync", FlushMode::Sync), ("async", FlushMode::Async)];
 const PRODUCERS: u32 = 4;
@@ -78,14 +78,19 @@ async fn killed_again_and_again_a_broker_stores_every_batch_of_a_session_once() 
         producers.spawn(async move { (producer, produce(producer, dice, scenes).await) });
     }
     let (mut round, mut kills) = (0, 0);
+    let mut lives = Lives::new();
     while round < rounds {
         assert!(kills < rounds * 5 + 5, "the broker hardly ever serves");
-        let end = Instant::now() + Duration::from_millis(200 + dice.below(LIFE_MS));
+        let begin = Instant::now();
+        let life = 200 + dice.below(LIFE_MS);
         let mut process = Process::spawn(&home, &[]);
-        if round == 0 {
+        // The second finds what a kill left.
+        if round < 2 {
             process.ready().await;
+            lives.start_took(begin.elapsed());
         }
-        if round == 0 || timeout_at(end, process.ready()).await.is_ok() {
+        let end = begin + lives.of_ms(life);
+        if round < 2 || timeout_at(end, process.ready()).await.is_ok() {
             let client = process.client().await;
             if round == 0 {
                 create_topics(&client).await;

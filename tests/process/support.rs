@@ -42,6 +42,30 @@ impl Home {
     }
 }
 
+/// How long brokers live that are killed again and again: where one starts slowly longer in proportion, else they would
+/// hardly ever serve.
+pub(crate) struct Lives {
+    slowness: f64,
+}
+
+impl Lives {
+    /// What a start takes on a machine where a life is as long as is said.
+    const USUAL_START: Duration = Duration::from_millis(200);
+
+    pub(crate) fn new() -> Self {
+        Self { slowness: 1.0 }
+    }
+
+    /// A start took so long.
+    pub(crate) fn start_took(&mut self, time: Duration) {
+        self.slowness = self.slowness.max(time.div_duration_f64(Self::USUAL_START));
+    }
+
+    pub(crate) fn of_ms(&self, ms: u64) -> Duration {
+        Duration::from_millis(ms).mul_f64(self.slowness)
+    }
+}
+
 /// A `mainstem serve`. Dropping it kills it.
 pub(crate) struct Process {
     child: Child,

@@ -249,6 +249,8 @@ pub struct GroupSettings {
     pub max_attempts: Option<u32>,
     /// The pause before the second delivery, the third and so on, in milliseconds; the last one goes on.
     pub retry_delays_ms: Vec<u64>,
+    /// By how much of itself a pause may be longer, in percent: those of messages that failed together end apart.
+    pub retry_jitter: u32,
     /// Where it begins on a topic that is new to it.
     pub initial_position: InitialPosition,
 }
@@ -266,6 +268,7 @@ impl Default for GroupSettings {
             one_filter: false,
             max_attempts: Some(17),
             retry_delays_ms: [&seconds[..], &minutes].concat(),
+            retry_jitter: 0,
             initial_position: InitialPosition::Earliest,
         }
     }

@@ -21,6 +21,9 @@ const MAX_PAGE: u32 = 10_000;
 /// The most retry delays of a group.
 const MAX_DELAYS: u32 = 64;
 
+/// A pause is twice as long at most.
+const MAX_JITTER: u32 = 100;
+
 /// The longest retry delay: 12 hours.
 const MAX_DELAY_MS: u64 = 12 * 60 * 60 * 1_000;
 
@@ -297,6 +300,7 @@ fn unknown(name: &str) -> BrokerError {
 
 /// Refuses what no group can be.
 fn check(settings: &GroupSettings) -> Result<(), BrokerError> {
+    within("retry jitter in percent", settings.retry_jitter, MAX_JITTER)?;
     let delays = &settings.retry_delays_ms;
     if delays.is_empty() {
         return Err(BrokerError::BadRequest { fault: RequestFault::NoRetryDelays });

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Broker;
 use super::error::BrokerError;
@@ -340,7 +341,10 @@ fn change_of(
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let (after, state, same_delivery) = match hold {
         Hold::For(time) => (ms(time), OpenState::Leased, false),
-        Hold::Retry => (retry_delay(settings, handle.delivery), OpenState::Waiting, false),
+        Hold::Retry => {
+            let pause = retry_delay(settings, handle.delivery);
+            (pause + jitter(settings, pause, handle), OpenState::Waiting, false)
+        }
         Hold::RetryAfter(time) => (ms(time), OpenState::Waiting, false),
         Hold::Suspend(time) => (ms(time), OpenState::Waiting, true),
         Hold::Undo => (0, OpenState::Waiting, true),
@@ -361,6 +365,15 @@ pub(super) fn retry_delay(settings: &GroupSettings, delivery: u32) -> u64 {
     let at = usize::try_from(delivery.saturating_sub(1)).unwrap_or(usize::MAX);
     let delays = &settings.retry_delays_ms;
     delays.get(at).or(delays.last()).copied().unwrap_or(0)
+}
+
+/// By how much a pause is longer: for each lease by another part of what the group allows, and for one by the same
+/// whenever it is asked for.
+fn jitter(settings: &GroupSettings, pause: u64, handle: &Handle) -> u64 {
+    let most = pause.saturating_mul(settings.retry_jitter.into()) / 100;
+    let words = [u64::from(handle.queue.get()), handle.offset.get(), handle.lease.number];
+    let hash = xxh3_64(words.map(u64::to_le_bytes).as_flattened());
+    hash % most.saturating_add(1)
 }
 
 #[cfg(test)]

@@ -187,6 +187,9 @@ struct SettingsArgs {
         value_parser = time::duration
     )]
     retry_delays: Option<Vec<Duration>>,
+    /// By how much of itself a pause may be longer, in percent [default: 0]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
+    retry_jitter: Option<u32>,
     /// Where it begins on a topic that is new to it: earliest, latest, or a time [default: earliest]
     #[arg(long, value_name = "PLACE", value_parser = initial)]
     initial: Option<InitialPosition>,
@@ -232,6 +235,7 @@ impl SettingsArgs {
             one_filter: self.one_filter,
             max_attempts: self.max_attempts.map(|attempts| attempts.0),
             retry_delays_ms: self.retry_delays.as_ref().map(|all| all.iter().map(ms).collect()),
+            retry_jitter: self.retry_jitter,
             initial_position: self.initial,
         }
     }
@@ -500,6 +504,7 @@ struct Shown<'a> {
     one_filter: bool,
     max_attempts: Option<u32>,
     retry_delays_ms: &'a [u64],
+    retry_jitter: u32,
     initial: String,
 }
 
@@ -514,6 +519,7 @@ impl<'a> From<&'a Group> for Shown<'a> {
             one_filter: settings.one_filter,
             max_attempts: settings.max_attempts,
             retry_delays_ms: &settings.retry_delays_ms,
+            retry_jitter: settings.retry_jitter,
             initial: match settings.initial_position {
                 InitialPosition::Earliest => "earliest".to_owned(),
                 InitialPosition::Latest => "latest".to_owned(),
@@ -642,6 +648,7 @@ impl ShownDescription<'_> {
             ("one filter", yes_or_no(self.group.one_filter)),
             ("attempts", self.group.attempts()),
             ("retry delays", delays.join(", ")),
+            ("retry jitter", format!("{} %", self.group.retry_jitter)),
             ("initial", self.group.initial.clone()),
             ("lag", self.lag.to_string()),
             ("lag in time", time::render_length(self.lag_seconds * 1_000)),

@@ -21,6 +21,8 @@ pub struct GroupSettings {
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them in milliseconds, 1 to 64 of them, of 12 hours at most. By default 1 s to 2 h.
     pub retry_delays_ms: Option<Vec<u64>>,
+    /// By how much of itself a pause may be longer, in percent, at most 100. By default 0.
+    pub retry_jitter: Option<u32>,
     /// Where it begins on a topic that is new to it. By default at the first message that is there.
     pub initial_position: Option<InitialPosition>,
 }
@@ -343,6 +345,7 @@ impl Client {
                 one_filter: config.one_filter.unwrap_or(false),
                 max_attempts: (attempts > 0).then_some(attempts),
                 retry_delays_ms: config.retry_delays.unwrap_or_default().ms,
+                retry_jitter: config.retry_jitter.unwrap_or(0),
                 initial_position: match position {
                     Some(At::Edge(edge)) if edge == i32::from(Edge::Latest) => {
                         InitialPosition::Latest
@@ -368,6 +371,7 @@ fn config(settings: &GroupSettings) -> Option<proto::GroupConfig> {
         one_filter: settings.one_filter,
         max_attempts: settings.max_attempts.map(|most| most.unwrap_or(0)),
         retry_delays: settings.retry_delays_ms.clone().map(|ms| proto::RetryDelays { ms }),
+        retry_jitter: settings.retry_jitter,
         initial_position: settings
             .initial_position
             .map(|at| proto::Position { at: Some(position(at)) }),

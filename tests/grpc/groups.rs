@@ -106,6 +106,7 @@ async fn creation_is_idempotent_and_refuses_other_settings() {
         enabled: Some(false),
         ordered: Some(true),
         one_filter: Some(true),
+        retry_jitter: Some(30),
         max_attempts: Some(0),
         retry_delays: Some(RetryDelays { ms: vec![0, 43_200_000] }),
         initial_position: position(At::TimeMs(7)),

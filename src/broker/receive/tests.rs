@@ -1384,6 +1384,33 @@ async fn after_a_start_one_of_five_places_is_for_what_was_leased_before_it_for_t
 }
 
 #[tokio::test]
+async fn pauses_of_messages_that_failed_together_end_apart_within_the_jitter_of_the_group() {
+    for (retry_jitter, differ) in [(0, 1), (50, 2)] {
+        let settings = GroupSettings {
+            retry_delays_ms: vec![10_000],
+            retry_jitter,
+            ..GroupSettings::default()
+        };
+        let rig = Rig::new(1, settings).await;
+        rig.store(Some(QueueId::ZERO), &vec![("x", None, None); 20], None).await;
+        for message in rig.receive(20).await {
+            rig.hold(&message.handle, Hold::Retry).await.unwrap();
+        }
+        let (group, topic, deadline) = ("g", "t", soon());
+        let request = WaitingRequest { group, topic, after: None, limit: 20, deadline };
+        let page = rig.broker.list_waiting(&request).await.unwrap();
+        let pauses: BTreeSet<_> = page.messages.iter().map(|one| one.due_in_ms).collect();
+        assert!(pauses.len() >= differ, "{pauses:?}");
+        let most = 10_000 + 100 * u64::from(retry_jitter);
+        assert!(pauses.iter().all(|pause| (10_000..=most).contains(pause)), "{pauses:?}");
+        let change = GroupChange { retry_jitter: Some(101), ..GroupChange::default() };
+        let refused = rig.broker.update_group("g", &change, soon()).await;
+        assert!(matches!(refused, Err(BrokerError::TooLarge { limit: 100, .. })), "{refused:?}");
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_history() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     rig.broker.create_group("other", &GroupSettings::default(), soon()).await.unwrap();

@@ -99,6 +99,8 @@ pub struct GroupChange {
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them, in milliseconds.
     pub retry_delays_ms: Option<Vec<u64>>,
+    /// By how much of itself a pause may be longer, in percent.
+    pub retry_jitter: Option<u32>,
     /// Where it begins on a topic that is new to it.
     pub initial_position: Option<InitialPosition>,
 }
@@ -114,6 +116,7 @@ impl GroupChange {
             one_filter: self.one_filter.unwrap_or(settings.one_filter),
             max_attempts: self.max_attempts.unwrap_or(settings.max_attempts),
             retry_delays_ms: delays.clone(),
+            retry_jitter: self.retry_jitter.unwrap_or(settings.retry_jitter),
             initial_position: self.initial_position.unwrap_or(settings.initial_position),
         }
     }

@@ -48,7 +48,7 @@
 //!
 //! | settings of a group | field                                                                                 |
 //! | ------------------- | ------------------------------------------------------------------------------------- |
-//! |                     | 3 flags u8: 1 enabled + 2 ordered + 4 one filter, 4 most attempts u32 (0: without a limit), 5 retry delays in ms, u64 each, 6 initial position u8 (1 earliest, 2 latest, 3 time), [7 initial time in ms] |
+//! |                     | 3 flags u8: 1 enabled + 2 ordered + 4 one filter, 4 most attempts u32 (0: without a limit), 5 retry delays in ms, u64 each, 6 initial position u8 (1 earliest, 2 latest, 3 time), [7 initial time in ms], [8 jitter of the delays in percent u32; absent: 0] |
 //!
 //! | at | len | row of a session, from the oldest to that of its last sequence |
 //! | -: | --: | -------------------------------------------------------------- |
@@ -757,7 +757,7 @@ impl Transition {
                 }
             }
             GROUP_CREATED => {
-                let [id, name, rest @ ..] = collect(fields, [1, 2, 3, 4, 5, 6, 7])?;
+                let [id, name, rest @ ..] = collect(fields, [1, 2, 3, 4, 5, 6, 7, 8])?;
                 Self::GroupCreated {
                     id: GroupId::new(id.u64()?),
                     name: name.text()?.to_owned(),
@@ -765,7 +765,7 @@ impl Transition {
                 }
             }
             GROUP_UPDATED => {
-                let [id, rest @ ..] = collect(fields, [1, 3, 4, 5, 6, 7])?;
+                let [id, rest @ ..] = collect(fields, [1, 3, 4, 5, 6, 7, 8])?;
                 Self::GroupUpdated {
                     id: GroupId::new(id.u64()?),
                     settings: settings::group_of(rest)?,

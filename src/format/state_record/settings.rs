@@ -55,7 +55,7 @@ pub(super) fn topic_of(fields: [Field<'_>; 6]) -> Result<TopicSettings, DecodeEr
     })
 }
 
-/// Appends fields 3 to 7.
+/// Appends fields 3 to 8.
 pub(super) fn put_group(out: &mut Vec<u8>, settings: &GroupSettings) {
     let flags = u8::from(settings.enabled) * ENABLED
         + u8::from(settings.ordered) * ORDERED
@@ -72,11 +72,14 @@ pub(super) fn put_group(out: &mut Vec<u8>, settings: &GroupSettings) {
             put_u64(out, 7, time.get());
         }
     }
+    if settings.retry_jitter > 0 {
+        put_field(out, 8, &settings.retry_jitter.to_le_bytes());
+    }
 }
 
-/// The settings in fields 3 to 7.
-pub(super) fn group_of(fields: [Field<'_>; 5]) -> Result<GroupSettings, DecodeError> {
-    let [flags, max_attempts, delays, position, time] = fields;
+/// The settings in fields 3 to 8.
+pub(super) fn group_of(fields: [Field<'_>; 6]) -> Result<GroupSettings, DecodeError> {
+    let [flags, max_attempts, delays, position, time, jitter] = fields;
     let flags =
         flags.code(|flags| (flags & !(ENABLED | ORDERED | ONE_FILTER) == 0).then_some(flags))?;
     let max_attempts = max_attempts.u32()?;
@@ -86,6 +89,7 @@ pub(super) fn group_of(fields: [Field<'_>; 5]) -> Result<GroupSettings, DecodeEr
         one_filter: flags & ONE_FILTER != 0,
         max_attempts: (max_attempts > 0).then_some(max_attempts),
         retry_delays_ms: super::rows(delays, size_of::<u64>(), |row| super::u64_at(row, 0))?,
+        retry_jitter: jitter.optional().map_or(Ok(0), Field::u32)?,
         initial_position: match position
             .code(|code| (EARLIEST..=TIME).contains(&code).then_some(code))?
         {

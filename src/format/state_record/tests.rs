@@ -147,6 +147,7 @@ fn every_kind() -> Vec<Transition> {
         one_filter: false,
         max_attempts: None,
         retry_delays_ms: vec![1_000, 5_000],
+        retry_jitter: 0,
         initial_position: InitialPosition::Time(Timestamp::new(9)),
     };
     let rows = vec![(QueueId::new(0), QueueOffset::new(5)), (QueueId::new(3), QueueOffset::new(9))];
@@ -339,7 +340,11 @@ fn of_consumers() -> Vec<Transition> {
         Transition::LeaseClock { at: Timestamp::new(71) },
         Transition::GroupUpdated {
             id: group,
-            settings: GroupSettings { one_filter: true, ..GroupSettings::default() },
+            settings: GroupSettings {
+                one_filter: true,
+                retry_jitter: 20,
+                ..GroupSettings::default()
+            },
         },
         Transition::OffsetsCommitted {
             group,
@@ -610,7 +615,7 @@ const GOLDEN_REMEMBERED: [&str; 15] = [
     "654068657265",
 ];
 
-const GOLDEN_CONSUMERS: [&str; 60] = [
+const GOLDEN_CONSUMERS: [&str; 61] = [
     "17000000860000000100080002000000",
     "00000000020008000700000000000000",
     "03000800050000000000000004000800",
@@ -655,7 +660,7 @@ const GOLDEN_CONSUMERS: [&str; 60] = [
     "0000000000040010000c000000000000",
     "000d000000000000001c0000000c0000",
     "00010008004700000000000000070000",
-    "00b20000000100080002000000000000",
+    "00ba0000000100080002000000000000",
     "00030001000504000400110000000500",
     "9000e803000000000000881300000000",
     "00001027000000000000307500000000",
@@ -666,9 +671,10 @@ const GOLDEN_CONSUMERS: [&str; 60] = [
     "0000603d080000000000c02709000000",
     "0000804f12000000000040771b000000",
     "000080ee36000000000000dd6d000000",
-    "000006000100010a0000003c00000001",
-    "00080002000000000000000200080007",
-    "00000000000000030004000400000004",
-    "000c0003000000090000000000000009",
-    "0008000500000000000000",
+    "0000060001000108000400140000000a",
+    "0000003c000000010008000200000000",
+    "00000002000800070000000000000003",
+    "0004000400000004000c000300000009",
+    "00000000000000090008000500000000",
+    "000000",
 ];

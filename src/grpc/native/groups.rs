@@ -204,6 +204,7 @@ fn change(config: Option<GroupConfig>) -> Result<GroupChange, BrokerError> {
         one_filter: config.one_filter,
         max_attempts: config.max_attempts.map(attempts),
         retry_delays_ms: config.retry_delays.map(|delays| delays.ms),
+        retry_jitter: config.retry_jitter,
         initial_position: config.initial_position.map(initial_position).transpose()?,
     })
 }
@@ -239,6 +240,7 @@ fn group(group: &Group) -> proto::Group {
             one_filter: Some(settings.one_filter),
             max_attempts: Some(settings.max_attempts.unwrap_or(0)),
             retry_delays: Some(RetryDelays { ms: settings.retry_delays_ms.clone() }),
+            retry_jitter: Some(settings.retry_jitter),
             initial_position: Some(proto::Position { at: Some(at) }),
         }),
     }

@@ -37,6 +37,7 @@ fn settings() -> impl Strategy<Value = GroupSettings> {
                 ordered,
                 max_attempts: most,
                 retry_delays_ms: vec![ms],
+                retry_jitter: 0,
                 initial_position: InitialPosition::Time(Timestamp::new(ms)),
                 ..GroupSettings::default()
             }

@@ -12,8 +12,8 @@
 //! is dropped and asked again.
 
 use std::collections::VecDeque;
-use std::future::{pending, poll_fn};
-use std::pin::Pin;
+use std::future::{pending, poll_fn, ready};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -261,6 +261,12 @@ impl ConsumeStream {
         self.receiving = None;
     }
 
+    /// Nobody asks for what is next for a while: others of the group get what comes meanwhile.
+    pub fn rest(&mut self) {
+        // What it holds or was woken for is passed on when it is dropped.
+        self.receiving = None;
+    }
+
     /// Messages of these receipts are about to leave.
     pub fn on_their_way(&self, handles: Vec<String>) -> OnTheirWay {
         OnTheirWay { broker: Arc::clone(&self.broker), asked: Arc::clone(&self.asked), handles }
@@ -272,7 +278,8 @@ impl ConsumeStream {
     }
 
     /// Finishes messages, and then makes other leases of those of others: it is in the log when this returns, and said
-    /// by [`ConsumeStream::next`]. `len` is what the request has of bytes: they are counted until the answer is gone.
+    /// by [`ConsumeStream::next`], also of nothing. `len` is what the request has of bytes: they are counted until the
+    /// answer is gone.
     ///
     /// # Errors
     /// As [`Broker::ack`] and [`Broker::extend`]; then what came before it may be in the log.
@@ -284,36 +291,15 @@ impl ConsumeStream {
         len: u64,
     ) -> Result<(), BrokerError> {
         let (broker, of) = (Arc::clone(&self.broker), Arc::clone(&self.asked));
-        let deadline = Instant::now() + SETTLING;
-        let (group, topic) = (of.of.group.as_str(), of.of.topic.as_str());
-        let permit = Some(broker.receive_later(len, deadline).await?);
-        let settlement =
-            move |finished, extended| Settlement { number, finished, extended, permit };
-        let failed = move |error| ConsumeError { number: Some(number), error };
-        let settling: Settling = match (handles.is_empty(), entries.is_empty()) {
-            (true, _) => {
-                let unsaid = broker.extend_only(group, topic, entries, deadline).await?;
-                Box::pin(async move {
-                    let extended = broker.said(unsaid, deadline).await.map_err(failed)?;
-                    Ok(settlement(Vec::new(), extended))
-                })
-            }
-            (false, true) => {
-                let unsaid = broker.ack_only(group, topic, handles, deadline).await?;
-                Box::pin(async move {
-                    let finished = broker.said(unsaid, deadline).await.map_err(failed)?;
-                    Ok(settlement(finished, Vec::new()))
-                })
-            }
-            (false, false) => {
-                let acks = broker.ack_only(group, topic, handles, deadline).await?;
-                let extended = broker.extend_only(group, topic, entries, deadline).await?;
-                let unsaid = acks.and(extended);
-                Box::pin(async move {
-                    let (finished, extended) =
-                        broker.said(unsaid, deadline).await.map_err(failed)?;
-                    Ok(settlement(finished, extended))
-                })
+        let settling = decide(broker, of, number, handles, entries, len);
+        let mut settling = pin!(settling);
+        let settling = tokio::select! {
+            biased;
+            settling = &mut settling => settling?,
+            // It has to be waited for.
+            () = ready(()) => {
+                self.rest();
+                settling.await?
             }
         };
         self.settling.push_back(settling);
@@ -341,6 +327,49 @@ impl ConsumeStream {
     pub async fn next_settled(&mut self) -> Result<Vec<Settlement>, ConsumeError> {
         said(&mut self.settling).await
     }
+}
+
+/// Puts into the log what settles these; the rest is to wait until that may be said.
+async fn decide(
+    broker: Arc<Broker>,
+    of: Arc<Asked>,
+    number: u64,
+    handles: &[&str],
+    entries: &[ExtendEntry<'_>],
+    len: u64,
+) -> Result<Settling, BrokerError> {
+    let deadline = Instant::now() + SETTLING;
+    let (group, topic) = (of.of.group.as_str(), of.of.topic.as_str());
+    let permit = Some(broker.receive_later(len, deadline).await?);
+    let settlement = move |finished, extended| Settlement { number, finished, extended, permit };
+    let failed = move |error| ConsumeError { number: Some(number), error };
+    let settling: Settling = match (handles.is_empty(), entries.is_empty()) {
+        (true, true) => Box::pin(async move { Ok(settlement(Vec::new(), Vec::new())) }),
+        (true, false) => {
+            let unsaid = broker.extend_only(group, topic, entries, deadline).await?;
+            Box::pin(async move {
+                let extended = broker.said(unsaid, deadline).await.map_err(failed)?;
+                Ok(settlement(Vec::new(), extended))
+            })
+        }
+        (false, true) => {
+            let unsaid = broker.ack_only(group, topic, handles, deadline).await?;
+            Box::pin(async move {
+                let finished = broker.said(unsaid, deadline).await.map_err(failed)?;
+                Ok(settlement(finished, Vec::new()))
+            })
+        }
+        (false, false) => {
+            let acks = broker.ack_only(group, topic, handles, deadline).await?;
+            let extended = broker.extend_only(group, topic, entries, deadline).await?;
+            let unsaid = acks.and(extended);
+            Box::pin(async move {
+                let (finished, extended) = broker.said(unsaid, deadline).await.map_err(failed)?;
+                Ok(settlement(finished, extended))
+            })
+        }
+    };
+    Ok(settling)
 }
 
 /// Refuses where no messages can be had.
@@ -408,9 +437,13 @@ async fn received(
                 return Ok(received);
             }
             // What this stream has must get finished to make room, so it goes on.
-            Err(BrokerError::OpenLimit { .. } | BrokerError::NoSpace | BrokerError::Full(_)) => {
-                sleep(REST).await;
-            }
+            // And what is short because of others does not end the leases of this one.
+            Err(
+                BrokerError::OpenLimit { .. }
+                | BrokerError::NoSpace
+                | BrokerError::Full(_)
+                | BrokerError::Overloaded { .. },
+            ) => sleep(REST).await,
             Err(error) => return Err(error),
         }
     }

@@ -3,9 +3,9 @@
 //! | what happens | what the consumer does |
 //! | --- | --- |
 //! | messages are taken | gives credits for as many, in parts of half of what may come ahead |
-//! | a message lies here until its lease is over | passes over it: somebody else of the group gets it |
+//! | a message lies here for three quarters of its lease | gives it back: that does not count as a delivery, and it comes again here or to somebody else of the group |
 //! | messages are acknowledged, kept on, given back | sends what there is as one request, at most 16 without an answer |
-//! | the connection breaks, the broker stops or is too busy | begins a stream after a pause that grows, for [`ConsumerConfig::patience`]; what came ahead and was not taken is forgotten, as the broker gives it to somebody else; what has no answer is sent again |
+//! | the connection breaks, the broker stops or is too busy | begins a stream after a pause that grows, for [`ConsumerConfig::patience`]; what came ahead and was not taken is given back first; what has no answer is sent again |
 //! | one settlement is refused | that one fails, and it begins a stream |
 //! | any other refusal | ends |
 //!
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
 
 use super::raw::{self, Answers, Requests};
@@ -49,7 +49,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(2);
 pub struct ConsumerConfig<'a> {
     /// Which messages the group wants; the others are finished for it. By default all.
     pub filter: Filter<'a>,
-    /// How long nobody else gets a message, from when it comes here: up to 12 hours. By default 30 s.
+    /// How long nobody else gets a message, from when it comes here: up to 12 hours. By default, and below 1 ms,
+    /// 30 s.
     pub invisible: Duration,
     /// Messages that come ahead: 1 to 10 000, other numbers are taken as the nearer of them. By default 256.
     pub prefetch_messages: u32,
@@ -220,6 +221,11 @@ impl Client {
     pub fn consumer(&self, group: &str, topic: &str, config: ConsumerConfig<'_>) -> Consumer {
         let messages = config.prefetch_messages.clamp(1, MOST_MESSAGES);
         let bytes = config.prefetch_bytes.clamp(1, MOST_BYTES);
+        // None on the wire is the broker's own.
+        let invisible = match config.invisible {
+            none if none < Duration::from_millis(1) => ConsumerConfig::default().invisible,
+            invisible => invisible,
+        };
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 ahead: VecDeque::new(),
@@ -245,22 +251,24 @@ impl Client {
                 group: group.to_owned(),
                 topic: topic.to_owned(),
                 filter,
-                invisible_ms: ms(config.invisible),
+                invisible_ms: ms(invisible),
             },
             credits: (messages, bytes),
             patience: config.patience,
+            fresh: invisible * 3 / 4,
             shared: Arc::clone(&shared),
             commands,
             waiting: VecDeque::new(),
             in_flight: VecDeque::new(),
             number: 0,
             closing: None,
+            has_credits: false,
             failing_since: None,
             pause: FIRST_PAUSE,
         };
         tokio::spawn(task.run());
         let settler = Settler { server: Arc::clone(&self.server), commands: sender };
-        Consumer { shared, settler, invisible: config.invisible }
+        Consumer { shared, settler, invisible }
     }
 }
 
@@ -417,6 +425,8 @@ fn over(server: &str) -> ClientError {
 #[derive(Debug, Default)]
 struct InFlight {
     number: u64,
+    /// Nothing is to come behind its answer.
+    no_more: bool,
     acks: Vec<(String, Answer<bool>)>,
     holds: Vec<(String, Hold, Option<Answer<Held>>)>,
 }
@@ -425,6 +435,7 @@ impl InFlight {
     fn request(&self) -> ConsumeRequest {
         ConsumeRequest {
             number: self.number,
+            no_more: self.no_more,
             acks: self.acks.iter().map(|(handle, _)| handle.clone()).collect(),
             extensions: self
                 .holds
@@ -486,8 +497,12 @@ struct Task {
     in_flight: VecDeque<InFlight>,
     /// Of the last request.
     number: u64,
+    /// What came ahead longer ago is given back, as its lease may be over before somebody takes it.
+    fresh: Duration,
     /// Who is to be told that all is settled.
     closing: Option<Answer<()>>,
+    /// The stream may bring messages: its broker has credits, or an answer that says so is on its way.
+    has_credits: bool,
     failing_since: Option<Instant>,
     pause: Duration,
 }
@@ -543,7 +558,8 @@ impl Task {
         self.pause = FIRST_PAUSE;
     }
 
-    /// What came ahead is given to others soon; what has no answer is to be sent again, but for what was refused.
+    /// What came ahead is to be given back over the next stream, so that it does not count as a delivery; what has no
+    /// answer is to be sent again, but for what was refused.
     fn forget_stream(&mut self, error: &ClientError) {
         let refusal = error.refusal();
         let number = refusal.filter(|_| error.retry() == Retry::Never).and_then(|why| why.sequence);
@@ -557,7 +573,10 @@ impl Task {
         again.append(&mut self.waiting);
         self.waiting = again;
         let mut state = self.shared.lock();
-        state.ahead.clear();
+        // Where streams break again and again before anything is settled, the rest comes again by itself.
+        let room = (WAITING + MOST_MESSAGES as usize).saturating_sub(self.waiting.len());
+        let ahead = std::mem::take(&mut state.ahead);
+        self.waiting.extend(ahead.into_iter().take(room).map(|given| given_back(given.leased)));
         (state.messages, state.bytes) = (0, 0);
     }
 
@@ -583,7 +602,8 @@ impl Task {
     /// One stream, to its end.
     async fn play(&mut self) -> Result<(), ClientError> {
         let requests = Requests::default();
-        let (messages, bytes) = if self.closing.is_some() { (0, 0) } else { self.credits };
+        self.has_credits = self.closing.is_none();
+        let (messages, bytes) = if self.has_credits { self.credits } else { (0, 0) };
         let open = Some(self.open.clone());
         let first = ConsumeRequest { open, messages, bytes, ..ConsumeRequest::default() };
         requests.put([framed(&first)]);
@@ -591,11 +611,15 @@ impl Task {
         let mut answers = called.await.map_err(|status| self.client.ended(status))?;
         let (shared, mut taken) = (Arc::clone(&self.shared), Vec::new());
         loop {
+            self.give_back_stale();
             self.send(&requests);
-            if self.closing.is_some() && self.waiting.is_empty() && self.in_flight.is_empty() {
+            let is_settled = self.waiting.is_empty() && self.in_flight.is_empty();
+            if self.closing.is_some() && !self.has_credits && is_settled {
                 requests.finish();
-                return self.read_to_end(&mut answers).await;
+                read_to_end(&mut answers).await;
+                return Ok(());
             }
+            let oldest = self.shared.lock().ahead.front().map(|given| given.came + self.fresh);
             let room = WAITING.saturating_sub(self.waiting.len());
             tokio::select! {
                 answer = answers.next::<ConsumeResponse>() => match answer {
@@ -613,18 +637,20 @@ impl Task {
                     taken.drain(..).for_each(|command| self.note(command));
                 }
                 () = shared.taken.notified() => {}
+                () = until(oldest) => {}
             }
         }
     }
 
-    /// What comes behind the last settlement is nobody's any more.
-    async fn read_to_end(&self, answers: &mut Answers) -> Result<(), ClientError> {
-        loop {
-            match answers.next::<ConsumeResponse>().await {
-                Ok(Some(_)) => {}
-                Ok(None) => return Ok(()),
-                Err(status) => return Err(self.client.ended(status)),
-            }
+    /// Gives back what has lain ahead for so long that others should have it. It may come again.
+    fn give_back_stale(&mut self) {
+        let mut state = self.shared.lock();
+        while state.ahead.front().is_some_and(|given| given.came.elapsed() >= self.fresh)
+            && let Some(given) = state.ahead.pop_front()
+        {
+            state.messages = state.messages.saturating_add(1);
+            state.bytes = state.bytes.saturating_add(given.bytes);
+            self.waiting.push_back(given_back(given.leased));
         }
     }
 
@@ -653,8 +679,12 @@ impl Task {
                 requests.put([framed(&credits)]);
             }
         }
-        while self.in_flight.len() < IN_FLIGHT && !self.waiting.is_empty() {
-            let request = self.gather();
+        let is_to_end = |task: &Self| task.closing.is_some() && task.has_credits;
+        while self.in_flight.len() < IN_FLIGHT && (!self.waiting.is_empty() || is_to_end(self)) {
+            let mut request = self.gather();
+            // What it settles must not come again over this stream.
+            request.no_more = is_to_end(self);
+            self.has_credits &= !request.no_more;
             requests.put([framed(&request.request())]);
             self.in_flight.push_back(request);
         }
@@ -711,6 +741,19 @@ impl Task {
         self.shared.came.notify_one();
         Ok(())
     }
+}
+
+/// Waits for a time, or for ever.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// All is settled, however it ends.
+async fn read_to_end(answers: &mut Answers) {
+    while let Ok(Some(_)) = answers.next::<ConsumeResponse>().await {}
 }
 
 /// Nobody took it.

@@ -118,6 +118,17 @@ where
         }
     }
 
+    /// As [`Messages::next`], of the first one, which is there within [`WHOLE`]: what waits for it has a place.
+    ///
+    /// # Errors
+    /// As there; and it is not there in time.
+    pub(super) async fn first<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+        match timeout(WHOLE, self.next()).await {
+            Ok(received) => received,
+            Err(_) => Err(self.refuse(RequestFault::Unfinished { limit: WHOLE })),
+        }
+    }
+
     /// Nobody asks for the next message until he does so again: the time of one that has begun stands still.
     pub(super) fn pause(&mut self) {
         if let Some(begun) = &mut self.begun {
@@ -432,6 +443,12 @@ mod tests {
         let mut half = messages(&broker, &[&framed(&request(b"half"))[..6]], false);
         let begun = Instant::now();
         let refused = next(&mut half).await.unwrap_err();
+        assert_eq!(refused.message(), "the request did not arrive whole within 30s");
+        assert_eq!(begun.elapsed().as_secs(), WHOLE.as_secs());
+
+        let mut nothing = messages(&broker, &[], false);
+        let begun = Instant::now();
+        let refused = nothing.first::<SendStreamRequest>().await.unwrap_err();
         assert_eq!(refused.message(), "the request did not arrive whole within 30s");
         assert_eq!(begun.elapsed().as_secs(), WHOLE.as_secs());
 

@@ -4,6 +4,7 @@
 //! out meanwhile. Of requests whose settlements are not told at most [`IN_FLIGHT`] are taken, the next ones stay with
 //! their sender.
 
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -93,7 +94,7 @@ where
     let mut drained = pin!(broker.drained());
     let first = tokio::select! {
         biased;
-        received = messages.next() => received?,
+        received = messages.first() => received?,
         () = drained.as_mut() => return Err(refusal(&broker, &BrokerError::Draining)),
     };
     let Some(Bounded(mut first)) = first else { return Ok(()) };
@@ -127,7 +128,16 @@ where
                 taken.map_err(|error| refused(&broker, &error))
             }
             Event::Consumed(Ok(Consumed::Settled(all))) => {
-                tell(&out, all).await;
+                let mut telling = pin!(tell(&out, all));
+                tokio::select! {
+                    biased;
+                    () = &mut telling => {}
+                    // The consumer does not take it yet.
+                    () = ready(()) => {
+                        stream.rest();
+                        telling.await;
+                    }
+                }
                 Ok(())
             }
             Event::Consumed(Ok(Consumed::Messages(received))) => {
@@ -182,8 +192,11 @@ async fn take(stream: &mut ConsumeStream, request: ConsumeRequest) -> Result<(),
         return Err(of_request(bad(RequestFault::OpenTwice)));
     }
     stream.add_credits(request.messages, request.bytes).map_err(of_request)?;
+    if request.no_more {
+        stream.end_credits();
+    }
     let receipts = request.acks.len() + request.extensions.len();
-    if receipts == 0 {
+    if receipts == 0 && !request.no_more {
         return Ok(());
     }
     let bytes = |handle: &String| handle.len() + RECEIPT_COST;

@@ -690,6 +690,10 @@ impl Broker {
                 hand.finished.push(*due);
                 continue;
             };
+            if is_for_others(record, hand.receiver.consumer) {
+                hand.finished.push(*due);
+                continue;
+            }
             let wanted = cut::wanted(record, index, 1, hand.receiver.request.filter);
             let Ok(wanted) = wanted else {
                 self.bury_due(hand, *due).await;
@@ -886,11 +890,7 @@ impl Broker {
                 next = first + u64::from(skip);
                 break;
             }
-            let is_for_others = !record.attributes.is_empty()
-                && attributes::one_group(&record.attributes).is_ok_and(|one| {
-                    one.is_some_and(|one| one != hand.receiver.consumer.group.id())
-                });
-            if is_for_others {
+            if is_for_others(&record, hand.receiver.consumer) {
                 continue;
             }
             let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
@@ -1113,6 +1113,15 @@ pub(super) enum Stored {
     Damaged,
     /// Nothing: it is gone.
     Gone,
+}
+
+/// Whether a record was sent back to one group alone, and that is another one.
+fn is_for_others(record: &StoredRecord, consumer: Consumer<'_>) -> bool {
+    if record.attributes.is_empty() {
+        return false;
+    }
+    let one = attributes::one_group(&record.attributes).ok().flatten();
+    one.is_some_and(|one| one != consumer.group.id())
 }
 
 /// A name as far as it is kept.

@@ -93,7 +93,7 @@ pub struct SettleRequest<'a> {
     pub topic: &'a str,
     /// Their ids, at most 1 024; none: whichever come first.
     pub ids: &'a [MessageId],
-    /// At most so many, 1 to 1 024.
+    /// Without ids at most so many, 1 to 1 024.
     pub max: u32,
     /// What is to become of them.
     pub action: WaitingAction,
@@ -181,28 +181,36 @@ impl Broker {
             (self.group(request.group, request.deadline).await?, request.deadline);
         let topic = self.topic(request.topic, deadline).await?;
         let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
+        // One for each that is asked for, in that order; those that are chosen get theirs below.
         let mut results = Vec::new();
         let mut chosen = Vec::new();
+        let mut places = Vec::new();
         if request.ids.is_empty() {
             let (all, now) = (request.action == WaitingAction::DeadLetter, self.store.lease_time());
             let most = request.max as usize;
             for due in self.state.offsets.first_waiting(consumer.key(), all, now.get(), most) {
                 chosen.push((self.id_at(consumer, due.place).await?, due));
+                places.push(results.len());
+                results.push(None);
             }
         } else {
             let mut seen = BTreeSet::new();
-            for id in request.ids.iter().take(request.max as usize).filter(|id| seen.insert(**id)) {
+            for id in request.ids.iter().filter(|id| seen.insert(**id)) {
                 let place = self.place_of(consumer, *id).await?;
                 let now = self.store.lease_time().get();
                 let due =
                     place.and_then(|at| self.state.offsets.waiting_at(consumer.key(), at, now));
                 match due {
-                    Some(due) => chosen.push((Some(*id), due)),
-                    None => results.push(SettledMessage {
+                    Some(due) => {
+                        chosen.push((Some(*id), due));
+                        places.push(results.len());
+                        results.push(None);
+                    }
+                    None => results.push(Some(SettledMessage {
                         id: Some(*id),
                         place: place.map(|(queue, at)| (QueueId::new(queue), QueueOffset::new(at))),
                         fault: Some(SettleFault::NotWaiting),
-                    }),
+                    })),
                 }
             }
         }
@@ -210,12 +218,13 @@ impl Broker {
             WaitingAction::Retry => self.retry_now(consumer, &chosen, deadline).await?,
             WaitingAction::DeadLetter => self.bury_now(consumer, &chosen, deadline).await?,
         };
-        results.extend(chosen.iter().zip(faults).map(|((id, due), fault)| SettledMessage {
-            id: *id,
-            place: Some((QueueId::new(due.place.0), QueueOffset::new(due.place.1))),
-            fault,
-        }));
-        Ok(results)
+        for ((at, (id, due)), fault) in places.into_iter().zip(&chosen).zip(faults) {
+            let place = Some((QueueId::new(due.place.0), QueueOffset::new(due.place.1)));
+            if let Some(result) = results.get_mut(at) {
+                *result = Some(SettledMessage { id: *id, place, fault });
+            }
+        }
+        Ok(results.into_iter().flatten().collect())
     }
 
     /// All of it with one record.

@@ -259,8 +259,9 @@ impl Client {
         })
     }
 
-    /// Makes something else of messages that wait: at most `max`, 1 to 1 024, of these ids, or whichever come first.
-    /// Says of each what became of it; the same call again is fine.
+    /// Makes something else of messages that wait: of these ids, at most 1 024, or without any of at most `max`, 1 to
+    /// 1 024, whichever come first. Says of each, once and in that order, what became of it; the same call again is
+    /// fine.
     ///
     /// # Errors
     /// Refusals: `UnknownGroup`, `UnknownTopic`, `TooLarge`. What was done before stays so.

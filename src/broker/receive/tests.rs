@@ -1314,8 +1314,11 @@ async fn what_waits_is_shown_and_delivered_now_or_buried_as_an_operator_says() {
         place: Some((QueueId::ZERO, QueueOffset::new(at))),
         fault,
     };
-    let retry = settle(&rig, &[ids[1], ids[3]], 9, WaitingAction::Retry).await;
-    assert_eq!(retry, [of(3, Some(SettleFault::NotWaiting)), of(1, None)]);
+    let wanted = [ids[3], ids[1], ids[3], ids[1]];
+    let retry = settle(&rig, &wanted, 1, WaitingAction::Retry).await;
+    assert_eq!(retry, [of(3, Some(SettleFault::NotWaiting)), of(1, None)], "each once, in order");
+    let again = settle(&rig, &[ids[1], ids[3]], 1, WaitingAction::Retry).await;
+    assert_eq!(again, [of(1, None), of(3, Some(SettleFault::NotWaiting))]);
     let page = waiting(&rig, None, 9).await;
     assert_eq!((page.due, page.waiting, page.messages[1].due_in_ms), (1, 2, 0));
     assert_eq!(rig.seen(9).await, [super::tests::of(0, 1, 2, "b")]);

@@ -315,7 +315,9 @@ impl Leases {
                     count.next_due = count.next_due.into_iter().chain([open.due]).min();
                 }
             }
-            count.oldest = count.oldest.into_iter().chain([open.first_delivered]).min();
+            // One that was passed over and kept on by its last lease may not have been delivered that anybody knows of.
+            let first = Some(open.first_delivered).filter(|first| *first > 0);
+            count.oldest = count.oldest.into_iter().chain(first).min();
         }
         count
     }

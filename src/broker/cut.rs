@@ -1,15 +1,22 @@
-//! Single messages out of stored records: which of a record a consumer wants, and each of them as a batch of its own.
+//! Single messages out of stored records: the record of a message, which of a record a consumer wants, and each of them
+//! as a batch of its own.
 //!
 //! What a message is stands in its meta, which is never compressed: a record of which nothing is wanted is not
 //! decompressed. One message that lies alone and uncompressed in its record is handed on as it lies there.
 
-use bytes::Bytes;
+use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::task::spawn_blocking;
+
+use super::Broker;
 use super::error::BrokerError;
-use super::query::batch_of;
+use super::query::{batch_of, unpacked};
+use super::state::topics::TopicEntry;
 use crate::filter::Expression;
-use crate::format::batch::{Decompressor, group_hash, single};
-use crate::store::StoredRecord;
+use crate::format::batch::{Decompressor, TagFilter, group_hash, single};
+use crate::message::{QueueId, QueueOffset};
+use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
 
 /// What of a record is wanted.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -94,4 +101,74 @@ pub(super) fn cut(record: &StoredRecord, indexes: &[u16]) -> Result<Vec<Bytes>, 
         return Err(BrokerError::DamagedRecord { at });
     }
     Ok(found)
+}
+
+/// What is stored of a message.
+#[derive(Debug)]
+pub(super) enum Stored {
+    /// Its record.
+    Record(StoredRecord),
+    /// It was there, and cannot be read any more.
+    Damaged,
+    /// Nothing: it is gone.
+    Gone,
+}
+
+/// Whether messages can never be had: they become dead letters, as a group must come past them.
+pub(super) fn is_lost(error: &BrokerError) -> bool {
+    matches!(error, BrokerError::NotDecompressed { .. } | BrokerError::DamagedRecord { .. })
+}
+
+/// The place of a message in a record, if it is in it.
+pub(super) fn index_in(record: &StoredRecord, offset: QueueOffset) -> Option<u16> {
+    let index = offset.get().checked_sub(record.first_queue_offset.get())?;
+    u16::try_from(index).ok().filter(|index| *index < record.message_count)
+}
+
+/// Messages of a record, on a thread of their own if that takes long.
+pub(super) async fn cut_off(
+    record: StoredRecord,
+    indexes: Vec<u16>,
+) -> Result<Vec<Bytes>, BrokerError> {
+    if is_compressed(&record)? {
+        unpacked(spawn_blocking(move || cut(&record, &indexes)).await)?
+    } else {
+        cut(&record, &indexes)
+    }
+}
+
+pub(super) fn bytes_of(batch: &Bytes) -> u64 {
+    u64::try_from(batch.len()).unwrap_or(u64::MAX)
+}
+
+impl Broker {
+    /// The record of a message.
+    pub(super) async fn record_at(
+        &self,
+        topic: &TopicEntry,
+        queue: QueueId,
+        offset: QueueOffset,
+    ) -> Result<Stored, BrokerError> {
+        let read = ReadRequest {
+            topic: Arc::clone(topic.handle()),
+            queue,
+            from: offset,
+            max_messages: 1,
+            max_bytes: 1,
+            filter: Arc::new(TagFilter::All),
+        };
+        match self.store.read(read).await? {
+            ReadOutcome::Records { records, .. } => {
+                Ok(records.into_iter().next().map_or(Stored::Gone, Stored::Record))
+            }
+            ReadOutcome::OutOfRange { range } if offset < range.min => Ok(Stored::Gone),
+            ReadOutcome::Damaged { .. } => Ok(Stored::Damaged),
+            ReadOutcome::Empty { next, .. } if next > offset => Ok(Stored::Gone),
+            // It was delivered before, so it is there, or will be again.
+            ReadOutcome::Empty { .. } | ReadOutcome::OutOfRange { .. } => {
+                Err(BrokerError::Rebuilding)
+            }
+            ReadOutcome::Rebuilding => Err(BrokerError::Rebuilding),
+        }
+    }
 }

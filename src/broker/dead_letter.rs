@@ -26,9 +26,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Broker;
+use super::cut::{Stored, cut_off, index_in, is_lost};
 use super::error::BrokerError;
 use super::handle::Handle;
-use super::receive::{Stored, cut_off, index_in, is_lost};
 use super::settle::retry_delay;
 use super::state::leases::{Claim, Due};
 use super::state::offsets::leased::{Change, Consumer, DEAD_LETTERS, FinishedBy};

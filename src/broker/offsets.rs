@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 
 use tokio::time::{Instant, timeout_at};
 
+use super::cut::Stored;
 use super::error::{BrokerError, RequestFault};
-use super::receive::Stored;
 use super::state::groups::GroupEntry;
 use super::state::leases::OpenCount;
 use super::state::offsets::{

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Broker;
+use super::cut::{Stored, index_in};
 use super::dead_letter::Buried;
 use super::error::BrokerError;
-use super::receive::{MAX_RECEIVE, Stored, index_in};
+use super::receive::MAX_RECEIVE;
 use super::state::leases::{Claim, Due, Place, WaitingCount};
 use super::state::offsets::leased::{Change, Consumer};
 use super::topics::within;

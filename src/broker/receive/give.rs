@@ -1,0 +1,178 @@
+//! What of a look is leased, and the messages of its answer.
+
+use std::time::Duration;
+
+use super::hand::{Candidate, Hand};
+use super::{Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
+use crate::broker::budget::Permit;
+use crate::broker::cut::bytes_of;
+use crate::broker::dead_letter::Death;
+use crate::broker::error::BrokerError;
+use crate::broker::handle::Handle;
+use crate::broker::state::leases::{Claim, Place, Repeated};
+use crate::broker::state::offsets::Offsets;
+use crate::broker::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
+use crate::broker::{Broker, clients};
+use crate::format::attributes::DeadReason;
+use crate::message::{LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
+use crate::store::AppendError;
+
+/// Bytes of the name of who gets messages that are kept.
+const MAX_HOLDER: usize = 128;
+
+impl Broker {
+    /// Leases what is in the hand.
+    pub(super) async fn give(
+        &self,
+        receiver: &Receiver<'_>,
+        mut hand: Hand<'_>,
+        repeated: &Repeated,
+        permit: Permit,
+    ) -> Result<Look, BrokerError> {
+        let request = receiver.request;
+        let mut fresh: Vec<Fresh> =
+            hand.queues.iter().map(|in_hand| in_hand.fresh.clone()).collect();
+        let mut has_passed = hand.buried > 0 || fresh.iter().any(|fresh| fresh.to > fresh.from);
+        let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
+        let is_empty = !has_passed && is_old_empty;
+        let (due, (delivered, now), gave) = loop {
+            // Who finds nothing is answered with that.
+            if self.is_draining() && !(is_empty && repeated.due.is_empty()) {
+                return Err(BrokerError::Draining);
+            }
+            self.admitted(receiver.consumer.group)?;
+            let now = self.store.lease_time();
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            // Who tries again has them since his first try.
+            let delivered = repeated.delivered.unwrap_or(now);
+            let most = delivered.get().saturating_add(ms(MAX_INVISIBLE));
+            let giving = Giving {
+                again: &hand.again,
+                finished: &hand.finished,
+                repeated: &repeated.due,
+                fresh: &fresh,
+                due: now.get().saturating_add(ms(request.invisible)).min(most),
+                attempt: receiver.attempt,
+                client: request.client.map_or(0, clients::hash_of),
+                holder: clipped(request.holder),
+            };
+            match self.state.offsets.give(receiver.consumer, &giving) {
+                // Those that are open already take no room, and must get done to make some.
+                Ok(Gave::Limit) if has_passed && !(is_old_empty && repeated.due.is_empty()) => {
+                    fresh.clear();
+                    has_passed = false;
+                    hand.queues.iter_mut().for_each(|in_hand| in_hand.has_more = true);
+                }
+                Ok(gave) => break (giving.due, (delivered, now), gave),
+                Err(AppendError::NotReady) => self.space(request.deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let (lease, mut messages) = match gave {
+            Gave::Done { lease, messages } => (lease, messages),
+            Gave::Limit => return Err(BrokerError::OpenLimit { limit: Offsets::MAX_OPEN }),
+            // Who looks again finds out what is gone.
+            Gave::Deleted => return Ok(Look::Passed),
+        };
+        let candidates = std::mem::take(&mut hand.candidates);
+        let lost = std::mem::take(&mut hand.lost);
+        let (finished, left) = (hand.finished.len(), hand.left);
+        let stopped = hand.stopped.take().or(hand.failed.take());
+        hand.is_given = true;
+        drop(hand);
+        if !lost.is_empty() {
+            messages.retain(|given| lost.iter().all(|(place, _)| *place != given.place));
+            self.bury_fresh(receiver, &lost, lease).await;
+        }
+        // Others may go on where this one left something.
+        if left == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
+            receiver.ready.wake();
+        }
+        if messages.is_empty() {
+            return match stopped {
+                Some(error) => Err(error),
+                None if has_passed || finished > 0 => Ok(Look::Passed),
+                None if left > 0 => Ok(Look::Left),
+                None => Ok(Look::Nothing),
+            };
+        }
+        let mut by_place: std::collections::HashMap<Place, Candidate, foldhash::fast::RandomState> =
+            candidates.into_iter().map(|candidate| (candidate.place, candidate)).collect();
+        let received = messages.iter().filter_map(|given| {
+            let candidate = by_place.remove(&given.place)?;
+            let of = Given { lease, due, delivered, delivery: given.delivery };
+            Some(self.received(receiver.consumer, candidate, of, given.is_first))
+        });
+        let messages: Vec<_> = received.collect();
+        let len = messages.iter().map(|message| bytes_of(&message.batch)).sum();
+        self.counters.receives.add(1);
+        self.counters.received_messages.add(messages.len() as u64);
+        Ok(Look::Found(Received { messages, permit: Some(permit.shrunk_to(len)) }))
+    }
+
+    /// Makes dead letters of fresh messages that cannot be decoded, and were leased to nobody to keep them. What cannot
+    /// be one now comes again when that lease is over.
+    async fn bury_fresh(&self, receiver: &Receiver<'_>, lost: &[(Place, u32)], lease: LeaseId) {
+        for (place, messages) in lost {
+            let claim = Claim { place: *place, lease, is_first: true };
+            let Some(mut due) = self.state.offsets.held(receiver.consumer, claim) else { continue };
+            // Nobody got it.
+            let open = &mut due.open;
+            (open.deliveries, open.first_delivered, open.last_delivered) = (0, 0, 0);
+            open.holder = 0;
+            let death = Death { reason: DeadReason::Undecodable, messages: *messages };
+            let buried = self.bury(receiver.consumer, due, death, receiver.request.deadline).await;
+            if let Err(error) = buried {
+                tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
+            }
+        }
+    }
+
+    fn received(
+        &self,
+        consumer: Consumer<'_>,
+        candidate: Candidate,
+        given: Given,
+        is_first: bool,
+    ) -> ReceivedMessage {
+        let Candidate { place, record, index, batch } = candidate;
+        let (queue, queue_offset) = (QueueId::new(place.0), QueueOffset::new(place.1));
+        let handle = Handle {
+            group: consumer.group.id(),
+            topic: consumer.topic.id(),
+            queue,
+            offset: queue_offset,
+            record_epoch: record.epoch,
+            record: record.offset,
+            lease: given.lease,
+            is_first,
+            delivery: given.delivery,
+            delivered: given.delivered,
+            due: Timestamp::new(given.due),
+        };
+        ReceivedMessage {
+            handle: self.signer.text(&handle),
+            id: MessageId { epoch: record.epoch, offset: record.offset, index },
+            queue,
+            queue_offset,
+            store_time: record.store_time,
+            delivery: given.delivery,
+            attributes: record.attributes,
+            batch,
+        }
+    }
+}
+
+/// What all messages of an answer have in common, and one of them.
+struct Given {
+    lease: LeaseId,
+    due: u64,
+    delivered: Timestamp,
+    delivery: u32,
+}
+
+/// A name as far as it is kept.
+fn clipped(name: &str) -> &str {
+    let most = (0..=MAX_HOLDER).rev().find_map(|len| name.get(..len.min(name.len())));
+    most.unwrap_or_default()
+}

@@ -1,0 +1,429 @@
+//! The hand of one look: what it takes of a group's messages, reads, and leaves.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Receiver;
+use crate::broker::Broker;
+use crate::broker::cut::{self, Stored, Wanted, bytes_of, cut_off, index_in, is_lost};
+use crate::broker::error::BrokerError;
+use crate::broker::state::leases::{Due, Kind, Place, Taken};
+use crate::broker::state::offsets::Offsets;
+use crate::broker::state::offsets::leased::{Consumer, Fresh};
+use crate::filter::Expression;
+use crate::format::attributes::{self, DeadReason};
+use crate::format::batch::TagFilter;
+use crate::format::state_record::OpenState;
+use crate::message::{QueueId, QueueOffset};
+use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
+use crate::sync::lock;
+
+/// Queues that one look takes into its hand.
+const MAX_QUEUES: usize = 256;
+
+/// Messages that one look goes through for such as are wanted, once it found too few: what is passed over costs one
+/// record for so many.
+const SCAN: usize = 1_024;
+
+/// Bytes of records that it reads for that from one queue.
+const SCAN_BYTES: u64 = 1 << 20;
+
+/// So many due messages of members with other filters one look passes by.
+const MAX_LEFT: usize = 1_024;
+
+/// After a start leases that are over since before it are offered for so long at a limited rate: their consumers come
+/// back all at once, and some of them to finish what they had.
+const GRACE_MS: u64 = 10_000;
+
+/// Reads of one look that may fail before it goes on without the rest of what is due.
+const MAX_FAILED: u32 = 8;
+
+/// A message that may be given.
+pub(super) struct Candidate {
+    pub(super) place: Place,
+    pub(super) record: StoredRecord,
+    pub(super) index: u16,
+    pub(super) batch: Bytes,
+}
+
+/// A queue in the hand.
+pub(super) struct InHand {
+    pub(super) fresh: Fresh,
+    /// So many of it may be given.
+    pub(super) room: usize,
+    pub(super) has_more: bool,
+}
+
+/// What one look has in its hand; whatever becomes of it, all goes back in the end.
+pub(super) struct Hand<'a> {
+    pub(super) offsets: &'a Offsets,
+    pub(super) receiver: &'a Receiver<'a>,
+    pub(super) queues: Vec<InHand>,
+    pub(super) taken: Taken,
+    pub(super) finished: Vec<Due>,
+    pub(super) again: Vec<Due>,
+    pub(super) candidates: Vec<Candidate>,
+    /// Fresh messages that cannot be decoded, and for how many each of them stands.
+    pub(super) lost: Vec<(Place, u32)>,
+    /// So many that are due could not be decoded, and became dead letters.
+    pub(super) buried: usize,
+    pub(super) bytes: u64,
+    /// At so many no more are taken.
+    pub(super) max_bytes: u64,
+    /// What was read is leased or passed over.
+    pub(super) is_given: bool,
+    /// So many that are due were left for others.
+    pub(super) left: usize,
+    /// Why the look ended before it had all that it wanted.
+    pub(super) stopped: Option<BrokerError>,
+    /// Why a message that is due could not be read.
+    pub(super) failed: Option<BrokerError>,
+}
+
+impl Drop for Hand<'_> {
+    fn drop(&mut self) {
+        for queue in &self.queues {
+            self.receiver.ready.put_back(queue.fresh.queue, queue.has_more || !self.is_given);
+        }
+        self.offsets.put_back(self.receiver.consumer.key(), &self.taken);
+    }
+}
+
+impl<'a> Hand<'a> {
+    pub(super) fn new(offsets: &'a Offsets, receiver: &'a Receiver<'a>, max_bytes: u64) -> Self {
+        Self {
+            offsets,
+            receiver,
+            queues: Vec::new(),
+            taken: Taken::default(),
+            finished: Vec::new(),
+            again: Vec::new(),
+            candidates: Vec::new(),
+            lost: Vec::new(),
+            buried: 0,
+            bytes: 0,
+            max_bytes,
+            is_given: false,
+            left: 0,
+            stopped: None,
+            failed: None,
+        }
+    }
+
+    /// How many messages more are wanted.
+    pub(super) fn room(&self) -> usize {
+        if self.bytes >= self.max_bytes {
+            return 0;
+        }
+        let taken = self.candidates.len() + self.lost.len();
+        (self.receiver.request.max_messages as usize).saturating_sub(taken)
+    }
+
+    /// Takes a fresh message of a queue that cannot be decoded: it is leased like others, and given to nobody.
+    fn lose(&mut self, at: usize, message: (u64, u32), messages: u32) {
+        if let Some(in_hand) = self.queues.get_mut(at) {
+            self.lost.push(((in_hand.fresh.queue, message.0), messages));
+            in_hand.fresh.messages.push(message);
+        }
+    }
+}
+
+impl Broker {
+    /// Takes messages that are due again, as many as there is room for.
+    pub(super) async fn gather_due(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
+        let now = self.store.lease_time().get();
+        let is_rationed = now < self.opened.get().saturating_add(GRACE_MS);
+        if is_rationed {
+            hand.receiver.ready.has_room_for(hand.receiver.request.max_messages);
+        }
+        if hand.stopped.is_some() || hand.room() == 0 {
+            return Ok(());
+        }
+        let consumer = hand.receiver.consumer;
+        // What is left for others takes no place of what can be given.
+        while hand.stopped.is_none() && hand.room() > 0 && hand.left < MAX_LEFT {
+            let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
+            let (mut due, left) = (taken.due.clone(), hand.left);
+            hand.taken.append(taken);
+            if is_rationed {
+                let epoch = self.store.epoch();
+                let all = due.len();
+                due.retain(|due| {
+                    let is_old =
+                        due.open.state == OpenState::Leased && due.open.lease.epoch < epoch;
+                    !is_old || hand.receiver.ready.may_offer_old()
+                });
+                hand.left += all - due.len();
+            }
+            self.load_again(hand, &due).await?;
+            if hand.left == left {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads messages that are open. What cannot be read now stays as it is, and does not keep those behind it from
+    /// being read; what is gone is finished.
+    pub(super) async fn load_again(
+        &self,
+        hand: &mut Hand<'_>,
+        due: &[Due],
+    ) -> Result<(), BrokerError> {
+        let (mut known, mut failures) = (None::<StoredRecord>, 0);
+        for due in due {
+            if hand.room() == 0 || failures >= MAX_FAILED {
+                return Ok(());
+            }
+            let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
+            let is_known = known
+                .as_ref()
+                .is_some_and(|known| known.queue == queue && index_in(known, offset).is_some());
+            if !is_known {
+                known = match self.record_at(hand.receiver.consumer.topic, queue, offset).await {
+                    Ok(Stored::Record(record)) => Some(record),
+                    Ok(Stored::Gone) => None,
+                    Ok(Stored::Damaged) => {
+                        self.bury_due(hand, *due).await;
+                        known = None;
+                        continue;
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        hand.failed = Some(error);
+                        known = None;
+                        continue;
+                    }
+                };
+            }
+            let found = known.as_ref().and_then(|record| Some((record, index_in(record, offset)?)));
+            let Some((record, index)) = found else {
+                self.counters.gone.add(1);
+                hand.finished.push(*due);
+                continue;
+            };
+            if is_for_others(record, hand.receiver.consumer) {
+                hand.finished.push(*due);
+                continue;
+            }
+            let wanted = cut::wanted(record, index, 1, hand.receiver.request.filter);
+            let Ok(wanted) = wanted else {
+                self.bury_due(hand, *due).await;
+                continue;
+            };
+            if wanted.indexes.first() != Some(&index) {
+                // It was wanted by a member whose filter is another one: it is left for him.
+                if !lock(&hand.receiver.ready.subscriptions).is_only_one() {
+                    hand.left += 1;
+                    continue;
+                }
+                self.counters.filtered.add(1);
+                hand.finished.push(*due);
+                continue;
+            }
+            match cut_off(record.clone(), vec![index]).await {
+                Err(error) if is_lost(&error) => self.bury_due(hand, *due).await,
+                Ok(mut batches) => {
+                    let Some(batch) = batches.pop() else { continue };
+                    hand.bytes += bytes_of(&batch);
+                    let place = due.place;
+                    hand.candidates.push(Candidate { place, record: record.clone(), index, batch });
+                    hand.again.push(*due);
+                }
+                Err(error) => {
+                    failures += 1;
+                    hand.failed = Some(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a dead letter of a message in the hand that cannot be decoded. What cannot be one now comes again.
+    async fn bury_due(&self, hand: &mut Hand<'_>, due: Due) {
+        let (consumer, deadline) = (hand.receiver.consumer, hand.receiver.request.deadline);
+        let buried = self.bury(consumer, due, DeadReason::Undecodable.into(), deadline).await;
+        let later = |error: BrokerError| {
+            tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
+            self.keep_for_later(consumer, due)
+        };
+        match buried.map_or_else(later, |_| Ok(())) {
+            Ok(()) => hand.buried += 1,
+            Err(error) => hand.failed = Some(error.into()),
+        }
+    }
+
+    /// Takes fresh messages of the queues that are listed, as many as there is room for.
+    pub(super) async fn gather_fresh(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
+        let half = hand.room().div_ceil(2);
+        while hand.stopped.is_none() && hand.room() > 0 && hand.queues.len() < MAX_QUEUES {
+            let Some(queue) = hand.receiver.ready.take() else { break };
+            let at = hand.queues.len();
+            let fresh = Fresh { queue, ..Fresh::default() };
+            // In the hand before anything is awaited: it goes back whatever happens.
+            hand.queues.push(InHand { fresh, room: 0, has_more: true });
+            let cursors = self.state.offsets.cursors(hand.receiver.consumer, &[queue]);
+            let Some((cursor, room)) = cursors.first().copied() else { continue };
+            if let Some(in_hand) = hand.queues.get_mut(at) {
+                (in_hand.fresh.from, in_hand.fresh.to, in_hand.room) = (cursor, cursor, room);
+            }
+            self.read_fresh(hand, at, half.min(hand.room()), 0).await?;
+        }
+        let mut scan = match hand.receiver.request.filter {
+            Expression::Tags(TagFilter::All) => 0,
+            Expression::Tags(_) | Expression::Sql(_) => SCAN,
+        };
+        for at in 0..hand.queues.len() {
+            let Some(InHand { has_more: true, fresh: Fresh { to: from, .. }, .. }) =
+                hand.queues.get(at)
+            else {
+                continue;
+            };
+            let from = *from;
+            if hand.stopped.is_none() && hand.room() > 0 {
+                self.read_fresh(hand, at, hand.room(), scan).await?;
+                let to = hand.queues.get(at).map_or(from, |queue| queue.fresh.to);
+                scan = scan.saturating_sub(usize::try_from(to - from).unwrap_or(usize::MAX));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads on in a queue that is in the hand: `room` messages, or through `scan` for as many that are wanted.
+    async fn read_fresh(
+        &self,
+        hand: &mut Hand<'_>,
+        at: usize,
+        room: usize,
+        scan: usize,
+    ) -> Result<(), BrokerError> {
+        let Some(in_hand) = hand.queues.get_mut(at) else { return Ok(()) };
+        let room = room.min(in_hand.room);
+        if room == 0 {
+            // It is listed again when messages of it are finished.
+            in_hand.has_more = false;
+            return Ok(());
+        }
+        let (queue, from) = (in_hand.fresh.queue, in_hand.fresh.to);
+        let room_bytes = hand.max_bytes.saturating_sub(hand.bytes);
+        let room_bytes = if scan > room { room_bytes.max(SCAN_BYTES) } else { room_bytes };
+        let read = ReadRequest {
+            topic: Arc::clone(hand.receiver.consumer.topic.handle()),
+            queue: QueueId::new(queue),
+            from: QueueOffset::new(from),
+            max_messages: room.max(scan),
+            max_bytes: usize::try_from(room_bytes).unwrap_or(usize::MAX).max(1),
+            filter: Arc::clone(&hand.receiver.tags),
+        };
+        let outcome = match self.store.read(read).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                hand.stopped = Some(error.into());
+                return Ok(());
+            }
+        };
+        let is_damaged = matches!(outcome, ReadOutcome::Damaged { .. });
+        let (records, next, max, gone) = match outcome {
+            ReadOutcome::Records { records, next, range } => (records, next, range.max, 0),
+            ReadOutcome::Empty { next, range } => (Vec::new(), next, range.max, 0),
+            ReadOutcome::Damaged { next, range, .. } => {
+                // The first of them stands for all.
+                (Vec::new(), next, range.max, next.get().saturating_sub(from + 1))
+            }
+            ReadOutcome::OutOfRange { range } => {
+                let next = range.min.max(QueueOffset::new(from));
+                (Vec::new(), next, range.max, next.get() - from)
+            }
+            ReadOutcome::Rebuilding => {
+                hand.stopped = Some(BrokerError::Rebuilding);
+                return Ok(());
+            }
+        };
+        let mut next = next.get();
+        let mut left = room;
+        if is_damaged {
+            let messages = u32::try_from(next - from).unwrap_or(u32::MAX);
+            hand.lose(at, (from, 0), messages);
+            left -= 1;
+        }
+        for record in records {
+            let skip = from.saturating_sub(record.first_queue_offset.get());
+            let skip = u16::try_from(skip).unwrap_or(u16::MAX);
+            let first = record.first_queue_offset.get();
+            if left == 0 || hand.bytes >= hand.max_bytes {
+                next = first + u64::from(skip);
+                break;
+            }
+            if is_for_others(&record, hand.receiver.consumer) {
+                continue;
+            }
+            let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
+            let (wanted, batches) = match wanted {
+                Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Vec::new())),
+                Ok(wanted) => {
+                    let batches = cut_off(record.clone(), wanted.indexes.clone()).await;
+                    (wanted, batches)
+                }
+                Err(error) => {
+                    let most = u16::try_from(left).unwrap_or(u16::MAX);
+                    let next = record.message_count.min(skip.saturating_add(most));
+                    let indexes = (skip..next).collect();
+                    (Wanted { indexes, next, group_hash: 0 }, Err(error))
+                }
+            };
+            let Wanted { mut indexes, next: behind, group_hash } = wanted;
+            let batches = match batches {
+                Ok(batches) => batches,
+                Err(error) if is_lost(&error) => {
+                    tracing::error!(%error, "messages cannot be decoded");
+                    left -= indexes.len();
+                    for index in indexes.drain(..) {
+                        hand.lose(at, (first + u64::from(index), group_hash), 1);
+                    }
+                    Vec::new()
+                }
+                Err(error) => {
+                    hand.stopped = Some(error);
+                    next = first + u64::from(skip);
+                    break;
+                }
+            };
+            left -= batches.len();
+            for (index, batch) in indexes.into_iter().zip(batches) {
+                let place = (queue, first + u64::from(index));
+                hand.bytes += bytes_of(&batch);
+                hand.candidates.push(Candidate { place, record: record.clone(), index, batch });
+                if let Some(in_hand) = hand.queues.get_mut(at) {
+                    in_hand.fresh.messages.push((place.1, group_hash));
+                }
+            }
+            if behind < record.message_count {
+                next = first + u64::from(behind);
+                break;
+            }
+        }
+        self.counters.gone.add(gone);
+        let passed = next.saturating_sub(from).saturating_sub(gone + (room - left) as u64);
+        self.counters.filtered.add(passed);
+        if let Some(in_hand) = hand.queues.get_mut(at) {
+            in_hand.fresh.to = in_hand.fresh.to.max(next);
+            in_hand.room -= room - left;
+            in_hand.has_more = next < max.get();
+            if !in_hand.has_more {
+                let (topic, next) = (hand.receiver.consumer.topic, QueueOffset::new(next));
+                self.store.tell_behind(topic.handle(), QueueId::new(queue), next);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a record was sent back to one group alone, and that is another one.
+fn is_for_others(record: &StoredRecord, consumer: Consumer<'_>) -> bool {
+    if record.attributes.is_empty() {
+        return false;
+    }
+    let one = attributes::one_group(&record.attributes).ok().flatten();
+    one.is_some_and(|one| one != consumer.group.id())
+}

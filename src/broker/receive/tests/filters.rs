@@ -1,0 +1,111 @@
+//! Which messages of a group are for which of its members.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    // Two tags of one Java hash, in one record and in records of their own.
+    let messages = [("1", Some("Aa"), None), ("2", Some("BB"), None), ("3", None, None)];
+    rig.store(queue, &messages, None).await;
+    for message in messages {
+        rig.store(queue, &[message], None).await;
+    }
+    let filter = Expression::parse(Language::Tags, "BB").unwrap();
+    let received = rig.receive_all(rig.request(&filter, 9)).await;
+    let got: Vec<_> = received.iter().map(seen).collect();
+    assert_eq!(got, [of(0, 1, 1, "2"), of(0, 4, 1, "2")]);
+    assert_eq!(rig.committed(0).await, 1);
+    assert_eq!(rig.ack(&[&received[0].handle]).await, [true]);
+    assert_eq!(rig.committed(0).await, 4);
+    // One that is not wanted any more is finished when its turn comes again.
+    rig.pass(MINUTE);
+    let filter = Expression::parse(Language::Sql, "TAGS = 'Aa'").unwrap();
+    assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
+    assert_eq!(rig.committed(0).await, 4, "somebody else may want it");
+    tokio::time::advance(Duration::from_secs(601)).await;
+    assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
+    assert_eq!(rig.committed(0).await, 6);
+    assert_eq!(rig.broker.counters().filtered.get(), 5);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_filter_passes_over_costs_few_records_however_few_messages_are_wanted() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    for number in 0..3_000 {
+        let tag = if number % 1_000 == 999 { "wanted" } else { "other" };
+        rig.store(queue, &[("x", Some(tag), None)], None).await;
+    }
+    assert_eq!(rig.receive(1).await.len(), 1);
+    let appended = || rig.broker.store.watermarks().appended;
+    let filter = Expression::parse(Language::Sql, "TAGS = 'wanted'").unwrap();
+    for (max_bytes, offset) in [(1 << 20, 999), (1, 1_999), (1 << 20, 2_999)] {
+        let before = appended();
+        let request = ReceiveRequest { max_bytes, ..rig.request(&filter, 1) };
+        let received = rig.broker.receive_messages(request).await.unwrap().messages;
+        let got: Vec<_> = received.iter().map(seen).collect();
+        assert_eq!(got, [of(0, offset, 1, "x")]);
+        let len = appended().since(before);
+        assert!(len < 2_000, "{len} bytes of state records");
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_member_was_given_is_not_finished_by_the_filter_of_another() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    rig.store(queue, &[("a", Some("a"), None), ("b", Some("b"), None)], None).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (any, a, b) = (tags("a || b"), tags("a"), tags("b"));
+    let first = rig.receive_all(rig.request(&any, 1)).await.remove(0);
+    rig.hold(&first.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    // A member with another filter passes it by, waits, and gets what is for him.
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&b, 1) };
+    let second = rig.broker.receive_messages(waiting).await.unwrap().messages.remove(0);
+    assert_eq!(seen(&second), of(0, 1, 1, "b"));
+    let start = Instant::now();
+    assert!(rig.broker.receive_messages(waiting).await.unwrap().messages.is_empty());
+    assert_eq!(start.elapsed(), Duration::from_secs(20));
+    let again = rig.receive_all(rig.request(&a, 9)).await;
+    assert_eq!(again.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "a")]);
+    assert_eq!(rig.broker.counters().filtered.get(), 0);
+    assert!(rig.broker.counters().filter_mismatches.get() >= 2);
+    // Who is alone with his filter for long enough decides.
+    rig.hold(&again[0].handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(601)).await;
+    assert!(rig.receive_all(rig.request(&b, 9)).await.is_empty());
+    assert_eq!(rig.broker.counters().filtered.get(), 1);
+    assert!(rig.receive_all(rig.request(&a, 9)).await.is_empty());
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_may_refuse_members_with_another_filter_as_long_as_the_first_is_in_use() {
+    let rig = Rig::new(1, GroupSettings { one_filter: true, ..GroupSettings::default() }).await;
+    rig.send_to(0, "x").await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (a, all) = (tags("a"), all());
+    assert!(rig.receive_all(rig.request(&all, 1)).await.len() == 1);
+    let refused = rig.broker.receive_messages(rig.request(&a, 1)).await;
+    let Err(BrokerError::FilterMismatch { expected }) = refused else { panic!("{refused:?}") };
+    assert_eq!(expected.as_ref(), "*");
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    assert!(rig.broker.receive_messages(rig.request(&a, 1)).await.unwrap().messages.is_empty());
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "one").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    rig.pass(2 * MINUTE);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.state.offsets.next_timer(), None);
+    assert_eq!(rig.seen(1).await, [(0, 0, 2, "one".to_owned())]);
+    rig.broker.close().unwrap();
+}

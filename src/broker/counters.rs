@@ -135,7 +135,7 @@ pub struct Counters {
     pub pulled_messages: Counter,
     /// Bytes of them.
     pub pulled_bytes: Counter,
-    /// Pulls that were parked at the end of a queue.
+    /// Pulls that were parked at the end of a queue, and receives that found nothing for them.
     pub parked: Counter,
     /// Queries answered.
     pub queries: Counter,
@@ -163,6 +163,8 @@ pub struct Counters {
     pub redriven: Counter,
     /// Messages that became dead letters.
     pub dead_letters: Counter,
+    /// Records decompressed to give single messages of them.
+    pub unpacked: Counter,
     refusals: Vec<Counter>,
 }
 
@@ -189,6 +191,7 @@ impl Default for Counters {
             gone: Counter::default(),
             redriven: Counter::default(),
             dead_letters: Counter::default(),
+            unpacked: Counter::default(),
             refusals: Reason::ALL.iter().map(|_| Counter::default()).collect(),
         }
     }

@@ -14,7 +14,7 @@ use super::error::BrokerError;
 use super::query::{batch_of, unpacked};
 use super::state::topics::TopicEntry;
 use crate::filter::Expression;
-use crate::format::batch::{Decompressor, TagFilter, group_hash, single};
+use crate::format::batch::{BatchError, Decompressor, TagFilter, group_hash, single};
 use crate::message::{QueueId, QueueOffset};
 use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
 
@@ -62,30 +62,26 @@ pub(super) fn wanted(
 }
 
 /// Whether its messages can only be had by decompressing.
-pub(super) fn is_compressed(record: &StoredRecord) -> Result<bool, BrokerError> {
+fn is_compressed(record: &StoredRecord) -> Result<bool, BrokerError> {
     Ok(batch_of(record)?.codec() != 0)
 }
 
-/// Messages of a record, by their places, rising, each as a batch of one. Takes up to some ten milliseconds for a
-/// record that is compressed.
+/// Messages of a record that is not compressed, or whose bodies are at hand, by their places, rising, each as a batch
+/// of one.
 ///
 /// # Errors
-/// The record is damaged, or cannot be decompressed.
-pub(super) fn cut(record: &StoredRecord, indexes: &[u16]) -> Result<Vec<Bytes>, BrokerError> {
+/// The record is damaged.
+fn cut(
+    record: &StoredRecord,
+    indexes: &[u16],
+    bodies: Option<&[u8]>,
+) -> Result<Vec<Bytes>, BrokerError> {
     let at = record.offset;
     let batch = batch_of(record)?;
-    let is_plain = batch.codec() == 0;
-    if is_plain && record.message_count == 1 {
+    if bodies.is_none() && record.message_count == 1 {
         return Ok(indexes.iter().map(|_| record.batch.clone()).collect());
     }
-    let mut room = Vec::new();
-    let bodies = if is_plain {
-        batch.bodies()
-    } else {
-        let unpacked = Decompressor::new().decompress(&batch, &mut room);
-        unpacked.map_err(|fault| BrokerError::NotDecompressed { at, fault })?;
-        &room
-    };
+    let bodies = bodies.unwrap_or(batch.bodies());
     let mut found = Vec::with_capacity(indexes.len());
     let mut left = indexes.iter().peekable();
     for (index, message) in (0..record.message_count).zip(batch.messages_in(bodies)) {
@@ -103,20 +99,38 @@ pub(super) fn cut(record: &StoredRecord, indexes: &[u16]) -> Result<Vec<Bytes>, 
     Ok(found)
 }
 
+/// The bodies of a record that is compressed. Takes up to some ten milliseconds.
+///
+/// # Errors
+/// It cannot be decompressed.
+fn unpack(record: &StoredRecord) -> Result<Bytes, BrokerError> {
+    let mut room = Vec::new();
+    let unpacked = Decompressor::new().decompress(&batch_of(record)?, &mut room);
+    unpacked.map_err(|fault| BrokerError::NotDecompressed { at: record.offset, fault })?;
+    Ok(room.into())
+}
+
 /// What is stored of a message.
 #[derive(Debug)]
 pub(super) enum Stored {
     /// Its record.
     Record(StoredRecord),
+    /// Its record, of which it is known that the message cannot be decoded.
+    Undecodable(StoredRecord),
     /// It was there, and cannot be read any more.
     Damaged,
     /// Nothing: it is gone.
     Gone,
 }
 
-/// Whether messages can never be had: they become dead letters, as a group must come past them.
+/// Whether messages can never be had: they become dead letters, as a group must come past them. What only needs a
+/// broker with another codec built in can be had.
 pub(super) fn is_lost(error: &BrokerError) -> bool {
-    matches!(error, BrokerError::NotDecompressed { .. } | BrokerError::DamagedRecord { .. })
+    match error {
+        BrokerError::NotDecompressed { fault, .. } => !matches!(fault, BatchError::NotBuilt { .. }),
+        BrokerError::DamagedRecord { .. } => true,
+        _ => false,
+    }
 }
 
 /// The place of a message in a record, if it is in it.
@@ -125,23 +139,37 @@ pub(super) fn index_in(record: &StoredRecord, offset: QueueOffset) -> Option<u16
     u16::try_from(index).ok().filter(|index| *index < record.message_count)
 }
 
-/// Messages of a record, on a thread of their own if that takes long.
-pub(super) async fn cut_off(
-    record: StoredRecord,
-    indexes: Vec<u16>,
-) -> Result<Vec<Bytes>, BrokerError> {
-    if is_compressed(&record)? {
-        unpacked(spawn_blocking(move || cut(&record, &indexes)).await)?
-    } else {
-        cut(&record, &indexes)
-    }
-}
-
 pub(super) fn bytes_of(batch: &Bytes) -> u64 {
     u64::try_from(batch.len()).unwrap_or(u64::MAX)
 }
 
 impl Broker {
+    /// Messages of a record, by their places, rising, each as a batch of one. A record that is compressed is
+    /// decompressed on a thread of its own, unless that was done lately.
+    ///
+    /// # Errors
+    /// The record is damaged, or cannot be decompressed.
+    pub(super) async fn cut_off(
+        &self,
+        record: &StoredRecord,
+        indexes: &[u16],
+    ) -> Result<Vec<Bytes>, BrokerError> {
+        if !is_compressed(record)? {
+            return cut(record, indexes, None);
+        }
+        let place = (record.epoch, record.offset);
+        if let Some(bodies) = self.unpacked.get(place) {
+            return cut(record, indexes, Some(&bodies));
+        }
+        self.counters.unpacked.add(1);
+        let of_blocking = record.clone();
+        let bodies = unpacked(spawn_blocking(move || unpack(&of_blocking)).await)??;
+        if indexes.len() < record.message_count.into() {
+            self.unpacked.put(place, bodies.clone());
+        }
+        cut(record, indexes, Some(&bodies))
+    }
+
     /// The record of a message.
     pub(super) async fn record_at(
         &self,

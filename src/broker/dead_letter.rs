@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Broker;
-use super::cut::{Stored, cut_off, index_in, is_lost};
+use super::cut::{Stored, index_in, is_lost};
 use super::error::BrokerError;
 use super::handle::Handle;
 use super::settle::retry_delay;
@@ -64,7 +64,7 @@ impl From<DeadReason> for Death {
 pub(super) enum Buried {
     /// It is one, or there is nothing left of it.
     Done { end: PhysicalOffset },
-    /// Its lease was not in force any more.
+    /// Its lease was not in force any more, or it was to be one because it could not be decoded, and it can.
     Stale,
 }
 
@@ -137,11 +137,24 @@ impl Broker {
     ) -> Result<Buried, BrokerError> {
         let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
         let stored = self.record_at(consumer.topic, queue, offset).await?;
+        self.bury_stored(consumer, due, (stored, death), deadline).await
+    }
+
+    /// The same with what is stored of it.
+    pub(super) async fn bury_stored(
+        &self,
+        consumer: Consumer<'_>,
+        due: Due,
+        (stored, death): (Stored, Death),
+        deadline: Instant,
+    ) -> Result<Buried, BrokerError> {
         let client = self.state.offsets.holder(consumer.key(), &due.open).unwrap_or_default();
-        let letter = letter(consumer, stored, (due, &client), death).await?;
+        let letter = self.letter(consumer, stored, (due, &client), death).await?;
         loop {
             let record = match &letter {
-                Some((batch, attributes)) => {
+                // Whoever could not decode it before can do so now.
+                Letter::Sound => return Ok(Buried::Stale),
+                Letter::Copy(batch, attributes) => {
                     let dead = self.dead_letter_topic(consumer.group.name(), deadline).await?;
                     let info = batch::check(batch)?;
                     let batch = batch.clone();
@@ -149,7 +162,7 @@ impl Broker {
                     let queue = QueueId::ZERO;
                     vec![NewRecord::message_with(dead.handle(), queue, batch, &info, attributes)]
                 }
-                None => Vec::new(),
+                Letter::Nothing => Vec::new(),
             };
             let by = match death.reason {
                 DeadReason::GivenUp => FinishedBy::Holder,
@@ -160,8 +173,8 @@ impl Broker {
             match self.state.offsets.bury(consumer, due, by, record) {
                 Ok(Some(end)) => {
                     let counter = match letter {
-                        Some(_) => &self.counters.dead_letters,
-                        None => &self.counters.gone,
+                        Letter::Copy(..) => &self.counters.dead_letters,
+                        Letter::Nothing | Letter::Sound => &self.counters.gone,
                     };
                     counter.add(1);
                     if let Some(ready) = self.state.offsets.ready.get(consumer.key())
@@ -180,6 +193,74 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The copy of a message, and what is said of it.
+    async fn letter(
+        &self,
+        consumer: Consumer<'_>,
+        stored: Stored,
+        (due, last_client): (Due, &str),
+        Death { mut reason, messages }: Death,
+    ) -> Result<Letter, BrokerError> {
+        let offset = QueueOffset::new(due.place.1);
+        let (record, is_undecodable) = match stored {
+            Stored::Gone => return Ok(Letter::Nothing),
+            Stored::Damaged => (None, true),
+            Stored::Undecodable(record) => (Some(record), true),
+            Stored::Record(record) => (Some(record), false),
+        };
+        let mut copy = None;
+        let mut id = MessageId { epoch: Epoch::new(0), offset: PhysicalOffset::ZERO, index: 0 };
+        let (mut redriven, mut store_time) = (0, Timestamp::ZERO);
+        if let Some(record) = &record {
+            let Some(index) = index_in(record, offset) else { return Ok(Letter::Nothing) };
+            id = MessageId { epoch: record.epoch, offset: record.offset, index };
+            store_time = record.store_time;
+            let before = attributes::dead_letter(&record.attributes).ok().flatten();
+            redriven = before.map_or(0, |before| before.redriven);
+            if !is_undecodable {
+                copy = match self.cut_off(record, &[index]).await {
+                    Ok(mut batches) => batches.pop(),
+                    Err(error) if is_lost(&error) => {
+                        tracing::error!(%error, "a message cannot be decoded");
+                        None
+                    }
+                    Err(error) => return Err(error),
+                };
+                if copy.is_some() && reason == DeadReason::Undecodable {
+                    return Ok(Letter::Sound);
+                }
+            }
+            if copy.is_none() {
+                reason = DeadReason::Undecodable;
+                copy = Some(without_body(&record.batch, index));
+            }
+        } else {
+            reason = DeadReason::Undecodable;
+        }
+        // Of a dead letter none is made for the same group: it would not end.
+        if reason == DeadReason::Undecodable && consumer.is_of_dead_letters() {
+            return Ok(Letter::Nothing);
+        }
+        let copy = copy.unwrap_or_else(|| batch::one(&NewMeta::default(), b""));
+        let origin = DeadLetter {
+            reason,
+            deliveries: due.open.deliveries,
+            messages,
+            topic: consumer.topic.id(),
+            queue: QueueId::new(due.place.0),
+            queue_offset: offset,
+            id,
+            store_time,
+            topic_name: consumer.topic.name(),
+            first_delivered: Timestamp::new(due.open.first_delivered),
+            last_delivered: Timestamp::new(due.open.last_delivered),
+            last_client,
+            redriven,
+            is_back: false,
+        };
+        Ok(Letter::Copy(copy, Bytes::from(attributes::of_dead_letter(&origin))))
     }
 
     /// Keeps a message that cannot become a dead letter now, until the group's last pause is over.
@@ -241,61 +322,14 @@ pub(super) fn name_of(group: &str) -> String {
     format!("{DEAD_LETTERS}{group}")
 }
 
-/// The copy of a message, and what is said of it; `None` if there is nothing left of it.
-async fn letter(
-    consumer: Consumer<'_>,
-    stored: Stored,
-    (due, last_client): (Due, &str),
-    Death { mut reason, messages }: Death,
-) -> Result<Option<(Bytes, Bytes)>, BrokerError> {
-    let offset = QueueOffset::new(due.place.1);
-    let unknown = MessageId { epoch: Epoch::new(0), offset: PhysicalOffset::ZERO, index: 0 };
-    let mut redriven = 0;
-    let (batch, id, store_time) = match stored {
-        Stored::Gone => return Ok(None),
-        Stored::Damaged => (None, unknown, Timestamp::ZERO),
-        Stored::Record(record) => {
-            let Some(index) = index_in(&record, offset) else { return Ok(None) };
-            let id = MessageId { epoch: record.epoch, offset: record.offset, index };
-            let before = attributes::dead_letter(&record.attributes).ok().flatten();
-            redriven = before.map_or(0, |before| before.redriven);
-            let batch = match cut_off(record.clone(), vec![index]).await {
-                Ok(mut batches) => batches.pop(),
-                Err(error) if is_lost(&error) => {
-                    tracing::error!(%error, "a message cannot be decoded");
-                    reason = DeadReason::Undecodable;
-                    Some(without_body(&record.batch, index))
-                }
-                Err(error) => return Err(error),
-            };
-            (batch, id, record.store_time)
-        }
-    };
-    if batch.is_none() {
-        reason = DeadReason::Undecodable;
-    }
-    // Of a dead letter none is made for the same group: it would not end.
-    if reason == DeadReason::Undecodable && consumer.is_of_dead_letters() {
-        return Ok(None);
-    }
-    let batch = batch.unwrap_or_else(|| batch::one(&NewMeta::default(), b""));
-    let origin = DeadLetter {
-        reason,
-        deliveries: due.open.deliveries,
-        messages,
-        topic: consumer.topic.id(),
-        queue: QueueId::new(due.place.0),
-        queue_offset: offset,
-        id,
-        store_time,
-        topic_name: consumer.topic.name(),
-        first_delivered: Timestamp::new(due.open.first_delivered),
-        last_delivered: Timestamp::new(due.open.last_delivered),
-        last_client,
-        redriven,
-        is_back: false,
-    };
-    Ok(Some((batch, Bytes::from(attributes::of_dead_letter(&origin)))))
+/// What is to be stored of a dead letter.
+enum Letter {
+    /// The copy of the message, and the attributes of its record.
+    Copy(Bytes, Bytes),
+    /// There is nothing left of it, or it may not become one.
+    Nothing,
+    /// It was to be one because it cannot be decoded, and it can.
+    Sound,
 }
 
 /// A message of a batch as far as it can be read: what its sender said of it, without its body.

@@ -52,6 +52,7 @@ mod tend;
 mod tests;
 mod token;
 mod topics;
+mod unpacked;
 mod verify;
 mod waiting;
 
@@ -141,6 +142,7 @@ use clients::Clients;
 use counters::Counters;
 use handle::Signer;
 use state::State;
+use unpacked::UnpackedBodies;
 
 /// A running broker. Dropping it does not close the store: call [`Broker::close`].
 pub struct Broker {
@@ -169,6 +171,8 @@ pub struct Broker {
     /// One at a time.
     verifications: Arc<Semaphore>,
     clients: Arc<Clients>,
+    /// Bodies of records that were decompressed lately.
+    unpacked: UnpackedBodies,
     /// Of the receipts of leases.
     signer: Signer,
     counters: Counters,
@@ -284,6 +288,7 @@ impl Broker {
             queries: Semaphore::new(query::MAX_AT_ONCE),
             verifications: Arc::new(Semaphore::new(1)),
             clients: Arc::default(),
+            unpacked: UnpackedBodies::default(),
             signer: Signer::new(store.handle_key()),
             counters: Counters::default(),
             started,

@@ -41,7 +41,7 @@ use super::budget::Permit;
 use super::dead_letter::dead_letter;
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
-use super::state::leases::{Claim, Due, Place, Ready, Repeated};
+use super::state::leases::{Claim, Due, Place, Ready, Repeated, Wish};
 use super::state::offsets::leased::{Change, Consumer};
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -64,8 +64,12 @@ pub const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
 /// The longest wait for a message.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// How long who found only such messages rests before he looks again.
+/// How long somebody rests who found only messages that are not for him now, before he looks at them again.
 const REST: Duration = Duration::from_secs(1);
+
+/// After a start leases that are over since before it are offered for so long at a limited rate: their consumers come
+/// back all at once, and some of them to finish what they had.
+const GRACE_MS: u64 = 10_000;
 
 /// Looks of one receive at messages that are all passed over, before it answers with nothing or waits.
 const MAX_LOOKS: u32 = 64;
@@ -187,9 +191,18 @@ enum Look {
     Found(Received),
     /// Something was passed over; there may be more.
     Passed,
-    /// Something is due, for others.
-    Left,
+    /// Something is due, and not for this one now.
+    Left(LeftFor),
     Nothing,
+}
+
+/// Whom something that is due was left for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LeftFor {
+    /// Members of the group with another filter.
+    Members,
+    /// Whoever asks when more of it may be offered.
+    Later,
 }
 
 impl Broker {
@@ -207,7 +220,7 @@ impl Broker {
             Expression::Tags(tags) => Arc::new(tags.clone()),
             Expression::Sql(_) => Arc::new(TagFilter::All),
         };
-        let (mut has_caught_up, mut in_front, mut looks) = (false, false, 0);
+        let (mut has_caught_up, mut in_front, mut looks, mut is_counted) = (false, false, 0, false);
         let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
@@ -221,22 +234,27 @@ impl Broker {
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
             let receiver = Receiver { consumer, ready, request: &request, tags, attempt };
+            if !std::mem::replace(&mut is_counted, true) && self.is_rationed() {
+                receiver.ready.has_room_for(request.max_messages);
+            }
+            let missed = receiver.ready.missed();
             let look = self.look_once(&receiver).await;
             if look.is_ok()
                 && let Some(woken) = &mut woken
             {
                 woken.has_looked = true;
             }
-            let is_left = matches!(look, Ok(Look::Left));
+            let mut left = None;
             match look {
                 Ok(Look::Found(received)) => return Ok(received),
-                Ok(Look::Passed) if looks < MAX_LOOKS => {
+                Ok(Look::Passed) if looks < MAX_LOOKS && Instant::now() < request.deadline => {
                     looks += 1;
                     // It may have been much; others have their turn.
                     tokio::task::yield_now().await;
                     continue;
                 }
-                Ok(Look::Passed | Look::Left | Look::Nothing) => {}
+                Ok(Look::Left(of)) => left = Some(of),
+                Ok(Look::Passed | Look::Nothing) => {}
                 Err(BrokerError::Rebuilding) => {
                     self.wait_for_rebuild(until).await?;
                     continue;
@@ -258,15 +276,8 @@ impl Broker {
                 }
                 continue;
             }
-            let may_be_more = match is_left {
-                true => {
-                    // It is for others, who have their turn meanwhile.
-                    receiver.ready.wake();
-                    self.rest(until).await
-                }
-                false => self.wait_for_messages(&receiver, until, in_front).await?,
-            };
-            if !may_be_more {
+            let left = left.map(|of| (of, missed));
+            if !self.wait_for_messages(&receiver, until, in_front, left).await? {
                 self.still_there(&topic, request.deadline).await?;
                 return Ok(Received::default());
             }
@@ -274,15 +285,6 @@ impl Broker {
             woken = Some(Woken { broker: self, ready, group, topic, has_looked: false });
             in_front = true;
         }
-    }
-
-    /// Waits for a while; `false`: the time is over, or the broker stops.
-    async fn rest(&self, until: Instant) -> bool {
-        let mut draining = self.draining.subscribe();
-        if *draining.borrow_and_update() || until <= Instant::now() {
-            return false;
-        }
-        timeout_at(until.min(Instant::now() + REST), draining.changed()).await.is_err()
     }
 
     /// Notes which filter is used.
@@ -310,12 +312,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Waits until there may be a message; `false`: the time is over, or the broker stops.
+    /// Waits until there may be a message; `false`: the time is over, or the broker stops. Who left something, and did
+    /// so after so many wakes that nobody got, does not look at that again for a second, and then only one of the group.
     async fn wait_for_messages(
         &self,
         receiver: &Receiver<'_>,
         until: Instant,
         in_front: bool,
+        left: Option<(LeftFor, u64)>,
     ) -> Result<bool, BrokerError> {
         let mut draining = self.draining.subscribe();
         if *draining.borrow_and_update() || until <= Instant::now() {
@@ -324,24 +328,50 @@ impl Broker {
         let Ok(_place) = self.waiters.try_acquire() else {
             return Err(BrokerError::Overloaded { what: "parked receives" });
         };
-        let Some(mut parked) = receiver.ready.park(in_front) else {
+        let (ready, filter) = (&receiver.ready, receiver.request.filter);
+        let filter_hash = xxh3_64(filter.to_string().as_bytes());
+        let wish = Wish { filter: filter_hash, tags: receiver.tags.mask() };
+        let mut resting = left.and_then(|_| ready.rest());
+        if let Some((LeftFor::Members, _)) = left {
+            ready.wake_others(wish);
+        }
+        let Some(mut parked) = ready.park(in_front, wish) else {
             return Err(BrokerError::Overloaded { what: "parked receives of a group" });
         };
         // Parked first, then the look: what comes in between is not missed.
         let _hurry = self.store.hurry();
-        let now = self.store.lease_time().get();
-        if receiver.ready.has_listed() || self.state.offsets.has_due(receiver.consumer, now) {
+        let has_other = match left {
+            Some((_, missed)) => ready.missed() != missed,
+            None => {
+                let now = self.store.lease_time().get();
+                self.state.offsets.has_due(receiver.consumer, now)
+            }
+        };
+        if has_other || ready.has_listed() {
             return Ok(true);
         }
         self.counters.parked.add(1);
-        let woken = timeout_at(until, async {
+        let end = match &resting {
+            Some(_) => until.min(Instant::now() + REST),
+            None => until,
+        };
+        let woken = timeout_at(end, async {
             tokio::select! {
                 () = parked.woken() => true,
                 _ = draining.changed() => false,
                 () = self.refuses(Some(receiver.consumer.group)) => true,
             }
         });
-        Ok(woken.await.unwrap_or(false))
+        let may_be_more = woken.await.unwrap_or(end < until);
+        if let Some(resting) = resting.take_if(|_| may_be_more) {
+            resting.looks_himself();
+        }
+        Ok(may_be_more)
+    }
+
+    /// Whether leases from before the start are offered at a limited rate now.
+    fn is_rationed(&self) -> bool {
+        self.store.lease_time().get() < self.opened.get().saturating_add(GRACE_MS)
     }
 
     /// Looks for messages once, and leases what it finds.

@@ -59,7 +59,8 @@ pub struct WaitingMessage {
     pub last_client: Arc<str>,
 }
 
-/// What waits, and some of it.
+/// What waits, and some of it. How much there is and since when is told with the first page alone, which walks all of
+/// it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WaitingPage {
     /// So many can be delivered again now.
@@ -119,6 +120,9 @@ pub enum SettleFault {
     /// It is finished, or was never delivered, or somebody has it.
     #[error("it does not wait")]
     NotWaiting,
+    /// Its record cannot be read now.
+    #[error("its record cannot be read")]
+    Unreadable,
     /// It is a dead letter of this group already.
     #[error("it is a dead letter already")]
     IsDeadLetter,
@@ -140,7 +144,14 @@ impl Broker {
         let after = request.after.map(|(queue, offset)| (queue.get(), offset.get()));
         let now = self.store.lease_time().get();
         let limit = request.limit as usize;
-        let (count, open, more) = self.state.offsets.waiting(consumer.key(), after, now, limit);
+        let offsets = &self.state.offsets;
+        let mut open = offsets.waiting(consumer.key(), after, (true, now), limit + 1);
+        let more = open.len() > limit;
+        open.truncate(limit);
+        let count = match after {
+            Some(_) => WaitingCount::default(),
+            None => offsets.count_waiting(consumer.key(), now),
+        };
         let mut messages = Vec::with_capacity(open.len());
         for due in open {
             let name = self.state.offsets.holder(consumer.key(), &due.open);
@@ -189,7 +200,8 @@ impl Broker {
         if request.ids.is_empty() {
             let (all, now) = (request.action == WaitingAction::DeadLetter, self.store.lease_time());
             let most = request.max as usize;
-            for due in self.state.offsets.first_waiting(consumer.key(), all, now.get(), most) {
+            let of = (all, now.get());
+            for due in self.state.offsets.waiting(consumer.key(), None, of, most) {
                 chosen.push((self.id_at(consumer, due.place).await?, due));
                 places.push(results.len());
                 results.push(None);
@@ -197,7 +209,11 @@ impl Broker {
         } else {
             let mut seen = BTreeSet::new();
             for id in request.ids.iter().filter(|id| seen.insert(**id)) {
-                let place = self.place_of(consumer, *id).await?;
+                let place = self.place_of(consumer, *id).await;
+                let (place, fault) = match place {
+                    Ok(place) => (place, SettleFault::NotWaiting),
+                    Err(fault) => (None, fault),
+                };
                 let now = self.store.lease_time().get();
                 let due =
                     place.and_then(|at| self.state.offsets.waiting_at(consumer.key(), at, now));
@@ -210,7 +226,7 @@ impl Broker {
                     None => results.push(Some(SettledMessage {
                         id: Some(*id),
                         place: place.map(|(queue, at)| (QueueId::new(queue), QueueOffset::new(at))),
-                        fault: Some(SettleFault::NotWaiting),
+                        fault: Some(fault),
                     })),
                 }
             }
@@ -287,21 +303,22 @@ impl Broker {
         Ok(faults)
     }
 
-    /// The id of an open message, if its record can be read.
+    /// The id of an open message, if its record can be read: one that is damaged keeps nobody from seeing the others.
     async fn id_at(
         &self,
         consumer: Consumer<'_>,
         (queue, offset): Place,
     ) -> Result<Option<MessageId>, BrokerError> {
         let (queue, offset) = (QueueId::new(queue), QueueOffset::new(offset));
-        Ok(match self.record_at(consumer.topic, queue, offset).await? {
-            Stored::Record(record) => index_in(&record, offset).map(|index| MessageId {
-                epoch: record.epoch,
-                offset: record.offset,
-                index,
-            }),
-            Stored::Damaged | Stored::Gone => None,
-        })
+        match self.record_at(consumer.topic, queue, offset).await {
+            Ok(Stored::Record(record) | Stored::Undecodable(record)) => {
+                let (epoch, at) = (record.epoch, record.offset);
+                let index = index_in(&record, offset);
+                Ok(index.map(|index| MessageId { epoch, offset: at, index }))
+            }
+            Ok(Stored::Damaged | Stored::Gone) | Err(BrokerError::DamagedRecord { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Where a message of a topic lies, if it is there.
@@ -309,8 +326,14 @@ impl Broker {
         &self,
         consumer: Consumer<'_>,
         id: MessageId,
-    ) -> Result<Option<Place>, BrokerError> {
-        let record = self.store.by_id(id).await?.filter(|found| found.topic == consumer.topic.id());
+    ) -> Result<Option<Place>, SettleFault> {
+        let record = match self.store.by_id(id).await {
+            Ok(record) => record.filter(|found| found.topic == consumer.topic.id()),
+            Err(error) => {
+                tracing::warn!(%error, %id, "a message that is to be settled cannot be found");
+                return Err(SettleFault::Unreadable);
+            }
+        };
         Ok(record
             .map(|found| (found.queue.get(), found.first_queue_offset.plus(id.index.into()).get())))
     }

@@ -210,7 +210,7 @@ impl Shared {
                         known = (key.topic, topic.is_some_and(|topic| topic.is_watched()));
                     }
                     if known.1 || self.arrivals.has(key) {
-                        self.wake_when_visible(header.end(), key);
+                        self.wake_when_visible(header.end(), key, header.tag_mask());
                     }
                 }
                 at = if header.kind == RecordKind::Filler { next_base } else { header.end() };
@@ -218,23 +218,23 @@ impl Shared {
         }
     }
 
-    fn wake_when_visible(&self, end: PhysicalOffset, key: QueueKey) {
+    fn wake_when_visible(&self, end: PhysicalOffset, key: QueueKey, tags: u64) {
         let visible =
             self.topics.get(key.topic).is_none_or(|topic| end <= self.visible_end(&topic));
         if visible {
-            self.announce(key);
+            self.announce(key, tags);
         } else {
-            lock(&self.unflushed_arrivals).note(key, end);
+            lock(&self.unflushed_arrivals).note(key, end, tags);
             // The flush may have passed `end` between the look and the push.
             self.wake_flushed_arrivals(self.marks.flushed.get());
         }
     }
 
-    /// Something of a queue can be read.
-    fn announce(&self, key: QueueKey) {
+    /// Something of a queue can be read, with these tags among others.
+    fn announce(&self, key: QueueKey, tags: u64) {
         self.arrivals.wake(key);
         if self.is_watched.load(Ordering::SeqCst) {
-            self.applier.readable(key);
+            self.applier.readable(key, tags);
         }
     }
 
@@ -248,7 +248,9 @@ impl Shared {
             let dispatched = self.marks.dispatched.get();
             let ends = entries.iter().map(|entry| entry.offset.plus(u64::from(entry.len)));
             let mut unflushed = lock(&self.unflushed_arrivals);
-            ends.filter(|end| *end <= dispatched).for_each(|end| unflushed.note(key, end));
+            // What comes behind the first is not looked at: it may have any tags.
+            ends.filter(|end| *end <= dispatched)
+                .for_each(|end| unflushed.note(key, end, u64::MAX));
             drop(unflushed);
             // As above.
             self.wake_flushed_arrivals(self.marks.flushed.get());
@@ -260,40 +262,42 @@ impl Shared {
         // One at a time: announcing takes other locks.
         loop {
             let reached = lock(&self.unflushed_arrivals).reached(flushed);
-            let Some(key) = reached else { return };
-            self.announce(key);
+            let Some((key, tags)) = reached else { return };
+            self.announce(key, tags);
         }
     }
 }
 
-/// Queues with entries that are dispatched and not flushed, and the end of the first unflushed record of each. Who is
-/// woken by it and finds the queue at its end looks for the next one when he parks. What a record or a flush costs
+/// Queues with entries that are dispatched and not flushed, and the end of the first unflushed record of each, with
+/// the tags of all that was noted since. Who is woken by it and finds the queue at its end looks for the next one when he parks. What a record or a flush costs
 /// does not depend on how many queues there are that a flush did not reach.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
-    ends: HashMap<QueueKey, PhysicalOffset>,
+    ends: HashMap<QueueKey, (PhysicalOffset, u64)>,
     /// The same by their ends; no two records have one.
     by_end: BTreeMap<PhysicalOffset, QueueKey>,
 }
 
 impl Unflushed {
-    fn note(&mut self, key: QueueKey, end: PhysicalOffset) {
-        if let Some(first) = self.ends.get(&key).copied() {
-            if first <= end {
+    fn note(&mut self, key: QueueKey, end: PhysicalOffset, mut tags: u64) {
+        if let Some((first, known)) = self.ends.get_mut(&key) {
+            *known |= tags;
+            if *first <= end {
                 return;
             }
-            self.by_end.remove(&first);
+            tags = *known;
+            self.by_end.remove(first);
         }
-        self.ends.insert(key, end);
+        self.ends.insert(key, (end, tags));
         self.by_end.insert(end, key);
     }
 
     /// Takes a queue out whose first record is flushed, by the order of the records.
-    fn reached(&mut self, flushed: PhysicalOffset) -> Option<QueueKey> {
+    fn reached(&mut self, flushed: PhysicalOffset) -> Option<(QueueKey, u64)> {
         let first = self.by_end.first_entry().filter(|first| *first.key() <= flushed)?;
         let key = first.remove();
-        self.ends.remove(&key);
-        Some(key)
+        let (_, tags) = self.ends.remove(&key)?;
+        Some((key, tags))
     }
 }
 
@@ -334,18 +338,18 @@ mod tests {
         let key = |queue| QueueKey { topic: TopicId::new(1), queue: QueueId::new(queue) };
         let at = PhysicalOffset::new;
         let mut unflushed = Unflushed::default();
-        for (queue, end) in [(1, 30), (2, 20), (1, 40), (3, 50), (2, 10)] {
-            unflushed.note(key(queue), at(end));
+        for (queue, end, tags) in [(1, 30, 1), (2, 20, 2), (1, 40, 4), (3, 50, 8), (2, 10, 16)] {
+            unflushed.note(key(queue), at(end), tags);
         }
         assert_eq!(unflushed.reached(at(9)), None);
         let mut reached =
             |end| std::iter::from_fn(|| unflushed.reached(at(end))).collect::<Vec<_>>();
-        assert_eq!(reached(20), [key(2)], "at its first record");
-        assert_eq!(reached(49), [key(1)], "its second record is found by who was woken");
-        assert_eq!(reached(60), [key(3)]);
+        assert_eq!(reached(20), [(key(2), 18)], "at its first record");
+        assert_eq!(reached(49), [(key(1), 5)], "its second record is found by who was woken");
+        assert_eq!(reached(60), [(key(3), 8)]);
         assert_eq!(reached(u64::MAX), []);
-        unflushed.note(key(2), at(70));
-        assert_eq!(unflushed.reached(at(70)), Some(key(2)));
+        unflushed.note(key(2), at(70), 0);
+        assert_eq!(unflushed.reached(at(70)), Some((key(2), 0)));
         assert!(unflushed.ends.is_empty() && unflushed.by_end.is_empty());
     }
 }

@@ -144,10 +144,10 @@ pub trait Applier: Send + Sync + 'static {
     /// `restore` contained comes again.
     fn stored(&self, mark: SessionMark, batch: &SessionBatch);
 
-    /// Records of a queue of a watched topic can be read since a moment ago. Called by the dispatcher and by the flush
-    /// worker, so it must not block.
-    fn readable(&self, queue: QueueKey) {
-        let _ = queue;
+    /// Records of a queue of a watched topic can be read since a moment ago. `tags` has the mask bits of all their
+    /// tags, or all bits if they are not known. Called by the dispatcher and by the flush worker, so it must not block.
+    fn readable(&self, queue: QueueKey, tags: u64) {
+        let _ = (queue, tags);
     }
 
     /// What the clock of leases read last, as far as the state that was replayed knows. It goes on from there, once

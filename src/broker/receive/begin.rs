@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::broker::error::BrokerError;
 use crate::broker::offsets::Position;
 use crate::broker::state::groups::GroupEntry;
-use crate::broker::state::leases::Ready;
+use crate::broker::state::leases::{ANY_TAG, Ready};
 use crate::broker::state::offsets::leased::Consumer;
 use crate::broker::state::offsets::{By, Caller, Expected, NewOffset, TopicCommit};
 use crate::broker::state::topics::TopicEntry;
@@ -91,7 +91,7 @@ impl Broker {
                 if self.store.queue_max(topic, id) <= cursor {
                     self.store.tell_behind(topic, id, cursor);
                 } else if room > 0 {
-                    ready.arrived(*queue);
+                    ready.arrived(*queue, ANY_TAG);
                 }
             }
             if queues.len() > BEGIN_STEP {

@@ -1,11 +1,14 @@
 //! What of a look is leased, and the messages of its answer.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use super::hand::{Candidate, Hand};
-use super::{Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
+use tokio::time::Instant;
+
+use super::hand::{Candidate, Hand, Lost};
+use super::{LeftFor, Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
 use crate::broker::budget::Permit;
-use crate::broker::cut::bytes_of;
+use crate::broker::cut::{Stored, bytes_of};
 use crate::broker::dead_letter::Death;
 use crate::broker::error::BrokerError;
 use crate::broker::handle::Handle;
@@ -19,6 +22,9 @@ use crate::store::AppendError;
 
 /// Bytes of the name of who gets messages that are kept.
 const MAX_HOLDER: usize = 128;
+
+/// How long a receive that has other messages makes dead letters.
+const BURY: Duration = Duration::from_millis(500);
 
 impl Broker {
     /// Leases what is in the hand.
@@ -76,23 +82,27 @@ impl Broker {
         };
         let candidates = std::mem::take(&mut hand.candidates);
         let lost = std::mem::take(&mut hand.lost);
-        let (finished, left) = (hand.finished.len(), hand.left);
+        let (finished, left, rationed) = (hand.finished.len(), hand.left, hand.rationed);
         let stopped = hand.stopped.take().or(hand.failed.take());
         hand.is_given = true;
+        let has_nothing = messages.is_empty() && finished == 0 && stopped.is_none();
+        hand.is_for_others = has_nothing && left + rationed > 0 && !hand.is_cut;
         drop(hand);
         if !lost.is_empty() {
-            messages.retain(|given| lost.iter().all(|(place, _)| *place != given.place));
-            self.bury_fresh(receiver, &lost, lease).await;
+            let places: HashSet<Place> = lost.iter().map(|lost| lost.place).collect();
+            messages.retain(|given| !places.contains(&given.place));
+            self.bury_fresh(receiver, lost, lease).await;
         }
         // Others may go on where this one left something.
-        if left == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
+        if left + rationed == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
             receiver.ready.wake();
         }
         if messages.is_empty() {
             return match stopped {
                 Some(error) => Err(error),
                 None if has_passed || finished > 0 => Ok(Look::Passed),
-                None if left > 0 => Ok(Look::Left),
+                None if left > 0 => Ok(Look::Left(LeftFor::Members)),
+                None if rationed > 0 => Ok(Look::Left(LeftFor::Later)),
                 None => Ok(Look::Nothing),
             };
         }
@@ -111,17 +121,27 @@ impl Broker {
     }
 
     /// Makes dead letters of fresh messages that cannot be decoded, and were leased to nobody to keep them. What cannot
-    /// be one now comes again when that lease is over.
-    async fn bury_fresh(&self, receiver: &Receiver<'_>, lost: &[(Place, u32)], lease: LeaseId) {
-        for (place, messages) in lost {
-            let claim = Claim { place: *place, lease, is_first: true };
+    /// be one now, or not within half a second, becomes one when that lease is over: others are in the answer, and their
+    /// time goes on.
+    async fn bury_fresh(&self, receiver: &Receiver<'_>, lost: Vec<Lost>, lease: LeaseId) {
+        let deadline = receiver.request.deadline.min(Instant::now() + BURY);
+        for Lost { place, stored, messages } in lost {
+            if deadline <= Instant::now() {
+                return;
+            }
+            let claim = Claim { place, lease, is_first: true };
             let Some(mut due) = self.state.offsets.held(receiver.consumer, claim) else { continue };
             // Nobody got it.
             let open = &mut due.open;
             (open.deliveries, open.first_delivered, open.last_delivered) = (0, 0, 0);
             open.holder = 0;
-            let death = Death { reason: DeadReason::Undecodable, messages: *messages };
-            let buried = self.bury(receiver.consumer, due, death, receiver.request.deadline).await;
+            let death = Death { reason: DeadReason::Undecodable, messages };
+            let consumer = receiver.consumer;
+            let buried = match stored {
+                // Read once more: what is on the disk may be sound.
+                Stored::Damaged => self.bury(consumer, due, death, deadline).await,
+                stored => self.bury_stored(consumer, due, (stored, death), deadline).await,
+            };
             if let Err(error) = buried {
                 tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
             }

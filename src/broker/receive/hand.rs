@@ -1,12 +1,13 @@
 //! The hand of one look: what it takes of a group's messages, reads, and leaves.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::Receiver;
 use crate::broker::Broker;
-use crate::broker::cut::{self, Stored, Wanted, bytes_of, cut_off, index_in, is_lost};
+use crate::broker::cut::{self, Stored, Wanted, bytes_of, index_in, is_lost};
 use crate::broker::error::BrokerError;
 use crate::broker::state::leases::{Due, Kind, Place, Taken};
 use crate::broker::state::offsets::Offsets;
@@ -32,10 +33,6 @@ const SCAN_BYTES: u64 = 1 << 20;
 /// So many due messages of members with other filters one look passes by.
 const MAX_LEFT: usize = 1_024;
 
-/// After a start leases that are over since before it are offered for so long at a limited rate: their consumers come
-/// back all at once, and some of them to finish what they had.
-const GRACE_MS: u64 = 10_000;
-
 /// Reads of one look that may fail before it goes on without the rest of what is due.
 const MAX_FAILED: u32 = 8;
 
@@ -55,6 +52,14 @@ pub(super) struct InHand {
     pub(super) has_more: bool,
 }
 
+/// A fresh message that cannot be decoded.
+pub(super) struct Lost {
+    pub(super) place: Place,
+    pub(super) stored: Stored,
+    /// For so many it stands.
+    pub(super) messages: u32,
+}
+
 /// What one look has in its hand; whatever becomes of it, all goes back in the end.
 pub(super) struct Hand<'a> {
     pub(super) offsets: &'a Offsets,
@@ -64,8 +69,8 @@ pub(super) struct Hand<'a> {
     pub(super) finished: Vec<Due>,
     pub(super) again: Vec<Due>,
     pub(super) candidates: Vec<Candidate>,
-    /// Fresh messages that cannot be decoded, and for how many each of them stands.
-    pub(super) lost: Vec<(Place, u32)>,
+    /// Fresh messages that cannot be decoded.
+    pub(super) lost: Vec<Lost>,
     /// So many that are due could not be decoded, and became dead letters.
     pub(super) buried: usize,
     pub(super) bytes: u64,
@@ -75,6 +80,12 @@ pub(super) struct Hand<'a> {
     pub(super) is_given: bool,
     /// So many that are due were left for others.
     pub(super) left: usize,
+    /// So many were left for later.
+    pub(super) rationed: usize,
+    /// Some that are due were taken and not looked at.
+    pub(super) is_cut: bool,
+    /// All that was taken is not for this one now: nobody has to be told that it is due.
+    pub(super) is_for_others: bool,
     /// Why the look ended before it had all that it wanted.
     pub(super) stopped: Option<BrokerError>,
     /// Why a message that is due could not be read.
@@ -86,7 +97,7 @@ impl Drop for Hand<'_> {
         for queue in &self.queues {
             self.receiver.ready.put_back(queue.fresh.queue, queue.has_more || !self.is_given);
         }
-        self.offsets.put_back(self.receiver.consumer.key(), &self.taken);
+        self.offsets.put_back(self.receiver.consumer.key(), &self.taken, !self.is_for_others);
     }
 }
 
@@ -106,6 +117,9 @@ impl<'a> Hand<'a> {
             max_bytes,
             is_given: false,
             left: 0,
+            rationed: 0,
+            is_cut: false,
+            is_for_others: false,
             stopped: None,
             failed: None,
         }
@@ -121,9 +135,10 @@ impl<'a> Hand<'a> {
     }
 
     /// Takes a fresh message of a queue that cannot be decoded: it is leased like others, and given to nobody.
-    fn lose(&mut self, at: usize, message: (u64, u32), messages: u32) {
+    fn lose(&mut self, at: usize, message: (u64, u32), (stored, messages): (Stored, u32)) {
         if let Some(in_hand) = self.queues.get_mut(at) {
-            self.lost.push(((in_hand.fresh.queue, message.0), messages));
+            let place = (in_hand.fresh.queue, message.0);
+            self.lost.push(Lost { place, stored, messages });
             in_hand.fresh.messages.push(message);
         }
     }
@@ -132,36 +147,46 @@ impl<'a> Hand<'a> {
 impl Broker {
     /// Takes messages that are due again, as many as there is room for.
     pub(super) async fn gather_due(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
-        let now = self.store.lease_time().get();
-        let is_rationed = now < self.opened.get().saturating_add(GRACE_MS);
-        if is_rationed {
-            hand.receiver.ready.has_room_for(hand.receiver.request.max_messages);
-        }
+        let (now, is_rationed) = (self.store.lease_time().get(), self.is_rationed());
         if hand.stopped.is_some() || hand.room() == 0 {
             return Ok(());
         }
         let consumer = hand.receiver.consumer;
         // What is left for others takes no place of what can be given.
-        while hand.stopped.is_none() && hand.room() > 0 && hand.left < MAX_LEFT {
+        while hand.stopped.is_none() && hand.room() > 0 && hand.left + hand.rationed < MAX_LEFT {
             let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
             let (mut due, left) = (taken.due.clone(), hand.left);
             hand.taken.append(taken);
+            let all = due.len();
             if is_rationed {
-                let epoch = self.store.epoch();
-                let all = due.len();
-                due.retain(|due| {
-                    let is_old =
-                        due.open.state == OpenState::Leased && due.open.lease.epoch < epoch;
-                    !is_old || hand.receiver.ready.may_offer_old()
-                });
-                hand.left += all - due.len();
+                self.ration(hand, &mut due);
             }
+            hand.rationed += all - due.len();
             self.load_again(hand, &due).await?;
-            if hand.left == left {
+            if hand.left == left && due.len() == all {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Leaves out what may not be offered yet of leases from before the start, and what comes behind it in its message
+    /// group.
+    fn ration(&self, hand: &Hand<'_>, due: &mut Vec<Due>) {
+        let (epoch, consumer) = (self.store.epoch(), hand.receiver.consumer);
+        let is_ordered = consumer.group.settings().ordered;
+        let mut refused = HashSet::new();
+        due.retain(|due| {
+            let is_old = due.open.state == OpenState::Leased && due.open.lease.epoch < epoch;
+            if is_ordered && refused.contains(&due.lock()) {
+                return false;
+            }
+            let may = !is_old || hand.receiver.ready.may_offer_old();
+            if !may && is_ordered {
+                refused.insert(due.lock());
+            }
+            may
+        });
     }
 
     /// Reads messages that are open. What cannot be read now stays as it is, and does not keep those behind it from
@@ -171,9 +196,10 @@ impl Broker {
         hand: &mut Hand<'_>,
         due: &[Due],
     ) -> Result<(), BrokerError> {
-        let (mut known, mut failures) = (None::<StoredRecord>, 0);
+        let (mut known, mut is_known_lost, mut failures) = (None::<StoredRecord>, false, 0);
         for due in due {
             if hand.room() == 0 || failures >= MAX_FAILED {
+                hand.is_cut = true;
                 return Ok(());
             }
             let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
@@ -181,11 +207,12 @@ impl Broker {
                 .as_ref()
                 .is_some_and(|known| known.queue == queue && index_in(known, offset).is_some());
             if !is_known {
+                is_known_lost = false;
                 known = match self.record_at(hand.receiver.consumer.topic, queue, offset).await {
-                    Ok(Stored::Record(record)) => Some(record),
+                    Ok(Stored::Record(record) | Stored::Undecodable(record)) => Some(record),
                     Ok(Stored::Gone) => None,
                     Ok(Stored::Damaged) => {
-                        self.bury_due(hand, *due).await;
+                        self.bury_due(hand, *due, Stored::Damaged).await;
                         known = None;
                         continue;
                     }
@@ -209,7 +236,8 @@ impl Broker {
             }
             let wanted = cut::wanted(record, index, 1, hand.receiver.request.filter);
             let Ok(wanted) = wanted else {
-                self.bury_due(hand, *due).await;
+                let stored = Stored::Undecodable(record.clone());
+                self.bury_due(hand, *due, stored).await;
                 continue;
             };
             if wanted.indexes.first() != Some(&index) {
@@ -222,8 +250,18 @@ impl Broker {
                 hand.finished.push(*due);
                 continue;
             }
-            match cut_off(record.clone(), vec![index]).await {
-                Err(error) if is_lost(&error) => self.bury_due(hand, *due).await,
+            if is_known_lost {
+                let stored = Stored::Undecodable(record.clone());
+                self.bury_due(hand, *due, stored).await;
+                continue;
+            }
+            match self.cut_off(record, &[index]).await {
+                Err(error) if is_lost(&error) => {
+                    tracing::error!(%error, "messages cannot be decoded");
+                    is_known_lost = true;
+                    let stored = Stored::Undecodable(record.clone());
+                    self.bury_due(hand, *due, stored).await;
+                }
                 Ok(mut batches) => {
                     let Some(batch) = batches.pop() else { continue };
                     hand.bytes += bytes_of(&batch);
@@ -241,9 +279,14 @@ impl Broker {
     }
 
     /// Makes a dead letter of a message in the hand that cannot be decoded. What cannot be one now comes again.
-    async fn bury_due(&self, hand: &mut Hand<'_>, due: Due) {
+    async fn bury_due(&self, hand: &mut Hand<'_>, due: Due, stored: Stored) {
         let (consumer, deadline) = (hand.receiver.consumer, hand.receiver.request.deadline);
-        let buried = self.bury(consumer, due, DeadReason::Undecodable.into(), deadline).await;
+        let death = DeadReason::Undecodable.into();
+        let buried = match stored {
+            // Read once more: what is on the disk may be sound.
+            Stored::Damaged => self.bury(consumer, due, death, deadline).await,
+            stored => self.bury_stored(consumer, due, (stored, death), deadline).await,
+        };
         let later = |error: BrokerError| {
             tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
             self.keep_for_later(consumer, due)
@@ -270,19 +313,16 @@ impl Broker {
             }
             self.read_fresh(hand, at, half.min(hand.room()), 0).await?;
         }
-        let mut scan = match hand.receiver.request.filter {
-            Expression::Tags(TagFilter::All) => 0,
-            Expression::Tags(_) | Expression::Sql(_) => SCAN,
-        };
+        let has_filter = !matches!(hand.receiver.request.filter, Expression::Tags(TagFilter::All));
+        let mut scan = SCAN;
         for at in 0..hand.queues.len() {
-            let Some(InHand { has_more: true, fresh: Fresh { to: from, .. }, .. }) =
-                hand.queues.get(at)
-            else {
-                continue;
-            };
-            let from = *from;
+            let Some(InHand { has_more: true, fresh, .. }) = hand.queues.get(at) else { continue };
+            let from = fresh.to;
+            // What is passed over is not for this group, or not what it wants.
+            let is_passed = fresh.messages.is_empty() && fresh.to > fresh.from;
             if hand.stopped.is_none() && hand.room() > 0 {
-                self.read_fresh(hand, at, hand.room(), scan).await?;
+                let through = if has_filter || is_passed { scan } else { 0 };
+                self.read_fresh(hand, at, hand.room(), through).await?;
                 let to = hand.queues.get(at).map_or(from, |queue| queue.fresh.to);
                 scan = scan.saturating_sub(usize::try_from(to - from).unwrap_or(usize::MAX));
             }
@@ -344,7 +384,7 @@ impl Broker {
         let mut left = room;
         if is_damaged {
             let messages = u32::try_from(next - from).unwrap_or(u32::MAX);
-            hand.lose(at, (from, 0), messages);
+            hand.lose(at, (from, 0), (Stored::Damaged, messages));
             left -= 1;
         }
         for record in records {
@@ -362,7 +402,7 @@ impl Broker {
             let (wanted, batches) = match wanted {
                 Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Vec::new())),
                 Ok(wanted) => {
-                    let batches = cut_off(record.clone(), wanted.indexes.clone()).await;
+                    let batches = self.cut_off(&record, &wanted.indexes).await;
                     (wanted, batches)
                 }
                 Err(error) => {
@@ -379,7 +419,8 @@ impl Broker {
                     tracing::error!(%error, "messages cannot be decoded");
                     left -= indexes.len();
                     for index in indexes.drain(..) {
-                        hand.lose(at, (first + u64::from(index), group_hash), 1);
+                        let stored = Stored::Undecodable(record.clone());
+                        hand.lose(at, (first + u64::from(index), group_hash), (stored, 1));
                     }
                     Vec::new()
                 }

@@ -13,9 +13,9 @@ use super::*;
 use crate::broker::state::offsets::{Caller, Expected, Offsets};
 use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
-    Introduction, NewMessage, Position, RedriveFault, RedriveRequest, Redriven, ResetRequest, Run,
-    SendMessages, SendRequest, SettleFault, SettleRequest, SettledMessage, WaitingAction,
-    WaitingMessage, WaitingPage, WaitingRequest,
+    Introduction, NewMessage, Position, Receipt, RedriveFault, RedriveRequest, Redriven,
+    ResetRequest, Run, SendMessages, SendRequest, SettleFault, SettleRequest, SettledMessage,
+    WaitingAction, WaitingMessage, WaitingPage, WaitingRequest,
 };
 use crate::file::Operation;
 use crate::filter::Language;
@@ -98,6 +98,12 @@ impl Rig {
         self.broker.send(request).await.unwrap();
         let topic = self.broker.state.topics.get("t").unwrap();
         self.broker.store.caught_up(topic.handle()).await;
+    }
+
+    async fn send_batch(&self, batch: Bytes) -> Receipt {
+        let (topic, queue) = ("t", Some(QueueId::ZERO));
+        let request = SendRequest { topic, queue, batch, session: None, deadline: soon() };
+        self.broker.send(request).await.unwrap()
     }
 
     fn request<'a>(&self, filter: &'a Expression, max_messages: u32) -> ReceiveRequest<'a> {
@@ -199,10 +205,12 @@ fn bodies(wanted: &[(&str, u32)]) -> Vec<(String, u32)> {
 }
 
 /// A batch of one message that says it is compressed, and cannot be decompressed.
-fn not_decompressible(tag: &str) -> bytes::Bytes {
+fn not_decompressible(tags: &[&str]) -> bytes::Bytes {
     let mut batch = BatchBuilder::new();
-    let meta = NewMeta { tag: Some(tag), keys: vec!["k"], ..NewMeta::default() };
-    batch.push(&meta, &[b'x'; 4_096]);
+    for tag in tags {
+        let meta = NewMeta { tag: Some(tag), keys: vec!["k"], ..NewMeta::default() };
+        batch.push(&meta, &[b'x'; 4_096]);
+    }
     let batch = batch.finish_compressed(&mut Compressor::new(Codec::Lz4).unwrap());
     let bodies = Batch::parse(&batch).unwrap().bodies().to_vec();
     let mut bytes = batch.to_vec();

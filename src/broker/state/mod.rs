@@ -191,8 +191,8 @@ impl Applier for State {
         self.sessions.found(mark, batch);
     }
 
-    fn readable(&self, queue: QueueKey) {
-        self.offsets.ready.arrived(queue.topic, queue.queue.get());
+    fn readable(&self, queue: QueueKey, tags: u64) {
+        self.offsets.ready.arrived(queue.topic, queue.queue.get(), tags);
     }
 
     fn lease_clock(&self) -> Timestamp {

@@ -91,6 +91,15 @@ impl TagFilter {
         }
     }
 
+    /// The mask bits of the tags that are wanted; `None`: all messages are, whatever tags they have. What has none of
+    /// these bits cannot match.
+    pub fn mask(&self) -> Option<u64> {
+        match self {
+            Self::All => None,
+            Self::AnyOf(tags) => Some(tags.mask),
+        }
+    }
+
     /// Whether a message with this tag matches.
     pub fn matches(&self, tag: Option<&str>) -> bool {
         match (self, tag) {

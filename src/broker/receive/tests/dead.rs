@@ -40,15 +40,7 @@ async fn what_cannot_be_decompressed_is_a_dead_letter_without_body_that_does_not
     for settings in [GroupSettings::default(), ordered()] {
         let rig = Rig::new(1, settings).await;
         rig.send_to(0, "1").await;
-        let batch = not_decompressible("tag");
-        let request = SendRequest {
-            topic: "t",
-            queue: Some(QueueId::ZERO),
-            batch,
-            session: None,
-            deadline: soon(),
-        };
-        let lost = rig.broker.send(request).await.unwrap();
+        let lost = rig.send_batch(not_decompressible(&["tag"])).await;
         rig.send_to(0, "3").await;
         let mut got = Vec::new();
         for _ in 0..2 {
@@ -428,5 +420,68 @@ async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_
         assert_eq!((history.redriven, history.is_back), (redriven, true));
         assert_eq!(rig.hold(&message.handle, Hold::Undo).await.map(|_| ()), Ok(()));
     }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_cannot_be_decompressed_is_tried_once_for_all_of_its_messages() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_batch(not_decompressible(&["tag"; 100])).await;
+    rig.send_to(0, "behind").await;
+    assert_eq!(rig.seen(200).await, [of(0, 100, 1, "behind")]);
+    assert_eq!(rig.broker.counters().unpacked.get(), 1);
+    assert_eq!(rig.dead().await.len(), 100);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_is_decompressed_once_however_few_of_its_messages_are_taken_at_a_time() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let bodies: Vec<_> = (0..50).map(|n| format!("{n:0>1000}")).collect();
+    let messages: Vec<_> = bodies.iter().map(|body| (body.as_str(), None, None)).collect();
+    rig.store(Some(QueueId::ZERO), &messages, Some(Codec::Lz4)).await;
+    for delivery in [1, 2] {
+        let mut seen = Vec::new();
+        for _ in 0..50 {
+            seen.extend(rig.seen(1).await);
+        }
+        seen.sort();
+        let all = bodies.iter().zip(0..).map(|(body, n)| of(0, n, delivery, body));
+        assert_eq!(seen, all.collect::<Vec<_>>());
+        rig.pass(MINUTE);
+    }
+    assert_eq!(rig.broker.counters().unpacked.get(), 1);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_went_back_to_one_group_costs_the_others_few_records() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.broker.create_group("other", &GroupSettings::default(), soon()).await.unwrap();
+    let filter = all();
+    let others = ReceiveRequest { group: "other", ..rig.request(&filter, 1) };
+    assert!(rig.receive_all(others).await.is_empty());
+    for n in 0..200 {
+        rig.send_to(0, &n.to_string()).await;
+        let message = rig.receive(1).await.remove(0);
+        rig.broker.forward_to_dead_letters("g", "t", &message.handle, soon()).await.unwrap();
+    }
+    let other = ReceiveRequest { max_messages: 200, ..others };
+    assert_eq!(rig.receive_all(other).await.len(), 200);
+    let redrive = RedriveRequest {
+        group: "g",
+        ids: &[],
+        max: 200,
+        for_all: false,
+        run: Run::Real,
+        deadline: soon(),
+    };
+    assert_eq!(rig.broker.redrive(&redrive).await.unwrap().len(), 200);
+    let topic = rig.broker.state.topics.get("t").unwrap();
+    rig.broker.store.caught_up(topic.handle()).await;
+    let before = rig.broker.store.watermarks().appended;
+    assert!(rig.receive_all(others).await.is_empty());
+    let len = rig.broker.store.watermarks().appended.since(before);
+    assert!(len < 2_000, "{len} bytes of state records");
     rig.broker.close().unwrap();
 }

@@ -109,3 +109,72 @@ async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
     assert_eq!(rig.seen(1).await, [(0, 0, 2, "one".to_owned())]);
     rig.broker.close().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_tag_sleeps_while_others_come_and_passes_them_over_with_the_first_of_his() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let filter = tags("a");
+    let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
+    let parked = || rig.broker.counters().parked.get();
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..50 {
+            rig.store(Some(QueueId::ZERO), &[("other", Some("b"), None)], None).await;
+            rig.store(Some(QueueId::ZERO), &[("none", None, None)], None).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(parked(), 1, "he was not woken");
+        rig.store(Some(QueueId::ZERO), &[("his", Some("a"), None)], None).await;
+    });
+    let received = received.unwrap().messages;
+    assert_eq!(received.iter().map(seen).collect::<Vec<_>>(), [of(0, 100, 1, "his")]);
+    assert_eq!(parked(), 1);
+    assert_eq!(rig.broker.counters().filtered.get(), 100);
+    // Others that were listed before he came are passed over at once.
+    rig.store(Some(QueueId::ZERO), &[("other", Some("b"), None)], None).await;
+    assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
+    assert_eq!(rig.broker.counters().filtered.get(), 101);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_due_for_a_member_with_another_filter_wakes_him_and_nobody_again_and_again() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (any, a, b) = (tags("a || b"), tags("a"), tags("b"));
+    rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
+    let first = rig.receive_all(rig.request(&any, 1)).await.remove(0);
+    let wait = Duration::from_secs(20);
+    let of_a = ReceiveRequest { wait, ..rig.request(&a, 1) };
+    let of_b = ReceiveRequest { wait, ..rig.request(&b, 1) };
+    let (receives, start) = (&rig.broker, Instant::now());
+    let all = async {
+        let many: [_; 4] = std::array::from_fn(|_| receives.receive_messages(of_a));
+        let [one, two, three, four] = many;
+        tokio::join!(one, two, three, four)
+    };
+    let his = async {
+        let received = rig.broker.receive_messages(of_b).await.unwrap().messages;
+        assert_eq!(received.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "b")]);
+        assert_eq!(start.elapsed(), Duration::from_secs(1));
+        rig.hold(&received[0].handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    };
+    let back = async {
+        while rig.broker.waiting() < 5 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        rig.hold(&first.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    };
+    let (others, (), ()) = tokio::join!(all, his, back);
+    for received in [others.0, others.1, others.2, others.3] {
+        assert!(received.unwrap().messages.is_empty());
+    }
+    // It is due for 19 s: one of the four looks each second.
+    let parked = rig.broker.counters().parked.get();
+    assert!(parked < 5 + 2 * 20, "{parked}");
+    rig.broker.close().unwrap();
+}

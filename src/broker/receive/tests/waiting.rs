@@ -336,3 +336,30 @@ async fn what_nobody_got_is_given_back_at_once_and_wakes_who_waits() {
     rig.broker.give_back("g", "t", &["garbage".to_owned()]);
     rig.broker.close().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_have_old_leases_yet_gets_a_new_message_at_once() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "old").await;
+    assert_eq!(rig.receive(1).await.len(), 1);
+    rig.pass(MINUTE);
+    let rig = rig.again();
+    let filter = all();
+    let waiting = ReceiveRequest { wait: Duration::from_secs(5), ..rig.request(&filter, 1) };
+    let start = Instant::now();
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        rig.send_to(0, "new").await;
+    });
+    let received = received.unwrap().messages;
+    assert_eq!(received.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "new")]);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    // Nor does he look again and again meanwhile.
+    assert!(rig.broker.receive_messages(waiting).await.unwrap().messages.is_empty());
+    assert_eq!(start.elapsed(), Duration::from_secs(5));
+    let parked = rig.broker.counters().parked.get();
+    assert!(parked <= 7, "{parked}");
+    rig.broker.close().unwrap();
+}

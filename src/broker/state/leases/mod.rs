@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
-pub(crate) use self::ready::{Ready, ReadyTable};
+pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wish};
 pub(crate) use self::standing::{Claim, Standing};
 use crate::broker::clients::hash_of;
 use crate::format::state_record::{
@@ -147,6 +147,22 @@ pub(crate) struct WaitingCount {
     pub(crate) oldest: Option<u64>,
     /// When the first of those that wait is due.
     pub(crate) next_due: Option<u64>,
+}
+
+impl WaitingCount {
+    /// One more that waits.
+    pub(crate) fn add(&mut self, open: &Open, now: u64) {
+        match open.due <= now {
+            true => self.due += 1,
+            false => {
+                self.waiting += 1;
+                self.next_due = self.next_due.into_iter().chain([open.due]).min();
+            }
+        }
+        // One that was passed over and kept on by its last lease may not have been delivered that anybody knows of.
+        let first = Some(open.first_delivered).filter(|first| *first > 0);
+        self.oldest = self.oldest.into_iter().chain(first).min();
+    }
 }
 
 /// A message that is due, in the hand of who takes it.
@@ -289,37 +305,19 @@ impl Leases {
         count
     }
 
-    /// What was delivered and nobody has, by queue and offset, behind a place.
-    pub(crate) fn waiting(&self, after: Option<Place>, now: u64) -> impl Iterator<Item = Due> {
-        let mut queues: Vec<_> = self.queues.keys().copied().collect();
+    /// The queues with open messages, from one on.
+    pub(crate) fn open_queues(&self, from: u32) -> Vec<u32> {
+        let mut queues: Vec<_> =
+            self.queues.keys().copied().filter(|queue| *queue >= from).collect();
         queues.sort_unstable();
-        queues.into_iter().filter_map(|queue| Some((queue, self.queues.get(&queue)?))).flat_map(
-            move |(queue, of_queue)| {
-                let open =
-                    of_queue.open.iter().map(move |(offset, open)| ((queue, *offset), *open));
-                let open = open.filter(move |(place, _)| after.is_none_or(|after| *place > after));
-                open.map(|(place, open)| Due { place, open })
-                    .filter(move |due| due.open.is_waiting(now))
-            },
-        )
+        queues
     }
 
-    /// How much of that there is.
-    pub(crate) fn count_waiting(&self, now: u64) -> WaitingCount {
-        let mut count = WaitingCount::default();
-        for Due { open, .. } in self.waiting(None, now) {
-            match open.due <= now {
-                true => count.due += 1,
-                false => {
-                    count.waiting += 1;
-                    count.next_due = count.next_due.into_iter().chain([open.due]).min();
-                }
-            }
-            // One that was passed over and kept on by its last lease may not have been delivered that anybody knows of.
-            let first = Some(open.first_delivered).filter(|first| *first > 0);
-            count.oldest = count.oldest.into_iter().chain(first).min();
-        }
-        count
+    /// What of a queue was delivered and nobody has, from an offset on.
+    pub(crate) fn waiting(&self, queue: u32, from: u64, now: u64) -> impl Iterator<Item = Due> {
+        let open = self.queues.get(&queue).into_iter().flat_map(move |of| of.open.range(from..));
+        let open = open.map(move |(offset, open)| Due { place: (queue, *offset), open: *open });
+        open.filter(move |due| due.open.is_waiting(now))
     }
 
     /// Messages were delivered, or passed over: all at once. Positions are those of before; returns those of after.

@@ -14,6 +14,13 @@
 //! puts back a queue that has more wakes the next: as many as there is work for, one after the other. Who is woken and
 //! goes away without a look wakes the next in his place.
 //!
+//! Who waits for some tags is not woken by messages whose mask bits say that they have none of them: they stay listed
+//! until somebody looks for another reason, and are passed over then. For that those who wait stand in one line for
+//! each filter, and each knows when he came: whom a message wakes is found by a look at the heads of the lines.
+//!
+//! Who finds that all that is due is for others rests: one of a group looks again each second, the others wait to be
+//! woken.
+//!
 //! A group that does not ask for a while is forgotten here, and looked at anew when it asks again: neither memory nor
 //! what an arrival costs depends on how many groups there ever were.
 
@@ -34,14 +41,37 @@ type Key = (GroupId, TopicId);
 /// Waiters of one group for one topic.
 const MAX_WAITERS: usize = 16_384;
 
+/// Lines of those who wait; whoever has yet another filter stands in the last one, and is woken by everything.
+const MAX_LINES: usize = 8;
+
 /// One of so many.
 const RATION: u64 = 5;
+
+/// Mask bits of tags that are not known.
+pub(crate) const ANY_TAG: u64 = u64::MAX;
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// Hash of his filter.
+    pub(crate) filter: u64,
+    /// The mask bits of the tags that he wants; `None`: no tag says that he does not want a message.
+    pub(crate) tags: Option<u64>,
+}
+
+impl Wish {
+    fn may_want(self, tags: u64) -> bool {
+        self.tags.is_none_or(|wanted| wanted & tags != 0)
+    }
+}
 
 /// Where a queue is, if it is not idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    Listed,
-    InHand { noted: bool },
+    /// With the tags for which somebody was woken: he takes it.
+    Listed { told: u64 },
+    /// With the tags of what arrived meanwhile.
+    InHand { noted: Option<u64> },
 }
 
 /// What a group has to look at of a topic.
@@ -60,27 +90,82 @@ pub(crate) struct Ready {
     ration: Mutex<(u64, u64)>,
     /// Somebody asked since the last look for those that nobody needs. Relaxed: it delays the forgetting.
     asked: AtomicBool,
+    /// Somebody looks again each second. Acquire and release: who ends it wakes the next one afterwards.
+    rests: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     listed: VecDeque<u32>,
     places: HashMap<u32, Place, Hasher>,
-    waiters: VecDeque<oneshot::Sender<()>>,
+    lines: Vec<Line>,
+    /// Places before and behind those that were given out in any line.
+    came: (i64, i64),
+    /// Wakes that found nobody.
+    missed: u64,
     ended: bool,
 }
 
+/// Those who wait with one filter, by when they came.
+#[derive(Debug)]
+struct Line {
+    wish: Wish,
+    waiters: VecDeque<(i64, oneshot::Sender<()>)>,
+}
+
 impl State {
-    fn list(&mut self, queue: u32) {
-        self.places.insert(queue, Place::Listed);
+    fn list(&mut self, queue: u32, tags: u64) {
+        let told = self.wake(tags);
+        self.places.insert(queue, Place::Listed { told });
         self.listed.push_back(queue);
-        self.wake();
     }
 
-    fn wake(&mut self) {
-        while let Some(waiter) = self.waiters.pop_front() {
+    /// Wakes who waits longest of those who may want messages with such tags. Returns for which tags somebody looks
+    /// now: for none, for his, or for whatever there is.
+    fn wake(&mut self, tags: u64) -> u64 {
+        loop {
+            let lines = self.lines.iter_mut().filter(|line| line.wish.may_want(tags));
+            let heads = lines.filter_map(|line| Some((line.waiters.front()?.0, line)));
+            let Some((_, line)) = heads.min_by_key(|(came, _)| *came) else {
+                self.missed = self.missed.wrapping_add(1);
+                return 0;
+            };
+            let Some((_, waiter)) = line.waiters.pop_front() else { return 0 };
             if waiter.send(()).is_ok() {
-                return;
+                return line.wish.tags.unwrap_or(ANY_TAG);
+            }
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.lines.iter().map(|line| line.waiters.len()).sum()
+    }
+
+    fn forget_those_that_went(&mut self) {
+        for line in &mut self.lines {
+            line.waiters.retain(|(_, waiter)| !waiter.is_closed());
+        }
+        self.lines.retain(|line| !line.waiters.is_empty());
+    }
+
+    /// The line for a wish.
+    fn line(&mut self, wish: Wish) -> Option<&mut Line> {
+        let known = |lines: &[Line]| lines.iter().position(|line| line.wish == wish);
+        let mut at = known(&self.lines);
+        if at.is_none() && self.lines.len() >= MAX_LINES {
+            self.lines.retain(|line| !line.waiters.is_empty());
+        }
+        if at.is_none() && self.lines.len() < MAX_LINES {
+            self.lines.push(Line { wish, waiters: VecDeque::new() });
+        }
+        at = at.or_else(|| known(&self.lines));
+        match at {
+            Some(at) => self.lines.get_mut(at),
+            None => {
+                let last = self.lines.last_mut()?;
+                // With several filters in it nothing is known of what they want.
+                last.wish = Wish { filter: 0, tags: None };
+                Some(last)
             }
         }
     }
@@ -114,6 +199,29 @@ impl Drop for Parked {
     }
 }
 
+/// The one of a group who looks again each second. If he goes away the next one is woken to do so.
+#[derive(Debug)]
+pub(crate) struct Resting {
+    ready: Arc<Ready>,
+    looks_himself: bool,
+}
+
+impl Resting {
+    /// His rest is over, and he looks.
+    pub(crate) fn looks_himself(mut self) {
+        self.looks_himself = true;
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.ready.rests.store(false, Ordering::Release);
+        if !self.looks_himself {
+            self.ready.wake();
+        }
+    }
+}
+
 impl Ready {
     fn new() -> Self {
         Self {
@@ -123,6 +231,7 @@ impl Ready {
             subscriptions: Mutex::new(Subscriptions::new()),
             ration: Mutex::default(),
             asked: AtomicBool::new(true),
+            rests: AtomicBool::new(false),
         }
     }
 
@@ -160,13 +269,19 @@ impl Ready {
         may
     }
 
-    /// Something of a queue can be read.
-    pub(crate) fn arrived(&self, queue: u32) {
+    /// Something of a queue can be read, with these tags.
+    pub(crate) fn arrived(&self, queue: u32, tags: u64) {
         let mut state = lock(&self.state);
         match state.places.get_mut(&queue) {
-            None => state.list(queue),
-            Some(Place::Listed) => {}
-            Some(Place::InHand { noted }) => *noted = true,
+            None => state.list(queue, tags),
+            // Whoever was woken for it looks at this one too.
+            Some(Place::Listed { told: ANY_TAG }) => {}
+            Some(Place::Listed { told }) if tags != 0 && tags & !*told == 0 => {}
+            Some(Place::Listed { told }) => {
+                let told = *told | state.wake(tags);
+                state.places.insert(queue, Place::Listed { told });
+            }
+            Some(Place::InHand { noted }) => *noted = Some(noted.unwrap_or(0) | tags),
         }
     }
 
@@ -174,16 +289,21 @@ impl Ready {
     pub(crate) fn take(&self) -> Option<u32> {
         let mut state = lock(&self.state);
         let queue = state.listed.pop_front()?;
-        state.places.insert(queue, Place::InHand { noted: false });
+        state.places.insert(queue, Place::InHand { noted: None });
         Some(queue)
     }
 
     /// Puts a queue back; it is listed again if it has more.
     pub(crate) fn put_back(&self, queue: u32, has_more: bool) {
         let mut state = lock(&self.state);
-        let noted = state.places.remove(&queue) == Some(Place::InHand { noted: true });
-        if has_more || noted {
-            state.list(queue);
+        let noted = match state.places.remove(&queue) {
+            Some(Place::InHand { noted }) => noted,
+            Some(Place::Listed { .. }) | None => None,
+        };
+        if has_more {
+            state.list(queue, ANY_TAG);
+        } else if let Some(tags) = noted {
+            state.list(queue, tags);
         }
     }
 
@@ -194,13 +314,36 @@ impl Ready {
 
     /// Wakes who waits longest.
     pub(crate) fn wake(&self) {
-        lock(&self.state).wake();
+        lock(&self.state).wake(ANY_TAG);
+    }
+
+    /// Wakes the one who waits longest with each other filter.
+    pub(crate) fn wake_others(&self, wish: Wish) {
+        let mut state = lock(&self.state);
+        for line in state.lines.iter_mut().filter(|line| line.wish != wish) {
+            while let Some((_, waiter)) = line.waiters.pop_front() {
+                if waiter.send(()).is_ok() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// How often somebody was to be woken and nobody waited.
+    pub(crate) fn missed(&self) -> u64 {
+        lock(&self.state).missed
+    }
+
+    /// For who finds that all is for others: to look again each second, if nobody of the group does so.
+    pub(crate) fn rest(self: &Arc<Self>) -> Option<Resting> {
+        let rests = self.rests.swap(true, Ordering::Acquire);
+        (!rests).then(|| Resting { ready: Arc::clone(self), looks_himself: false })
     }
 
     /// Wakes all: they are to look at what has become of the group or the topic.
     pub(crate) fn wake_all(&self) {
-        let waiters = std::mem::take(&mut lock(&self.state).waiters);
-        waiters.into_iter().for_each(|waiter| {
+        let lines = std::mem::take(&mut lock(&self.state).lines);
+        lines.into_iter().flat_map(|line| line.waiters).for_each(|(_, waiter)| {
             // Gone already.
             let _ = waiter.send(());
         });
@@ -209,25 +352,39 @@ impl Ready {
     /// How many wait, those that went away lately included.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
-        lock(&self.state).waiters.len()
+        lock(&self.state).waiting()
     }
 
     /// Waits from now on: behind all others, or before them if he was woken for nothing. The caller looks once more
     /// afterwards. `None`: too many wait.
-    pub(crate) fn park(self: &Arc<Self>, in_front: bool) -> Option<Parked> {
+    pub(crate) fn park(self: &Arc<Self>, in_front: bool, wish: Wish) -> Option<Parked> {
         let (wake, woken) = oneshot::channel();
         let mut state = lock(&self.state);
-        if state.waiters.len() >= MAX_WAITERS {
-            state.waiters.retain(|waiter| !waiter.is_closed());
-            if state.waiters.len() >= MAX_WAITERS {
+        if state.waiting() >= MAX_WAITERS {
+            state.forget_those_that_went();
+            if state.waiting() >= MAX_WAITERS {
                 return None;
             }
         }
-        match state.ended {
-            // At once, by being dropped.
-            true => drop(wake),
-            false if in_front => state.waiters.push_front(wake),
-            false => state.waiters.push_back(wake),
+        let (first, last) = &mut state.came;
+        let came = match in_front {
+            true => {
+                *first -= 1;
+                *first
+            }
+            false => {
+                *last += 1;
+                *last
+            }
+        };
+        // Who waits for what has ended is woken at once, by the drop of his sender.
+        if !state.ended
+            && let Some(line) = state.line(wish)
+        {
+            match in_front {
+                true => line.waiters.push_front((came, wake)),
+                false => line.waiters.push_back((came, wake)),
+            }
         }
         drop(state);
         Some(Parked { ready: Arc::clone(self), woken: Some(woken) })
@@ -270,10 +427,10 @@ impl ReadyTable {
         ready
     }
 
-    /// Something of a queue can be read: for every group that gets messages of it.
-    pub(crate) fn arrived(&self, topic: TopicId, queue: u32) {
+    /// Something of a queue can be read, with these tags: for every group that gets messages of it.
+    pub(crate) fn arrived(&self, topic: TopicId, queue: u32, tags: u64) {
         if let Some(of_topic) = self.of_topic.get(&topic) {
-            of_topic.iter().for_each(|(_, ready)| ready.arrived(queue));
+            of_topic.iter().for_each(|(_, ready)| ready.arrived(queue, tags));
         }
     }
 
@@ -321,6 +478,8 @@ mod tests {
     use super::*;
     use crate::testing::now;
 
+    const ALL: Wish = Wish { filter: 0, tags: None };
+
     fn ready() -> Arc<Ready> {
         Arc::new(Ready::new())
     }
@@ -328,9 +487,9 @@ mod tests {
     #[test]
     fn a_queue_is_in_one_hand_at_a_time_and_comes_back_if_something_arrived_meanwhile() {
         let ready = ready();
-        [7, 3, 7].into_iter().for_each(|queue| ready.arrived(queue));
+        [7, 3, 7].into_iter().for_each(|queue| ready.arrived(queue, ANY_TAG));
         assert_eq!([ready.take(), ready.take(), ready.take()], [Some(7), Some(3), None]);
-        ready.arrived(7);
+        ready.arrived(7, ANY_TAG);
         assert!(!ready.has_listed());
         ready.put_back(7, false);
         ready.put_back(3, false);
@@ -342,9 +501,9 @@ mod tests {
     #[test]
     fn one_arrival_wakes_one_and_who_goes_away_wakes_the_next() {
         let ready = ready();
-        let mut parked: Vec<_> = (0..3).map(|_| ready.park(false).unwrap()).collect();
-        ready.arrived(1);
-        ready.arrived(1);
+        let mut parked: Vec<_> = (0..3).map(|_| ready.park(false, ALL).unwrap()).collect();
+        ready.arrived(1, ANY_TAG);
+        ready.arrived(1, ANY_TAG);
         assert_eq!(ready.waiting(), 2);
         assert_eq!(now(parked[1].woken()), None);
         // The first was woken and has not looked.
@@ -352,8 +511,8 @@ mod tests {
         assert_eq!(ready.waiting(), 1);
         assert_eq!(now(parked[0].woken()), Some(()));
         // He found nothing, and waits before the others again.
-        let mut first = ready.park(true).unwrap();
-        ready.arrived(2);
+        let mut first = ready.park(true, ALL).unwrap();
+        ready.arrived(2, ANY_TAG);
         assert_eq!(now(first.woken()), Some(()));
         assert_eq!(now(parked[1].woken()), None);
         // Gone before anybody woke him.
@@ -365,11 +524,79 @@ mod tests {
     #[test]
     fn no_more_wait_than_may_and_those_that_went_do_not_count() {
         let ready = ready();
-        let parked: Vec<_> = (0..MAX_WAITERS).map(|_| ready.park(false).unwrap()).collect();
-        assert!(ready.park(false).is_none());
+        let parked: Vec<_> = (0..MAX_WAITERS).map(|_| ready.park(false, ALL).unwrap()).collect();
+        assert!(ready.park(false, ALL).is_none());
         drop(parked);
-        assert!(ready.park(false).is_some());
+        assert!(ready.park(false, ALL).is_some());
         assert_eq!(ready.waiting(), 1);
+    }
+
+    fn wish(tags: u64) -> Wish {
+        Wish { filter: tags, tags: Some(tags) }
+    }
+
+    #[test]
+    fn a_message_wakes_the_one_who_waits_longest_of_those_who_may_want_it() {
+        let ready = ready();
+        let wishes = [wish(1), wish(2), ALL, wish(2), wish(3)];
+        let mut parked: Vec<_> =
+            wishes.iter().map(|wish| ready.park(false, *wish).unwrap()).collect();
+        let mut woken = || -> Vec<bool> {
+            parked.iter_mut().map(|parked| now(parked.woken()).is_some()).collect()
+        };
+        ready.arrived(7, 4);
+        assert_eq!(woken(), [false, false, true, false, false], "nobody names the tag");
+        ready.arrived(7, 2);
+        assert_eq!(woken(), [false, false, true, false, false], "he looks at whatever there is");
+        assert_eq!(ready.take(), Some(7));
+        ready.arrived(7, 2);
+        ready.put_back(7, false);
+        assert_eq!(woken(), [false, true, true, false, false], "it was noted with its tag");
+        ready.arrived(7, 2);
+        assert_eq!(woken(), [false, true, true, false, false], "somebody was woken for that tag");
+        ready.arrived(7, 1);
+        assert_eq!(woken(), [true, true, true, false, false]);
+        assert_eq!(ready.take(), Some(7));
+        ready.put_back(7, false);
+        ready.arrived(8, 0);
+        ready.arrived(8, 4);
+        assert_eq!(woken(), [true, true, true, false, false], "it stays listed");
+        assert!(ready.has_listed());
+        ready.wake();
+        assert_eq!(woken(), [true, true, true, true, false]);
+        ready.wake_others(wish(3));
+        assert_eq!(ready.waiting(), 1);
+        ready.wake_others(ALL);
+        assert_eq!(ready.waiting(), 0);
+    }
+
+    #[test]
+    fn whoever_has_one_filter_too_many_is_woken_by_everything() {
+        let ready = ready();
+        let many = 1..MAX_LINES as u64 + 4;
+        let mut parked: Vec<_> =
+            many.map(|bit| ready.park(false, wish(1 << bit)).unwrap()).collect();
+        ready.arrived(7, 1);
+        assert_eq!(now(parked[MAX_LINES - 1].woken()), Some(()), "the first of the mixed line");
+        assert_eq!(ready.waiting(), parked.len() - 1);
+        ready.arrived(8, 1 << 1);
+        assert_eq!(now(parked[0].woken()), Some(()));
+        ready.wake_all();
+        assert_eq!(ready.waiting(), 0);
+    }
+
+    #[test]
+    fn one_rests_and_who_does_not_come_back_from_it_wakes_the_next() {
+        let ready = ready();
+        let resting = ready.rest().unwrap();
+        assert!(ready.rest().is_none());
+        let mut parked = ready.park(false, ALL).unwrap();
+        resting.looks_himself();
+        assert_eq!((now(parked.woken()), ready.missed()), (None, 0));
+        drop(ready.rest().unwrap());
+        assert_eq!((now(parked.woken()), ready.missed()), (Some(()), 0));
+        ready.wake();
+        assert_eq!(ready.missed(), 1);
     }
 
     #[test]
@@ -378,14 +605,14 @@ mod tests {
         let key = (GroupId::new(1), TopicId::new(2));
         let ready = table.make(key);
         assert!(Arc::ptr_eq(&ready, &table.make(key)));
-        let mut parked = ready.park(false).unwrap();
-        table.arrived(TopicId::new(3), 0);
+        let mut parked = ready.park(false, ALL).unwrap();
+        table.arrived(TopicId::new(3), 0, ANY_TAG);
         assert_eq!(now(parked.woken()), None);
         table.forget(key);
         assert_eq!(now(parked.woken()), Some(()));
-        assert_eq!(now(ready.park(false).unwrap().woken()), Some(()));
+        assert_eq!(now(ready.park(false, ALL).unwrap().woken()), Some(()));
         assert!(table.get(key).is_none());
-        table.arrived(key.1, 0);
+        table.arrived(key.1, 0, ANY_TAG);
         assert!(!ready.has_listed());
     }
 
@@ -399,7 +626,7 @@ mod tests {
         let topic = TopicId::new(2);
         let [idle, asks, waits] = [1, 2, 3].map(|group| (GroupId::new(group), topic));
         let keys = [idle, asks, waits];
-        let parked = table.make(waits).park(false).unwrap();
+        let parked = table.make(waits).park(false, ALL).unwrap();
         keys.iter().for_each(|key| drop(table.make(*key)));
         let there = || keys.map(|key| table.get(key).is_some());
         assert_eq!(let_idle_go(), []);
@@ -407,7 +634,7 @@ mod tests {
         table.get(asks).unwrap().asked();
         assert_eq!(let_idle_go(), []);
         assert_eq!(there(), [false, true, true]);
-        table.arrived(topic, 7);
+        table.arrived(topic, 7, ANY_TAG);
         assert!(table.get(asks).unwrap().has_listed());
         assert!(!table.make(idle).has_listed(), "another one, to be looked at anew");
         table.forget(idle);

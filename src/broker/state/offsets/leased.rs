@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
-    Claim, Due, Given, Kind, Leases, Lock, Open, OpenCount, Place, Repeated, Rule, Standing, Taken,
-    WaitingCount,
+    ANY_TAG, Claim, Due, Given, Kind, Leases, Lock, Open, OpenCount, Place, Repeated, Rule,
+    Standing, Taken, WaitingCount,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -255,13 +255,15 @@ impl Offsets {
         }
     }
 
-    /// Puts back what was taken, whatever has become of it.
-    pub(crate) fn put_back(&self, key: (GroupId, TopicId), taken: &Taken) {
+    /// Puts back what was taken, whatever has become of it. With `tells` somebody is woken for what of it is due.
+    pub(crate) fn put_back(&self, key: (GroupId, TopicId), taken: &Taken, tells: bool) {
         let Some(unit) = self.known(key) else { return };
         let mut unit = lock(&unit);
         if let Some(leases) = &mut unit.leases {
             leases.put_back(taken);
-            self.look_again(key, leases);
+            if tells {
+                self.look_again(key, leases);
+            }
         }
     }
 
@@ -484,35 +486,53 @@ impl Offsets {
         Some(Due { place: claim.place, open })
     }
 
-    /// How much was delivered and nobody has; up to `limit` of it behind a place, and whether there is more.
+    /// Up to `limit` messages that were delivered and nobody has, behind a place: `all`, or those that wait for their
+    /// time. Locked for one queue after the other.
     pub(crate) fn waiting(
         &self,
         key: (GroupId, TopicId),
         after: Option<Place>,
-        now: u64,
-        limit: usize,
-    ) -> (WaitingCount, Vec<Due>, bool) {
-        let Some(unit) = self.known(key) else { return Default::default() };
-        let unit = lock(&unit);
-        let Some(leases) = &unit.leases else { return Default::default() };
-        let mut found = leases.waiting(after, now);
-        let page = found.by_ref().take(limit).collect();
-        let more = found.next().is_some();
-        (leases.count_waiting(now), page, more)
-    }
-
-    /// Up to `limit` of it: `all`, or what waits for its time.
-    pub(crate) fn first_waiting(
-        &self,
-        key: (GroupId, TopicId),
-        all: bool,
-        now: u64,
+        (all, now): (bool, u64),
         limit: usize,
     ) -> Vec<Due> {
-        let Some(unit) = self.known(key) else { return Vec::new() };
-        let unit = lock(&unit);
-        let waiting = unit.leases.iter().flat_map(|leases| leases.waiting(None, now));
-        waiting.filter(|due| all || due.open.due > now).take(limit).collect()
+        let mut found = Vec::new();
+        let (first, behind) = after.map_or((0, 0), |(queue, offset)| (queue, offset + 1));
+        self.each_open_queue(key, first, |leases, queue| {
+            let from = if queue == first { behind } else { 0 };
+            let waiting = leases.waiting(queue, from, now);
+            let waiting = waiting.filter(|due| all || due.open.due > now);
+            found.extend(waiting.take(limit - found.len()));
+            found.len() < limit
+        });
+        found
+    }
+
+    /// How much was delivered and nobody has. Locked for one queue after the other.
+    pub(crate) fn count_waiting(&self, key: (GroupId, TopicId), now: u64) -> WaitingCount {
+        let mut count = WaitingCount::default();
+        self.each_open_queue(key, 0, |leases, queue| {
+            leases.waiting(queue, 0, now).for_each(|due| count.add(&due.open, now));
+            true
+        });
+        count
+    }
+
+    /// Looks at the queues with open messages, from one on, until there is enough.
+    fn each_open_queue(
+        &self,
+        key: (GroupId, TopicId),
+        from: u32,
+        mut goes_on: impl FnMut(&Leases, u32) -> bool,
+    ) {
+        let Some(unit) = self.known(key) else { return };
+        let queues = lock(&unit).leases.as_ref().map(|leases| leases.open_queues(from));
+        for queue in queues.unwrap_or_default() {
+            if let Some(leases) = &lock(&unit).leases
+                && !goes_on(leases, queue)
+            {
+                return;
+            }
+        }
     }
 
     /// A message, if it was delivered and nobody has it.
@@ -722,7 +742,7 @@ impl Offsets {
         // Whoever found no room there put it aside.
         let opened = full.into_iter().filter(|queue| !unit.is_full(*queue));
         if let Some(ready) = opened.clone().next().and_then(|_| self.ready.get(key)) {
-            opened.for_each(|queue| ready.arrived(queue));
+            opened.for_each(|queue| ready.arrived(queue, ANY_TAG));
         }
     }
 

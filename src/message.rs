@@ -236,6 +236,20 @@ pub enum InitialPosition {
     Time(Timestamp),
 }
 
+/// What becomes of a member that comes with another filter than its group uses for a topic: what one filter leaves out
+/// is finished for the whole group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OtherFilters {
+    /// It is served, counted and told of in the log.
+    #[default]
+    Warn,
+    /// It is refused as long as the filter of before is in use.
+    Refuse,
+    /// It is the next version. For ten minutes what one of the two wants is kept for its members; then the new one is
+    /// the group's, and whoever still comes with the old one is refused.
+    Roll,
+}
+
 /// What a consumer group is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupSettings {
@@ -243,8 +257,8 @@ pub struct GroupSettings {
     pub enabled: bool,
     /// Whether messages of one message group are delivered one after the other.
     pub ordered: bool,
-    /// Whether all its members must use one filter for a topic; who uses another one is refused.
-    pub one_filter: bool,
+    /// What becomes of a member that comes with another filter.
+    pub other_filters: OtherFilters,
     /// Deliveries of one message, the first included. `None`: without a limit.
     pub max_attempts: Option<u32>,
     /// The pause before the second delivery, the third and so on, in milliseconds; the last one goes on.
@@ -265,7 +279,7 @@ impl Default for GroupSettings {
         Self {
             enabled: true,
             ordered: false,
-            one_filter: false,
+            other_filters: OtherFilters::Warn,
             max_attempts: Some(17),
             retry_delays_ms: [&seconds[..], &minutes].concat(),
             retry_jitter: 0,

@@ -23,21 +23,24 @@ use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
 pub(super) struct Wanted {
     /// By their places in the record, rising.
     pub(super) indexes: Vec<u16>,
+    /// Others want these.
+    pub(super) kept: Vec<u16>,
     /// The first place that was not looked at.
     pub(super) next: u16,
     /// Hash of the message group of all of them, 0 without one.
     pub(super) group_hash: u32,
 }
 
-/// Which messages of a record from a place on are wanted, at most `room`.
+/// Which messages of a record from a place on are wanted, at most `room`; and which others want, at most `open` of both
+/// together.
 ///
 /// # Errors
 /// The record is damaged.
 pub(super) fn wanted(
     record: &StoredRecord,
     from: u16,
-    room: usize,
-    filter: &Expression,
+    (room, open): (usize, usize),
+    (filter, others): (&Expression, &[Arc<Expression>]),
 ) -> Result<Wanted, BrokerError> {
     let mut wanted = Wanted { next: from, ..Wanted::default() };
     for (index, meta) in (0..record.message_count).zip(batch_of(record)?.metas()) {
@@ -48,11 +51,13 @@ pub(super) fn wanted(
         if index < from {
             continue;
         }
-        if wanted.indexes.len() >= room {
+        if wanted.indexes.len() >= room || wanted.indexes.len() + wanted.kept.len() >= open {
             return Ok(wanted);
         }
         if filter.matches(&meta) {
             wanted.indexes.push(index);
+        } else if others.iter().any(|other| other.matches(&meta)) {
+            wanted.kept.push(index);
         }
         wanted.next = index + 1;
     }

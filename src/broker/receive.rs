@@ -41,7 +41,7 @@ use super::budget::Permit;
 use super::dead_letter::dead_letter;
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
-use super::state::leases::{Claim, Due, Place, Ready, Repeated, Wish};
+use super::state::leases::{Claim, Due, Mismatch, Place, Ready, Repeated, Wish};
 use super::state::offsets::leased::{Change, Consumer};
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -49,7 +49,7 @@ use super::{Broker, before};
 use crate::filter::Expression;
 use crate::format::batch::{Batch, BatchError, MetaView, TagFilter};
 use crate::format::state_record::OpenState;
-use crate::message::{MessageId, QueueId, QueueOffset, Timestamp};
+use crate::message::{MessageId, OtherFilters, QueueId, QueueOffset, Timestamp};
 use crate::sync::lock;
 
 /// The most messages of one receive.
@@ -160,6 +160,8 @@ pub(super) struct Receiver<'a> {
     ready: Arc<Ready>,
     request: &'a ReceiveRequest<'a>,
     tags: Arc<TagFilter>,
+    /// Filters of other members; what they want and this one does not is kept for them.
+    others: Vec<Arc<Expression>>,
     /// Hash of the attempt.
     attempt: Option<u64>,
 }
@@ -229,11 +231,11 @@ impl Broker {
             self.admits(&group, request.deadline).await?;
             self.check_readable(&topic)?;
             let ready = self.begun(consumer, request.deadline).await?;
-            self.check_subscription(consumer, &ready, request.filter)?;
+            let others = self.check_subscription(consumer, &ready, request.filter)?;
             let attempt =
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
-            let receiver = Receiver { consumer, ready, request: &request, tags, attempt };
+            let receiver = Receiver { consumer, ready, request: &request, tags, others, attempt };
             if !std::mem::replace(&mut is_counted, true) && self.is_rationed() {
                 receiver.ready.has_room_for(request.max_messages);
             }
@@ -287,29 +289,35 @@ impl Broker {
         }
     }
 
-    /// Notes which filter is used.
+    /// Notes which filter is used. Returns the other ones for whose members messages are kept.
     ///
     /// # Errors
-    /// The members of the group use another one, and it wants them to use one.
+    /// The members of the group use another one, and this one is refused.
     fn check_subscription(
         &self,
         consumer: Consumer<'_>,
         ready: &Ready,
         filter: &Expression,
-    ) -> Result<(), BrokerError> {
-        let one_filter = consumer.group.settings().one_filter;
-        let other = lock(&ready.subscriptions).note(filter, one_filter);
-        let Some((expected, is_new)) = other else { return Ok(()) };
+    ) -> Result<Vec<Arc<Expression>>, BrokerError> {
+        let rule = consumer.group.settings().other_filters;
+        let mut subscriptions = lock(&ready.subscriptions);
+        let mismatch = subscriptions.note(filter, rule);
+        let others = match rule {
+            OtherFilters::Roll => subscriptions.others(filter),
+            OtherFilters::Warn | OtherFilters::Refuse => Vec::new(),
+        };
+        drop(subscriptions);
+        let Some(Mismatch { expected, is_new, is_refused }) = mismatch else { return Ok(others) };
         self.counters.filter_mismatches.add(1);
         let (expected, group, topic) = (expected.to_string(), consumer.group, consumer.topic);
-        if one_filter {
+        if is_refused {
             return Err(BrokerError::FilterMismatch { expected: expected.into() });
         }
         if is_new {
             let (group, topic) = (group.name(), topic.name());
             tracing::warn!(group, topic, expected, found = %filter, "members of a group use different filters");
         }
-        Ok(())
+        Ok(others)
     }
 
     /// Waits until there may be a message; `false`: the time is over, or the broker stops. Who left something, and did

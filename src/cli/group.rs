@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::error::{Exit, Failure};
@@ -13,7 +13,7 @@ use crate::client::{
     Audience, Client, Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run,
     SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
 };
-use crate::message::{InitialPosition, MessageId};
+use crate::message::{InitialPosition, MessageId, OtherFilters};
 
 /// Make, list, show, change and delete consumer groups
 #[derive(Debug, Subcommand)]
@@ -166,16 +166,10 @@ struct SettingsArgs {
         hide_possible_values = true
     )]
     fifo: Option<bool>,
-    /// Refuse who gets messages by another filter than the other members [default: false]
-    #[arg(
-        long,
-        value_name = "true|false",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        hide_possible_values = true
-    )]
-    one_filter: Option<bool>,
+    /// What becomes of a member that comes with another filter than the others: served, refused, or the next version
+    /// [default: warn]
+    #[arg(long, value_name = "warn|refuse|roll", value_enum, hide_possible_values = true)]
+    other_filters: Option<Filters>,
     /// How often a message is delivered at most: a number, or unlimited [default: 17]
     #[arg(long, value_name = "N", value_parser = attempts)]
     max_attempts: Option<Attempts>,
@@ -193,6 +187,35 @@ struct SettingsArgs {
     /// Where it begins on a topic that is new to it: earliest, latest, or a time [default: earliest]
     #[arg(long, value_name = "PLACE", value_parser = initial)]
     initial: Option<InitialPosition>,
+}
+
+/// What becomes of a member with another filter.
+#[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Filters {
+    Warn,
+    Refuse,
+    Roll,
+}
+
+impl From<Filters> for OtherFilters {
+    fn from(filters: Filters) -> Self {
+        match filters {
+            Filters::Warn => Self::Warn,
+            Filters::Refuse => Self::Refuse,
+            Filters::Roll => Self::Roll,
+        }
+    }
+}
+
+impl From<OtherFilters> for Filters {
+    fn from(filters: OtherFilters) -> Self {
+        match filters {
+            OtherFilters::Warn => Self::Warn,
+            OtherFilters::Refuse => Self::Refuse,
+            OtherFilters::Roll => Self::Roll,
+        }
+    }
 }
 
 /// A group by its name.
@@ -232,7 +255,7 @@ impl SettingsArgs {
         GroupSettings {
             enabled,
             ordered: self.fifo,
-            one_filter: self.one_filter,
+            other_filters: self.other_filters.map(OtherFilters::from),
             max_attempts: self.max_attempts.map(|attempts| attempts.0),
             retry_delays_ms: self.retry_delays.as_ref().map(|all| all.iter().map(ms).collect()),
             retry_jitter: self.retry_jitter,
@@ -501,7 +524,7 @@ struct Shown<'a> {
     id: u64,
     enabled: bool,
     ordered: bool,
-    one_filter: bool,
+    other_filters: Filters,
     max_attempts: Option<u32>,
     retry_delays_ms: &'a [u64],
     retry_jitter: u32,
@@ -516,7 +539,7 @@ impl<'a> From<&'a Group> for Shown<'a> {
             id: group.id.get(),
             enabled: settings.enabled,
             ordered: settings.ordered,
-            one_filter: settings.one_filter,
+            other_filters: settings.other_filters.into(),
             max_attempts: settings.max_attempts,
             retry_delays_ms: &settings.retry_delays_ms,
             retry_jitter: settings.retry_jitter,
@@ -546,6 +569,15 @@ impl Row for Shown<'_> {
             self.id.to_string(),
         ]
     }
+}
+
+fn filters_text(filters: Filters) -> String {
+    match filters {
+        Filters::Warn => "served, with a warning",
+        Filters::Refuse => "refused",
+        Filters::Roll => "the next version",
+    }
+    .to_owned()
 }
 
 fn yes_or_no(it_is: bool) -> String {
@@ -645,7 +677,7 @@ impl ShownDescription<'_> {
             ("id", self.group.id.to_string()),
             ("enabled", yes_or_no(self.group.enabled)),
             ("ordered", yes_or_no(self.group.ordered)),
-            ("one filter", yes_or_no(self.group.one_filter)),
+            ("other filters", filters_text(self.group.other_filters)),
             ("attempts", self.group.attempts()),
             ("retry delays", delays.join(", ")),
             ("retry jitter", format!("{} %", self.group.retry_jitter)),

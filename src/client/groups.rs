@@ -3,7 +3,8 @@
 use super::offsets::{self, QueueProgress, Run};
 use super::{AnswerError, CALL_TIMEOUT, Client, ClientError, within};
 use crate::message::{
-    self, GroupId, InitialPosition, MessageId, QueueId, QueueOffset, Timestamp, TopicId,
+    self, GroupId, InitialPosition, MessageId, OtherFilters, QueueId, QueueOffset, Timestamp,
+    TopicId,
 };
 use crate::proto;
 use crate::proto::position::{At, Edge};
@@ -15,8 +16,8 @@ pub struct GroupSettings {
     pub enabled: Option<bool>,
     /// Whether messages of one message group are delivered one after the other. By default they are not.
     pub ordered: Option<bool>,
-    /// Whether all its members must use one filter for a topic, or are refused. By default they need not.
-    pub one_filter: Option<bool>,
+    /// What becomes of a member that comes with another filter. By default it is served.
+    pub other_filters: Option<OtherFilters>,
     /// Deliveries of one message, the first included; `Some(None)` is without a limit. By default 17.
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them in milliseconds, 1 to 64 of them, of 12 hours at most. By default 1 s to 2 h.
@@ -343,7 +344,11 @@ impl Client {
             settings: message::GroupSettings {
                 enabled: config.enabled.ok_or_else(|| missing("enabled"))?,
                 ordered: config.ordered.ok_or_else(|| missing("ordered"))?,
-                one_filter: config.one_filter.unwrap_or(false),
+                other_filters: match proto::OtherFilters::try_from(config.other_filters) {
+                    Ok(proto::OtherFilters::Refuse) => OtherFilters::Refuse,
+                    Ok(proto::OtherFilters::Roll) => OtherFilters::Roll,
+                    Ok(_) | Err(_) => OtherFilters::Warn,
+                },
                 max_attempts: (attempts > 0).then_some(attempts),
                 retry_delays_ms: config.retry_delays.unwrap_or_default().ms,
                 retry_jitter: config.retry_jitter.unwrap_or(0),
@@ -369,7 +374,13 @@ fn config(settings: &GroupSettings) -> Option<proto::GroupConfig> {
     Some(proto::GroupConfig {
         enabled: settings.enabled,
         ordered: settings.ordered,
-        one_filter: settings.one_filter,
+        other_filters: match settings.other_filters {
+            None => proto::OtherFilters::Unspecified,
+            Some(OtherFilters::Warn) => proto::OtherFilters::Warn,
+            Some(OtherFilters::Refuse) => proto::OtherFilters::Refuse,
+            Some(OtherFilters::Roll) => proto::OtherFilters::Roll,
+        }
+        .into(),
         max_attempts: settings.max_attempts.map(|most| most.unwrap_or(0)),
         retry_delays: settings.retry_delays_ms.clone().map(|ms| proto::RetryDelays { ms }),
         retry_jitter: settings.retry_jitter,

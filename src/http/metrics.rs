@@ -165,12 +165,7 @@ impl Collector for Numbers {
                 counters.dead_letters.get(),
             ),
             ("redriven", "Dead letters sent back", None, counters.redriven.get()),
-            (
-                "unpacked",
-                "Records decompressed for single messages",
-                None,
-                counters.unpacked.get(),
-            ),
+            ("unpacked", "Records decompressed for single messages", None, counters.unpacked.get()),
             ("syncs", "Syncs of the log", None, status.store.syncs),
             ("damaged_reads", "Reads that met damage", None, status.store.damaged_reads),
             ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),

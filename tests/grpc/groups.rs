@@ -4,8 +4,8 @@ use mainstem::proto::position::{At, Edge};
 use mainstem::proto::{
     CommitOffset, CommitOffsetsRequest, CreateGroupRequest, DeleteGroupRequest,
     DescribeGroupRequest, DescribeGroupResponse, Group, GroupConfig, ListGroupsRequest,
-    ListGroupsResponse, OffsetRange, Position, PullRequest, PullResponse, QueueProgress,
-    RetryDelays, TopicConfig, UpdateGroupRequest,
+    ListGroupsResponse, OffsetRange, OtherFilters, Position, PullRequest, PullResponse,
+    QueueProgress, RetryDelays, TopicConfig, UpdateGroupRequest,
 };
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -105,7 +105,7 @@ async fn creation_is_idempotent_and_refuses_other_settings() {
     let config = GroupConfig {
         enabled: Some(false),
         ordered: Some(true),
-        one_filter: Some(true),
+        other_filters: OtherFilters::Roll.into(),
         retry_jitter: Some(30),
         max_attempts: Some(0),
         retry_delays: Some(RetryDelays { ms: vec![0, 43_200_000] }),

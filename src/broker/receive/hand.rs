@@ -16,7 +16,7 @@ use crate::filter::Expression;
 use crate::format::attributes::{self, DeadReason};
 use crate::format::batch::TagFilter;
 use crate::format::state_record::OpenState;
-use crate::message::{QueueId, QueueOffset};
+use crate::message::{OtherFilters, QueueId, QueueOffset};
 use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
 use crate::sync::lock;
 
@@ -234,15 +234,23 @@ impl Broker {
                 hand.finished.push(*due);
                 continue;
             }
-            let wanted = cut::wanted(record, index, 1, hand.receiver.request.filter);
+            let filters = (hand.receiver.request.filter, hand.receiver.others.as_slice());
+            let wanted = cut::wanted(record, index, (1, 1), filters);
             let Ok(wanted) = wanted else {
                 let stored = Stored::Undecodable(record.clone());
                 self.bury_due(hand, *due, stored).await;
                 continue;
             };
             if wanted.indexes.first() != Some(&index) {
-                // It was wanted by a member whose filter is another one: it is left for him.
-                if !lock(&hand.receiver.ready.subscriptions).is_only_one() {
+                // One that nobody was given yet is kept for those of now, one that somebody was given for him.
+                let rule = hand.receiver.consumer.group.settings().other_filters;
+                let is_kept = match rule {
+                    OtherFilters::Roll if !due.was_leased() => wanted.kept == [index],
+                    OtherFilters::Roll | OtherFilters::Warn | OtherFilters::Refuse => {
+                        !lock(&hand.receiver.ready.subscriptions).is_only_one()
+                    }
+                };
+                if is_kept {
                     hand.left += 1;
                     continue;
                 }
@@ -354,7 +362,10 @@ impl Broker {
             from: QueueOffset::new(from),
             max_messages: room.max(scan),
             max_bytes: usize::try_from(room_bytes).unwrap_or(usize::MAX).max(1),
-            filter: Arc::clone(&hand.receiver.tags),
+            filter: match hand.receiver.others.as_slice() {
+                [] => Arc::clone(&hand.receiver.tags),
+                [_, ..] => Arc::new(TagFilter::All),
+            },
         };
         let outcome = match self.store.read(read).await {
             Ok(outcome) => outcome,
@@ -381,7 +392,8 @@ impl Broker {
             }
         };
         let mut next = next.get();
-        let mut left = room;
+        let (mut left, mut kept) = (room, 0);
+        let open = in_hand.room;
         if is_damaged {
             let messages = u32::try_from(next - from).unwrap_or(u32::MAX);
             hand.lose(at, (from, 0), (Stored::Damaged, messages));
@@ -391,14 +403,16 @@ impl Broker {
             let skip = from.saturating_sub(record.first_queue_offset.get());
             let skip = u16::try_from(skip).unwrap_or(u16::MAX);
             let first = record.first_queue_offset.get();
-            if left == 0 || hand.bytes >= hand.max_bytes {
+            if left == 0 || room - left + kept >= open || hand.bytes >= hand.max_bytes {
                 next = first + u64::from(skip);
                 break;
             }
             if is_for_others(&record, hand.receiver.consumer) {
                 continue;
             }
-            let wanted = cut::wanted(&record, skip, left, hand.receiver.request.filter);
+            let filters = (hand.receiver.request.filter, hand.receiver.others.as_slice());
+            let room = (left, open - (room - left) - kept);
+            let wanted = cut::wanted(&record, skip, room, filters);
             let (wanted, batches) = match wanted {
                 Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Vec::new())),
                 Ok(wanted) => {
@@ -409,10 +423,10 @@ impl Broker {
                     let most = u16::try_from(left).unwrap_or(u16::MAX);
                     let next = record.message_count.min(skip.saturating_add(most));
                     let indexes = (skip..next).collect();
-                    (Wanted { indexes, next, group_hash: 0 }, Err(error))
+                    (Wanted { indexes, next, ..Wanted::default() }, Err(error))
                 }
             };
-            let Wanted { mut indexes, next: behind, group_hash } = wanted;
+            let Wanted { mut indexes, kept: of_others, next: behind, group_hash } = wanted;
             let batches = match batches {
                 Ok(batches) => batches,
                 Err(error) if is_lost(&error) => {
@@ -431,6 +445,11 @@ impl Broker {
                 }
             };
             left -= batches.len();
+            kept += of_others.len();
+            if let Some(in_hand) = hand.queues.get_mut(at) {
+                let places = of_others.iter().map(|index| first + u64::from(*index));
+                in_hand.fresh.kept.extend(places.map(|place| (place, group_hash)));
+            }
             for (index, batch) in indexes.into_iter().zip(batches) {
                 let place = (queue, first + u64::from(index));
                 hand.bytes += bytes_of(&batch);
@@ -445,11 +464,11 @@ impl Broker {
             }
         }
         self.counters.gone.add(gone);
-        let passed = next.saturating_sub(from).saturating_sub(gone + (room - left) as u64);
+        let passed = next.saturating_sub(from).saturating_sub(gone + (room - left + kept) as u64);
         self.counters.filtered.add(passed);
         if let Some(in_hand) = hand.queues.get_mut(at) {
             in_hand.fresh.to = in_hand.fresh.to.max(next);
-            in_hand.room -= room - left;
+            in_hand.room -= room - left + kept;
             in_hand.has_more = next < max.get();
             if !in_hand.has_more {
                 let (topic, next) = (hand.receiver.consumer.topic, QueueOffset::new(next));

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::append;
 use crate::format::state_record::Transition;
-use crate::message::{GroupId, GroupSettings, InitialPosition, PhysicalOffset};
+use crate::message::{GroupId, GroupSettings, InitialPosition, OtherFilters, PhysicalOffset};
 use crate::store::{AppendError, Store};
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
@@ -93,8 +93,8 @@ pub struct GroupChange {
     pub enabled: Option<bool>,
     /// Whether messages of one message group are delivered one after the other.
     pub ordered: Option<bool>,
-    /// Whether all its members must use one filter for a topic.
-    pub one_filter: Option<bool>,
+    /// What becomes of a member that comes with another filter.
+    pub other_filters: Option<OtherFilters>,
     /// Deliveries of one message; `Some(None)` is without a limit.
     pub max_attempts: Option<Option<u32>>,
     /// The pauses between them, in milliseconds.
@@ -113,7 +113,7 @@ impl GroupChange {
         GroupSettings {
             enabled: self.enabled.unwrap_or(settings.enabled),
             ordered: self.ordered.unwrap_or(settings.ordered),
-            one_filter: self.one_filter.unwrap_or(settings.one_filter),
+            other_filters: self.other_filters.unwrap_or(settings.other_filters),
             max_attempts: self.max_attempts.unwrap_or(settings.max_attempts),
             retry_delays_ms: delays.clone(),
             retry_jitter: self.retry_jitter.unwrap_or(settings.retry_jitter),

@@ -48,7 +48,7 @@
 //!
 //! | settings of a group | field                                                                                 |
 //! | ------------------- | ------------------------------------------------------------------------------------- |
-//! |                     | 3 flags u8: 1 enabled + 2 ordered + 4 one filter, 4 most attempts u32 (0: without a limit), 5 retry delays in ms, u64 each, 6 initial position u8 (1 earliest, 2 latest, 3 time), [7 initial time in ms], [8 jitter of the delays in percent u32; absent: 0] |
+//! |                     | 3 flags u8: 1 enabled + 2 ordered + 4 refuses other filters or 8 rolls them, 4 most attempts u32 (0: without a limit), 5 retry delays in ms, u64 each, 6 initial position u8 (1 earliest, 2 latest, 3 time), [7 initial time in ms], [8 jitter of the delays in percent u32; absent: 0] |
 //!
 //! | at | len | row of a session, from the oldest to that of its last sequence |
 //! | -: | --: | -------------------------------------------------------------- |

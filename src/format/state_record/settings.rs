@@ -4,8 +4,8 @@ use super::put_u64;
 use crate::format::DecodeError;
 use crate::format::fields::{Field, put_field};
 use crate::message::{
-    Access, FlushMode, GroupSettings, InitialPosition, Retention, Timestamp, TopicSettings,
-    TopicType,
+    Access, FlushMode, GroupSettings, InitialPosition, OtherFilters, Retention, Timestamp,
+    TopicSettings, TopicType,
 };
 
 const READABLE: u8 = 1;
@@ -13,7 +13,8 @@ const WRITABLE: u8 = 2;
 
 const ENABLED: u8 = 1;
 const ORDERED: u8 = 2;
-const ONE_FILTER: u8 = 4;
+const REFUSES_FILTERS: u8 = 4;
+const ROLLS_FILTERS: u8 = 8;
 
 const EARLIEST: u8 = 1;
 const LATEST: u8 = 2;
@@ -59,7 +60,7 @@ pub(super) fn topic_of(fields: [Field<'_>; 6]) -> Result<TopicSettings, DecodeEr
 pub(super) fn put_group(out: &mut Vec<u8>, settings: &GroupSettings) {
     let flags = u8::from(settings.enabled) * ENABLED
         + u8::from(settings.ordered) * ORDERED
-        + u8::from(settings.one_filter) * ONE_FILTER;
+        + filters_code(settings.other_filters);
     put_field(out, 3, &[flags]);
     put_field(out, 4, &settings.max_attempts.unwrap_or(0).to_le_bytes());
     let delays: Vec<u8> = settings.retry_delays_ms.iter().flat_map(|ms| ms.to_le_bytes()).collect();
@@ -80,13 +81,15 @@ pub(super) fn put_group(out: &mut Vec<u8>, settings: &GroupSettings) {
 /// The settings in fields 3 to 8.
 pub(super) fn group_of(fields: [Field<'_>; 6]) -> Result<GroupSettings, DecodeError> {
     let [flags, max_attempts, delays, position, time, jitter] = fields;
-    let flags =
-        flags.code(|flags| (flags & !(ENABLED | ORDERED | ONE_FILTER) == 0).then_some(flags))?;
+    let (flags, other_filters) = flags.code(|flags| {
+        let filters = filters_of(flags & !(ENABLED | ORDERED));
+        filters.map(|filters| (flags, filters))
+    })?;
     let max_attempts = max_attempts.u32()?;
     Ok(GroupSettings {
         enabled: flags & ENABLED != 0,
         ordered: flags & ORDERED != 0,
-        one_filter: flags & ONE_FILTER != 0,
+        other_filters,
         max_attempts: (max_attempts > 0).then_some(max_attempts),
         retry_delays_ms: super::rows(delays, size_of::<u64>(), |row| super::u64_at(row, 0))?,
         retry_jitter: jitter.optional().map_or(Ok(0), Field::u32)?,
@@ -103,6 +106,19 @@ pub(super) fn group_of(fields: [Field<'_>; 6]) -> Result<GroupSettings, DecodeEr
 fn access_of(code: u8) -> Option<Access> {
     let access = Access { read: code & READABLE != 0, write: code & WRITABLE != 0 };
     (code & !(READABLE | WRITABLE) == 0).then_some(access)
+}
+
+fn filters_code(filters: OtherFilters) -> u8 {
+    match filters {
+        OtherFilters::Warn => 0,
+        OtherFilters::Refuse => REFUSES_FILTERS,
+        OtherFilters::Roll => ROLLS_FILTERS,
+    }
+}
+
+fn filters_of(code: u8) -> Option<OtherFilters> {
+    let all = [OtherFilters::Warn, OtherFilters::Refuse, OtherFilters::Roll];
+    all.into_iter().find(|filters| filters_code(*filters) == code)
 }
 
 fn flush_code(flush: FlushMode) -> u8 {

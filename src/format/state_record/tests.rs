@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::format::testing::*;
+use crate::message::OtherFilters;
 use crate::message::{Access, FlushMode, InitialPosition, LeaseId, Retention, TopicType};
 
 fn created(flush: FlushMode, topic_type: TopicType) -> Transition {
@@ -144,7 +145,7 @@ fn every_kind() -> Vec<Transition> {
     let group = GroupSettings {
         enabled: false,
         ordered: true,
-        one_filter: false,
+        other_filters: OtherFilters::Warn,
         max_attempts: None,
         retry_delays_ms: vec![1_000, 5_000],
         retry_jitter: 0,
@@ -341,7 +342,7 @@ fn of_consumers() -> Vec<Transition> {
         Transition::GroupUpdated {
             id: group,
             settings: GroupSettings {
-                one_filter: true,
+                other_filters: OtherFilters::Roll,
                 retry_jitter: 20,
                 ..GroupSettings::default()
             },
@@ -661,7 +662,7 @@ const GOLDEN_CONSUMERS: [&str; 61] = [
     "000d000000000000001c0000000c0000",
     "00010008004700000000000000070000",
     "00ba0000000100080002000000000000",
-    "00030001000504000400110000000500",
+    "00030001000904000400110000000500",
     "9000e803000000000000881300000000",
     "00001027000000000000307500000000",
     "000060ea000000000000c0d401000000",

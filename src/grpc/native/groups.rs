@@ -10,7 +10,8 @@ use crate::broker::{
 };
 use crate::grpc::deadline;
 use crate::message::{
-    GroupSettings, InitialPosition, MessageId, QueueId, QueueOffset, Timestamp, TopicId,
+    GroupSettings, InitialPosition, MessageId, OtherFilters, QueueId, QueueOffset, Timestamp,
+    TopicId,
 };
 use crate::proto::position::{At, Edge};
 use crate::proto::{
@@ -30,6 +31,7 @@ const DEFAULT_WAITING: u32 = 100;
 
 /// As the field is called where a position is refused.
 const INITIAL_POSITION: &str = "initial_position";
+const OTHER_FILTERS: &str = "other_filters";
 
 pub(super) async fn create(
     broker: &Broker,
@@ -201,7 +203,7 @@ fn change(config: Option<GroupConfig>) -> Result<GroupChange, BrokerError> {
     Ok(GroupChange {
         enabled: config.enabled,
         ordered: config.ordered,
-        one_filter: config.one_filter,
+        other_filters: other_filters(config.other_filters)?,
         max_attempts: config.max_attempts.map(attempts),
         retry_delays_ms: config.retry_delays.map(|delays| delays.ms),
         retry_jitter: config.retry_jitter,
@@ -224,8 +226,26 @@ fn initial_position(position: proto::Position) -> Result<InitialPosition, Broker
     }
 }
 
+fn other_filters(code: i32) -> Result<Option<OtherFilters>, BrokerError> {
+    match proto::OtherFilters::try_from(code) {
+        Ok(proto::OtherFilters::Unspecified) => Ok(None),
+        Ok(proto::OtherFilters::Warn) => Ok(Some(OtherFilters::Warn)),
+        Ok(proto::OtherFilters::Refuse) => Ok(Some(OtherFilters::Refuse)),
+        Ok(proto::OtherFilters::Roll) => Ok(Some(OtherFilters::Roll)),
+        Err(_) => {
+            let fault = RequestFault::Enumeration { field: OTHER_FILTERS };
+            Err(BrokerError::BadRequest { fault })
+        }
+    }
+}
+
 fn group(group: &Group) -> proto::Group {
     let settings = &group.settings;
+    let filters = match settings.other_filters {
+        OtherFilters::Warn => proto::OtherFilters::Warn,
+        OtherFilters::Refuse => proto::OtherFilters::Refuse,
+        OtherFilters::Roll => proto::OtherFilters::Roll,
+    };
     let at = match settings.initial_position {
         InitialPosition::Earliest => At::Edge(Edge::Earliest.into()),
         InitialPosition::Latest => At::Edge(Edge::Latest.into()),
@@ -237,7 +257,7 @@ fn group(group: &Group) -> proto::Group {
         config: Some(GroupConfig {
             enabled: Some(settings.enabled),
             ordered: Some(settings.ordered),
-            one_filter: Some(settings.one_filter),
+            other_filters: filters.into(),
             max_attempts: Some(settings.max_attempts.unwrap_or(0)),
             retry_delays: Some(RetryDelays { ms: settings.retry_delays_ms.clone() }),
             retry_jitter: Some(settings.retry_jitter),

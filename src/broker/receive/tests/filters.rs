@@ -85,7 +85,11 @@ async fn what_one_member_was_given_is_not_finished_by_the_filter_of_another() {
 
 #[tokio::test(start_paused = true)]
 async fn a_group_may_refuse_members_with_another_filter_as_long_as_the_first_is_in_use() {
-    let rig = Rig::new(1, GroupSettings { one_filter: true, ..GroupSettings::default() }).await;
+    let rig = Rig::new(
+        1,
+        GroupSettings { other_filters: OtherFilters::Refuse, ..GroupSettings::default() },
+    )
+    .await;
     rig.send_to(0, "x").await;
     let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (a, all) = (tags("a"), all());
@@ -176,5 +180,75 @@ async fn what_is_due_for_a_member_with_another_filter_wakes_him_and_nobody_again
     // It is due for 19 s: one of the four looks each second.
     let parked = rig.broker.counters().parked.get();
     assert!(parked < 5 + 2 * 20, "{parked}");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_group_goes_on_to_another_filter_each_member_gets_what_its_own_wants() {
+    let roll = OtherFilters::Roll;
+    for settings in [GroupSettings::default(), ordered()] {
+        let is_ordered = settings.ordered;
+        let rig = Rig::new(1, GroupSettings { other_filters: roll, ..settings }).await;
+        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+        let (old, new, third) = (tags("a || both"), tags("b || both"), tags("c"));
+        let (of_old, of_new) = (rig.request(&old, 9), rig.request(&new, 9));
+        assert!(rig.receive_all(of_old).await.is_empty());
+        assert!(rig.receive_all(of_new).await.is_empty());
+        let refused = rig.broker.receive_messages(rig.request(&third, 9)).await;
+        assert!(matches!(refused, Err(BrokerError::FilterMismatch { .. })), "{refused:?}");
+        let queue = (!is_ordered).then_some(QueueId::ZERO);
+        let [a, b, both, none] =
+            [("a", Some("a")), ("b", Some("b")), ("both", Some("both")), ("none", None)]
+                .map(|(body, tag)| (body, tag, is_ordered.then_some(body)));
+        rig.store(queue, &[a], None).await;
+        rig.store(queue, &[b], None).await;
+        rig.store(queue, &[both], None).await;
+        rig.store(queue, &[none], None).await;
+        let got: Vec<_> = rig.receive_all(of_new).await.iter().map(seen).collect();
+        assert_eq!(got, [of(0, 1, 1, "b"), of(0, 2, 1, "both")]);
+        assert_eq!(rig.broker.counters().filtered.get(), 1, "what none of the two wants");
+        // It is kept over a start too, where each has to come again before anything of his is passed over.
+        let rig = rig.again();
+        let (of_old, of_new) = (rig.request(&old, 9), rig.request(&new, 9));
+        let first = rig.receive_all(of_old).await;
+        assert_eq!(first.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "a")]);
+        rig.ack(&[&first[0].handle]).await;
+        assert!(rig.receive_all(of_new).await.is_empty());
+        // What is kept for nobody who comes is passed over in the end.
+        rig.store(queue, &[a], None).await;
+        assert!(rig.receive_all(of_new).await.is_empty());
+        assert_eq!(rig.broker.counters().filtered.get(), 0);
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!(rig.receive_all(of_new).await.is_empty());
+        assert_eq!(rig.broker.counters().filtered.get(), 1);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_an_ordered_group_what_is_kept_for_others_holds_what_comes_behind_it() {
+    let settings = GroupSettings { other_filters: OtherFilters::Roll, ..ordered() };
+    let rig = Rig::new(1, settings).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (old, new) = (tags("a"), tags("b"));
+    let (of_old, of_new) = (rig.request(&old, 9), rig.request(&new, 9));
+    assert!(rig.receive_all(of_old).await.is_empty());
+    assert!(rig.receive_all(of_new).await.is_empty());
+    for (body, tag) in [("1", "a"), ("2", "b"), ("3", "a")] {
+        rig.store(None, &[(body, Some(tag), Some("group"))], None).await;
+    }
+    assert!(rig.receive_all(of_new).await.is_empty(), "the first is not for him");
+    let first = rig.receive_all(of_old).await;
+    assert_eq!(first.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "1")]);
+    assert!(rig.receive_all(of_new).await.is_empty());
+    rig.ack(&[&first[0].handle]).await;
+    assert!(rig.receive_all(of_old).await.is_empty());
+    let second = rig.receive_all(of_new).await;
+    assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "2")]);
+    rig.ack(&[&second[0].handle]).await;
+    let third = rig.receive_all(of_old).await;
+    assert_eq!(third.iter().map(seen).collect::<Vec<_>>(), [of(0, 2, 1, "3")]);
+    rig.ack(&[&third[0].handle]).await;
+    assert_eq!(rig.committed(0).await, 3);
     rig.broker.close().unwrap();
 }

@@ -45,6 +45,7 @@ pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
 pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wish};
 pub(crate) use self::standing::{Claim, Standing};
+pub(crate) use self::subscriptions::Mismatch;
 use crate::broker::clients::hash_of;
 use crate::format::state_record::{
     ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition, Tried,

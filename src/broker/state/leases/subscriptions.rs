@@ -1,8 +1,12 @@
 //! Which filters the members of a group use for a topic: they should be one. No state: learned from their receives.
 //!
 //! What one filter leaves out is finished for the whole group, so two members with different filters lose messages to
-//! each other. That is noticed here, and shown; a group may have it refused instead. What was already delivered to a
-//! member is not finished by the filter of another one.
+//! each other. That is noticed here, and shown; a group may have it refused instead, or have its members change from
+//! one filter to the next while both get theirs. What was already delivered to a member is not finished by the filter of
+//! another one.
+//!
+//! Which of two filters is the older one is known since the first receive with each: after a start it is the one that
+//! comes first.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +14,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::filter::Expression;
+use crate::message::OtherFilters;
 
 /// A filter is in use for so long after a receive with it.
 pub(crate) const IN_USE: Duration = Duration::from_secs(60);
 
 /// Whose filter was not used for so long does not come back for what he left behind.
 const KEPT: Duration = Duration::from_secs(600);
+
+/// For so long what one of two versions of a filter wants is kept; then the new one is the group's.
+pub(crate) const ROLL: Duration = Duration::from_secs(600);
 
 /// So many different filters are known; of more the one that was not used for longest is forgotten.
 const MAX_FILTERS: usize = 4;
@@ -25,6 +33,17 @@ struct Used {
     filter: Arc<Expression>,
     since: Instant,
     last: Instant,
+}
+
+/// A filter that differs from that of other members.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Mismatch {
+    /// The filter that the group uses.
+    pub(crate) expected: Arc<Expression>,
+    /// This one was not known before.
+    pub(crate) is_new: bool,
+    /// It is not served.
+    pub(crate) is_refused: bool,
 }
 
 /// The filters of a group for a topic.
@@ -39,13 +58,9 @@ impl Subscriptions {
         Self { since: Instant::now(), used: Vec::new() }
     }
 
-    /// Notes a receive. Returns the filter that is in use for longest if it is another one, and whether this one was
-    /// not known; with `only_one` the receive is refused then, and not noted.
-    pub(crate) fn note(
-        &mut self,
-        filter: &Expression,
-        only_one: bool,
-    ) -> Option<(Arc<Expression>, bool)> {
+    /// Notes a receive. Returns what there is to say of its filter if others use another one; if it is refused it is
+    /// not noted.
+    pub(crate) fn note(&mut self, filter: &Expression, rule: OtherFilters) -> Option<Mismatch> {
         let now = Instant::now();
         let is_in_use = |used: &Used| now.saturating_duration_since(used.last) <= IN_USE;
         if let [used] = self.used.as_mut_slice()
@@ -55,13 +70,30 @@ impl Subscriptions {
             return None;
         }
         self.used.retain(|used| now.saturating_duration_since(used.last) <= KEPT);
-        let oldest = self.used.iter().filter(|used| is_in_use(used)).min_by_key(|used| used.since);
-        let other =
-            oldest.filter(|used| *used.filter != *filter).map(|used| Arc::clone(&used.filter));
         let is_new = self.used.iter().all(|used| *used.filter != *filter);
-        let other = other.map(|other| (other, is_new));
-        if other.is_some() && only_one {
-            return other;
+        let in_use = || self.used.iter().filter(|used| is_in_use(used));
+        let oldest = in_use().min_by_key(|used| used.since);
+        let newest = in_use().max_by_key(|used| used.since);
+        let is_rolled =
+            newest.is_some_and(|newest| now.saturating_duration_since(newest.since) >= ROLL);
+        let of_group = match rule {
+            OtherFilters::Roll if is_rolled => newest,
+            OtherFilters::Warn | OtherFilters::Refuse | OtherFilters::Roll => oldest,
+        };
+        let others = in_use().filter(|used| *used.filter != *filter).count();
+        let is_refused = match rule {
+            OtherFilters::Warn => false,
+            OtherFilters::Refuse => true,
+            // One goes on to the next, which is known or the second.
+            OtherFilters::Roll => is_rolled && others > 0 && !is_new || others > 1,
+        };
+        let mismatch = of_group.filter(|used| *used.filter != *filter).map(|used| Mismatch {
+            expected: Arc::clone(&used.filter),
+            is_new,
+            is_refused,
+        });
+        if let Some(Mismatch { is_refused: true, .. }) = &mismatch {
+            return mismatch;
         }
         match self.used.iter_mut().find(|used| *used.filter == *filter) {
             Some(used) => {
@@ -81,7 +113,17 @@ impl Subscriptions {
                 self.used.push(Used { filter, since: now, last: now });
             }
         }
-        other
+        mismatch
+    }
+
+    /// The other filters that are in use: what they want is kept for those who come with them, if the group changes
+    /// from one to the next.
+    pub(crate) fn others(&self, filter: &Expression) -> Vec<Arc<Expression>> {
+        let now = Instant::now();
+        let others = self.used.iter().filter(|used| {
+            *used.filter != *filter && now.saturating_duration_since(used.last) <= IN_USE
+        });
+        others.map(|used| Arc::clone(&used.filter)).collect()
     }
 
     /// Whether nobody uses another filter, as far as can be known: what one does not want then nobody wants.
@@ -99,7 +141,8 @@ mod tests {
     use crate::filter::Language;
 
     fn note(known: &mut Subscriptions, text: &str, only_one: bool) -> Option<String> {
-        known.note(&tags(text), only_one).map(|(other, _)| other.to_string())
+        let rule = if only_one { OtherFilters::Refuse } else { OtherFilters::Warn };
+        known.note(&tags(text), rule).map(|other| other.expected.to_string())
     }
 
     fn tags(text: &str) -> Expression {
@@ -155,5 +198,37 @@ mod tests {
         }
         assert_eq!(known.used.len(), MAX_FILTERS);
         assert!(known.used.iter().any(|used| *used.filter == tags("t99")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_goes_on_from_one_filter_to_the_next_and_serves_two_for_ten_minutes() {
+        let mut known = Subscriptions::new();
+        let mut note = |text: &str| {
+            let noted = known.note(&tags(text), OtherFilters::Roll);
+            let others = known.others(&tags(text)).iter().map(ToString::to_string).collect();
+            (noted.map(|of| (of.expected.to_string(), of.is_refused)), others)
+        };
+        let served = |others: &[&str]| (None, others.iter().map(ToString::to_string).collect());
+        let told = |expected: &str, is_refused: bool, others: &[&str]| -> (_, Vec<String>) {
+            let others = others.iter().map(ToString::to_string).collect();
+            (Some((expected.to_owned(), is_refused)), others)
+        };
+        assert_eq!(note("old"), served(&[]));
+        pass(2 * ROLL).await;
+        assert_eq!(note("old"), served(&[]), "it is the only one");
+        assert_eq!(note("new"), told("old", false, &["old"]));
+        for _ in 0..19 {
+            pass(Duration::from_secs(30)).await;
+            assert_eq!(note("old"), served(&["new"]));
+            assert_eq!(note("new"), told("old", false, &["old"]));
+            assert_eq!(note("third"), told("old", true, &["old", "new"]));
+        }
+        pass(Duration::from_secs(30)).await;
+        assert_eq!(note("new"), served(&["old"]));
+        assert_eq!(note("old"), told("new", true, &["new"]));
+        pass(Duration::from_secs(31)).await;
+        assert_eq!(note("new"), served(&[]), "nobody comes with the old one");
+        assert_eq!(note("third"), told("new", false, &["new"]), "the next version");
+        assert_eq!(note("new"), served(&["third"]));
     }
 }

@@ -357,6 +357,7 @@ impl Game {
         assert_eq!(from, self.model.end(queue));
         let wanted = (from..from + count).filter(|offset| unwanted >> (offset % 64) & 1 == 0);
         let fresh = Fresh {
+            kept: Vec::new(),
             queue,
             from,
             to: from + count,

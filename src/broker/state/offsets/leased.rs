@@ -70,6 +70,8 @@ pub(crate) struct Fresh {
     pub(crate) to: u64,
     /// Offset and hash of the message group of each, rising.
     pub(crate) messages: Vec<(u64, u32)>,
+    /// The same of those that stay open for other members of the group.
+    pub(crate) kept: Vec<(u64, u32)>,
 }
 
 /// What is to be given, and for how long.
@@ -876,6 +878,8 @@ impl Plan {
             |due: &&Due| leases.get(due.place).is_some_and(|open| open.lease == due.open.lease);
         // How many open messages of a message group this giving has in its hand.
         let mut own = HashMap::<Lock, usize, Hasher>::default();
+        // Message groups of which something is kept for others: what comes behind it waits.
+        let mut others = HashSet::<Lock, Hasher>::default();
         let in_turn = in_turn(leases, giving, now);
         let is_its_turn = |due: &&Due| in_turn.as_ref().is_none_or(|all| all.contains(&due.place));
         for due in giving.again.iter().filter(is_unchanged).filter(is_its_turn) {
@@ -897,14 +901,25 @@ impl Plan {
                 continue;
             }
             plan.cursors.push((QueueId::new(fresh.queue), QueueOffset::new(fresh.to)));
-            for (offset, group_hash) in &fresh.messages {
+            let kept = fresh.kept.iter().map(|message| (message, true));
+            let mut messages: Vec<_> =
+                fresh.messages.iter().map(|message| (message, false)).chain(kept).collect();
+            if !fresh.kept.is_empty() {
+                messages.sort_unstable();
+            }
+            for ((offset, group_hash), is_kept) in messages {
                 let place = (fresh.queue, *offset);
                 plan.added += 1;
+                let lock = leases.lock_if_ordered(fresh.queue, *group_hash);
                 // All of the message group that is open goes to the same consumer, before this one.
-                let is_free = leases.lock_if_ordered(fresh.queue, *group_hash).is_none_or(|of| {
-                    leases.open_of(of) <= own.get(&of).copied().unwrap_or_default()
+                let is_free = lock.is_none_or(|of| {
+                    let is_own = leases.open_of(of) <= own.get(&of).copied().unwrap_or_default();
+                    is_own && !others.contains(&of)
                 });
-                match is_free {
+                if is_kept {
+                    others.extend(lock);
+                }
+                match is_free && !is_kept {
                     true => plan.deliver(place, 1, *group_hash, true),
                     false => plan.add(place, 0, *group_hash),
                 }

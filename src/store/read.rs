@@ -46,8 +46,8 @@ const LOOKUP: usize = 64;
 /// Entries that a filter may pass over in one call: bounds the time of a call that finds nothing.
 const SCAN_BUDGET: usize = 20_000;
 
-/// How long a read goes on in other queues once it has what it was asked for: a few hops between threads are saved, and
-/// nobody waits for long for what was ready.
+/// How long a read goes on in other queues once it has what it was asked for: hops between threads and answers of their
+/// own are saved, and nobody waits for long for what was ready.
 const READ_AHEAD: Duration = Duration::from_millis(1);
 
 /// So many reads of a place must the disk refuse before it counts as damaged.
@@ -354,28 +354,28 @@ impl Shared {
         read.answer(stop)
     }
 
-    /// Reads where the disk may be waited for; then in others, as far as [`READ_AHEAD`] and the bytes go, and up to the
-    /// first that has no records to give: what there is to say of it meets who asks for it.
-    pub(super) fn read_on_disk(
+    /// Reads as [`Shared::read`]; then in others, as far as [`READ_AHEAD`] and the bytes go, and up to the first that
+    /// has no records to give there: what there is to say of it meets who asks for it.
+    pub(super) fn read_along(
         &self,
-        mut request: ReadRequest,
-        others: Vec<(QueueId, QueueOffset)>,
-    ) -> Result<(ReadOutcome, Vec<Ahead>), ReadError> {
+        request: &ReadRequest,
+        others: &[(QueueId, QueueOffset)],
+        may: May,
+    ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
         let begun = Instant::now();
-        // With the disk allowed there always is an answer.
-        let first = self.read(&request, May::Disk)?.unwrap_or(ReadOutcome::Rebuilding);
+        let Some(first) = self.read(request, may)? else { return Ok(None) };
         let mut ahead = Vec::new();
-        let ReadOutcome::Records { records, .. } = &first else { return Ok((first, ahead)) };
+        let ReadOutcome::Records { records, .. } = &first else { return Ok(Some((first, ahead))) };
         let mut left = request.max_bytes.saturating_sub(bytes_of(records));
         // Any read gives a whole record, whether it fits or not: others are mostly as large as this one.
         let mut largest = records.iter().map(len_of).max().unwrap_or(0);
-        for (queue, from) in others {
+        let mut request = request.clone();
+        for &(queue, from) in others {
             if left < largest || begun.elapsed() > READ_AHEAD {
                 break;
             }
             (request.queue, request.from, request.max_bytes) = (queue, from, left);
-            let Ok(Some(ReadOutcome::Records { records, next, range })) =
-                self.read(&request, May::Disk)
+            let Ok(Some(ReadOutcome::Records { records, next, range })) = self.read(&request, may)
             else {
                 break;
             };
@@ -384,7 +384,7 @@ impl Shared {
             largest = largest.max(records.iter().map(len_of).max().unwrap_or(0));
             ahead.push(Ahead { queue, records, next, range });
         }
-        Ok((first, ahead))
+        Ok(Some((first, ahead)))
     }
 
     /// The record that a message id names, if it is there and visible.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use super::Shared;
 use super::topics::TopicHandle;
 use super::waiters::{Arrival, Waiter};
-use crate::message::{QueueId, QueueKey, QueueOffset};
+use crate::message::{FlushMode, QueueId, QueueKey, QueueOffset};
 use crate::sync::{Arc, Ordering, fence};
 
 /// Places in queues of a topic at which one reader waits. Made by [`super::Store::arrivals`].
@@ -50,7 +50,10 @@ impl Arrivals {
             shared.arrivals.wake_one(key, waiter, place, why);
             return;
         }
-        shared.wake_when_flushed(key, from);
+        // Of an async topic all that is dispatched is readable; who makes it one wakes the parked.
+        if self.topic.flush() == FlushMode::Sync {
+            shared.wake_when_flushed(key, from);
+        }
         // Whoever appends from now on finds the place parked; a wake-up for each that is parked would be one too many.
         if shared.marks.dispatched.get() < shared.marks.appended.get() {
             shared.dispatch_signal.wake();

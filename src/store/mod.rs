@@ -80,7 +80,7 @@ use crate::format::state_record::SessionBatch;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{ConsumeQueues, Lookup};
 use crate::log::index::{Coverage, Indexes};
-use crate::log::paged::SealedError;
+use crate::log::paged::{Pages, SealedError};
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
     TopicId, TopicSettings,
@@ -394,8 +394,9 @@ impl Shared {
         key: QueueKey,
         from: QueueOffset,
         out: &mut Vec<crate::format::consume_queue::QueueEntry>,
+        pages: &mut Pages,
     ) -> Result<Lookup, ReadError> {
-        match self.queues.lookup(key, from, 64, out) {
+        match self.queues.lookup(key, from, 64, out, pages) {
             Ok(found) => Ok(found),
             // The file was marked missing by the lookup: it is made again.
             Err(SealedError::Damaged { base, .. }) => Ok(Lookup::Rebuilding { base }),

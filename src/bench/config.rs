@@ -1,5 +1,6 @@
 //! What a run is asked to do. Part of the run's JSON, so that a run says what it measured.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,9 @@ pub(crate) struct Config {
     pub(crate) what: What,
     /// The broker to measure; `None`: one of its own.
     pub(crate) server: Option<String>,
+    /// Of that broker: talk TLS, and trust these certificates alone, in PEM.
+    #[serde(skip)]
+    pub(crate) authorities: Option<Arc<[u8]>>,
     /// Bytes of a message's body.
     pub(crate) payload: usize,
     /// Messages of a batch.
@@ -257,6 +261,7 @@ mod tests {
         Config {
             what: What::Pull,
             server: None,
+            authorities: None,
             payload: 1 << 10,
             batch: 100,
             in_flight: 1,

@@ -228,9 +228,27 @@ struct Bench {
     control: Option<Place>,
 }
 
+/// Where a server is, and whom to trust there.
+#[derive(Clone, Debug)]
+struct Address {
+    server: String,
+    /// `None`: without TLS, or with it those whom this machine trusts.
+    authorities: Option<Arc<[u8]>>,
+}
+
+impl Address {
+    /// A connection of its own.
+    async fn connect(&self) -> Result<Client, ClientError> {
+        match &self.authorities {
+            Some(authorities) => Client::connect_trusting(&self.server, authorities).await,
+            None => Client::connect(&self.server).await,
+        }
+    }
+}
+
 /// A server that is measured.
 struct Place {
-    address: String,
+    address: Address,
     /// Of its own.
     name: &'static str,
     log: PathBuf,
@@ -242,7 +260,8 @@ impl Place {
     async fn start(name: &'static str, command: &[&str], log: PathBuf) -> Result<Self, BenchError> {
         match Server::start(command, &log, Life::Owned).await {
             Ok(process) => {
-                let address = process.addresses().grpc.clone();
+                let server = process.addresses().grpc.clone();
+                let address = Address { server, authorities: None };
                 Ok(Self { address, name, log, process: Some(process) })
             }
             Err(error @ ChildError::Ended) => {
@@ -263,8 +282,9 @@ impl Bench {
         watcher(News::Phase("starting"));
         let subject = match &config.server {
             Some(server) => {
-                let (address, log) = (server.clone(), PathBuf::new());
-                Place { address, name: "broker", log, process: None }
+                let (server, authorities) = (server.clone(), config.authorities.clone());
+                let address = Address { server, authorities };
+                Place { address, name: "broker", log: PathBuf::new(), process: None }
             }
             None => {
                 let data = dir.join("data").display().to_string();
@@ -395,7 +415,7 @@ impl Bench {
             retention_bytes,
             ..TopicSettings::default()
         };
-        let client = Client::connect(&self.subject.address).await?;
+        let client = self.subject.address.connect().await?;
         self.each_topic(|topic| {
             let client = client.clone();
             async move { client.create_topic(&topic, settings).await.map(|_| ()) }
@@ -447,7 +467,7 @@ impl Bench {
             subject.kill();
             return Ok(());
         }
-        let client = Client::connect(&self.subject.address).await?;
+        let client = self.subject.address.connect().await?;
         self.each_topic(|topic| {
             let client = client.clone();
             async move {

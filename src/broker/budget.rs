@@ -20,9 +20,6 @@ pub(crate) struct Budget {
 pub struct Permit(OwnedSemaphorePermit);
 
 impl Permit {
-    /// What it counts in: bytes are rounded up to it.
-    pub(crate) const UNIT: u64 = UNIT;
-
     /// How many bytes more must be taken by one who has `held`, to have `bytes` in all. Who has parts that grow takes
     /// for their sum: each for itself, be it a single byte, would take a unit.
     pub(crate) fn missing(held: Option<&Self>, bytes: u64) -> u64 {
@@ -46,12 +43,6 @@ impl Permit {
             drop(self.0.split(spare));
         }
         self
-    }
-
-    /// Takes what `bytes` count for out of it, if it has so much and something is left.
-    pub(crate) fn split(&mut self, bytes: u64) -> Option<Self> {
-        let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX).max(1);
-        if units >= self.0.num_permits() { None } else { self.0.split(units).map(Self) }
     }
 
     /// Both as one; they are of one budget.
@@ -118,10 +109,6 @@ mod tests {
         assert_eq!(Permit::missing(Some(&both), 8193), 1);
         assert_eq!(Permit::missing(None, 1), 1);
         assert!(budget.try_take(1).is_none());
-        let mut both = both;
-        assert!(both.split(8192).is_none(), "nothing would be left");
-        drop(both.split(1500).unwrap());
-        assert_eq!(budget.taken(), 6 << 10);
         drop(both);
         assert!(budget.try_take(8192).is_some());
     }

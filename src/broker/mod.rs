@@ -98,7 +98,7 @@ pub use offsets::{
     ResetRequest, Run,
 };
 pub use pull::{PullRequest, Pulled, SPLICED};
-pub use pull_stream::{PullStart, PullStream, PullStreamError, PullStreamRequest};
+pub use pull_stream::{Parts, PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use receive::{MAX_INVISIBLE, MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
 pub use redrive::{RedriveFault, RedriveRequest, Redriven};

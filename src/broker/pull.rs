@@ -74,8 +74,9 @@ pub struct Pulled {
     pub range: QueueRange,
     /// The current epoch.
     pub epoch: Epoch,
-    /// Keeps the answer's memory counted until it has left; `None` if it is without records. Of a batch that goes out
-    /// as it lies in the log's mapping only what surrounds it costs memory.
+    /// Keeps the answer's memory counted until it has left; `None` if it is without records, or one of several parts
+    /// that are counted together. Of a batch that goes out as it lies in the log's mapping only what surrounds it costs
+    /// memory.
     pub permit: Option<Permit>,
 }
 
@@ -92,7 +93,7 @@ pub(super) struct Reader {
 
 /// What there is from an offset on.
 pub(super) enum Look {
-    Found(Pulled),
+    Found(Read),
     /// A file is made again.
     Rebuilding,
     OutOfRange(QueueRange),
@@ -103,22 +104,14 @@ pub(super) enum Look {
     },
 }
 
-/// What was read of a queue along with another.
-pub(super) struct Along {
-    pub(super) read: Ahead,
+/// Records of a queue, and what was read of others along with them.
+pub(super) struct Read {
+    pub(super) records: Vec<StoredRecord>,
+    pub(super) next: QueueOffset,
+    pub(super) range: QueueRange,
+    pub(super) along: Vec<Ahead>,
+    /// For all of it.
     pub(super) permit: Permit,
-}
-
-/// Gives what was read along permits of its own out of `permit`, as far as `room` goes; what finds none is read again.
-fn share(permit: &mut Permit, room: u64, ahead: Vec<Ahead>) -> Vec<Along> {
-    let mut room = room;
-    let shared = ahead.into_iter().map_while(|read| {
-        let len = read.records.iter().map(memory).sum::<u64>();
-        // Each is rounded up to a unit.
-        room = room.checked_sub(len.saturating_add(Permit::UNIT))?;
-        Some(Along { read, permit: permit.split(len)? })
-    });
-    shared.collect()
 }
 
 /// Bytes of memory that a record takes beside its batch on its way out: where it is, and the fields around it.
@@ -127,7 +120,11 @@ const RECORD: u64 = 256;
 /// Bytes of the log that a record takes at least.
 const LEAST_RECORD: u32 = 128;
 
-/// Bytes of memory that a record takes on its way out.
+/// Bytes of memory that records take on their way out.
+fn memory_of(records: &[StoredRecord]) -> u64 {
+    records.iter().map(memory).sum()
+}
+
 fn memory(record: &StoredRecord) -> u64 {
     let len = record.batch.len();
     let batch = if record.is_in_place && len >= SPLICED { 0 } else { len };
@@ -214,9 +211,11 @@ impl Broker {
         let mut has_caught_up = false;
         loop {
             let place = (request.queue, from);
-            let (look, _) = self.look(reader, place, before(request.deadline), &[]).await?;
+            let look = self.look(reader, place, before(request.deadline), &[]).await?;
             let at_end = match look {
-                Look::Found(pulled) => return Ok(pulled),
+                Look::Found(Read { records, next, range, permit, .. }) => {
+                    return Ok(self.pulled(records, next, range, Some(permit)));
+                }
                 Look::Rebuilding => {
                     self.wait_for_rebuild(until).await?;
                     continue;
@@ -244,15 +243,15 @@ impl Broker {
         }
     }
 
-    /// Reads from an offset on, without waiting for anything but the disk and room for the answer. If it has to wait
-    /// for the disk it reads in `others` too, as far as the room goes: what it found there is behind.
+    /// Reads from an offset on, without waiting for anything but the disk and room for the answer; then in `others`
+    /// too, in their order, as far as that room and little time go.
     pub(super) async fn look(
         &self,
         reader: &Reader,
         (queue, from): (QueueId, QueueOffset),
         deadline: Instant,
         others: &[(QueueId, QueueOffset)],
-    ) -> Result<(Look, Vec<Along>), BrokerError> {
+    ) -> Result<Look, BrokerError> {
         let topic = &reader.topic;
         let max_bytes = reader.max_bytes.min(self.part_bytes());
         // The one record that an answer has at least may be larger than what was asked for; then so must the permit
@@ -263,7 +262,7 @@ impl Broker {
             if let Some(group) = &reader.group {
                 self.admits(group, deadline).await?;
             }
-            let mut permit = self
+            let permit = self
                 .replies
                 .take(answer_len, deadline)
                 .await
@@ -276,23 +275,28 @@ impl Broker {
                 max_bytes: max_bytes as usize,
                 filter: Arc::clone(&reader.filter),
             };
-            let (outcome, ahead) = self.store.read_ahead(request, others).await?;
+            let (outcome, mut along) = self.store.read_ahead(request, others).await?;
             self.still_there(topic, deadline).await?;
             // After the read, and again after each wait: a change meanwhile is in force.
             self.check_readable(topic)?;
-            let mut along = Vec::new();
-            let look = match outcome {
+            return Ok(match outcome {
                 ReadOutcome::Records { records, next, range } => {
-                    let len = records.iter().map(memory).sum::<u64>();
+                    let mut len = memory_of(&records);
                     if len > answer_len {
                         // Read again with a permit that is large enough: nobody holds records, or a small permit,
                         // while waiting for more.
                         answer_len = len;
                         continue;
                     }
-                    along = share(&mut permit, answer_len - len, ahead);
-                    let permit = Some(permit.shrunk_to(len));
-                    Look::Found(self.pulled(records, next, range, permit))
+                    let fits = along.iter().take_while(|read| {
+                        let with_it = len.saturating_add(memory_of(&read.records));
+                        let fits = with_it <= answer_len;
+                        len = if fits { with_it } else { len };
+                        fits
+                    });
+                    // What finds no room is read again.
+                    along.truncate(fits.count());
+                    Look::Found(Read { records, next, range, along, permit: permit.shrunk_to(len) })
                 }
                 ReadOutcome::Damaged { at, next, .. } => {
                     return Err(BrokerError::Damaged { at, next });
@@ -300,22 +304,8 @@ impl Broker {
                 ReadOutcome::Rebuilding => Look::Rebuilding,
                 ReadOutcome::OutOfRange { range } => Look::OutOfRange(range),
                 ReadOutcome::Empty { next, range } => Look::Nothing { next, range },
-            };
-            return Ok((look, along));
+            });
         }
-    }
-
-    /// Whether what was read of a queue before may still go out.
-    pub(super) async fn may_go_out(
-        &self,
-        reader: &Reader,
-        deadline: Instant,
-    ) -> Result<(), BrokerError> {
-        if let Some(group) = &reader.group {
-            self.admits(group, deadline).await?;
-        }
-        self.still_there(&reader.topic, deadline).await?;
-        self.check_readable(&reader.topic)
     }
 
     /// What one answer may have: less, the less room is left, so that many who take their time leave some to the

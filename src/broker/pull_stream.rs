@@ -2,38 +2,33 @@
 //!
 //! | of a queue | the stream |
 //! | --- | --- |
-//! | has something | hands it out, one answer, then it is the next queue's turn |
-//! | has its turn soon, when one has to be read off the disk | reads it along, and hands it out in its turn |
+//! | has something | hands it out, one part, then it is the next queue's turn |
+//! | has its turn soon, and has something | is read along, as far as the room of one answer goes, and goes out with it |
 //! | is read to its end | parks it; whoever appends wakes the stream |
-//! | cannot be read on | ends, with the queue and where to go on |
+//! | cannot be read on | ends, with the queue and where to go on, in that queue's turn |
 //!
-//! A stream has no task and no clock of its own: it works while it is asked for the next answer. Its places among those
+//! A stream has no task and no clock of its own: it works while it is asked for what is next. Its places among those
 //! who wait are its own from its begin to its end.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::Broker;
+use super::budget::Permit;
 use super::error::{BrokerError, RequestFault};
 use super::offsets::check_queue;
-use super::pull::{Along, Look, MAX_BYTES, MAX_MESSAGES, Pulled, Reader};
+use super::pull::{Look, MAX_BYTES, MAX_MESSAGES, Pulled, Read, Reader};
 use super::topics::within;
 use crate::format::batch::TagFilter;
 use crate::message::{Epoch, QueueId, QueueOffset};
-use crate::store::{Ahead, Arrival};
+use crate::store::{Ahead, Arrival, Arrivals, QueueRange};
 
 /// The most queues of a stream.
 const MAX_QUEUES: u32 = 256;
-
-/// Queues that are read along with one that has to be read off the disk, at most.
-const READ_ALONG: usize = 31;
 
 /// How long a stream waits for room for an answer, and for what was acknowledged before it began.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,7 +77,7 @@ impl From<BrokerError> for PullStreamError {
     }
 }
 
-/// Answers about several queues, one after the other.
+/// Parts of several queues, in their turns.
 pub struct PullStream {
     broker: Arc<Broker>,
     reader: Reader,
@@ -90,9 +85,8 @@ pub struct PullStream {
     /// Whose turn it is.
     turn: usize,
     has_caught_up: bool,
-    /// What was read along with an answer and has not been handed out: of the places whose turns are next, from where
-    /// they are.
-    along: VecDeque<(usize, Along)>,
+    /// Of the places that are parked.
+    arrivals: Arrivals,
     /// Whose turns are next; kept for its memory.
     others: Vec<(QueueId, QueueOffset)>,
     /// Among those who wait.
@@ -103,8 +97,17 @@ pub struct PullStream {
 struct Place {
     queue: QueueId,
     next: QueueOffset,
-    /// While it is read to its end: until there is more.
-    arrival: Option<Pin<Box<dyn Future<Output = Arrival> + Send>>>,
+    /// Read to its end: until there is more.
+    is_parked: bool,
+}
+
+/// What goes out at once.
+#[derive(Debug)]
+pub struct Parts {
+    /// At least one, each of another queue.
+    pub parts: Vec<(QueueId, Pulled)>,
+    /// For all of them; `None` if they are without records.
+    pub permit: Option<Permit>,
 }
 
 impl Broker {
@@ -158,14 +161,14 @@ impl Broker {
         let waiting = Arc::clone(&self.waiters).try_acquire_many_owned(count);
         let waiting = waiting.map_err(|_| BrokerError::Overloaded { what: "parked pulls" })?;
         let place =
-            |start: &PullStart| Place { queue: start.queue, next: start.offset, arrival: None };
+            |start: &PullStart| Place { queue: start.queue, next: start.offset, is_parked: false };
         Ok(PullStream {
+            arrivals: self.store.arrivals(reader.topic.handle()),
             broker: Arc::clone(self),
             reader,
             places: request.queues.iter().map(place).collect(),
             turn: 0,
             has_caught_up: false,
-            along: VecDeque::new(),
             others: Vec::new(),
             _waiting: waiting,
         })
@@ -173,24 +176,20 @@ impl Broker {
 }
 
 impl PullStream {
-    /// What is next, of whatever queue has something; waits until one has. An answer may be without records: then it
+    /// What is next, of whatever queues have something; waits until one has. A part may be without records: then it
     /// says how far the filter has left out everything. Dropped while it waits, it loses nothing.
     ///
     /// # Errors
     /// The stream is at its end: a queue cannot be read on, the topic or the group is gone, or the broker stops.
-    pub async fn next(&mut self) -> Result<(QueueId, Pulled), PullStreamError> {
+    pub async fn next(&mut self) -> Result<Parts, PullStreamError> {
         let mut rebuilt = None;
         loop {
             if self.broker.is_draining() {
                 return Err(BrokerError::Draining.into());
             }
-            if let Some((at, along)) = self.along.pop_front() {
-                if self.is_purged(&along.read) {
-                    continue;
-                }
-                return self.hand_out(at, along).await;
+            while let Some((at, why)) = self.arrivals.next() {
+                self.unpark(at, why)?;
             }
-            self.unpark().await?;
             let Some((at, queue, from)) = self.next_turn() else {
                 self.arrived().await?;
                 continue;
@@ -198,16 +197,10 @@ impl PullStream {
             let of_queue = |error| PullStreamError { queue: Some(queue), error };
             let until = Instant::now() + PATIENCE;
             let look = self.broker.look(&self.reader, (queue, from), until, &self.others).await;
-            let (look, along) = look.map_err(of_queue)?;
-            self.turn = at + 1;
-            self.keep(along);
-            let Some(place) = self.places.get_mut(at) else { continue };
-            match look {
-                Look::Found(pulled) => {
-                    place.next = pulled.next;
-                    return Ok((queue, pulled));
-                }
+            match look.map_err(of_queue)? {
+                Look::Found(read) => return Ok(self.found(at, queue, read)),
                 Look::Rebuilding => {
+                    self.turn = at + 1;
                     let until = *rebuilt.get_or_insert_with(|| Instant::now() + REBUILD_PATIENCE);
                     self.broker.wait_for_rebuild(until).await.map_err(of_queue)?;
                 }
@@ -217,19 +210,15 @@ impl PullStream {
                     self.catch_up().await;
                 }
                 Look::OutOfRange(range) => {
-                    return Err(of_queue(self.broker.out_of_range(place.next, range)));
+                    return Err(of_queue(self.broker.out_of_range(from, range)));
                 }
                 Look::Nothing { next, range } => {
-                    place.next = next;
+                    self.read_up_to(at, next, range);
                     // As much as one look may pass over: the reader learns how far it is.
                     if next < range.max {
                         let pulled = self.broker.pulled(Vec::new(), next, range, None);
-                        return Ok((queue, pulled));
+                        return Ok(Parts { parts: vec![(queue, pulled)], permit: None });
                     }
-                    let topic = self.reader.topic.handle();
-                    let arrival = self.broker.store.arrival(topic, queue, next);
-                    self.broker.counters.parked.add(1);
-                    place.arrival = Some(Box::pin(arrival));
                 }
             }
         }
@@ -241,49 +230,42 @@ impl PullStream {
         let turns = (0..count).map(|n| (self.turn + n) % count);
         let mut active = turns.filter_map(|at| {
             let place = self.places.get(at)?;
-            place.arrival.is_none().then_some((at, place.queue, place.next))
+            (!place.is_parked).then_some((at, place.queue, place.next))
         });
         let next = active.next();
         self.others.clear();
-        self.others.extend(active.take(READ_ALONG).map(|(_, queue, from)| (queue, from)));
+        self.others.extend(active.map(|(_, queue, from)| (queue, from)));
         next
     }
 
-    /// Keeps what was read along until its turns come. It is in their order; some were left out.
-    fn keep(&mut self, along: Vec<Along>) {
-        let count = self.places.len();
-        let mut turns = (0..count).map(|n| (self.turn + n) % count);
-        for along in along {
-            let is_of = |at: &usize| {
-                self.places.get(*at).is_some_and(|place| place.queue == along.read.queue)
-            };
-            if let Some(at) = turns.find(is_of) {
-                self.along.push_back((at, along));
-            }
+    /// The parts of what was read of the place `at` and of those behind it.
+    fn found(&mut self, at: usize, queue: QueueId, read: Read) -> Parts {
+        let Read { records, next, range, along, permit } = read;
+        let mut parts = Vec::with_capacity(1 + along.len());
+        self.read_up_to(at, next, range);
+        parts.push((queue, self.broker.pulled(records, next, range, None)));
+        for Ahead { queue, records, next, range } in along {
+            // In the order of their turns; those in between are parked.
+            let count = self.places.len();
+            let mut behind = (self.turn..self.turn + count).map(|n| n % count);
+            let is_it = |at: &usize| self.places.get(*at).is_some_and(|place| place.queue == queue);
+            let Some(at) = behind.find(is_it) else { continue };
+            self.read_up_to(at, next, range);
+            parts.push((queue, self.broker.pulled(records, next, range, None)));
         }
+        Parts { parts, permit: Some(permit) }
     }
 
-    /// Whether something of it was purged since it was read; then it is read again.
-    fn is_purged(&self, read: &Ahead) -> bool {
-        let purged = self.reader.topic.handle().purged(read.queue);
-        read.records.first().is_some_and(|first| first.first_queue_offset < purged)
-    }
-
-    /// The answer about a place that was read along with another's.
-    async fn hand_out(
-        &mut self,
-        at: usize,
-        along: Along,
-    ) -> Result<(QueueId, Pulled), PullStreamError> {
-        let Along { read: Ahead { queue, records, next, range }, permit } = along;
-        let until = Instant::now() + PATIENCE;
-        let may = self.broker.may_go_out(&self.reader, until).await;
-        may.map_err(|error| PullStreamError { queue: Some(queue), error })?;
+    /// The place `at` was read up to `next`, and had its turn.
+    fn read_up_to(&mut self, at: usize, next: QueueOffset, range: QueueRange) {
         self.turn = at + 1;
-        if let Some(place) = self.places.get_mut(at) {
-            place.next = next;
+        let Some(place) = self.places.get_mut(at) else { return };
+        place.next = next;
+        if next >= range.max {
+            place.is_parked = true;
+            self.broker.counters.parked.add(1);
+            self.arrivals.park(at, place.queue, next);
         }
-        Ok((queue, self.broker.pulled(records, next, range, Some(permit))))
     }
 
     async fn catch_up(&mut self) {
@@ -292,17 +274,11 @@ impl PullStream {
         let _ = timeout_at(Instant::now() + PATIENCE, caught_up).await;
     }
 
-    /// Gives queues their turns again in which something has arrived by now.
-    async fn unpark(&mut self) -> Result<(), BrokerError> {
-        poll_fn(|cx| Poll::Ready(self.poll_arrivals(cx).unwrap_or(Ok(())))).await
-    }
-
     /// Waits until a queue has its turn again; all are parked.
     async fn arrived(&mut self) -> Result<(), BrokerError> {
         let (broker, group) = (Arc::clone(&self.broker), self.reader.group.clone());
-        let arrived = poll_fn(|cx| self.poll_arrivals(cx).map_or(Poll::Pending, Poll::Ready));
         tokio::select! {
-            arrived = arrived => arrived,
+            (at, why) = poll_fn(|cx| self.arrivals.poll_next(cx)) => self.unpark(at, why),
             () = broker.drained() => Err(BrokerError::Draining),
             () = broker.refuses(group.as_deref()) => match group {
                 Some(group) => broker.admits(&group, Instant::now() + PATIENCE).await,
@@ -311,20 +287,15 @@ impl PullStream {
         }
     }
 
-    /// Gives queues their turns again in which something has arrived. `None`: there is none such.
-    fn poll_arrivals(&mut self, cx: &mut Context<'_>) -> Option<Result<(), BrokerError>> {
-        let mut ended = None;
-        for place in &mut self.places {
-            let Some(arrival) = &mut place.arrival else { continue };
-            let Poll::Ready(why) = arrival.as_mut().poll(cx) else { continue };
-            place.arrival = None;
-            let why = match why {
-                // A deletion is told by who looks, once it is durable.
-                Arrival::Readable | Arrival::Gone => Ok(()),
-                Arrival::Closed => Err(BrokerError::Draining),
-            };
-            ended = Some(ended.unwrap_or(Ok(())).and(why));
+    /// Gives a queue its turns again.
+    fn unpark(&mut self, at: usize, why: Arrival) -> Result<(), BrokerError> {
+        if let Some(place) = self.places.get_mut(at) {
+            place.is_parked = false;
         }
-        ended
+        match why {
+            // A deletion is told by who looks, once it is durable.
+            Arrival::Readable | Arrival::Gone => Ok(()),
+            Arrival::Closed => Err(BrokerError::Draining),
+        }
     }
 }

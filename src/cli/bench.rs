@@ -269,6 +269,7 @@ impl LoadArgs {
         Config {
             what,
             server: None,
+            authorities: None,
             payload: usize::try_from(self.payload.as_u64()).unwrap_or(usize::MAX),
             batch,
             in_flight: 32,
@@ -338,15 +339,13 @@ pub(crate) async fn run(
         Some(BenchCommand::E2e(args)) => (args.config(), &args.load),
         Some(BenchCommand::NoOpServer(args)) => return no_op(args, output).await,
     };
-    if connection.is_named && connection.ca.is_some() {
-        return Err(Failure::usage("bench does not take --ca or MAINSTEM_CA")
-            .cure(
-                "measure without TLS, or by https:// a broker whose certificate the machine trusts",
-            )
-            .into());
-    }
-    let server = connection.is_named.then(|| connection.server.clone());
-    measure(Config { server, ..config }, load, output).await
+    // A broker of its own is spoken to as it was started: without TLS.
+    let (server, authorities) = match connection.is_named {
+        true => (Some(connection.server.clone()), connection.authorities().await?),
+        false => (None, None),
+    };
+    let authorities = authorities.map(Into::into);
+    measure(Config { server, authorities, ..config }, load, output).await
 }
 
 async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow::Result<()> {

@@ -114,11 +114,19 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects.
     pub(crate) async fn open(&self) -> anyhow::Result<Client> {
-        let Some(ca) = &self.ca else { return Ok(Client::connect(&self.server).await?) };
-        let authorities = tokio::fs::read(ca).await.map_err(|error| {
+        Ok(match self.authorities().await? {
+            Some(authorities) => Client::connect_trusting(&self.server, &authorities).await?,
+            None => Client::connect(&self.server).await?,
+        })
+    }
+
+    /// The certificates to trust alone, in PEM, if that was asked for.
+    async fn authorities(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let Some(ca) = &self.ca else { return Ok(None) };
+        let read = tokio::fs::read(ca).await.map_err(|error| {
             Failure::usage(format!("the certificates in {} cannot be read ({error})", ca.display()))
-        })?;
-        Ok(Client::connect_trusting(&self.server, &authorities).await?)
+        });
+        Ok(Some(read?))
     }
 }
 

@@ -129,6 +129,21 @@ where
         }
     }
 
+    /// Resolves once something of the first message is there, or the request is at its end. May be dropped and called
+    /// again: its time begins again.
+    ///
+    /// # Errors
+    /// Nothing is there for [`WHOLE`].
+    pub(super) async fn begins(&mut self) -> Result<(), Status> {
+        if !self.frames.is_empty() {
+            return Ok(());
+        }
+        match timeout(WHOLE, self.receive()).await {
+            Ok(received) => received.map(drop),
+            Err(_) => Err(self.refuse(RequestFault::Unfinished { limit: WHOLE })),
+        }
+    }
+
     /// Nobody asks for the next message until he does so again: the time of one that has begun stands still.
     pub(super) fn pause(&mut self) {
         if let Some(begun) = &mut self.begun {
@@ -452,7 +467,15 @@ mod tests {
         assert_eq!(refused.message(), "the request did not arrive whole within 30s");
         assert_eq!(begun.elapsed().as_secs(), WHOLE.as_secs());
 
+        let begun = Instant::now();
+        assert!(messages(&broker, &[], true).begins().await.is_ok(), "there is none");
+        let refused = messages(&broker, &[], false).begins().await.unwrap_err();
+        assert_eq!(refused.message(), "the request did not arrive whole within 30s");
+        assert_eq!(begun.elapsed().as_secs(), WHOLE.as_secs());
+
         let mut silent = messages(&broker, &[&framed(&request(b"whole"))], false);
+        silent.begins().await.unwrap();
+        silent.begins().await.unwrap();
         assert!(next(&mut silent).await.unwrap().is_some());
         let hour = Duration::from_secs(3_600);
         assert!(tokio::time::timeout(hour, next(&mut silent)).await.is_err(), "it waits");

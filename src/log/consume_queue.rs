@@ -25,13 +25,15 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use foldhash::fast::RandomState;
 
 pub(crate) use self::first::First;
 pub(crate) use self::part::QueuePart;
 use self::part::{CompactKey, Sharded, find_in_order};
 use super::paged::{
-    FileCheck, FileState, PageError, Reader, Scrubbed, SealedError, SealedFiles, SealedSegment,
+    FileCheck, FileState, PageError, Pages, Reader, Scrubbed, SealedError, SealedFiles,
+    SealedSegment,
 };
 use super::parts::{Listed, Parts};
 use super::{Packed64, SHARDS, table_bytes};
@@ -354,7 +356,8 @@ impl ConsumeQueues {
         }
     }
 
-    /// Like `lookup_hot`, and reads sealed files for what memory does not have. May block on I/O.
+    /// Like `lookup_hot`, and reads sealed files for what memory does not have, by way of `pages`, which the caller
+    /// keeps for the lookups that follow. May block on I/O.
     ///
     /// # Errors
     /// A file could not be read. If it is damaged or gone the segment is missing from now on: the next lookup that
@@ -365,6 +368,7 @@ impl ConsumeQueues {
         from: QueueOffset,
         max: usize,
         out: &mut Vec<QueueEntry>,
+        pages: &mut Pages,
     ) -> Result<Lookup, SealedError> {
         out.clear();
         let view = match self.view(key) {
@@ -388,13 +392,15 @@ impl ConsumeQueues {
             segment.base <= last
                 && view.parts.first().is_none_or(|oldest| segment.base < oldest.base)
         });
-        let place = self.find_segment(segments.get(start..end).unwrap_or_default(), key, from)?;
+        let segments = segments.get(start..end).unwrap_or_default();
+        let place = self.find_segment(segments, key, from, pages)?;
         if let Some((segment, row)) = place.found {
             if row.first > from && place.missing.is_none() && !place.has_older {
                 return Ok(Lookup::BelowFirst { first: row.first });
             }
             if row.first <= from || place.missing.is_none() {
-                self.files.read(&segment, |file| read_entries(file, &row, from, max, out))?;
+                let entries = |file: &mut Reader<'_>| read_entries(file, &row, from, max, out);
+                self.files.read(&segment, pages, entries)?;
                 return Ok(Lookup::Found);
             }
         }
@@ -499,6 +505,7 @@ impl ConsumeQueues {
         segments: &[SealedSegment],
         key: QueueKey,
         from: QueueOffset,
+        pages: &mut Pages,
     ) -> Result<Place, SealedError> {
         let (mut low, mut high) = (0, segments.len());
         let mut place = Place { found: None, missing: None, has_older: false };
@@ -509,7 +516,7 @@ impl ConsumeQueues {
                 if segment.state == FileState::Missing {
                     continue;
                 }
-                if let Some(row) = self.files.read(segment, |file| find_row(file, key))? {
+                if let Some(row) = self.files.read(segment, pages, |file| find_row(file, key))? {
                     probe = Some((index, *segment, row));
                     break;
                 }
@@ -589,7 +596,7 @@ struct Place {
 
 /// A queue as one moment saw it.
 struct View {
-    parts: Arc<Vec<Listed<QueuePart>>>,
+    parts: Guard<Arc<Vec<Listed<QueuePart>>>>,
     position: Position,
     next: QueueOffset,
 }

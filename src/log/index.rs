@@ -21,7 +21,9 @@ use std::sync::Arc;
 pub(crate) use self::part::IndexPart;
 use self::part::{absolute, relative};
 
-use super::paged::{FileCheck, FileState, PageError, Reader, Scrubbed, SealedError, SealedFiles};
+use super::paged::{
+    FileCheck, FileState, PageError, Pages, Reader, Scrubbed, SealedError, SealedFiles,
+};
 use super::parts::Parts;
 use crate::file::FileError;
 use crate::file::disk::Disk;
@@ -184,8 +186,9 @@ impl Indexes {
                 }
                 Step::File(segment) => {
                     coverage.is_lacking |= segment.state == FileState::Lacking;
-                    self.files
-                        .read(segment, |file| find_sealed(file, hash, &window, order, left, out))?;
+                    self.files.read(segment, &mut Pages::default(), |file| {
+                        find_sealed(file, hash, &window, order, left, out)
+                    })?;
                 }
             }
             Ok::<bool, SealedError>(out.len() < max)

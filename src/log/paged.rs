@@ -7,7 +7,7 @@
 //!
 //! Locks: `segments` guards the list, `open` the open files. Neither is held during I/O, nor both at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -225,14 +225,16 @@ impl SealedFiles {
         file.sync()
     }
 
-    /// Runs `read` over the segment's file. What it finds damaged makes the file missing.
+    /// Runs `read` over the segment's file, whose pages are kept in `pages`. What it finds damaged makes the file
+    /// missing.
     pub(crate) fn read<T>(
         &self,
         segment: &SealedSegment,
+        pages: &mut Pages,
         read: impl FnOnce(&mut Reader<'_>) -> Result<T, PageError>,
     ) -> Result<T, SealedError> {
         let done = match self.opened(segment)? {
-            Some(file) => read(&mut Reader::new(&file)),
+            Some(file) => read(&mut Reader::new(&file, segment.generation, pages)),
             None => Err(PageError::Damaged { page: 0 }),
         };
         self.judged(segment, done)
@@ -350,7 +352,9 @@ impl SealedFiles {
         };
         let pages = file.header.file_len() / PAGE_LEN as u64;
         file.forget(0..pages);
-        let mut comparison = Comparison { reader: Reader::new(&file), at: 0, differs: None };
+        let mut kept = Pages::default();
+        let reader = Reader::new(&file, 0, &mut kept);
+        let mut comparison = Comparison { reader, at: 0, differs: None };
         let done = compare(&mut comparison).and_then(|()| comparison.finish(pages));
         file.forget(0..pages);
         let check = match done {
@@ -370,7 +374,7 @@ impl SealedFiles {
         read: impl FnOnce(&mut Reader<'_>) -> Result<T, PageError>,
     ) -> Result<Option<T>, FileError> {
         let Some(file) = self.load(base, end)? else { return Ok(None) };
-        match read(&mut Reader::new(&file)) {
+        match read(&mut Reader::new(&file, 0, &mut Pages::default())) {
             Ok(value) => Ok(Some(value)),
             Err(PageError::Damaged { .. }) => Ok(None),
             Err(PageError::File(error)) => Err(error),
@@ -452,7 +456,8 @@ impl SealedFile {
             self.forget(0..pages);
         }
         let end = from.saturating_add(max).min(pages);
-        let mut reader = Reader::new(self);
+        let mut kept = Pages::default();
+        let mut reader = Reader::new(self, 0, &mut kept);
         // Page 0 is the header, which was verified when the file was opened.
         for page in from.max(1)..end {
             reader.content(page)?;
@@ -547,17 +552,50 @@ pub(crate) enum PageError {
     Damaged { page: u64 },
 }
 
-/// Reads a stream, and remembers the last page for what comes next.
+/// Pages that a reader keeps, at most.
+const KEPT: usize = 8;
+
+/// The pages that somebody read last, verified: who looks for several things one after the other mostly looks at the
+/// same. For the time of a few reads; it does not see what becomes of the disk meanwhile.
+#[derive(Default)]
+pub(crate) struct Pages(VecDeque<Page>);
+
+struct Page {
+    /// Of the file: the segment's base, which file of that name, and the page's number.
+    name: (PhysicalOffset, u64, u64),
+    bytes: Box<[u8; PAGE_LEN]>,
+}
+
+impl Pages {
+    /// The page of that name; if it is not there, one that `read` fills.
+    fn get<E>(
+        &mut self,
+        name: (PhysicalOffset, u64, u64),
+        read: impl FnOnce(&mut [u8; PAGE_LEN]) -> Result<(), E>,
+    ) -> Result<Option<&[u8; PAGE_LEN]>, E> {
+        if let Some(index) = self.0.iter().position(|page| page.name == name) {
+            return Ok(self.0.get(index).map(|page| &*page.bytes));
+        }
+        let oldest = if self.0.len() < KEPT { None } else { self.0.pop_front() };
+        let mut bytes = oldest.map_or_else(|| Box::new([0; PAGE_LEN]), |page| page.bytes);
+        read(&mut bytes)?;
+        self.0.push_back(Page { name, bytes });
+        Ok(self.0.back().map(|page| &*page.bytes))
+    }
+}
+
+/// Reads the stream of a file.
 pub(crate) struct Reader<'a> {
     file: &'a SealedFile,
-    page: [u8; PAGE_LEN],
-    /// Which page that is; 0 for none, since the stream begins at 1.
+    generation: u64,
+    pages: &'a mut Pages,
+    /// The page that was read last; 0 for none, since the stream begins at 1.
     number: u64,
 }
 
 impl<'a> Reader<'a> {
-    fn new(file: &'a SealedFile) -> Self {
-        Self { file, page: [0; PAGE_LEN], number: 0 }
+    fn new(file: &'a SealedFile, generation: u64, pages: &'a mut Pages) -> Self {
+        Self { file, generation, pages, number: 0 }
     }
 
     pub(crate) const fn header(&self) -> &Header {
@@ -586,18 +624,17 @@ impl<'a> Reader<'a> {
     }
 
     fn content(&mut self, number: u64) -> Result<&[u8], PageError> {
-        let damaged = PageError::Damaged { page: number };
-        if self.number != number {
-            self.number = 0;
+        let damaged = || PageError::Damaged { page: number };
+        let file = self.file;
+        let page = self.pages.get((file.header.base, self.generation, number), |page| {
             let position = number.saturating_mul(PAGE_LEN as u64);
-            match read_exact_at(&*self.file.file, &mut self.page, position) {
-                Err(FileError::TooShort { .. }) => return Err(damaged),
+            match read_exact_at(&*file.file, page, position) {
+                Err(FileError::TooShort { .. }) => return Err(damaged()),
                 read => read.map_err(PageError::File)?,
             }
-            pages::verify(&self.page, number, self.file.salt)
-                .map_err(|_| PageError::Damaged { page: number })?;
-            self.number = number;
-        }
-        self.page.get(..pages::CONTENT_LEN).ok_or(damaged)
+            pages::verify(page, number, file.salt).map(drop).map_err(|_| damaged())
+        })?;
+        self.number = number;
+        page.and_then(|page| page.get(..pages::CONTENT_LEN)).ok_or_else(damaged)
     }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
 use crate::message::PhysicalOffset;
 use crate::sync::{Mutex, lock};
@@ -39,8 +39,8 @@ impl<P> Parts<P> {
     }
 
     /// Oldest first, as they stand now.
-    pub(super) fn list(&self) -> Arc<Vec<Listed<P>>> {
-        self.list.load_full()
+    pub(super) fn list(&self) -> Guard<Arc<Vec<Listed<P>>>> {
+        self.list.load()
     }
 
     /// Runs `use_it` on the part that grows, if there is one.

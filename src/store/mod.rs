@@ -18,6 +18,7 @@
 
 mod allocate;
 mod append;
+mod arrivals;
 mod checkpoint;
 mod clean;
 mod cold;
@@ -51,7 +52,7 @@ mod waiters;
 mod watermarks;
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
 
 use arc_swap::ArcSwapOption;
@@ -79,7 +80,7 @@ use crate::format::state_record::SessionBatch;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{ConsumeQueues, Lookup};
 use crate::log::index::{Coverage, Indexes};
-use crate::log::paged::SealedError;
+use crate::log::paged::{Pages, SealedError};
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
     TopicId, TopicSettings,
@@ -88,6 +89,7 @@ use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, fenc
 
 pub use self::allocate::AllocateWorker;
 pub use self::append::{NewRecord, Placed};
+pub use self::arrivals::Arrivals;
 pub use self::clean::CleanWorker;
 pub use self::config::StoreConfig;
 pub use self::dispatch::DispatchWorker;
@@ -392,8 +394,9 @@ impl Shared {
         key: QueueKey,
         from: QueueOffset,
         out: &mut Vec<crate::format::consume_queue::QueueEntry>,
+        pages: &mut Pages,
     ) -> Result<Lookup, ReadError> {
-        match self.queues.lookup(key, from, 64, out) {
+        match self.queues.lookup(key, from, 64, out, pages) {
             Ok(found) => Ok(found),
             // The file was marked missing by the lookup: it is made again.
             Err(SealedError::Damaged { base, .. }) => Ok(Lookup::Rebuilding { base }),
@@ -721,9 +724,9 @@ impl Store {
         async { Ok(read.await?.0) }
     }
 
-    /// As [`Store::read`]; and if that needs the pool, which costs more than a read, it reads on there in the `others`
-    /// of the topic, in their order, as long as each has records to give, bytes are left of the request and little time
-    /// has gone. Of the first that has none, and those behind it, nothing is told.
+    /// As [`Store::read`]; and then it reads on in the `others` of the topic, in their order, as long as each has
+    /// records to give, bytes are left of the request and little time has gone: in memory, or on the disk if it had to
+    /// go there for the first. Of the first that has nothing to give there, and those behind it, nothing is told.
     ///
     /// # Errors
     /// As [`Store::read`], of the queue of the request alone.
@@ -734,11 +737,14 @@ impl Store {
     ) -> impl Future<Output = Result<(ReadOutcome, Vec<Ahead>), ReadError>> + Send + use<'a> {
         let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
         async move {
-            if let Some(outcome) = shared.read(&request, May::Memory)? {
-                return Ok((outcome, Vec::new()));
+            if let Some(found) = shared.read_along(&request, others, May::Memory)? {
+                return Ok(found);
             }
             let others = others.to_vec();
-            pool.run(move || shared.read_on_disk(request, others)).await
+            // With the disk allowed there always is an answer.
+            let rebuilding = || (ReadOutcome::Rebuilding, Vec::new());
+            let read = move || shared.read_along(&request, &others, May::Disk);
+            pool.run(move || Ok(read()?.unwrap_or_else(rebuilding))).await
         }
     }
 
@@ -749,25 +755,16 @@ impl Store {
         queue: QueueId,
         from: QueueOffset,
     ) -> impl Future<Output = Arrival> + Send + use<> {
-        let (shared, topic) = (Arc::clone(&self.shared), Arc::clone(topic));
+        let mut arrivals = self.arrivals(topic);
         async move {
-            let key = QueueKey { topic: topic.id(), queue };
-            let arrived = shared.arrivals.register(key);
-            // Parked first, then the look: who moves a mark does it the other way round.
-            fence(Ordering::SeqCst);
-            if topic.is_dead() {
-                return Arrival::Gone;
-            }
-            if shared.is_poisoned() || shared.draining.load(Ordering::SeqCst) {
-                return Arrival::Closed;
-            }
-            if shared.queue_max(&topic, queue) > from {
-                return Arrival::Readable;
-            }
-            shared.wake_when_flushed(key, from);
-            shared.dispatch_signal.wake();
-            arrived.await.unwrap_or(Arrival::Closed)
+            arrivals.park(0, queue, from);
+            poll_fn(|cx| arrivals.poll_next(cx)).await.1
         }
+    }
+
+    /// For who waits at the ends of several queues of a topic.
+    pub fn arrivals(&self, topic: &Arc<TopicHandle>) -> Arrivals {
+        Arrivals::new(Arc::clone(&self.shared), Arc::clone(topic))
     }
 
     /// From now on [`Applier::readable`] is told of the topic's queues. The caller looks at them once more afterwards,

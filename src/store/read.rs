@@ -36,6 +36,7 @@ use crate::format::consume_queue::{EntryFlags, QueueEntry};
 use crate::format::record::{HEADER_LEN, RecordHeader};
 use crate::log::commit_log::{ReadRecord, Via};
 use crate::log::consume_queue::Lookup;
+use crate::log::paged::Pages;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
 };
@@ -46,8 +47,8 @@ const LOOKUP: usize = 64;
 /// Entries that a filter may pass over in one call: bounds the time of a call that finds nothing.
 const SCAN_BUDGET: usize = 20_000;
 
-/// How long a read goes on in other queues once it has what it was asked for: a few hops between threads are saved, and
-/// nobody waits for long for what was ready.
+/// How long a read goes on in other queues once it has what it was asked for: hops between threads and answers of their
+/// own are saved, and nobody waits for long for what was ready.
 const READ_AHEAD: Duration = Duration::from_millis(1);
 
 /// So many reads of a place must the disk refuse before it counts as damaged.
@@ -230,7 +231,7 @@ impl Shared {
         if via == Via::Disk && may == May::Memory {
             return Loaded::NeedsDisk;
         }
-        let found = self.log.read(at, via);
+        let found = self.log.read(at, end, via);
         // Here and not below: what the disk refuses for long enough looks the same there, and may be sound.
         if matches!(found, Ok(ReadRecord::Damaged)) {
             self.found_damage(at..end);
@@ -332,10 +333,11 @@ impl Shared {
     }
 
     /// Reads records. `None`: the answer is on the disk, and the caller may not look there.
-    pub(super) fn read(
+    fn read(
         &self,
         request: &ReadRequest,
         may: May,
+        pages: &mut Pages,
     ) -> Result<Option<ReadOutcome>, ReadError> {
         let range = match self.queue_range(&request.topic, request.queue, may)? {
             Bounds::Range(range) => range,
@@ -348,43 +350,42 @@ impl Shared {
         if request.from < range.min || request.from > range.max {
             return Ok(Some(ReadOutcome::OutOfRange { range }));
         }
-        let mut read =
-            Read { shared: self, request, may, range, found: Vec::new(), messages: 0, bytes: 0 };
+        let (found, messages, bytes) = (Vec::new(), 0, 0);
+        let mut read = Read { shared: self, request, may, pages, range, found, messages, bytes };
         let stop = read.run()?;
         read.answer(stop)
     }
 
-    /// Reads where the disk may be waited for; then in others, as far as [`READ_AHEAD`] and the bytes go, and up to the
-    /// first that has no records to give: what there is to say of it meets who asks for it.
-    pub(super) fn read_on_disk(
+    /// Reads as [`Shared::read`]; then in others, as far as [`READ_AHEAD`] and the bytes go, and up to the first that
+    /// has no records to give there: what there is to say of it meets who asks for it.
+    pub(super) fn read_along(
         &self,
-        mut request: ReadRequest,
-        others: Vec<(QueueId, QueueOffset)>,
-    ) -> Result<(ReadOutcome, Vec<Ahead>), ReadError> {
+        request: &ReadRequest,
+        others: &[(QueueId, QueueOffset)],
+        may: May,
+    ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
         let begun = Instant::now();
-        // With the disk allowed there always is an answer.
-        let first = self.read(&request, May::Disk)?.unwrap_or(ReadOutcome::Rebuilding);
+        let pages = &mut Pages::default();
+        let Some(first) = self.read(request, may, pages)? else { return Ok(None) };
         let mut ahead = Vec::new();
-        let ReadOutcome::Records { records, .. } = &first else { return Ok((first, ahead)) };
+        let ReadOutcome::Records { records, .. } = &first else { return Ok(Some((first, ahead))) };
         let mut left = request.max_bytes.saturating_sub(bytes_of(records));
         // Any read gives a whole record, whether it fits or not: others are mostly as large as this one.
         let mut largest = records.iter().map(len_of).max().unwrap_or(0);
-        for (queue, from) in others {
+        let mut request = request.clone();
+        for &(queue, from) in others {
             if left < largest || begun.elapsed() > READ_AHEAD {
                 break;
             }
             (request.queue, request.from, request.max_bytes) = (queue, from, left);
-            let Ok(Some(ReadOutcome::Records { records, next, range })) =
-                self.read(&request, May::Disk)
-            else {
-                break;
-            };
+            let read = self.read(&request, may, pages);
+            let Ok(Some(ReadOutcome::Records { records, next, range })) = read else { break };
             let Some(rest) = left.checked_sub(bytes_of(&records)) else { break };
             left = rest;
             largest = largest.max(records.iter().map(len_of).max().unwrap_or(0));
             ahead.push(Ahead { queue, records, next, range });
         }
-        Ok((first, ahead))
+        Ok(Some((first, ahead)))
     }
 
     /// The record that a message id names, if it is there and visible.
@@ -493,6 +494,7 @@ struct Read<'a> {
     shared: &'a Shared,
     request: &'a ReadRequest,
     may: May,
+    pages: &'a mut Pages,
     range: QueueRange,
     found: Vec<StoredRecord>,
     messages: usize,
@@ -532,12 +534,9 @@ impl Read<'_> {
         let mut scanned = 0;
         while next < self.range.max && scanned < SCAN_BUDGET {
             entries.clear();
-            let lookup = match queues.lookup_hot(key, next, LOOKUP, &mut entries) {
-                Lookup::NeedsDisk if self.may == May::Memory => {
-                    return Ok(Stop::NeedsDisk { at: next });
-                }
-                Lookup::NeedsDisk => self.shared.lookup_on_disk(key, next, &mut entries)?,
-                found => found,
+            let lookup = match self.may {
+                May::Memory => queues.lookup_hot(key, next, LOOKUP, &mut entries),
+                May::Disk => self.shared.lookup_on_disk(key, next, &mut entries, self.pages)?,
             };
             match lookup {
                 Lookup::Found => {}
@@ -688,7 +687,10 @@ impl Read<'_> {
         loop {
             let lookup = match self.shared.queues.lookup_hot(key, from, 1, &mut entries) {
                 Lookup::NeedsDisk if self.may == May::Memory => return Ok(Err(Around::NeedsDisk)),
-                Lookup::NeedsDisk => self.shared.lookup_on_disk(key, from, &mut entries)?,
+                Lookup::NeedsDisk => {
+                    let pages = &mut Pages::default();
+                    self.shared.lookup_on_disk(key, from, &mut entries, pages)?
+                }
                 found => found,
             };
             match lookup {

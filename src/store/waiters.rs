@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
+use std::task::{Context, Poll, Waker};
 
 use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 
 use crate::message::{PhysicalOffset, QueueKey};
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
 
 /// The mark will never get there: the store failed or was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,8 +111,51 @@ pub(crate) struct ArrivalWaiters {
     shards: Box<[Mutex<QueueMap<Vec<Parked>>>]>,
 }
 
+/// A place of somebody who waits.
 struct Parked {
-    wake: oneshot::Sender<Arrival>,
+    waiter: Arc<Waiter>,
+    place: usize,
+}
+
+/// Somebody who waits, at as many queues as he likes. Each registration ends with one arrival, or by its withdrawal.
+#[derive(Debug, Default)]
+pub(crate) struct Waiter(Mutex<Woken>);
+
+#[derive(Debug, Default)]
+struct Woken {
+    /// At most one for each place.
+    arrived: VecDeque<(usize, Arrival)>,
+    waker: Option<Waker>,
+}
+
+impl Waiter {
+    /// The next arrival that he was not told of yet.
+    pub(crate) fn next(&self) -> Option<(usize, Arrival)> {
+        lock(&self.0).arrived.pop_front()
+    }
+
+    /// The same; whoever polls is woken by the next one.
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<(usize, Arrival)> {
+        let mut woken = lock(&self.0);
+        match woken.arrived.pop_front() {
+            Some(arrival) => Poll::Ready(arrival),
+            None => {
+                match &mut woken.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    fn tell(&self, place: usize, arrival: Arrival) {
+        let mut woken = lock(&self.0);
+        woken.arrived.push_back((place, arrival));
+        let waker = woken.waker.take();
+        drop(woken);
+        waker.into_iter().for_each(Waker::wake);
+    }
 }
 
 impl ArrivalWaiters {
@@ -123,23 +167,38 @@ impl ArrivalWaiters {
         }
     }
 
-    /// How many are parked, those that gave up lately included.
+    /// How many are parked.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// Adds a waiter. The caller looks at the queue once more afterwards.
-    pub(crate) fn register(&self, key: QueueKey) -> oneshot::Receiver<Arrival> {
-        let (wake, arrived) = oneshot::channel();
+    /// Parks a place of `waiter`, which is parked nowhere. The caller looks at the queue once more afterwards.
+    pub(crate) fn register(&self, key: QueueKey, waiter: &Arc<Waiter>, place: usize) {
+        let parked = Parked { waiter: Arc::clone(waiter), place };
         let mut shard = lock(self.shard(key));
-        let parked = shard.entry(key).or_default();
-        // Those that gave up leave when the next one comes, so that a queue without arrivals does not collect them.
-        let before = parked.len();
-        parked.retain(|other| !other.wake.is_closed());
-        parked.push(Parked { wake });
+        shard.entry(key).or_default().push(parked);
         self.count.fetch_add(1, Ordering::SeqCst);
-        self.count.fetch_sub(before + 1 - parked.len(), Ordering::SeqCst);
-        arrived
+    }
+
+    /// Takes a place back. `false`: it was woken already, or is just about to be.
+    pub(crate) fn withdraw(&self, key: QueueKey, waiter: &Arc<Waiter>, place: usize) -> bool {
+        let mut shard = lock(self.shard(key));
+        let Some(parked) = shard.get_mut(&key) else { return false };
+        let is_it = |other: &Parked| other.place == place && Arc::ptr_eq(&other.waiter, waiter);
+        let Some(index) = parked.iter().position(is_it) else { return false };
+        parked.swap_remove(index);
+        if parked.is_empty() {
+            shard.remove(&key);
+        }
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        true
+    }
+
+    /// Wakes one place, unless it was woken already.
+    pub(crate) fn wake_one(&self, key: QueueKey, waiter: &Arc<Waiter>, place: usize, why: Arrival) {
+        if self.withdraw(key, waiter, place) {
+            waiter.tell(place, why);
+        }
     }
 
     /// Whether somebody waits for this queue. For the dispatcher, once per record while anybody is parked.
@@ -169,9 +228,9 @@ impl ArrivalWaiters {
     }
 
     fn end(&self, parked: impl Iterator<Item = Parked>, arrival: Arrival) {
-        for waiter in parked {
+        for Parked { waiter, place } in parked {
             self.count.fetch_sub(1, Ordering::SeqCst);
-            let _gone = waiter.wake.send(arrival);
+            waiter.tell(place, arrival);
         }
     }
 
@@ -201,18 +260,63 @@ mod tests {
         assert!(waiters.register(PhysicalOffset::new(1)).try_recv().is_err());
     }
 
+    fn queue(n: u32) -> QueueKey {
+        QueueKey { topic: TopicId::new(1), queue: QueueId::new(n) }
+    }
+
     #[test]
-    fn waiters_that_gave_up_leave_when_the_next_one_comes() {
+    fn each_place_of_a_waiter_is_told_once_whoever_ends_its_wait() {
         let waiters = ArrivalWaiters::new();
-        let key = QueueKey { topic: TopicId::new(1), queue: QueueId::new(0) };
-        for _ in 0..100 {
-            drop(waiters.register(key));
+        let [one, other] = [(); 2].map(|()| Arc::new(Waiter::default()));
+        for place in 0..4 {
+            waiters.register(queue(place), &one, place as usize);
         }
-        assert_eq!(waiters.len(), 1);
-        let mut arrived = waiters.register(key);
-        assert_eq!(waiters.len(), 1);
-        waiters.wake(key);
-        assert_eq!(arrived.try_recv(), Ok(Arrival::Readable));
-        assert_eq!(waiters.len(), 0);
+        waiters.register(queue(1), &other, 0);
+        assert_eq!((waiters.len(), one.next()), (5, None));
+        waiters.wake(queue(1));
+        waiters.wake_one(queue(1), &one, 1, Arrival::Closed);
+        waiters.wake_one(queue(2), &one, 2, Arrival::Gone);
+        waiters.wake(queue(2));
+        let told = |waiter: &Waiter| std::iter::from_fn(|| waiter.next()).collect::<Vec<_>>();
+        assert_eq!(told(&one), [(1, Arrival::Readable), (2, Arrival::Gone)]);
+        assert_eq!(told(&other), [(0, Arrival::Readable)]);
+        waiters.end_where(|key| key == queue(3), Arrival::Closed);
+        assert_eq!((told(&one), waiters.len()), (vec![(3, Arrival::Closed)], 1));
+    }
+
+    #[test]
+    fn who_gives_up_leaves_nothing_behind() {
+        let waiters = ArrivalWaiters::new();
+        let [one, other] = [(); 2].map(|()| Arc::new(Waiter::default()));
+        waiters.register(queue(0), &one, 0);
+        waiters.register(queue(0), &other, 0);
+        assert!(waiters.withdraw(queue(0), &one, 0));
+        assert!(!waiters.withdraw(queue(0), &one, 0));
+        assert!((waiters.len(), waiters.has(queue(0))) == (1, true), "the other still waits");
+        assert!(waiters.withdraw(queue(0), &other, 0));
+        assert_eq!((waiters.len(), waiters.has(queue(0))), (0, false));
+        waiters.wake(queue(0));
+        assert_eq!((one.next(), other.next()), (None, None));
+    }
+
+    #[test]
+    fn who_polls_is_woken_by_the_next_arrival() {
+        struct Count(AtomicUsize);
+        impl std::task::Wake for Count {
+            fn wake(self: std::sync::Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let count = std::sync::Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(std::sync::Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let (waiters, waiter) = (ArrivalWaiters::new(), Arc::new(Waiter::default()));
+        waiters.register(queue(0), &waiter, 7);
+        assert_eq!(waiter.poll_next(&mut cx), Poll::Pending);
+        assert_eq!(waiter.poll_next(&mut cx), Poll::Pending);
+        waiters.wake(queue(0));
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(waiter.poll_next(&mut cx), Poll::Ready((7, Arrival::Readable)));
+        assert_eq!(waiter.poll_next(&mut cx), Poll::Pending);
     }
 }

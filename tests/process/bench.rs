@@ -178,6 +178,39 @@ async fn a_bench_of_another_broker_takes_its_topics_away_again() {
 }
 
 #[tokio::test]
+async fn a_bench_of_another_broker_speaks_tls_to_it_and_trusts_whom_it_is_told_to() {
+    let home = Home::new();
+    let broker = Process::start(&home, &["--set", "tls.plain=false"]).await;
+    let certificate = home.data().join("tls").join("certificate.pem");
+    let temporary = tempfile::tempdir().unwrap();
+    let short = ["--duration", "200ms", "--rounds", "1", "--warm-up", "0s", "--payload", "100"];
+    let to = ["--server", &broker.grpc, "--ca", certificate.to_str().unwrap()];
+    let loads =
+        [&["send"][..], &["pull", "--fill", "1MiB"], &["query", "--fill", "1MiB"], &["e2e"]];
+    for load in loads {
+        let child = spawn(temporary.path(), &[load, &short, &to].concat());
+        let output = soon("a bench", child.wait_with_output()).await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let run: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(run["subject"]["messages"].as_u64().unwrap() > 0, "{run}");
+        // The control is its own, and does without.
+        assert!(run["ratio"].as_f64().unwrap() > 0.0, "{run}");
+        assert_eq!(run["config"]["authorities"], Value::Null);
+    }
+    let other = Home::new();
+    let stranger = Process::start(&other, &["--set", "tls.plain=false"]).await;
+    let other = other.data().join("tls").join("certificate.pem");
+    let to = ["--server", &broker.grpc, "--ca", other.to_str().unwrap()];
+    let child = spawn(temporary.path(), &[&["send"][..], &short, &to].concat());
+    let output = soon("a bench", child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{said}");
+    assert!(said.contains("certificate"), "{said}");
+    stranger.stop().await;
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn a_bench_of_a_broker_that_hangs_ends_at_the_second_interrupt() {
     let home = Home::new();
     let broker = Process::start(&home, &[]).await;

@@ -15,10 +15,10 @@ use super::drive::{Ack, Batches};
 use super::pull::messages;
 use super::send::{self, Stream};
 use super::{DRAIN, Load, Share, join};
-use crate::bench::BenchError;
 use crate::bench::config::STAMP;
 use crate::bench::recorder::{Recorded, Recorder};
 use crate::bench::spread::{Dice, Spread};
+use crate::bench::{Address, BenchError};
 use crate::client::{Client, Position, PullStream, PullStreamOptions};
 use crate::format::batch::{Batch, BatchBuilder, NewMeta, TagFilter};
 use crate::message::{QueueId, QueueOffset};
@@ -83,7 +83,7 @@ impl Arrivals {
 /// A turn.
 pub(super) async fn turn(
     load: &Load,
-    server: &str,
+    server: &Address,
     rate: Option<f64>,
     length: Duration,
 ) -> Result<Recorded, BenchError> {
@@ -126,13 +126,13 @@ pub(super) async fn turn(
 }
 
 /// Streams that begin where each queue ends now: the turns before left their messages there.
-async fn pulls(load: &Load, server: &str) -> Result<Vec<PullStream>, BenchError> {
+async fn pulls(load: &Load, server: &Address) -> Result<Vec<PullStream>, BenchError> {
     let shares = load.shares();
     // As many connections as senders have, unless they have too few streams.
     let wanted = usize::try_from(load.config.producers).unwrap_or(1);
     let mut readers = Vec::new();
     for _ in 0..wanted.max(shares.len().div_ceil(STREAMS)) {
-        readers.push(Client::connect(server).await?);
+        readers.push(server.connect().await?);
     }
     let mut pulls = Vec::new();
     // Of one topic: its shares stand together, and each topic is asked once.

@@ -21,10 +21,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::BenchError;
 use super::config::{Compression, Config, Distribution, What};
 use super::recorder::{Recorded, Recorder};
 use super::spread::{Dice, Spread};
+use super::{Address, BenchError};
 use crate::format::batch::{BatchBuilder, BatchError, Compressor, NewMeta};
 use crate::message::QueueId;
 
@@ -117,7 +117,7 @@ impl Load {
     }
 
     /// Stores what pulls and queries are to find, over all queues in turn, and tells of every acknowledgement.
-    pub(super) async fn fill(&self, server: &str) -> Result<(), BenchError> {
+    pub(super) async fn fill(&self, server: &Address) -> Result<(), BenchError> {
         let mut stream = send::Stream::open(server).await?;
         let (batches, messages) = (self.config.filled_batches(), u64::from(self.config.batch));
         let (mut sent, mut acked) = (0, 0);
@@ -141,7 +141,7 @@ impl Load {
     /// One turn. `rate`: messages a second; `None`: as fast as answers come.
     pub(super) async fn turn(
         &self,
-        server: &str,
+        server: &Address,
         rate: Option<f64>,
         length: Duration,
     ) -> Result<Recorded, BenchError> {

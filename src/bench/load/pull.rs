@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Load, Share, join};
-use crate::bench::BenchError;
 use crate::bench::recorder::{Recorded, Recorder};
+use crate::bench::{Address, BenchError};
 use crate::client::{Client, Part, PullStreamOptions};
 use crate::format::batch::TagFilter;
 use crate::message::QueueOffset;
@@ -18,12 +18,12 @@ use crate::message::QueueOffset;
 /// A turn.
 pub(super) async fn turn(
     load: &Load,
-    server: &str,
+    server: &Address,
     length: Duration,
 ) -> Result<Recorded, BenchError> {
     let mut readers = Vec::new();
     for _ in 0..load.config.producers {
-        readers.push(Client::connect(server).await?);
+        readers.push(server.connect().await?);
     }
     let shares: Arc<[Share]> = load.shares().into();
     let recorder = load.recorder(length);

@@ -8,23 +8,23 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Load, join, key};
-use crate::bench::BenchError;
 use crate::bench::pace::{Pace, Timer, Wait as _};
 use crate::bench::recorder::{Recorded, Recorder};
 use crate::bench::spread::Dice;
+use crate::bench::{Address, BenchError};
 use crate::client::{Client, Order, Query, Selector};
 use crate::sync::{AtomicU64, Ordering};
 
 /// A turn.
 pub(super) async fn turn(
     load: &Load,
-    server: &str,
+    server: &Address,
     rate: Option<f64>,
     length: Duration,
 ) -> Result<Recorded, BenchError> {
     let mut clients = Vec::new();
     for _ in 0..load.config.producers {
-        clients.push(Client::connect(server).await?);
+        clients.push(server.connect().await?);
     }
     let recorder = load.recorder(length);
     let mut tasks = JoinSet::new();

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::drive::{Ack, Batches, Drive};
 use super::{Load, join};
-use crate::bench::BenchError;
 use crate::bench::pace::{Pace, Timer};
 use crate::bench::recorder::{Recorded, Recorder};
 use crate::bench::spread::Spread;
-use crate::client::{Client, Receipt, SendStream};
+use crate::bench::{Address, BenchError};
+use crate::client::{Receipt, SendStream};
 use crate::message::QueueId;
 
 /// A stream with a connection of its own.
@@ -25,8 +25,8 @@ pub(super) struct Stream {
 
 impl Stream {
     /// To `server`.
-    pub(super) async fn open(server: &str) -> Result<Self, BenchError> {
-        let stream = Client::connect(server).await?.send_stream(None).await?;
+    pub(super) async fn open(server: &Address) -> Result<Self, BenchError> {
+        let stream = server.connect().await?.send_stream(None).await?;
         Ok(Self { stream, receipts: Vec::new() })
     }
 
@@ -73,7 +73,7 @@ impl Batches for Producer {
 /// A turn.
 pub(super) async fn turn(
     load: &Load,
-    server: &str,
+    server: &Address,
     rate: Option<f64>,
     length: Duration,
 ) -> Result<Recorded, BenchError> {

@@ -15,8 +15,8 @@ use tonic::Status;
 use super::status::{self, Part};
 use super::{dead_letter, or_default, range};
 use crate::broker::{
-    self, Broker, Permit, PullStart, PullStreamError, PullStreamRequest as Wanted, Pulled, SPLICED,
-    StoredRecord,
+    self, Broker, Parts, Permit, PullStart, PullStreamError, PullStreamRequest as Wanted, Pulled,
+    SPLICED, StoredRecord,
 };
 use crate::grpc::raw::{Out, refusal};
 use crate::message::{Epoch, QueueId, QueueOffset};
@@ -59,7 +59,7 @@ pub(super) async fn pull(
         range: Some(range(pulled.range)),
         epoch: pulled.epoch.get(),
     };
-    let pieces = spliced(&head, PULL_RECORDS, &pulled.records);
+    let pieces = spliced(&[Answer::new(head, PULL_RECORDS, &pulled.records)]);
     let permit = pulled.permit;
     // Not for as long as the client takes.
     drop(pulled.records);
@@ -92,52 +92,76 @@ pub(super) async fn pull_stream(
     });
     let mut stream = stream.await.map_err(refused)?;
     loop {
-        let (queue, pulled) = stream.next().await.map_err(refused)?;
-        let (pieces, permit) = part(queue, pulled);
+        let parts = stream.next().await.map_err(refused)?;
+        let (pieces, permit) = answers(parts);
         out.put(pieces, permit).await;
     }
 }
 
-/// An answer in pieces, without what it was made of.
-fn part(queue: QueueId, pulled: Pulled) -> (Vec<Bytes>, Option<Permit>) {
-    let head = PullStreamResponse {
+/// Parts of a stream in pieces, without what they were made of.
+fn answers(Parts { parts, permit }: Parts) -> (Vec<Bytes>, Option<Permit>) {
+    let answer = |(queue, pulled): &(QueueId, Pulled)| PullStreamResponse {
         queue: queue.get(),
         records: Vec::new(),
         next_offset: pulled.next.get(),
         range: Some(range(pulled.range)),
         epoch: pulled.epoch.get(),
     };
-    (spliced(&head, STREAM_RECORDS, &pulled.records), pulled.permit)
+    let answers =
+        parts.iter().map(|part| Answer::new(answer(part), STREAM_RECORDS, &part.1.records));
+    (spliced(&answers.collect::<Vec<_>>()), permit)
 }
 
-/// The message `head`, with `records` as its field number `field`, in pieces.
-fn spliced(head: &impl prost::Message, field: u32, records: &[StoredRecord]) -> Vec<Bytes> {
-    let heads: Vec<_> = records.iter().map(RecordHead::of).collect();
-    let in_records =
-        heads.iter().map(|head| key_len(field) + with_length(head.len())).sum::<usize>();
-    let len = head.encoded_len() + in_records;
-    let copied = heads.iter().filter(|head| head.batch.len() < SPLICED);
-    let copied = copied.map(|head| head.batch.len()).sum::<usize>();
-    let mut pieces = Vec::with_capacity(2 * heads.len() + 1);
+/// A message with records as one of its fields.
+struct Answer<'a, M> {
+    head: M,
+    field: u32,
+    records: Vec<RecordHead<'a>>,
+    len: usize,
+}
+
+impl<'a, M: prost::Message> Answer<'a, M> {
+    /// `head`, and `records` as its field number `field`.
+    fn new(head: M, field: u32, records: &'a [StoredRecord]) -> Self {
+        let records: Vec<_> = records.iter().map(RecordHead::of).collect();
+        let in_records = records.iter().map(|record| key_len(field) + with_length(record.len()));
+        let len = head.encoded_len() + in_records.sum::<usize>();
+        Self { head, field, records, len }
+    }
+
+    /// What of it is written and not spliced, at most.
+    fn written(&self) -> usize {
+        let copied = self.records.iter().filter(|record| record.batch.len() < SPLICED);
+        let copied = copied.map(|record| record.batch.len()).sum::<usize>();
+        PREFIX + self.head.encoded_len() + self.records.len() * MOST + copied
+    }
+}
+
+/// Messages in pieces, one behind the other.
+fn spliced<M: prost::Message>(answers: &[Answer<'_, M>]) -> Vec<Bytes> {
+    let records = answers.iter().flat_map(|answer| &answer.records);
+    let large = records.filter(|record| record.batch.len() >= SPLICED).count();
+    let mut pieces = Vec::with_capacity(2 * large + 1);
     // All pieces that are written here are cut out of one buffer.
-    let mut piece =
-        BytesMut::with_capacity(PREFIX + head.encoded_len() + heads.len() * MOST + copied);
-    put_prefix(&mut piece, len);
-    // A buffer grows as needed, so it is never too short.
-    let _ = head.encode(&mut piece);
-    for head in heads {
-        encode_key(field, WireType::LengthDelimited, &mut piece);
-        encode_varint(head.len() as u64, &mut piece);
-        let _ = head.fields.encode(&mut piece);
-        if !head.batch.is_empty() {
-            encode_key(RECORD_BATCH, WireType::LengthDelimited, &mut piece);
-            encode_varint(head.batch.len() as u64, &mut piece);
-        }
-        if head.batch.len() < SPLICED {
-            piece.put_slice(head.batch);
-        } else {
-            pieces.push(piece.split().freeze());
-            pieces.push(head.batch.clone());
+    let mut piece = BytesMut::with_capacity(answers.iter().map(Answer::written).sum());
+    for Answer { head, field, records, len } in answers {
+        put_prefix(&mut piece, *len);
+        // A buffer grows as needed, so it is never too short.
+        let _ = head.encode(&mut piece);
+        for record in records {
+            encode_key(*field, WireType::LengthDelimited, &mut piece);
+            encode_varint(record.len() as u64, &mut piece);
+            let _ = record.fields.encode(&mut piece);
+            if !record.batch.is_empty() {
+                encode_key(RECORD_BATCH, WireType::LengthDelimited, &mut piece);
+                encode_varint(record.batch.len() as u64, &mut piece);
+            }
+            if record.batch.len() < SPLICED {
+                piece.put_slice(record.batch);
+            } else {
+                pieces.push(piece.split().freeze());
+                pieces.push(record.batch.clone());
+            }
         }
     }
     if !piece.is_empty() {
@@ -223,16 +247,25 @@ mod tests {
             let range = Some(crate::proto::OffsetRange { min: 1, max: 1 << 50 });
             let head =
                 PullStreamResponse { queue: 9, next_offset: 77, range, epoch: 2, records: vec![] };
-            let pieces = spliced(&head, STREAM_RECORDS, &records);
-            let bytes = pieces.concat();
-            let whole = PullStreamResponse::decode(&bytes[PREFIX..]).unwrap();
-            let expected =
-                PullStreamResponse { records: records.iter().map(wire).collect(), ..head };
-            assert_eq!(whole, expected);
-            assert_eq!(bytes[..PREFIX], crate::wire::framed(&expected)[..PREFIX]);
-            for record in records.iter().filter(|record| record.batch.len() >= SPLICED) {
-                let aliased = pieces.iter().filter(|piece| piece.as_ptr() == record.batch.as_ptr());
-                assert_eq!(aliased.count(), 1, "a large batch is not copied");
+            // As one answer, and cut in two.
+            for cut in [0, count / 2] {
+                let parts = [&records[..cut], &records[cut..]];
+                let answers = parts.map(|part| Answer::new(head.clone(), STREAM_RECORDS, part));
+                let pieces = spliced(&answers);
+                let mut bytes = Bytes::from(pieces.concat());
+                for part in parts {
+                    let records = part.iter().map(wire).collect();
+                    let expected = PullStreamResponse { records, ..head.clone() };
+                    let whole = bytes.split_to(PREFIX + expected.encoded_len());
+                    assert_eq!(PullStreamResponse::decode(&whole[PREFIX..]), Ok(expected.clone()));
+                    assert_eq!(whole[..PREFIX], crate::wire::framed(&expected)[..PREFIX]);
+                }
+                assert!(bytes.is_empty());
+                for record in records.iter().filter(|record| record.batch.len() >= SPLICED) {
+                    let batch = record.batch.as_ptr();
+                    let aliased = pieces.iter().filter(|piece| piece.as_ptr() == batch);
+                    assert_eq!(aliased.count(), 1, "a large batch is not copied");
+                }
             }
         }
     }

@@ -2,6 +2,9 @@
 //!
 //! Whatever has arrived is stored before the stream looks who may be acknowledged, and all who may are told with one
 //! answer: on a busy stream neither costs a wake-up of its own.
+//!
+//! A stream has one of few places. One of which nothing comes for [`WHOLE`](crate::grpc::pace::WHOLE) never was meant;
+//! one that has sent is a producer's, and keeps its place however long it is idle.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
@@ -147,9 +150,16 @@ where
     let mut drained = pin!(broker.drained());
     let ended = loop {
         let may_receive = stream.unacknowledged.len() < IN_FLIGHT;
+        let is_new = stream.is_new;
+        let received = async {
+            if is_new {
+                messages.begins().await?;
+            }
+            messages.next().await
+        };
         let event = tokio::select! {
             biased;
-            received = messages.next(), if may_receive => {
+            received = received, if may_receive => {
                 Event::Received(received.map(|request| request.map(|Bounded(request)| request)))
             }
             acknowledged = stream.oldest() => Event::Oldest(acknowledged),
@@ -350,8 +360,63 @@ fn bad(fault: RequestFault) -> BrokerError {
 mod tests {
     use prost::Message as _;
 
+    use std::convert::Infallible;
+    use std::task::{Context, Poll};
+
+    use hyper::body::Frame;
+
     use super::*;
+    use crate::broker::BrokerConfig;
+    use crate::clock::SystemClock;
+    use crate::file::disk::RealDisk;
     use crate::proto::send_stream_request::Open;
+    use crate::store::StoreConfig;
+
+    /// One frame, if there is one, and then nothing more for ever.
+    struct Silent(Option<Bytes>);
+
+    impl HttpBody for Silent {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.take().map_or(Poll::Pending, |data| Poll::Ready(Some(Ok(Frame::data(data)))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_sends_nothing_gives_its_place_back_and_one_that_has_sent_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let clock = Arc::new(SystemClock::new());
+        let config = BrokerConfig::default();
+        let broker = Broker::open(Arc::new(RealDisk), clock, store, config).unwrap().0;
+        let stream = |frame: Option<Bytes>| {
+            let messages = Messages::new(Silent(frame), Arc::clone(&broker), 64 << 10);
+            run(Arc::clone(&broker), messages, Out::default())
+        };
+        let open = Open { number: 1, topic: "t".to_owned() };
+        let sent = SendStreamRequest { open: vec![open], ..SendStreamRequest::default() };
+        let begun = Instant::now();
+        let mut idle = pin!(stream(Some(framed(&sent))));
+        let short = Duration::from_secs(1);
+        assert!(tokio::time::timeout(short, idle.as_mut()).await.is_err());
+        let refused = stream(None).await.unwrap_err();
+        assert_eq!(refused.message(), "the request did not arrive whole within 30s");
+        assert_eq!(begun.elapsed().as_secs(), 31);
+        assert_eq!(broker.send_streams(), 1, "the idle one's");
+        let hour = Duration::from_secs(3_600);
+        assert!(tokio::time::timeout(hour, idle.as_mut()).await.is_err(), "it goes on");
+        assert_eq!(broker.send_streams(), 1);
+        broker.drain();
+        let ended = idle.await.unwrap_err();
+        assert_eq!((ended.code(), broker.send_streams()), (tonic::Code::Unavailable, 0));
+        broker.close().unwrap();
+    }
 
     #[test]
     fn a_request_opens_at_most_one_topic_more_than_there_are_numbers() {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::super::paged::{FileState, PageError, Reader, SealedError, SealedSegment};
+use super::super::paged::{FileState, PageError, Pages, Reader, SealedError, SealedSegment};
 use super::super::parts::Listed;
 use super::{ConsumeQueues, QueuePart, View, find_row};
 use crate::file::FileError;
@@ -114,6 +114,7 @@ impl ConsumeQueues {
         let (mut low, mut high) = (0, segments.len());
         let mut place = Place { found: None, missing: None, has_older: false };
         let mut found_in = None;
+        let pages = &mut Pages::default();
         while low < high {
             let middle = low + (high - low) / 2;
             let mut probe = None;
@@ -121,7 +122,7 @@ impl ConsumeQueues {
                 if segment.state == FileState::Missing {
                     continue;
                 }
-                let side = self.files.read(segment, |file| side_of(file, key, holds))?;
+                let side = self.files.read(segment, pages, |file| side_of(file, key, holds))?;
                 if let Some(side) = side {
                     probe = Some((index, *segment, side));
                     break;
@@ -228,7 +229,7 @@ impl ConsumeQueues {
         let Some(segment) = segment.filter(|segment| segment.state != FileState::Missing) else {
             return Ok(false);
         };
-        match self.files.read(segment, read) {
+        match self.files.read(segment, &mut Pages::default(), read) {
             Ok(()) => Ok(true),
             Err(SealedError::Damaged { .. }) => Ok(false),
             Err(SealedError::File(error)) => Err(error),

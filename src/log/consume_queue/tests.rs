@@ -1,5 +1,6 @@
 //! The queues against a model: memory, files, and both together.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,7 +62,7 @@ fn flip(disk: &dyn Disk, path: &str, position: u64) {
 
 fn look(queues: &ConsumeQueues, key: QueueKey, from: u64) -> (Lookup, Vec<QueueEntry>) {
     let mut out = vec![entry(0, 0, 1)];
-    let found = queues.lookup(key, at(from), 1000, &mut out).unwrap();
+    let found = queues.lookup(key, at(from), 1000, &mut out, &mut Pages::default()).unwrap();
     (found, out)
 }
 
@@ -114,6 +115,8 @@ struct Model {
     end: u64,
     segment: u64,
     sealed: Vec<bool>,
+    /// Kept over all lookups, whatever becomes of the files in between.
+    pages: RefCell<Pages>,
 }
 
 impl Model {
@@ -122,7 +125,8 @@ impl Model {
         let queues = queues(&disk);
         queues.start_part(base(0));
         let (entries, log) = (BTreeMap::new(), Vec::new());
-        Self { disk, queues, entries, log, end: 0, segment: 0, sealed: Vec::new() }
+        let (sealed, pages) = (Vec::new(), RefCell::default());
+        Self { disk, queues, entries, log, end: 0, segment: 0, sealed, pages }
     }
 
     fn put(&mut self, queue: u32, messages: u16, gap: u64) {
@@ -168,6 +172,8 @@ impl Model {
         (0..self.sealed.len()).for_each(|segment| self.seal(segment));
         let positions = self.queues.positions();
         self.queues = queues(&self.disk);
+        // Its files are called otherwise.
+        self.pages = RefCell::default();
         for segment in 0..self.segment {
             assert!(self.queues.adopt_sealed(base(segment), base(segment + 1)).unwrap());
         }
@@ -191,7 +197,8 @@ impl Model {
         };
         assert_eq!(self.queues.next_offset(key), next);
         let mut out = Vec::new();
-        assert_eq!(self.queues.lookup(key, from, max, &mut out).unwrap(), expected);
+        let pages = &mut self.pages.borrow_mut();
+        assert_eq!(self.queues.lookup(key, from, max, &mut out, pages).unwrap(), expected);
         let mut hot = Vec::new();
         match self.queues.lookup_hot(key, from, max, &mut hot) {
             Lookup::NeedsDisk => {
@@ -338,7 +345,7 @@ fn damage_seen_in_a_file_that_was_replaced_meanwhile_concerns_nobody() {
     one_segment().iter().for_each(|(key, entry)| part.put(*key, entry));
     queues.rebuilt(base(0), base(1), &part).unwrap();
     let read = |_: &mut Reader<'_>| Err::<(), _>(PageError::Damaged { page: 1 });
-    let error = queues.files.read(&before[0], read).unwrap_err();
+    let error = queues.files.read(&before[0], &mut Pages::default(), read).unwrap_err();
     assert_eq!(error.to_string(), "sealed file of the segment at 0 is damaged in page 1");
     assert_eq!(queues.missing(), []);
 }
@@ -420,7 +427,13 @@ fn damaged_page_is_found_by_the_read_that_needs_it_and_the_file_is_rebuilt() {
         let mut out = Vec::new();
         let mut errors = Vec::new();
         for queue in 0..150 {
-            match queues.lookup(key(1 + u64::from(queue) % 2, queue), at(0), 1000, &mut out) {
+            match queues.lookup(
+                key(1 + u64::from(queue) % 2, queue),
+                at(0),
+                1000,
+                &mut out,
+                &mut Pages::default(),
+            ) {
                 Ok(Lookup::Rebuilding { base: missing }) => assert_eq!(missing, base(0)),
                 Ok(found) => assert_eq!((found, errors.len()), (Lookup::Found, 0)),
                 Err(error) => errors.push(error),
@@ -472,7 +485,8 @@ fn file_that_is_gone_is_damage_then_rebuilding() {
     let disk = disk();
     let queues = sealed(&disk, &[&one_segment()]);
     disk.unlink(Path::new("consumequeue/00000000000000000000.cq")).unwrap();
-    let error = queues.lookup(key(2, 77), at(0), 1, &mut Vec::new()).unwrap_err();
+    let error =
+        queues.lookup(key(2, 77), at(0), 1, &mut Vec::new(), &mut Pages::default()).unwrap_err();
     assert_eq!(error.to_string(), "sealed file of the segment at 0 is damaged in page 0");
     assert_eq!(look(&queues, key(2, 77), 0).0, Lookup::Rebuilding { base: base(0) });
 }
@@ -592,7 +606,8 @@ fn readers_find_every_offset_below_the_next_one_while_parts_come_and_go() {
                         }
                         turn = turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                         let from = at((turn >> 33) % next);
-                        let found = queues.lookup(*key, from, 10, &mut out).unwrap();
+                        let found =
+                            queues.lookup(*key, from, 10, &mut out, &mut Pages::default()).unwrap();
                         assert_eq!((found, out[0].queue_offset), (Lookup::Found, from));
                     }
                 }

@@ -27,6 +27,7 @@ pub(crate) type Told<T> = Option<Result<T, BrokerError>>;
 /// A message where it lies, as anybody sees it who reads by offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lying {
+    pub(crate) id: MessageId,
     pub(crate) queue: u32,
     pub(crate) offset: u64,
     pub(crate) body: String,
@@ -63,6 +64,7 @@ pub(crate) fn body_of(batch: &[u8]) -> String {
 
 fn lying(records: &[mainstem::store::StoredRecord]) -> Vec<Lying> {
     let one = |record: &mainstem::store::StoredRecord| Lying {
+        id: MessageId { epoch: record.epoch, offset: record.offset, index: 0 },
         queue: record.queue.get(),
         offset: record.first_queue_offset.get(),
         body: body_of(&record.batch),
@@ -77,8 +79,13 @@ impl Rig {
         Arc::clone(&self.broker)
     }
 
-    /// Sends one message, of a message group or without one.
-    pub(crate) fn send(&mut self, queue: u32, body: &str, message_group: Option<&str>) -> Told<()> {
+    /// Sends one message to a queue, or to that of its message group, and tells which that is.
+    pub(crate) fn send(
+        &mut self,
+        queue: u32,
+        body: &str,
+        message_group: Option<&str>,
+    ) -> Told<u32> {
         let mut batch = BatchBuilder::new();
         batch.push(&NewMeta { message_group, ..NewMeta::default() }, body.as_bytes());
         let (broker, batch) = (self.broker(), batch.finish());
@@ -87,7 +94,7 @@ impl Rig {
         self.carry(async move {
             let deadline = late();
             let request = SendRequest { topic: TOPIC, queue, batch, session: None, deadline };
-            broker.send(request).await.map(drop)
+            broker.send(request).await.map(|stored| stored.queue.get())
         })
     }
 
@@ -114,6 +121,14 @@ impl Rig {
                 deadline: late(),
             };
             broker.receive_messages(request).await.map(|received| received.messages)
+        })
+    }
+
+    pub(crate) fn ack(&mut self, handles: Vec<String>) -> Told<Vec<bool>> {
+        let broker = self.broker();
+        self.carry(async move {
+            let handles: Vec<_> = handles.iter().map(String::as_str).collect();
+            broker.ack(GROUP, TOPIC, &handles, late()).await
         })
     }
 

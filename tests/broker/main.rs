@@ -12,6 +12,7 @@
 //! | `rig.rs` | a broker stepped by hand |
 //! | `consumer.rs` | what consumers and operators of a group ask for, for stories |
 //! | `buried.rs` | a story of its own: the power goes while messages become dead letters and come back |
+//! | `leases.rs`, `pool.rs` | random lives of a group, and what must be true of its messages |
 //! | `full.rs` | a story of its own: a full disk, and commits until they are refused |
 //! | `gone.rs` | a story of its own: a deletion and those who read meanwhile |
 //! | `grown.rs` | a story of its own: offsets are reset while a topic gets queues |
@@ -28,7 +29,9 @@ mod full;
 mod gone;
 mod grown;
 mod ids;
+mod leases;
 mod model;
+mod pool;
 mod reads;
 mod rig;
 mod rules;

@@ -158,6 +158,7 @@ impl Collector for Numbers {
                 None,
                 counters.filter_mismatches.get(),
             ),
+            ("conditions", "Filters in SQL that were parsed", None, counters.conditions.get()),
             ("gone", "Messages finished as they are gone", None, counters.gone.get()),
             (
                 "dead_letters",

@@ -140,14 +140,14 @@ struct Asked {
     group: String,
     /// `None`: for as long as the client lives.
     lease: Option<Duration>,
-    filter: Expression,
+    filter: Arc<Expression>,
     max_messages: u32,
     attempt: String,
     poll: Option<prost_types::Duration>,
 }
 
 impl Asked {
-    fn of(request: ReceiveMessageRequest) -> Result<Self, Refusal> {
+    fn of(broker: &Broker, request: ReceiveMessageRequest) -> Result<Self, Refusal> {
         let resource = request.message_queue.and_then(|queue| queue.topic);
         let topic = convert::topic(resource.as_ref())?.to_owned();
         let group = convert::group(request.group.as_ref())?.to_owned();
@@ -155,7 +155,7 @@ impl Asked {
             true => None,
             false => Some(time::lease(request.invisible_duration.as_ref(), MIN_INVISIBLE)?),
         };
-        let filter = convert::expression(request.filter_expression.as_ref())?;
+        let filter = convert::expression(broker, request.filter_expression.as_ref())?;
         let max_messages = u32::try_from(request.batch_size).ok().filter(|most| *most > 0);
         let Some(max_messages) = max_messages.map(|most| most.min(MAX_MESSAGES)) else {
             return Err(Refusal::new(Code::BadRequest, "a receive asks for one message at least"));
@@ -188,7 +188,7 @@ async fn receive(
         max_messages,
         attempt,
         poll,
-    } = Asked::of(request)?;
+    } = Asked::of(broker, request)?;
     // Looked for first: that there is no such topic is said before anything of the group.
     let entry = broker.known_topic(&topic_name, until).await?;
     if !entry.settings().access.read {

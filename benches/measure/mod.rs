@@ -149,20 +149,31 @@ impl Bench {
         subject: &mut dyn FnMut() -> Slice,
         control: &mut dyn FnMut() -> Slice,
     ) {
+        let wanted = self.rounds();
+        self.compare_in(case, (wanted, wanted * TRIES), subject, control);
+    }
+
+    /// The same in so many rounds, of so many tries at most: for a case whose rounds are long.
+    pub(crate) fn compare_in(
+        &mut self,
+        case: &Case<'_>,
+        (wanted, most): (usize, usize),
+        subject: &mut dyn FnMut() -> Slice,
+        control: &mut dyn FnMut() -> Slice,
+    ) {
         // Caches, tables and branch predictors are those of a broker that runs.
         subject();
         control();
         let mut all = Rounds::default();
-        let wanted = self.rounds();
-        while all.valid.len() < wanted && all.tried() < wanted * TRIES {
+        while all.valid.len() < wanted && all.tried() < most {
             let (first, [before, after]) = (subject(), [control(), control()]);
             all.add(first.and(subject()), before, after);
         }
-        self.report(case, &mut all);
+        self.report(case, wanted, &mut all);
     }
 
-    fn report(&mut self, case: &Case<'_>, rounds: &mut Rounds) {
-        let void = rounds.valid.len() < MIN_ROUNDS.min(self.rounds());
+    fn report(&mut self, case: &Case<'_>, wanted: usize, rounds: &mut Rounds) {
+        let void = rounds.valid.len() < MIN_ROUNDS.min(wanted);
         let voided = rounds.void.len();
         if void {
             rounds.valid.append(&mut rounds.void);

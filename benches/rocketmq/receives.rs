@@ -28,7 +28,7 @@ type Caller = v2::messaging_service_client::MessagingServiceClient<tonic::transp
 /// Messages of one receive, and of one ack.
 const BATCH: usize = 32;
 /// Messages of one send, where only their being there counts.
-const TOGETHER: usize = 64;
+const TOGETHER: usize = 512;
 
 /// Bodies of messages of which there are very many.
 const SMALL: usize = 100;
@@ -388,10 +388,14 @@ async fn introduce(caller: &mut Caller, n: usize) -> Telemetry {
     (commands, answers)
 }
 
-/// Messages of each message group.
-const OF_A_GROUP: usize = 3;
+/// Messages of each message group: the first one gets stuck, or not, and the others wait for it.
+const OF_A_GROUP: usize = 2;
 
-/// What 1 % of message groups that get stuck at their first message cost the others.
+/// Rounds, and how many of them may be tried: each is four times so many messages.
+const LONG_ROUNDS: (usize, usize) = (3, 4);
+
+/// What 1 % of message groups that get stuck at their first message cost the others: CPU time, and messages that are
+/// looked at, for each of the others that is delivered.
 pub(crate) fn stuck(bench: &mut Bench, name: &str) {
     let dir = bench.fresh_dir(name);
     let runtime = Runtime::new().expect("a runtime starts");
@@ -399,6 +403,8 @@ pub(crate) fn stuck(bench: &mut Bench, name: &str) {
     let groups: usize = bench.pick(100_000, 2_000);
     let mut topics = 0..;
     let broker = RefCell::new(&mut server);
+    // Of the runs without and with such groups: messages looked at, and others delivered.
+    let mut looked = [(0, 0); 2];
     let mut run = |stuck_of_a_hundred: usize| {
         let topic = format!("stuck-{}", topics.next().unwrap_or(0));
         let mut broker = broker.borrow_mut();
@@ -417,7 +423,7 @@ pub(crate) fn stuck(bench: &mut Bench, name: &str) {
             group.is_some_and(|group| group % 100 < stuck_of_a_hundred)
         };
         let others = OF_A_GROUP * groups / 100 * (100 - stuck_of_a_hundred);
-        let before = broker.cpu();
+        let (before, examined) = (broker.cpu(), broker.counter("looked_at"));
         let slice = Slice::of(others as f64, (others * SMALL) as u64, || {
             let mut left = others;
             runtime.block_on(async {
@@ -431,13 +437,25 @@ pub(crate) fn stuck(bench: &mut Bench, name: &str) {
                 }
             });
         });
-        Slice { cpu: broker.cpu().saturating_sub(before), ..slice }
+        let cpu = broker.cpu().saturating_sub(before);
+        let (sum, delivered) = &mut looked[usize::from(stuck_of_a_hundred > 0)];
+        *sum += broker.counter("looked_at") - examined;
+        *delivered += others as u64;
+        Slice { cpu, ..slice }
     };
     let run = RefCell::new(&mut run);
     let control = "the same without any that is stuck";
-    let name = format!("{name}/1 of 100");
-    let case = Case { name, control, unit: "message", reach: None };
-    bench.compare(&case, &mut || run.borrow_mut()(1), &mut || run.borrow_mut()(0));
+    let case_name = format!("{name}/1 of 100");
+    let case = Case { name: case_name, control, unit: "message", reach: None };
+    let rounds = bench.pick(LONG_ROUNDS, (1, 2));
+    bench.compare_in(&case, rounds, &mut || run.borrow_mut()(1), &mut || run.borrow_mut()(0));
+    let [without, with] = looked.map(|(looked, delivered)| looked as f64 / delivered as f64);
+    let text = format!(
+        "{with:.4} messages looked at for each that is delivered, {without:.4} without: {:.4} times as many",
+        with / without,
+    );
+    let facts = json!({ "looked_at_each": with, "control_looked_at_each": without });
+    bench.note(&format!("{name}/looked at"), &text, facts);
     drop(server);
     std::fs::remove_dir_all(dir).expect("the data can be removed");
 }

@@ -1,6 +1,7 @@
 //! A server as a process of its own, which tells its CPU time when it is asked.
 
-use std::io::{BufRead as _, BufReader, Write as _, stdin, stdout};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _, stdin, stdout};
+use std::net::TcpStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub(crate) struct Server {
     child: Child,
     lines: BufReader<ChildStdout>,
     pub(crate) address: String,
+    /// Where a broker tells its counters.
+    http: String,
 }
 
 impl Server {
@@ -29,8 +32,9 @@ impl Server {
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = child.expect("a server starts");
         let lines = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut server = Self { child, lines, address: String::new() };
+        let mut server = Self { child, lines, address: String::new(), http: String::new() };
         server.address = server.hear();
+        server.http = server.hear();
         server
     }
 
@@ -44,6 +48,17 @@ impl Server {
         let input = self.child.stdin.as_mut().expect("it is piped");
         input.write_all(b"\n").expect("the server listens");
         Duration::from_nanos(self.hear().parse().expect("it is a number"))
+    }
+
+    /// A counter of a broker's.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(&self.http).expect("the broker listens");
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it is read");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it is answered");
+        let line = format!("mainstem_{name}_total ");
+        let value = answer.lines().find_map(|found| found.strip_prefix(&line));
+        value.expect("it is told").trim().parse().expect("it is a number")
     }
 
     /// Bytes of memory that are its own.
@@ -64,7 +79,7 @@ impl Drop for Server {
     }
 }
 
-/// A server's process: says where it listens, then its CPU time for each line, until there are no more lines.
+/// A server's process: says where it listens, for calls and for its counters, then its CPU time for each line, until there are no more lines.
 pub(crate) fn serve(workers: usize, what: &str) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -76,6 +91,7 @@ pub(crate) fn serve(workers: usize, what: &str) {
             let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"));
             let listener = listener.expect("a port is free");
             say(&listener.local_addr().expect("it has one").to_string());
+            say("");
             runtime.spawn(no_op(listener));
             None
         }
@@ -87,7 +103,9 @@ pub(crate) fn serve(workers: usize, what: &str) {
             ];
             let config = Config::load(None, &sets).expect("the configuration is sound");
             let spawned = runtime.block_on(server::spawn(config)).expect("a broker starts");
-            say(&spawned.listening().grpc.to_string());
+            let listening = spawned.listening();
+            say(&listening.grpc.to_string());
+            say(&listening.http.to_string());
             Some(spawned)
         }
     };

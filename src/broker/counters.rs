@@ -155,6 +155,8 @@ pub struct Counters {
     pub acks: Counter,
     /// Receives with another filter than other members of their group use.
     pub filter_mismatches: Counter,
+    /// Conditions in SQL that had to be understood: those of receives that were not asked with lately.
+    pub conditions: Counter,
     /// Messages finished because the filter of a receive did not want them.
     pub filtered: Counter,
     /// Messages finished for a group because they are gone, or because a dead letter stands for them and others.
@@ -187,6 +189,7 @@ impl Default for Counters {
             received_messages: Counter::default(),
             acks: Counter::default(),
             filter_mismatches: Counter::default(),
+            conditions: Counter::default(),
             filtered: Counter::default(),
             gone: Counter::default(),
             redriven: Counter::default(),

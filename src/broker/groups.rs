@@ -245,6 +245,12 @@ impl Broker {
         (self.state.groups.count(), offsets.count(), offsets.memory_bytes())
     }
 
+    /// How many messages receives looked at to deliver them: open ones that are due, and fresh ones. What a filter
+    /// passes over is not among them, what waits for others of its message group is, once.
+    pub fn looked_at(&self) -> u64 {
+        self.state.offsets.looked_at.get()
+    }
+
     /// The group of a name. That there is none may be told once the deletion is durable.
     ///
     /// # Errors

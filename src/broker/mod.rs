@@ -9,6 +9,7 @@
 //! | `clients.rs` | who is connected, and who is told what |
 //! | `groups.rs`, `offsets.rs` | consumer groups and their committed offsets as services |
 //! | `receive.rs`, `settle.rs` | messages leased to consumers, and what they do with them |
+//! | `filters.rs` | conditions that were understood before |
 //! | `consume.rs` | both on one stream, with credits |
 //! | `tend.rs`, `dead_letter.rs` | what is due again; what was delivered too often |
 //! | `waiting.rs` | what waits for another delivery, for operators |
@@ -31,6 +32,7 @@ pub mod counters;
 mod cut;
 mod dead_letter;
 mod error;
+mod filters;
 mod groups;
 mod handle;
 mod long_poll;
@@ -140,6 +142,7 @@ pub const REPLY_RESERVE: Duration = Duration::from_millis(100);
 use budget::Budget;
 use clients::Clients;
 use counters::Counters;
+use filters::Filters;
 use handle::Signer;
 use state::State;
 use unpacked::UnpackedBodies;
@@ -175,6 +178,7 @@ pub struct Broker {
     unpacked: UnpackedBodies,
     /// Of the receipts of leases.
     signer: Signer,
+    filters: Filters,
     counters: Counters,
     started: Vec<ReportLine>,
     /// When that was, on the clock of leases.
@@ -290,6 +294,7 @@ impl Broker {
             clients: Arc::default(),
             unpacked: UnpackedBodies::default(),
             signer: Signer::new(store.handle_key()),
+            filters: Filters::default(),
             counters: Counters::default(),
             started,
             opened: store.lease_time(),

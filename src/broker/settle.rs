@@ -32,6 +32,10 @@ use crate::store::{AppendError, ReadError};
 /// The most receipts in one request.
 const MAX_RECEIPTS: u32 = MAX_RECEIVE;
 
+/// By so much what is asked for may go beyond the longest lease, and is cut to it: who asks for all of it right after
+/// the delivery cannot know how long his request is on its way.
+const WAY: Duration = Duration::from_secs(10);
+
 /// The queue of a record and the offsets of its messages.
 type Places = (QueueId, Range<u64>);
 
@@ -65,7 +69,7 @@ pub enum ExtendFault {
     /// The receipt is worth nothing.
     #[error("the receipt handle is not valid")]
     BadReceipt,
-    /// It would last for longer than 12 hours after the delivery.
+    /// It would last for longer than 12 hours after the delivery, and by more than the way of a request.
     #[error("a message is leased for 12 hours at most")]
     TooLong,
 }
@@ -349,9 +353,13 @@ fn change_of(
         Hold::Suspend(time) => (ms(time), OpenState::Waiting, true),
         Hold::Undo => (0, OpenState::Waiting, true),
     };
-    let due = now.get().saturating_add(after);
-    if matches!(hold, Hold::For(_)) && due > handle.delivered.get() + ms(MAX_INVISIBLE) {
-        return Err(ExtendFault::TooLong);
+    let mut due = now.get().saturating_add(after);
+    if matches!(hold, Hold::For(_)) {
+        let most = handle.delivered.get().saturating_add(ms(MAX_INVISIBLE));
+        if due > most.saturating_add(ms(WAY)) || now.get() > most {
+            return Err(ExtendFault::TooLong);
+        }
+        due = due.min(most);
     }
     // The last delivery failed: there is nothing to wait for.
     let is_last = settings.max_attempts.is_some_and(|most| handle.delivery >= most);
@@ -379,6 +387,40 @@ fn jitter(settings: &GroupSettings, pause: u64, handle: &Handle) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Epoch, GroupId, LeaseId, QueueOffset, TopicId};
+
+    #[test]
+    fn a_lease_ends_12_hours_after_its_delivery_and_who_asks_for_all_of_them_is_not_refused() {
+        const DELIVERED: u64 = 1_000_000;
+        const HOURS: u64 = 12 * 60 * 60 * 1_000;
+        let handle = Handle {
+            group: GroupId::new(1),
+            topic: TopicId::new(1),
+            queue: QueueId::ZERO,
+            offset: QueueOffset::ZERO,
+            record_epoch: Epoch::new(1),
+            record: PhysicalOffset::ZERO,
+            lease: LeaseId { epoch: Epoch::new(1), number: 1 },
+            is_first: true,
+            delivery: 1,
+            delivered: Timestamp::new(DELIVERED),
+            due: Timestamp::new(DELIVERED),
+        };
+        let due = |since: u64, ms: u64| {
+            let now = Timestamp::new(DELIVERED + since);
+            let hold = Hold::For(Duration::from_millis(ms));
+            let change = change_of(&handle, hold, now, &GroupSettings::default());
+            change.map(|change| change.due - DELIVERED)
+        };
+        assert_eq!(due(0, HOURS), Ok(HOURS));
+        assert_eq!(due(5, HOURS), Ok(HOURS), "the request was on its way");
+        assert_eq!(due(10_000, HOURS), Ok(HOURS));
+        assert_eq!(due(10_001, HOURS), Err(ExtendFault::TooLong));
+        assert_eq!(due(10_001, HOURS - 10_001), Ok(HOURS));
+        assert_eq!(due(HOURS - 1, 1), Ok(HOURS));
+        assert_eq!(due(HOURS, 0), Ok(HOURS));
+        assert_eq!(due(HOURS + 1, 0), Err(ExtendFault::TooLong), "it is over");
+    }
 
     #[test]
     fn the_first_failure_waits_for_the_first_delay_and_the_last_one_goes_on() {

@@ -274,22 +274,35 @@ impl Out {
     }
 }
 
+/// What a call that panicked says last, and what it ends with.
+pub(super) struct Last {
+    /// A whole message, or nothing.
+    pub(super) message: Bytes,
+    /// How the call ends.
+    pub(super) ended: Result<(), Status>,
+}
+
 /// The body of an answer, which runs its call.
-struct Running<F> {
+struct Running<F, P> {
     /// `None`: it has ended.
     call: Option<Pin<Box<F>>>,
+    panicked: P,
     out: Out,
     handing: Handing,
     trailers: Option<HeaderMap>,
 }
 
-impl<F> Running<F> {
+impl<F, P> Running<F, P> {
     fn piece(&mut self) -> Option<Frame<Bytes>> {
         self.handing.next(&mut lock(&self.out.0)).map(Frame::data)
     }
 }
 
-impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
+impl<F, P> HttpBody for Running<F, P>
+where
+    F: Future<Output = Result<(), Status>>,
+    P: Fn() -> Last + Unpin,
+{
     type Data = Bytes;
     type Error = Infallible;
 
@@ -315,8 +328,14 @@ impl<F: Future<Output = Result<(), Status>>> HttpBody for Running<F> {
                 },
                 Ok(Poll::Ready(ended)) => ended,
                 Err(_panic) => {
-                    tracing::error!("a stream panicked; it ends with INTERNAL");
-                    Err(status::of_panic())
+                    tracing::error!(
+                        "a stream panicked; it ends with what its protocol says of a defect"
+                    );
+                    let Last { message, ended } = (this.panicked)();
+                    if !message.is_empty() {
+                        lock(&this.out.0).add([message], None);
+                    }
+                    ended
                 }
             };
             this.call = None;
@@ -340,14 +359,27 @@ pub(super) fn trailers(ended: Result<(), Status>) -> HeaderMap {
     trailers
 }
 
-/// The answer that `call` makes. It ends with what the call ends with.
+/// The answer that `call` makes. It ends with what the call ends with, and with INTERNAL if it panics.
 pub(super) fn answer<F>(outgoing: Outgoing, call: impl FnOnce(Out) -> F) -> Response<Body>
+where
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let panicked = || Last { message: Bytes::new(), ended: Err(status::of_panic()) };
+    answer_or(outgoing, panicked, call)
+}
+
+/// The same of a protocol with words of its own for a call that panicked.
+pub(super) fn answer_or<F>(
+    outgoing: Outgoing,
+    panicked: impl Fn() -> Last + Send + Unpin + 'static,
+    call: impl FnOnce(Out) -> F,
+) -> Response<Body>
 where
     F: Future<Output = Result<(), Status>> + Send + 'static,
 {
     let out = Out::default();
     let call = Some(Box::pin(call(out.clone())));
-    let body = Running { call, out, handing: Handing::to(outgoing), trailers: None };
+    let body = Running { call, panicked, out, handing: Handing::to(outgoing), trailers: None };
     let mut response = Response::new(Body::new(body));
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(header::CONTENT_TYPE, grpc);

@@ -437,6 +437,40 @@ mod tests {
             Guarded::new(Panics, Arc::clone(&broker)).call(Request::new(Body::empty())).await;
         let answer = answer.unwrap_or_else(|never| match never {});
         assert_eq!(answer.headers()["grpc-status"], "13");
+        // Clients of RocketMQ take an error of the call for a broken network: it is in the answer's status.
+        for call in [
+            "QueryRoute",
+            "Heartbeat",
+            "SendMessage",
+            "QueryAssignment",
+            "AckMessage",
+            "ForwardMessageToDeadLetterQueue",
+            "PullMessage",
+            "UpdateOffset",
+            "GetOffset",
+            "QueryOffset",
+            "EndTransaction",
+            "NotifyClientTermination",
+            "ChangeInvisibleDuration",
+            "RecallMessage",
+            "SyncLiteSubscription",
+        ] {
+            let request = Request::builder().uri(format!("{}{call}", rocketmq::PATH));
+            let request = request.body(Body::empty()).unwrap();
+            let answer = Guarded::new(Panics, Arc::clone(&broker)).call(request).await;
+            let answer = answer.unwrap_or_else(|never| match never {});
+            assert_eq!(answer.headers().get("grpc-status"), None, "{call}");
+            let (mut body, mut frames) = (answer.into_body(), crate::wire::Frames::default());
+            let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+            frames.push(next.await.unwrap().unwrap().into_data().unwrap());
+            let refused: crate::proto::rocketmq::HeartbeatResponse =
+                frames.message(1 << 10).unwrap().unwrap();
+            let status = refused.status.unwrap();
+            assert_eq!(status.code, 50_001, "{call}: {status:?}");
+            let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+            let trailers = next.await.unwrap().unwrap().into_trailers().unwrap();
+            assert_eq!(trailers["grpc-status"], "0", "{call}");
+        }
         broker.close().unwrap();
     }
 

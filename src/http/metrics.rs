@@ -149,6 +149,7 @@ impl Collector for Numbers {
             ("rewinds", "Queues that these moved back", None, counters.rewinds.get()),
             ("receives", "Receives that got messages", None, counters.receives.get()),
             ("received_messages", "Messages in them", None, counters.received_messages.get()),
+            ("looked_at", "Messages that receives looked at", None, broker.looked_at()),
             ("acks", "Messages finished by consumers", None, counters.acks.get()),
             ("filtered", "Messages that filters passed over", None, counters.filtered.get()),
             (
@@ -157,6 +158,7 @@ impl Collector for Numbers {
                 None,
                 counters.filter_mismatches.get(),
             ),
+            ("conditions", "Filters in SQL that were parsed", None, counters.conditions.get()),
             ("gone", "Messages finished as they are gone", None, counters.gone.get()),
             (
                 "dead_letters",

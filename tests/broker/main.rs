@@ -10,6 +10,10 @@
 //! | `seen.rs` | everything that a broker shows, and whether a world explains it |
 //! | `model.rs` | both side by side; what must be left after a start |
 //! | `rig.rs` | a broker stepped by hand |
+//! | `consumer.rs` | what consumers and operators of a group ask for, for stories |
+//! | `buried.rs` | a story of its own: the power goes while messages become dead letters and come back |
+//! | `leases.rs`, `pool.rs` | random lives of a group, and what must be true of its messages |
+//! | `looked.rs` | a story of its own: how much receives look at when message groups are stuck |
 //! | `full.rs` | a story of its own: a full disk, and commits until they are refused |
 //! | `gone.rs` | a story of its own: a deletion and those who read meanwhile |
 //! | `grown.rs` | a story of its own: offsets are reset while a topic gets queues |
@@ -20,11 +24,16 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod buried;
+mod consumer;
 mod full;
 mod gone;
 mod grown;
 mod ids;
+mod leases;
+mod looked;
 mod model;
+mod pool;
 mod reads;
 mod rig;
 mod rules;

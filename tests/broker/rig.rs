@@ -1,5 +1,5 @@
-//! A broker whose storage threads are stepped by hand, over the simulated disk. No time passes but by the script: timers
-//! of the runtime never fire, as nobody drives it.
+//! A broker whose storage threads are stepped by hand, over the simulated disk. No time passes but by the script:
+//! timers of the runtime never fire, as nobody drives it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -143,6 +143,21 @@ impl Rig {
         }
         self.help(round);
         true
+    }
+
+    /// The answer of any request, helped as far as it needs it; `None`: the power went.
+    pub(crate) fn carry<T>(&mut self, request: impl Future<Output = T> + 'static) -> Option<T> {
+        let mut request: Request<T> = Box::pin(request);
+        for round in 0.. {
+            let answer = now(request.as_mut());
+            if answer.is_some() {
+                return answer;
+            }
+            if !self.helped(round) {
+                return None;
+            }
+        }
+        None
     }
 
     /// The answer of a request that changes nothing; `None`: the power went.

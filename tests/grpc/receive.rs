@@ -8,6 +8,8 @@ use mainstem::client::{
 };
 use mainstem::format::batch::TagFilter;
 use mainstem::message::{QueueId, QueueOffset};
+use mainstem::proto::rocketmq as v2;
+use mainstem::proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use mainstem::proto::{
     ExtendEntry, ExtendRequest, RedriveDeadLettersRequest, SettleWaitingRequest, TopicConfig,
 };
@@ -232,4 +234,34 @@ async fn what_cannot_be_received_is_refused_with_its_reason() {
     };
     let refused = client.commit("g", &[commit]).await.unwrap_err();
     assert_eq!(refused.reason(), Some(Reason::OpenMessages));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_condition_is_parsed_once_however_often_and_by_whichever_protocol_it_is_asked_with() {
+    let (server, client) = server().await;
+    let text = "a = 'x' AND b > 3";
+    for _ in 0..5 {
+        let filter = Filter::Sql(text);
+        assert_eq!(client.receive(&Receive { filter, ..RECEIVE }).await.unwrap().len(), 0);
+    }
+    let resource = |name: &str| v2::Resource { name: name.to_owned(), ..v2::Resource::default() };
+    let topic = Some(resource("t"));
+    let queue = v2::MessageQueue { topic, ..v2::MessageQueue::default() };
+    let filter =
+        v2::FilterExpression { r#type: v2::FilterType::Sql.into(), expression: text.to_owned() };
+    let mut request = tonic::Request::new(v2::ReceiveMessageRequest {
+        group: Some(resource("g")),
+        message_queue: Some(queue),
+        filter_expression: Some(filter),
+        batch_size: 1,
+        invisible_duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        ..v2::ReceiveMessageRequest::default()
+    });
+    request.metadata_mut().insert("x-mq-client-id", "a".parse().unwrap());
+    request.set_timeout(Duration::from_millis(300));
+    let address = format!("http://{}", server.at.grpc);
+    let mut calls = MessagingServiceClient::connect(address).await.unwrap();
+    let mut frames = calls.receive_message(request).await.unwrap().into_inner();
+    while frames.message().await.unwrap().is_some() {}
+    assert_eq!(server.metric("mainstem_conditions_total").await, Some(1));
 }

@@ -150,6 +150,17 @@ async fn a_request_of_very_many_entries_is_refused_before_it_is_decoded() {
     };
     let answer = server.calls.clone().ack_message(request(asked)).await.unwrap().into_inner();
     assert_eq!(code(&answer.status), Code::BadRequest);
+    // Where they lie makes no difference.
+    let keys = vec![String::new(); 1 << 20];
+    let system_properties = Some(v2::SystemProperties { keys, ..v2::SystemProperties::default() });
+    let one = v2::Message { system_properties, ..message("t", "1") };
+    let answer = server.send(vec![one]).await;
+    assert_eq!((code(&answer.status), answer.entries.len()), (Code::BadRequest, 0));
+    let addresses = vec![v2::Address::default(); 1 << 20];
+    let endpoints = Some(v2::Endpoints { addresses, ..v2::Endpoints::default() });
+    let asked = v2::QueryRouteRequest { topic: Some(resource("t")), endpoints };
+    let answer = server.calls.clone().query_route(request(asked)).await.unwrap().into_inner();
+    assert_eq!(code(&answer.status), Code::BadRequest);
     assert_eq!(code(&server.send(vec![message("t", "1")]).await.status), Code::Ok);
 }
 

@@ -44,6 +44,7 @@ use super::groups::GroupEntry;
 use super::leases::{ANY_TAG, Leases, ReadyTable};
 use super::topics::TopicEntry;
 use super::{Source, append};
+use crate::broker::counters::Counter;
 use crate::format::state_record::{OffsetCause, OffsetMove, OffsetNote, Transition};
 use crate::message::{
     Epoch, GroupId, LeaseId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
@@ -323,6 +324,8 @@ pub(crate) struct Offsets {
     lease_clock: AtomicU64,
     /// Who looks for messages, and where.
     pub(crate) ready: ReadyTable,
+    /// Messages that receives looked at to deliver them: open ones that are due, and fresh ones.
+    pub(crate) looked_at: Counter,
 }
 
 impl Offsets {

@@ -6,8 +6,8 @@ use tonic::{Request, Response};
 
 use super::{dead_letter, or_default};
 use crate::broker::{
-    self, Broker, BrokerError, Expression, ExtendEntry, ExtendFault, Hold, Language,
-    ReceivedMessage, RequestFault,
+    self, Broker, BrokerError, ExtendEntry, ExtendFault, Hold, Language, ReceivedMessage,
+    RequestFault,
 };
 use crate::grpc::outgoing::Held;
 use crate::grpc::{deadline, peer};
@@ -29,9 +29,9 @@ pub(super) async fn receive(
     let deadline = deadline(request.metadata());
     let request = request.into_inner();
     let filter = match &request.filter {
-        None => Expression::parse(Language::Tags, "")?,
-        Some(Filter::Tags(tags)) => Expression::parse(Language::Tags, tags)?,
-        Some(Filter::Sql(sql)) => Expression::parse(Language::Sql, sql)?,
+        None => broker.expression(Language::Tags, "")?,
+        Some(Filter::Tags(tags)) => broker.expression(Language::Tags, tags)?,
+        Some(Filter::Sql(sql)) => broker.expression(Language::Sql, sql)?,
     };
     let received = broker
         .receive_messages(broker::ReceiveRequest {

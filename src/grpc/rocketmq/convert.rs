@@ -19,14 +19,16 @@
 //!
 //! The limits of the store, of one key or of an id, come behind them.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use prost_types::{Duration, Timestamp};
 
 use super::digest;
 use super::status::Refusal;
-use crate::broker::{NewMessage, NewMeta, check_addressed_topic_name, check_group_name, limits};
-use crate::filter::{Expression, Language};
+use crate::broker::{
+    Broker, NewMessage, NewMeta, check_addressed_topic_name, check_group_name, limits,
+};
+use crate::filter::{Expression, FilterError, Language};
 use crate::proto::rocketmq::{
     Code, Encoding, FilterExpression, FilterType, Message, MessageType, Resource, SystemProperties,
 };
@@ -142,14 +144,21 @@ fn check_namespace(resource: Option<&Resource>, code: Code) -> Result<(), Refusa
 /// An expression that says which messages a consumer wants; without one all. Tags, unless it says otherwise.
 pub(super) fn filter(filter: Option<&FilterExpression>) -> Result<(Language, &str), Refusal> {
     let (language, text) = in_words(filter);
-    expression(filter).map(|_| (language, text))
+    Expression::parse(language, text).map_err(|fault| of_filter(&fault))?;
+    Ok((language, text))
 }
 
 /// The same, to match messages with.
-pub(super) fn expression(filter: Option<&FilterExpression>) -> Result<Expression, Refusal> {
+pub(super) fn expression(
+    broker: &Broker,
+    filter: Option<&FilterExpression>,
+) -> Result<Arc<Expression>, Refusal> {
     let (language, text) = in_words(filter);
-    Expression::parse(language, text)
-        .map_err(|fault| Refusal::new(Code::IllegalFilterExpression, fault.to_string()))
+    broker.expression(language, text).map_err(|fault| of_filter(&fault))
+}
+
+fn of_filter(fault: &FilterError) -> Refusal {
+    Refusal::new(Code::IllegalFilterExpression, fault.to_string())
 }
 
 fn in_words(filter: Option<&FilterExpression>) -> (Language, &str) {

@@ -42,10 +42,12 @@ use crate::broker::{Broker, BrokerError, ReceiveRequest, Received};
 use crate::filter::Expression;
 use crate::grpc::deadline_of;
 use crate::grpc::outgoing::Outgoing;
-use crate::grpc::raw::{self, Messages, Out};
+use crate::grpc::raw::{self, Last, Messages, Out};
 use crate::grpc::serve::Ends;
 use crate::proto::rocketmq::receive_message_response::Content;
-use crate::proto::rocketmq::{Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource};
+use crate::proto::rocketmq::{
+    Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource, Status,
+};
 use crate::wire::put_framed;
 
 /// Bytes of a request: a group, a topic, and a filter that is longer than it may be.
@@ -97,7 +99,10 @@ where
     let until = deadline_of(request.headers());
     let (parts, body) = request.into_parts();
     let messages = Messages::new(body, Arc::clone(&broker), MAX_REQUEST);
-    raw::answer(outgoing.clone(), move |out| async move {
+    // Behind what went out before it, if there is something.
+    let of_defect = Arc::clone(&broker);
+    let panicked = move || Last { message: ended(status::defect(), &of_defect), ended: Ok(()) };
+    raw::answer_or(outgoing.clone(), panicked, move |out| async move {
         let answered = match Caller::of(&parts.headers) {
             Err(refusal) => Err(refusal.tell(&broker)),
             Ok(caller) => match messages.only().await {
@@ -111,12 +116,7 @@ where
         };
         match answered {
             Ok(found) => found.leave(&broker, &out).await,
-            Err(status) => {
-                let mut frames = BytesMut::new();
-                put(&mut frames, Content::Status(status));
-                put_end(&mut frames, &broker);
-                out.put([frames.freeze()], None).await;
-            }
+            Err(status) => out.put([ended(status, &broker)], None).await,
         }
         Ok(())
     })
@@ -140,14 +140,14 @@ struct Asked {
     group: String,
     /// `None`: for as long as the client lives.
     lease: Option<Duration>,
-    filter: Expression,
+    filter: Arc<Expression>,
     max_messages: u32,
     attempt: String,
     poll: Option<prost_types::Duration>,
 }
 
 impl Asked {
-    fn of(request: ReceiveMessageRequest) -> Result<Self, Refusal> {
+    fn of(broker: &Broker, request: ReceiveMessageRequest) -> Result<Self, Refusal> {
         let resource = request.message_queue.and_then(|queue| queue.topic);
         let topic = convert::topic(resource.as_ref())?.to_owned();
         let group = convert::group(request.group.as_ref())?.to_owned();
@@ -155,7 +155,7 @@ impl Asked {
             true => None,
             false => Some(time::lease(request.invisible_duration.as_ref(), MIN_INVISIBLE)?),
         };
-        let filter = convert::expression(request.filter_expression.as_ref())?;
+        let filter = convert::expression(broker, request.filter_expression.as_ref())?;
         let max_messages = u32::try_from(request.batch_size).ok().filter(|most| *most > 0);
         let Some(max_messages) = max_messages.map(|most| most.min(MAX_MESSAGES)) else {
             return Err(Refusal::new(Code::BadRequest, "a receive asks for one message at least"));
@@ -188,7 +188,7 @@ async fn receive(
         max_messages,
         attempt,
         poll,
-    } = Asked::of(request)?;
+    } = Asked::of(broker, request)?;
     // Looked for first: that there is no such topic is said before anything of the group.
     let entry = broker.known_topic(&topic_name, until).await?;
     if !entry.settings().access.read {
@@ -318,6 +318,14 @@ fn put(frames: &mut BytesMut, content: Content) {
     put_framed(frames, &ReceiveMessageResponse { content: Some(content) });
 }
 
+/// An answer without messages.
+fn ended(status: Status, broker: &Broker) -> Bytes {
+    let mut frames = BytesMut::new();
+    put(&mut frames, Content::Status(status));
+    put_end(&mut frames, broker);
+    frames.freeze()
+}
+
 /// The last frame.
 fn put_end(frames: &mut BytesMut, broker: &Broker) {
     put(frames, Content::DeliveryTimestamp(time::stamp(broker.now().get())));
@@ -325,7 +333,64 @@ fn put_end(frames: &mut BytesMut, broker: &Broker) {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::{Context, Poll as Polled};
+
+    use hyper::body::Frame;
+    use prost::Message as _;
+
     use super::*;
+    use crate::broker::BrokerConfig;
+    use crate::clock::SystemClock;
+    use crate::file::disk::RealDisk;
+    use crate::store::StoreConfig;
+    use crate::wire::Frames;
+
+    /// A request that panics as soon as it is looked at.
+    struct Panics;
+
+    impl HttpBody for Panics {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Polled<Option<Result<Frame<Bytes>, Infallible>>> {
+            panic!("on purpose")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_receive_is_a_status_in_its_answer_and_no_error_of_the_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let clock = Arc::new(SystemClock::new());
+        let broker = Broker::open(Arc::new(RealDisk), clock, store, BrokerConfig::default());
+        let broker = broker.unwrap().0;
+        let request = http::Request::builder().header("x-mq-client-id", "a").body(Panics).unwrap();
+        let mut body = answer(&broker, &Outgoing::new(), None, request).into_body();
+        let mut frames = Frames::default();
+        let trailers = loop {
+            let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+            match frame.into_data() {
+                Ok(data) => frames.push(data),
+                Err(frame) => break frame.into_trailers().unwrap(),
+            }
+        };
+        assert_eq!(trailers["grpc-status"], "0");
+        let mut next = || frames.message::<ReceiveMessageResponse>(1 << 10).unwrap();
+        let Some(Content::Status(status)) = next().unwrap().content else { panic!("no status") };
+        assert_eq!(status.code(), Code::InternalServerError);
+        assert_eq!(status.message, "the call failed in a way that is a defect");
+        let last = next().unwrap().content;
+        assert!(matches!(last, Some(Content::DeliveryTimestamp(_))), "{last:?}");
+        assert_eq!(next().map(|more| more.encoded_len()), None);
+        broker.close().unwrap();
+    }
 
     fn wait(asked: Option<u64>, left: u64) -> (u64, bool) {
         let asked = asked.map(|seconds| time::wire(Duration::from_secs(seconds)));

@@ -215,10 +215,23 @@ pub(in crate::grpc) fn completed(answer: Response<Body>, outgoing: &Outgoing) ->
     with_status(code, status.message().to_owned(), outgoing)
 }
 
+/// What is said of a call that panicked.
+const DEFECT: &str = "the call failed in a way that is a defect";
+
+/// The status of a call that panicked, where its answer is made.
+pub(super) fn defect() -> Status {
+    Status { code: Code::InternalServerError.into(), message: DEFECT.to_owned() }
+}
+
+/// The same, where the stream of the call ends with it.
+pub(super) fn defect_ends_stream() -> tonic::Status {
+    let Status { code, message } = defect();
+    tonic::Status::internal(format!("{code}: {message}"))
+}
+
 /// The answer of a call whose handler panicked.
 pub(in crate::grpc) fn of_panic(outgoing: &Outgoing) -> Response<Body> {
-    let message = "the call failed in a way that is a defect".to_owned();
-    with_status(Code::InternalServerError, message, outgoing)
+    with_status(Code::InternalServerError, DEFECT.to_owned(), outgoing)
 }
 
 fn with_status(code: Code, message: String, outgoing: &Outgoing) -> Response<Body> {

@@ -7,6 +7,7 @@
 //! | settings with neither topics nor subscriptions, or with illegal ones | the stream ends, INVALID_ARGUMENT |
 //! | anything else | nothing |
 //! | the end of its half | the end of the stream |
+//! | what shows a defect | the stream ends, INTERNAL |
 //!
 //! Unasked the settings come again when the client's group changes, or a topic that it has named. The broker ends a
 //! stream when it stops and never before: some clients do not come back.
@@ -37,7 +38,7 @@ use crate::broker::{
 };
 use crate::filter::Language;
 use crate::grpc::outgoing::Outgoing;
-use crate::grpc::raw::{self, Messages, Out};
+use crate::grpc::raw::{self, Last, Messages, Out};
 use crate::grpc::serve::Ends;
 use crate::message::GroupSettings;
 use crate::proto::rocketmq::settings::PubSub;
@@ -85,7 +86,9 @@ where
     let broker = Arc::clone(broker);
     let (parts, body) = request.into_parts();
     let messages = Messages::new(body, Arc::clone(&broker), MAX_COMMAND);
-    raw::answer(outgoing.clone(), move |out| async move {
+    // As with every refusal that this stream ends with.
+    let panicked = || Last { message: Bytes::new(), ended: Err(status::defect_ends_stream()) };
+    raw::answer_or(outgoing.clone(), panicked, move |out| async move {
         let caller = match Caller::of(&parts.headers) {
             Ok(caller) => caller,
             Err(refusal) => {
@@ -362,6 +365,40 @@ mod tests {
         assert_eq!(broker.describe_client("a").unwrap().streams, 1, "nobody has forgotten it");
         drop(body);
         assert_eq!(broker.describe_client("a").unwrap().streams, 0);
+        broker.close().unwrap();
+    }
+
+    /// A request that panics as soon as it is looked at.
+    struct Panics;
+
+    impl HttpBody for Panics {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            panic!("on purpose")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_stream_as_a_refusal_does_and_leaves_no_stream_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let clock = Arc::new(SystemClock::new());
+        let broker = Broker::open(Arc::new(RealDisk), clock, store, BrokerConfig::default());
+        let broker = broker.unwrap().0;
+        let request = http::Request::builder().header("x-mq-client-id", "a").body(Panics).unwrap();
+        let mut body = answer(&broker, &Outgoing::new(), None, request).into_body();
+        let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+        let trailers = frame.into_trailers().unwrap();
+        assert_eq!(trailers["grpc-status"], "13");
+        let message = trailers["grpc-message"].to_str().unwrap();
+        assert!(message.starts_with("50001"), "{message}");
+        assert!(!broker.describe_client("a").is_ok_and(|client| client.streams > 0));
         broker.close().unwrap();
     }
 }

@@ -251,7 +251,9 @@ impl Offsets {
         match &mut unit.leases {
             Some(leases) => {
                 leases.arrange(consumer.rule());
-                leases.take_due(kind, now, room)
+                let taken = leases.take_due(kind, now, room);
+                self.looked_at.add(taken.due.len() as u64);
+                taken
             }
             None => Taken::default(),
         }
@@ -292,6 +294,7 @@ impl Offsets {
         if consumer.is_gone(&unit) {
             return Ok(Gave::Deleted);
         }
+        self.looked_at.add(giving.fresh.iter().map(|fresh| fresh.messages.len() as u64).sum());
         let now = consumer.store.lease_time().get();
         let mut leases = unit.leases.take();
         if let Some(leases) = &mut leases {

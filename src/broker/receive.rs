@@ -668,7 +668,7 @@ impl Broker {
                 .as_ref()
                 .is_some_and(|known| known.queue == queue && index_in(known, offset).is_some());
             if !is_known {
-                known = match self.record_at(hand.receiver.consumer.topic, queue, offset).await {
+                known = match self.record_of(hand.receiver.consumer.topic, due).await {
                     Ok(Stored::Record(record)) => Some(record),
                     Ok(Stored::Gone) => None,
                     Ok(Stored::Damaged) => {
@@ -759,34 +759,29 @@ impl Broker {
         }
     }
 
-    /// The record of a message.
+    /// The record of a message, if its time is not over.
     pub(super) async fn record_at(
         &self,
         topic: &TopicEntry,
         queue: QueueId,
         offset: QueueOffset,
     ) -> Result<Stored, BrokerError> {
-        let read = ReadRequest {
-            topic: Arc::clone(topic.handle()),
-            queue,
-            from: offset,
-            max_messages: 1,
-            max_bytes: 1,
-            filter: Arc::new(TagFilter::All),
-        };
-        match self.store.read(read).await? {
-            ReadOutcome::Records { records, .. } => {
-                Ok(records.into_iter().next().map_or(Stored::Gone, Stored::Record))
-            }
-            ReadOutcome::OutOfRange { range } if offset < range.min => Ok(Stored::Gone),
-            ReadOutcome::Damaged { .. } => Ok(Stored::Damaged),
-            ReadOutcome::Empty { next, .. } if next > offset => Ok(Stored::Gone),
-            // It was delivered before, so it is there, or will be again.
-            ReadOutcome::Empty { .. } | ReadOutcome::OutOfRange { .. } => {
-                Err(BrokerError::Rebuilding)
-            }
-            ReadOutcome::Rebuilding => Err(BrokerError::Rebuilding),
+        let read = one_at(topic, queue, offset);
+        stored(self.store.read(read).await?, offset)
+    }
+
+    /// The record of an open message. One that was delivered is kept beyond its time; one that was only passed over is
+    /// not.
+    pub(super) async fn record_of(
+        &self,
+        topic: &TopicEntry,
+        due: &Due,
+    ) -> Result<Stored, BrokerError> {
+        let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
+        if !due.was_leased() {
+            return self.record_at(topic, queue, offset).await;
         }
+        stored(self.store.read_kept(one_at(topic, queue, offset)).await?, offset)
     }
 
     /// Takes fresh messages of the queues that are listed, as many as there is room for.
@@ -1113,6 +1108,33 @@ pub(super) enum Stored {
     Damaged,
     /// Nothing: it is gone.
     Gone,
+}
+
+/// What to read for the record of one message.
+fn one_at(topic: &TopicEntry, queue: QueueId, offset: QueueOffset) -> ReadRequest {
+    ReadRequest {
+        topic: Arc::clone(topic.handle()),
+        queue,
+        from: offset,
+        max_messages: 1,
+        max_bytes: 1,
+        filter: Arc::new(TagFilter::All),
+    }
+}
+
+/// What a read for the message at an offset found.
+fn stored(outcome: ReadOutcome, offset: QueueOffset) -> Result<Stored, BrokerError> {
+    match outcome {
+        ReadOutcome::Records { records, .. } => {
+            Ok(records.into_iter().next().map_or(Stored::Gone, Stored::Record))
+        }
+        ReadOutcome::OutOfRange { range } if offset < range.min => Ok(Stored::Gone),
+        ReadOutcome::Damaged { .. } => Ok(Stored::Damaged),
+        ReadOutcome::Empty { next, .. } if next > offset => Ok(Stored::Gone),
+        // It was delivered before, so it is there, or will be again.
+        ReadOutcome::Empty { .. } | ReadOutcome::OutOfRange { .. } => Err(BrokerError::Rebuilding),
+        ReadOutcome::Rebuilding => Err(BrokerError::Rebuilding),
+    }
 }
 
 /// Whether a record was sent back to one group alone, and that is another one.

@@ -144,7 +144,7 @@ impl Broker {
         for due in open {
             let name = self.state.offsets.holder(consumer.key(), &due.open);
             messages.push(WaitingMessage {
-                id: self.id_at(consumer, due.place).await?,
+                id: self.id_of(consumer, &due).await?,
                 queue: QueueId::new(due.place.0),
                 queue_offset: QueueOffset::new(due.place.1),
                 deliveries: due.open.deliveries,
@@ -189,7 +189,7 @@ impl Broker {
             let (all, now) = (request.action == WaitingAction::DeadLetter, self.store.lease_time());
             let most = request.max as usize;
             for due in self.state.offsets.first_waiting(consumer.key(), all, now.get(), most) {
-                chosen.push((self.id_at(consumer, due.place).await?, due));
+                chosen.push((self.id_of(consumer, &due).await?, due));
                 places.push(results.len());
                 results.push(None);
             }
@@ -287,13 +287,13 @@ impl Broker {
     }
 
     /// The id of an open message, if its record can be read.
-    async fn id_at(
+    async fn id_of(
         &self,
         consumer: Consumer<'_>,
-        (queue, offset): Place,
+        due: &Due,
     ) -> Result<Option<MessageId>, BrokerError> {
-        let (queue, offset) = (QueueId::new(queue), QueueOffset::new(offset));
-        Ok(match self.record_at(consumer.topic, queue, offset).await? {
+        let offset = QueueOffset::new(due.place.1);
+        Ok(match self.record_of(consumer.topic, due).await? {
             Stored::Record(record) => index_in(&record, offset).map(|index| MessageId {
                 epoch: record.epoch,
                 offset: record.offset,
@@ -309,7 +309,8 @@ impl Broker {
         consumer: Consumer<'_>,
         id: MessageId,
     ) -> Result<Option<Place>, BrokerError> {
-        let record = self.store.by_id(id).await?.filter(|found| found.topic == consumer.topic.id());
+        let record = self.store.by_id_kept(id).await?;
+        let record = record.filter(|found| found.topic == consumer.topic.id());
         Ok(record
             .map(|found| (found.queue.get(), found.first_queue_offset.plus(id.index.into()).get())))
     }

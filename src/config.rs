@@ -96,6 +96,8 @@ pub struct StoreSection {
     pub hot_bytes: ByteSize,
     /// Free bytes on the file system below which sends are refused.
     pub disk_reserve: ByteSize,
+    /// Bytes of segments that stay beyond retention for messages that were delivered and are not finished.
+    pub keep_unfinished: ByteSize,
     /// Bytes a second that are read to look for damage. 0: none.
     pub scrub_rate: ByteSize,
 }
@@ -239,6 +241,7 @@ impl Default for StoreSection {
             max_unflushed: ByteSize(store.max_unflushed),
             hot_bytes: ByteSize(store.hot_bytes),
             disk_reserve: ByteSize(store.disk_reserve),
+            keep_unfinished: ByteSize(store.keep_unfinished),
             scrub_rate: ByteSize(store.scrub_rate),
         }
     }
@@ -395,6 +398,7 @@ impl Config {
         within("store.max_unflushed", store.max_unflushed, mib(16), gib(4))?;
         within("store.hot_bytes", store.hot_bytes, mib(0), gib(64))?;
         within("store.disk_reserve", store.disk_reserve, mib(0), gib(64))?;
+        within("store.keep_unfinished", store.keep_unfinished, mib(0), gib(16 << 10))?;
         within("store.scrub_rate", store.scrub_rate, mib(0), gib(16))?;
 
         within_count("broker.auto_create_limit", broker.auto_create_limit, 0, 1_000_000)?;
@@ -429,6 +433,7 @@ impl Config {
             max_unflushed: self.store.max_unflushed.0,
             hot_bytes: self.store.hot_bytes.0,
             disk_reserve: self.store.disk_reserve.0,
+            keep_unfinished: self.store.keep_unfinished.0,
             scrub_rate: self.store.scrub_rate.0,
             ..StoreConfig::new(self.server.data.clone())
         }
@@ -555,7 +560,7 @@ mod tests {
         assert_eq!(load(&uncommented(), &[]).unwrap(), Config::default());
         let shown: toml::Table = uncommented().parse().unwrap();
         let keys: usize = shown.values().map(|v| v.as_table().unwrap().len()).sum();
-        assert_eq!(keys, 26, "a key is missing in deploy/mainstem.toml, or this number is old");
+        assert_eq!(keys, 27, "a key is missing in deploy/mainstem.toml, or this number is old");
     }
 
     #[test]

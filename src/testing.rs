@@ -108,8 +108,9 @@ impl TopicsOnly {
                         known.1 = settings;
                     }
                 }
-                Transition::TopicExpired { id, below, before, queues } => {
+                Transition::TopicExpired { id, below, before, queues, purged } => {
                     if let Some(topic) = topics.get(id) {
+                        topic.purge(purged);
                         topic.expire(below, before, &queues);
                     }
                 }
@@ -135,8 +136,9 @@ impl TopicsOnly {
 
     /// What is gone of the live topics, for a snapshot.
     fn expired(topics: &Topics, id: TopicId) -> Option<Transition> {
-        let (below, before, queues) = topics.get(id)?.expired();
-        Some(Transition::TopicExpired { id, below, before, queues })
+        let topic = topics.get(id)?;
+        let ((below, before, queues), purged) = (topic.expired(), topic.purged_below());
+        Some(Transition::TopicExpired { id, below, before, queues, purged })
     }
 }
 

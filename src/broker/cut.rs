@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use super::Broker;
 use super::error::BrokerError;
 use super::query::{batch_of, unpacked};
+use super::state::leases::Due;
 use super::state::topics::TopicEntry;
 use crate::filter::Expression;
 use crate::format::batch::{BatchError, Decompressor, TagFilter, group_hash, single};
@@ -128,6 +129,33 @@ pub(super) enum Stored {
     Gone,
 }
 
+/// What to read for the record of one message.
+fn one_at(topic: &TopicEntry, queue: QueueId, offset: QueueOffset) -> ReadRequest {
+    ReadRequest {
+        topic: Arc::clone(topic.handle()),
+        queue,
+        from: offset,
+        max_messages: 1,
+        max_bytes: 1,
+        filter: Arc::new(TagFilter::All),
+    }
+}
+
+/// What a read for the message at an offset found.
+fn stored(outcome: ReadOutcome, offset: QueueOffset) -> Result<Stored, BrokerError> {
+    match outcome {
+        ReadOutcome::Records { records, .. } => {
+            Ok(records.into_iter().next().map_or(Stored::Gone, Stored::Record))
+        }
+        ReadOutcome::OutOfRange { range } if offset < range.min => Ok(Stored::Gone),
+        ReadOutcome::Damaged { .. } => Ok(Stored::Damaged),
+        ReadOutcome::Empty { next, .. } if next > offset => Ok(Stored::Gone),
+        // It was delivered before, so it is there, or will be again.
+        ReadOutcome::Empty { .. } | ReadOutcome::OutOfRange { .. } => Err(BrokerError::Rebuilding),
+        ReadOutcome::Rebuilding => Err(BrokerError::Rebuilding),
+    }
+}
+
 /// Whether messages can never be had: they become dead letters, as a group must come past them. What only needs a
 /// broker with another codec built in can be had.
 pub(super) fn is_lost(error: &BrokerError) -> bool {
@@ -175,33 +203,28 @@ impl Broker {
         cut(record, indexes, Some(&bodies))
     }
 
-    /// The record of a message.
+    /// The record of a message, if its time is not over.
     pub(super) async fn record_at(
         &self,
         topic: &TopicEntry,
         queue: QueueId,
         offset: QueueOffset,
     ) -> Result<Stored, BrokerError> {
-        let read = ReadRequest {
-            topic: Arc::clone(topic.handle()),
-            queue,
-            from: offset,
-            max_messages: 1,
-            max_bytes: 1,
-            filter: Arc::new(TagFilter::All),
-        };
-        match self.store.read(read).await? {
-            ReadOutcome::Records { records, .. } => {
-                Ok(records.into_iter().next().map_or(Stored::Gone, Stored::Record))
-            }
-            ReadOutcome::OutOfRange { range } if offset < range.min => Ok(Stored::Gone),
-            ReadOutcome::Damaged { .. } => Ok(Stored::Damaged),
-            ReadOutcome::Empty { next, .. } if next > offset => Ok(Stored::Gone),
-            // It was delivered before, so it is there, or will be again.
-            ReadOutcome::Empty { .. } | ReadOutcome::OutOfRange { .. } => {
-                Err(BrokerError::Rebuilding)
-            }
-            ReadOutcome::Rebuilding => Err(BrokerError::Rebuilding),
+        let read = one_at(topic, queue, offset);
+        stored(self.store.read(read).await?, offset)
+    }
+
+    /// The record of an open message. One that was delivered is kept beyond its time; one that was only passed over is
+    /// not.
+    pub(super) async fn record_of(
+        &self,
+        topic: &TopicEntry,
+        due: &Due,
+    ) -> Result<Stored, BrokerError> {
+        let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
+        if !due.was_leased() {
+            return self.record_at(topic, queue, offset).await;
         }
+        stored(self.store.read_kept(one_at(topic, queue, offset)).await?, offset)
     }
 }

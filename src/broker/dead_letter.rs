@@ -135,8 +135,7 @@ impl Broker {
         death: Death,
         deadline: Instant,
     ) -> Result<Buried, BrokerError> {
-        let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
-        let stored = self.record_at(consumer.topic, queue, offset).await?;
+        let stored = self.record_of(consumer.topic, &due).await?;
         self.bury_stored(consumer, due, (stored, death), deadline).await
     }
 

@@ -333,26 +333,38 @@ impl Broker {
         let fresh = range.max.get().saturating_sub(fresh.get());
         let OpenCount { due, leased, waiting } = open;
         let ready = fresh + due;
-        let lag_ms = self.lag_ms(topic, queue, range, next).await;
+        let lag_ms = self.lag_ms((group, topic), queue, range, next).await;
         let progress =
             QueueProgress { queue, range, committed, next, ready, leased, waiting, lag_ms };
         (progress, due + leased + waiting)
     }
 
-    /// For how long the message at an offset, or the first one behind it, has been there.
+    /// For how long the message at an offset, or the first one behind it, has been there. One that was delivered is
+    /// there beyond its time.
     async fn lag_ms(
         &self,
-        topic: &TopicEntry,
+        (group, topic): (&GroupEntry, &TopicEntry),
         queue: QueueId,
         range: QueueRange,
         next: QueueOffset,
     ) -> Option<u64> {
-        let first = next.max(range.min);
-        if first >= range.max {
-            return None;
-        }
-        let Ok(Stored::Record(record)) = self.record_at(topic, queue, first).await else {
-            return None;
+        let place = (queue.get(), next.get());
+        let kept = match self.state.offsets.open_at((group.id(), topic.id()), place) {
+            Some(due) if next < range.min => self.record_of(topic, &due).await.ok(),
+            _ => None,
+        };
+        let record = match kept {
+            Some(Stored::Record(record)) => record,
+            _ => {
+                let first = next.max(range.min);
+                if first >= range.max {
+                    return None;
+                }
+                match self.record_at(topic, queue, first).await {
+                    Ok(Stored::Record(record)) => record,
+                    _ => return None,
+                }
+            }
         };
         Some(self.store.now().get().saturating_sub(record.store_time.get()))
     }

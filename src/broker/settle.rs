@@ -309,7 +309,7 @@ impl Broker {
         let places = match read.get(&id) {
             Some(places) => places.clone(),
             None => {
-                let record = match self.store.by_id(id).await {
+                let record = match self.store.by_id_kept(id).await {
                     // It is gone for good.
                     Err(ReadError::Damaged { .. }) => None,
                     record => record?,

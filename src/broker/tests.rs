@@ -1,5 +1,7 @@
 //! What a broker refuses before it does any work, and what it does under a shutdown.
 
+mod unfinished;
+
 use std::time::Duration;
 
 use bytes::Bytes;

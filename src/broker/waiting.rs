@@ -156,7 +156,7 @@ impl Broker {
         for due in open {
             let name = self.state.offsets.holder(consumer.key(), &due.open);
             messages.push(WaitingMessage {
-                id: self.id_at(consumer, due.place).await?,
+                id: self.id_of(consumer, &due).await?,
                 queue: QueueId::new(due.place.0),
                 queue_offset: QueueOffset::new(due.place.1),
                 deliveries: due.open.deliveries,
@@ -202,7 +202,7 @@ impl Broker {
             let most = request.max as usize;
             let of = (all, now.get());
             for due in self.state.offsets.waiting(consumer.key(), None, of, most) {
-                chosen.push((self.id_at(consumer, due.place).await?, due));
+                chosen.push((self.id_of(consumer, &due).await?, due));
                 places.push(results.len());
                 results.push(None);
             }
@@ -304,13 +304,13 @@ impl Broker {
     }
 
     /// The id of an open message, if its record can be read: one that is damaged keeps nobody from seeing the others.
-    async fn id_at(
+    async fn id_of(
         &self,
         consumer: Consumer<'_>,
-        (queue, offset): Place,
+        due: &Due,
     ) -> Result<Option<MessageId>, BrokerError> {
-        let (queue, offset) = (QueueId::new(queue), QueueOffset::new(offset));
-        match self.record_at(consumer.topic, queue, offset).await {
+        let offset = QueueOffset::new(due.place.1);
+        match self.record_of(consumer.topic, due).await {
             Ok(Stored::Record(record) | Stored::Undecodable(record)) => {
                 let (epoch, at) = (record.epoch, record.offset);
                 let index = index_in(&record, offset);
@@ -327,7 +327,7 @@ impl Broker {
         consumer: Consumer<'_>,
         id: MessageId,
     ) -> Result<Option<Place>, SettleFault> {
-        let record = match self.store.by_id(id).await {
+        let record = match self.store.by_id_kept(id).await {
             Ok(record) => record.filter(|found| found.topic == consumer.topic.id()),
             Err(error) => {
                 tracing::warn!(%error, %id, "a message that is to be settled cannot be found");

@@ -82,6 +82,13 @@ impl Collector for Numbers {
                 count(status.store.pinned_segments),
             ),
             (
+                "unfinished_segments",
+                "Segments that stay beyond retention for messages that are delivered and not finished",
+                None,
+                status.store.unfinished.segments,
+            ),
+            ("unfinished", "In these segments", bytes, status.store.unfinished.bytes),
+            (
                 "spare_segments",
                 "Files of deleted segments, kept to become the next",
                 None,
@@ -173,6 +180,12 @@ impl Collector for Numbers {
             ("rebuilt", "Queue and index files made again", None, status.store.rebuilt),
             ("deleted_segments", "Segments deleted", None, status.store.deleted_segments),
             ("deleted", "Bytes of them", bytes, status.store.deleted_bytes),
+            (
+                "unfinished_segments_deleted",
+                "Segments deleted with such messages in them, for want of space or as they were too many",
+                None,
+                status.store.unfinished_deleted,
+            ),
             ("images", "State images taken", None, status.store.images),
             ("image", "Bytes of them", bytes, status.store.image_bytes),
             ("duplicates", "Batches that were stored before", None, counters.duplicates.get()),

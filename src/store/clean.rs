@@ -14,13 +14,23 @@
 //! one whose files were made when the disk did not give all of it: what they do not name may be alive. While there is
 //! such damage, a topic that is not known counts as one whose creation was lost, not as deleted.
 //!
+//! **Unfinished messages.** Of a dead segment the state above is asked whether a message in it was delivered to
+//! somebody and is not finished: leased, or waiting to be delivered again. Then it stays, and [`Store::read_kept`]
+//! still reads that message; nothing else of the segment can be read. It is asked by queue and offsets, for each queue
+//! that the segment has of a topic with such messages, and by nothing but a look that found the segment dead. What
+//! stays so is bounded by `keep_unfinished`: beyond it the oldest go nevertheless. While space is wanted and nothing
+//! else can go, the oldest goes, one a second. A message that is delivered in the very second in which its time is
+//! over, while the look is under way, may be missed.
+//!
+//! [`Store::read_kept`]: super::Store::read_kept
+//!
 //! On a full disk an image is taken in the last segment as soon as no other can be made, while there is room for it:
 //! all that can be deleted then lies before it, whatever dies later (see `Class` in `append.rs`).
 //!
 //! The power may go after any of these writes: before the record is durable nothing was removed; after it the next
 //! start sweeps on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -28,7 +38,7 @@ use super::append::NewRecord;
 use super::image::{ImageWriter, Wrote};
 use super::signal::Progress;
 use super::topics::Cuts;
-use super::{AppendError, HeldBy, Shared};
+use super::{AppendError, HeldBy, Shared, Unfinished};
 use crate::file::FileError;
 use crate::file::segment::{Segment, Spare};
 use crate::format::consume_queue::TopicRow;
@@ -80,6 +90,9 @@ pub struct CleanWorker {
     looked_to: PhysicalOffset,
     /// Up to where the retention in bytes was worked out.
     counted: PhysicalOffset,
+    /// Segments stay for messages that are not finished; and when one of those went last nevertheless.
+    has_unfinished: bool,
+    gave_way: Option<Duration>,
     /// Bytes of the last image, and what had been written when it was whole.
     image_len: u64,
     written: u64,
@@ -97,6 +110,8 @@ impl CleanWorker {
             look_took: Duration::ZERO,
             looked_to: PhysicalOffset::ZERO,
             counted: PhysicalOffset::ZERO,
+            has_unfinished: false,
+            gave_way: None,
             image_len: 0,
             written: 0,
         }
@@ -199,7 +214,10 @@ impl CleanWorker {
         };
         let is_due = |last: Duration| {
             let since = now.saturating_sub(last);
-            since >= LOOK_AT_MESSAGES || sealed != self.looked_to && is_wanted(since)
+            let gives_way = self.has_unfinished && shared.space_is_wanted();
+            since >= LOOK_AT_MESSAGES
+                || sealed != self.looked_to && is_wanted(since)
+                || gives_way && since >= LOOK_AT_DISK.max(self.look_took.saturating_mul(LOOK_WORTH))
         };
         if !told && self.looked_at_messages.is_some_and(|last| !is_due(last)) {
             return Ok(match self.image_is_due(shared, 0) {
@@ -209,14 +227,28 @@ impl CleanWorker {
         }
         self.count_bytes(shared, told);
         let dead = self.dead(shared);
+        let (dead, given_up) = self.without_unfinished(shared, dead, now);
         (self.looked_at_messages, self.looked_to) = (Some(now), sealed);
         self.look_took = shared.clock.elapsed().saturating_sub(now);
         let safe = shared.newest_image().unwrap_or_default();
         let (free, waiting): (Vec<_>, Vec<_>) =
             dead.into_iter().partition(|segment| segment.end() <= safe);
         if !free.is_empty() {
-            let ranges = free.iter().take(RANGES).map(|segment| segment.base()..segment.end());
-            return Ok(self.record(shared, ranges.collect()));
+            let going = free.get(..RANGES).unwrap_or(&free);
+            let ranges = going.iter().map(|segment| segment.base()..segment.end());
+            let progress = self.record(shared, ranges.collect());
+            let lost = going.iter().filter(|segment| given_up.contains(&segment.base())).count();
+            if lost > 0 && self.recorded.is_some() {
+                self.gave_way = Some(now);
+                shared.metrics.unfinished_deleted.add(lost as u64);
+                tracing::warn!(
+                    segments = lost,
+                    keep_unfinished = shared.config.keep_unfinished,
+                    space_is_wanted = shared.space_is_wanted(),
+                    "segments are deleted with messages in them that were delivered and are not finished"
+                );
+            }
+            return Ok(progress);
         }
         let waiting: u64 = waiting.iter().map(|segment| segment.len()).sum();
         if self.image_is_due(shared, waiting) {
@@ -250,7 +282,9 @@ impl CleanWorker {
         for topic in shared.topics.all() {
             if let Some(below) = topic.keep_expired_by_bytes() {
                 let (id, before, queues) = (topic.id(), Timestamp::ZERO, Vec::new());
-                Transition::TopicExpired { id, below, before, queues }.encode_into(&mut payload);
+                let purged = PhysicalOffset::ZERO;
+                Transition::TopicExpired { id, below, before, queues, purged }
+                    .encode_into(&mut payload);
                 expired.push((topic, below));
             }
         }
@@ -289,6 +323,42 @@ impl CleanWorker {
         let is_due = since >= IMAGE_SEGMENTS && written >= worth;
         let is_worth = waiting > worth;
         is_due || waiting > 0 && (is_worth || shared.space_is_wanted()) || shared.lacks_image()
+    }
+
+    /// Of dead segments those that go: not those that stay for unfinished messages. Of those that go, the ones that
+    /// have such messages nevertheless.
+    fn without_unfinished(
+        &mut self,
+        shared: &Shared,
+        dead: Vec<Arc<Segment>>,
+        now: Duration,
+    ) -> (Vec<Arc<Segment>>, Vec<PhysicalOffset>) {
+        let (mut going, mut unfinished) = (Vec::new(), VecDeque::new());
+        for segment in dead {
+            match shared.has_unfinished(&segment) {
+                Ok(Some(true)) => unfinished.push_back(segment),
+                Ok(Some(false)) => going.push(segment),
+                Ok(None) => {}
+                Err(error) => shared.look_again(&error),
+            }
+        }
+        let mut kept: u64 = unfinished.iter().map(|segment| segment.len()).sum();
+        // An image that waits for room holds up all others.
+        let is_stuck = going.is_empty() || self.image.is_some();
+        let is_time = self.gave_way.is_none_or(|last| now.saturating_sub(last) >= LOOK_AT_DISK);
+        let mut gives_way = is_stuck && is_time && shared.space_is_wanted();
+        let mut given_up = Vec::new();
+        while kept > shared.config.keep_unfinished || gives_way {
+            let Some(oldest) = unfinished.pop_front() else { break };
+            gives_way = false;
+            kept -= oldest.len();
+            given_up.push(oldest.base());
+            going.push(oldest);
+        }
+        going.sort_unstable_by_key(|segment| segment.base());
+        self.has_unfinished = !unfinished.is_empty();
+        *lock(&shared.unfinished) = Unfinished { segments: unfinished.len() as u64, bytes: kept };
+        (going, given_up)
     }
 
     /// The sealed segments in which nothing is alive, and that nothing pins. Notes why the others stay.
@@ -513,6 +583,30 @@ impl Shared {
             is_purged
         })?;
         Ok(is_known && is_purged)
+    }
+
+    /// Whether a segment has messages that were delivered and are not finished; `None`: its queue file has to be made
+    /// again first. What was purged is nobody's any more.
+    fn has_unfinished(&self, segment: &Segment) -> Result<Option<bool>, FileError> {
+        let mut topics = Vec::new();
+        let mut is_known = self.queues.each_topic(segment.base(), |row| {
+            if self.applier.has_open(row.topic) {
+                topics.extend(self.topics.get(row.topic));
+            }
+            true
+        })?;
+        let mut is_open = false;
+        for topic in topics.iter().filter(|topic| segment.end() > topic.purged_below()) {
+            is_known &= self.queues.each_queue_of(segment.base(), topic.id(), |row| {
+                let first = row.first.max(topic.purged(row.key.queue));
+                is_open = first < row.next && self.applier.is_open(row.key, first..row.next);
+                !is_open
+            })?;
+            if is_open {
+                return Ok(Some(true));
+            }
+        }
+        Ok(is_known.then_some(false))
     }
 
     /// Whether there is no segment behind the last, and no image in it that could stand for all before it.

@@ -30,6 +30,10 @@ pub struct StoreConfig {
     /// Below so many free bytes on the file system, sends are refused, and no segment is made ahead; state records go
     /// on in the last segment, in parts of it that are kept for them. 0: never.
     pub disk_reserve: u64,
+    /// Bytes of segments that stay beyond the retention of what is in them, because a message in them was delivered
+    /// and is not finished. Above it, and while space is short, the oldest of them go nevertheless. 0: none stays for
+    /// that.
+    pub keep_unfinished: u64,
     /// Threads that read from the disk.
     pub read_threads: usize,
     /// Bytes that the scrub reads a second to look for damage; 0: it does not.
@@ -54,6 +58,7 @@ impl StoreConfig {
             max_unflushed: 256 << 20,
             hot_bytes: 256 << 20,
             disk_reserve: 512 << 20,
+            keep_unfinished: 4 << 30,
             read_threads: 2,
             scrub_rate: 16 << 20,
         }

@@ -66,7 +66,7 @@ use self::min::Begins;
 use self::open::Threads;
 use self::pins::Pins;
 use self::ranges::Ranges;
-use self::read::May;
+use self::read::{Gone, May};
 pub(crate) use self::signal::Signal;
 use self::spares::Spares;
 use self::waiters::{ArrivalWaiters, PositionWaiters};
@@ -158,6 +158,19 @@ pub trait Applier: Send + Sync + 'static {
         Timestamp::ZERO
     }
 
+    /// Whether messages of a topic may be open: delivered, and not finished. Called by the clean worker of what is
+    /// about to be deleted, and so is [`Applier::is_open`].
+    fn has_open(&self, topic: TopicId) -> bool {
+        let _ = topic;
+        false
+    }
+
+    /// Whether a message is open among those of a queue at these offsets.
+    fn is_open(&self, queue: QueueKey, offsets: Range<QueueOffset>) -> bool {
+        let _ = (queue, offsets);
+        false
+    }
+
     /// The state as it is now. Called by the seal worker and by `close`.
     fn snapshot(&self, topics: &Topics) -> StateSnapshot;
 }
@@ -189,6 +202,8 @@ pub(crate) struct StoreMetrics {
     pub(crate) rebuilt: Counter,
     pub(crate) deleted_segments: Counter,
     pub(crate) deleted_bytes: Counter,
+    /// Segments that were deleted with open messages in them.
+    pub(crate) unfinished_deleted: Counter,
     pub(crate) images: Counter,
     pub(crate) image_bytes: Counter,
 }
@@ -236,6 +251,10 @@ pub struct StoreStatus {
     pub deleted_segments: u64,
     /// Their bytes.
     pub deleted_bytes: u64,
+    /// Segments that stay beyond retention, as a message in them was delivered and is not finished.
+    pub unfinished: Unfinished,
+    /// Segments deleted since open though there was one: there were too many of them, or no space.
+    pub unfinished_deleted: u64,
     /// State images taken since open.
     pub images: u64,
     /// Their bytes.
@@ -258,6 +277,15 @@ pub struct StoreStatus {
     pub scrub_passes: u64,
     /// When the last of them ended, by the machine's clock.
     pub scrubbed_at: Option<Timestamp>,
+}
+
+/// How much of the log stays for messages that were delivered and are not finished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Sealed segments in which nothing else is alive.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// How much of the log a topic keeps.
@@ -303,6 +331,8 @@ pub(crate) struct Shared {
     state_may_be_missing: bool,
     /// Which topics keep sealed segments, as the clean worker found it last.
     held: Mutex<Vec<HeldBy>>,
+    /// What stays for open messages, as the clean worker found it last.
+    unfinished: Mutex<Unfinished>,
     /// The topic that the log was last said to be kept by.
     warned_of: Mutex<Option<TopicId>>,
     /// Less is free than `disk_reserve`. Relaxed: a sender that races with a change may see either.
@@ -748,6 +778,26 @@ impl Store {
         }
     }
 
+    /// As [`Store::read`], of a message that was delivered and is not finished ([`Applier::is_open`]): its time may be
+    /// over. What was purged is out of range, and what is not there any more.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn read_kept(
+        &self,
+        request: ReadRequest,
+    ) -> impl Future<Output = Result<ReadOutcome, ReadError>> + Send + use<> {
+        let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
+        async move {
+            if let Some(outcome) = shared.read_kept(&request, May::Memory)? {
+                return Ok(outcome);
+            }
+            let read = move || shared.read_kept(&request, May::Disk);
+            // With the disk allowed there always is an answer.
+            Ok(pool.run(read).await?.unwrap_or(ReadOutcome::Rebuilding))
+        }
+    }
+
     /// Resolves when the queue may have something at or behind `from`, or when there is a reason to look again.
     pub fn arrival(
         &self,
@@ -852,8 +902,28 @@ impl Store {
         &self,
         id: MessageId,
     ) -> impl Future<Output = Result<Option<StoredRecord>, ReadError>> + Send + use<> {
+        self.by_id_unless(id, Gone::ByTime)
+    }
+
+    /// As [`Store::by_id`], of a message that was delivered: its time may be over. What was purged is not found, nor
+    /// what is not there any more.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn by_id_kept(
+        &self,
+        id: MessageId,
+    ) -> impl Future<Output = Result<Option<StoredRecord>, ReadError>> + Send + use<> {
+        self.by_id_unless(id, Gone::ByPurge)
+    }
+
+    fn by_id_unless(
+        &self,
+        id: MessageId,
+        gone: Gone,
+    ) -> impl Future<Output = Result<Option<StoredRecord>, ReadError>> + Send + use<> {
         let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
-        async move { pool.run(move || shared.by_id(id)).await }
+        async move { pool.run(move || shared.by_id(id, gone)).await }
     }
 
     /// How far the store has come.
@@ -918,6 +988,8 @@ impl Store {
             rebuilt: shared.metrics.rebuilt.get(),
             deleted_segments: shared.metrics.deleted_segments.get(),
             deleted_bytes: shared.metrics.deleted_bytes.get(),
+            unfinished: *lock(&shared.unfinished),
+            unfinished_deleted: shared.metrics.unfinished_deleted.get(),
             images: shared.metrics.images.get(),
             image_bytes: shared.metrics.image_bytes.get(),
             newest_image: shared.newest_image(),

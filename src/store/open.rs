@@ -156,6 +156,7 @@ impl Store {
             no_image_fits: AtomicU64::new(NO_IMAGE),
             state_may_be_missing: report.damage_may_hold_state,
             held: Mutex::default(),
+            unfinished: Mutex::default(),
             warned_of: Mutex::new(None),
             disk_is_short: AtomicBool::new(false),
             clean_asked: AtomicBool::new(false),

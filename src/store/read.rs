@@ -157,6 +157,15 @@ pub struct Ahead {
     pub range: QueueRange,
 }
 
+/// By what messages are gone that are asked for by id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// By all that makes them gone: retention, purge and age.
+    ByTime,
+    /// By purge alone: who has had them before may still want them, as long as they are there.
+    ByPurge,
+}
+
 /// Where a read may look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum May {
@@ -356,6 +365,33 @@ impl Shared {
         read.answer(stop)
     }
 
+    /// As `read`, of a message that was delivered and is not finished: its time may be over. What was purged is gone.
+    pub(super) fn read_kept(
+        &self,
+        request: &ReadRequest,
+        may: May,
+    ) -> Result<Option<ReadOutcome>, ReadError> {
+        let pages = &mut Pages::default();
+        let range = match self.read(request, may, pages)? {
+            Some(ReadOutcome::OutOfRange { range }) if request.from < range.min => range,
+            outcome => return Ok(outcome),
+        };
+        let topic = &request.topic;
+        let gone = Ok(Some(ReadOutcome::OutOfRange { range }));
+        if topic.is_dead() || request.from < topic.purged(request.queue) {
+            return gone;
+        }
+        let of_kept = QueueRange { min: request.from, ..range };
+        let (found, messages, bytes) = (Vec::new(), 0, 0);
+        let mut read =
+            Read { shared: self, request, may, pages, range: of_kept, found, messages, bytes };
+        let stop = read.run()?;
+        if read.found.iter().any(|record| record.offset < topic.purged_below()) {
+            return gone;
+        }
+        read.answer(stop)
+    }
+
     /// Reads as [`Shared::read`]; then in others, as far as [`READ_AHEAD`] and the bytes go, and up to the first that
     /// has no records to give there: what there is to say of it meets who asks for it.
     pub(super) fn read_along(
@@ -389,7 +425,11 @@ impl Shared {
     }
 
     /// The record that a message id names, if it is there and visible.
-    pub(super) fn by_id(&self, id: MessageId) -> Result<Option<StoredRecord>, ReadError> {
+    pub(super) fn by_id(
+        &self,
+        id: MessageId,
+        gone: Gone,
+    ) -> Result<Option<StoredRecord>, ReadError> {
         let at = id.offset;
         if at >= self.marks.dispatched.get() {
             return Ok(None);
@@ -411,7 +451,11 @@ impl Shared {
         };
         // A purge may end inside the record.
         let is_purged = header.queue_offset.plus(id.index.into()) < topic.purged(header.queue);
-        if is_purged || self.is_gone(&topic, &header) {
+        let is_gone = match gone {
+            Gone::ByTime => self.is_gone(&topic, &header),
+            Gone::ByPurge => at < topic.purged_below(),
+        };
+        if is_purged || is_gone {
             return Ok(None);
         }
         match self.load(&topic, at, header.end(), May::Disk) {

@@ -739,7 +739,13 @@ fn what_went_by_its_size_does_not_come_back_when_what_lay_behind_it_is_deleted()
         assert_eq!((min, max), (10, 10), "gone by size");
         let queues = vec![(QueueId::new(0), QueueOffset::new(rig.range(1, 0).1))];
         let (below, before) = (PhysicalOffset::ZERO, Timestamp::ZERO);
-        rig.transition(&Transition::TopicExpired { id: sized.id(), below, before, queues });
+        rig.transition(&Transition::TopicExpired {
+            id: sized.id(),
+            below,
+            before,
+            queues,
+            purged: PhysicalOffset::ZERO,
+        });
         rig.clean();
         assert!(rig.store.status().deleted_segments >= 2, "{:?}", rig.store.status());
         assert_eq!(rig.range(1, 1), (10, 10));
@@ -769,7 +775,13 @@ fn while_space_is_short_what_is_dead_goes_as_soon_as_its_segment_is_sealed() {
     rig.workers.as_mut().unwrap().allocate.step();
     let (id, below) = (topic.id(), rig.store.watermarks().appended);
     let (before, queues) = (Timestamp::ZERO, Vec::new());
-    rig.transition(&Transition::TopicExpired { id, below, before, queues });
+    rig.transition(&Transition::TopicExpired {
+        id,
+        below,
+        before,
+        queues,
+        purged: PhysicalOffset::ZERO,
+    });
     rig.store.clean_soon();
     while rig.workers.as_mut().unwrap().clean.step() == Progress::Worked {}
     let status = rig.store.status();
@@ -796,7 +808,13 @@ fn while_an_image_waits_for_room_what_lies_before_the_last_one_goes() {
     let expire = |rig: &mut Rig, topic: &TopicHandle| {
         let (id, below) = (topic.id(), rig.store.watermarks().appended);
         let (before, queues) = (Timestamp::ZERO, Vec::new());
-        rig.transition(&Transition::TopicExpired { id, below, before, queues });
+        rig.transition(&Transition::TopicExpired {
+            id,
+            below,
+            before,
+            queues,
+            purged: PhysicalOffset::ZERO,
+        });
         rig.clean();
     };
     rig.fill(&first, 0, 3);

@@ -40,6 +40,8 @@ pub struct TopicHandle {
     /// Records that start below are gone, stored before are gone. Only ever raised.
     below: AtomicU64,
     before: AtomicU64,
+    /// Of that, records that start below were purged.
+    purged_below: AtomicU64,
     /// As `below`, by the retention in bytes: worked out from the files of sealed segments.
     below_by_bytes: AtomicU64,
     /// How far of that a record says.
@@ -135,6 +137,7 @@ impl TopicHandle {
             retention_bytes: AtomicU64::new(settings.retention.bytes.unwrap_or(UNLIMITED)),
             below: AtomicU64::new(0),
             before: AtomicU64::new(0),
+            purged_below: AtomicU64::new(0),
             below_by_bytes: AtomicU64::new(0),
             recorded_by_bytes: AtomicU64::new(0),
             purged: ArcSwapOption::empty(),
@@ -192,6 +195,17 @@ impl TopicHandle {
             }
             self.purged.store(Some(Arc::new(purged)));
         }
+    }
+
+    /// Records that start below `below` were purged: they are not kept for who had them before either. Never moves
+    /// back; comes before the [`TopicHandle::expire`] that makes them gone.
+    pub fn purge(&self, below: PhysicalOffset) {
+        self.purged_below.fetch_max(below.get(), Ordering::Relaxed);
+    }
+
+    /// What [`TopicHandle::purge`] was told so far.
+    pub fn purged_below(&self) -> PhysicalOffset {
+        PhysicalOffset::new(self.purged_below.load(Ordering::Relaxed))
     }
 
     /// What [`TopicHandle::expire`] was told so far: place, time, and queues in order.

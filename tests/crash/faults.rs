@@ -283,7 +283,7 @@ fn fill(rig: &mut Rig, topic: u64, mut sent: u64) -> u64 {
 fn purge(rig: &Rig, topic: u64) {
     let (id, below) = (TopicId::new(topic), rig.store.watermarks().appended);
     let (before, queues) = (Timestamp::ZERO, vec![]);
-    rig.state(&Transition::TopicExpired { id, below, before, queues }).unwrap();
+    rig.state(&Transition::TopicExpired { id, below, before, queues, purged: below }).unwrap();
 }
 
 #[test]

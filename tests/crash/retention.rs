@@ -102,7 +102,14 @@ fn what_went_by_its_size_stays_gone_when_the_first_record_of_it_fails() {
     let end = rig.store.queue_max(&sized, QueueId::ZERO);
     let (below, before, queues) =
         (PhysicalOffset::ZERO, Timestamp::ZERO, vec![(QueueId::ZERO, end)]);
-    rig.state(&Transition::TopicExpired { id, below, before, queues }).unwrap();
+    rig.state(&Transition::TopicExpired {
+        id,
+        below,
+        before,
+        queues,
+        purged: PhysicalOffset::ZERO,
+    })
+    .unwrap();
     let deleted = rig.store.status().deleted_segments;
     disk.fail(rule(Operation::Write, "commitlog", Times::Once));
     let appended = rig.store.watermarks().appended;

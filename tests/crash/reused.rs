@@ -87,7 +87,8 @@ fn reused() -> (SimDisk, Rig) {
 
 fn purge(rig: &mut Rig) {
     let (below, before) = (rig.store.watermarks().appended, Timestamp::ZERO);
-    let expired = Transition::TopicExpired { id: TopicId::new(1), below, before, queues: vec![] };
+    let (id, purged) = (TopicId::new(1), below);
+    let expired = Transition::TopicExpired { id, below, before, queues: vec![], purged };
     rig.state(&expired).unwrap();
     rig.store.clean_soon();
     rig.workers.settle();

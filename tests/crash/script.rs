@@ -274,7 +274,13 @@ impl Run {
                     queues.push((queue, rig.store.queue_max(&handle, queue)));
                 }
                 let before = Timestamp::ZERO;
-                self.transition(&Transition::TopicExpired { id, below, before, queues });
+                self.transition(&Transition::TopicExpired {
+                    id,
+                    below,
+                    before,
+                    queues,
+                    purged: below,
+                });
             }
             Step::Keep { topic, ms } => {
                 let Some(handle) = rig.topic(*topic) else { return };

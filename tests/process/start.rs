@@ -182,7 +182,8 @@ async fn a_wrong_setting_is_named_with_what_is_right() {
     let home = Home::new();
     let data = home.data();
     let keys = "`segment_size`, `unsealed_memory`, `flush`, `flush_interval`, `flush_bytes`, \
-                `max_unflushed`, `hot_bytes`, `disk_reserve`, `scrub_rate`";
+                `max_unflushed`, `hot_bytes`, `disk_reserve`, `keep_unfinished`, \
+                `scrub_rate`";
     let unknown = format!(
         "--set store.segments=3 is wrong: unknown field `segments`, expected one of {keys}"
     );

@@ -208,7 +208,7 @@ impl Broker {
                 .is_some_and(|known| known.queue == queue && index_in(known, offset).is_some());
             if !is_known {
                 is_known_lost = false;
-                known = match self.record_at(hand.receiver.consumer.topic, queue, offset).await {
+                known = match self.record_of(hand.receiver.consumer.topic, due).await {
                     Ok(Stored::Record(record) | Stored::Undecodable(record)) => Some(record),
                     Ok(Stored::Gone) => None,
                     Ok(Stored::Damaged) => {

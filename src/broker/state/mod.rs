@@ -23,9 +23,11 @@ pub mod sessions;
 mod tests;
 pub mod topics;
 
+use std::ops::Range;
+
 use crate::format::DecodeError;
 use crate::format::state_record::{SessionBatch, Transition, transitions};
-use crate::message::{PhysicalOffset, QueueKey, SessionMark, Timestamp};
+use crate::message::{PhysicalOffset, QueueKey, QueueOffset, SessionMark, Timestamp, TopicId};
 use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
 
 use groups::GroupTable;
@@ -197,6 +199,14 @@ impl Applier for State {
 
     fn lease_clock(&self) -> Timestamp {
         self.offsets.lease_clock()
+    }
+
+    fn has_open(&self, topic: TopicId) -> bool {
+        self.offsets.has_open(topic)
+    }
+
+    fn is_open(&self, queue: QueueKey, offsets: Range<QueueOffset>) -> bool {
+        self.offsets.is_open(queue, offsets)
     }
 
     fn snapshot(&self, _topics: &Topics) -> StateSnapshot {

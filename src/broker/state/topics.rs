@@ -323,7 +323,8 @@ impl TopicTable {
             // only once it is: if it is not, nothing may have gone by it.
             let settings = TopicSettings { retention, ..old };
             let (below, before) = store.keep_longer(handle, &settings);
-            transitions.push(Transition::TopicExpired { id, below, before, queues: Vec::new() });
+            let (queues, purged) = (Vec::new(), PhysicalOffset::ZERO);
+            transitions.push(Transition::TopicExpired { id, below, before, queues, purged });
         }
         transitions.push(Transition::TopicUpdated { id, settings: new });
         let end = append(store, &transitions).inspect_err(|_| {
@@ -360,7 +361,8 @@ impl TopicTable {
             Purged::Topic => (store.watermarks().appended, Vec::new()),
             Purged::Queue(queue, offset) => (PhysicalOffset::ZERO, vec![(queue, offset)]),
         };
-        let transition = Transition::TopicExpired { id, below, before: Timestamp::ZERO, queues };
+        let (before, purged) = (Timestamp::ZERO, below);
+        let transition = Transition::TopicExpired { id, below, before, queues, purged };
         let end = append(store, std::slice::from_ref(&transition))?;
         self.transition(&mut unit, store.topics(), transition, end);
         Ok(Some(end))
@@ -438,8 +440,9 @@ impl TopicTable {
                 };
                 self.put(unit, Arc::new(entry));
             }
-            Transition::TopicExpired { id, below, before, queues } => {
+            Transition::TopicExpired { id, below, before, queues, purged } => {
                 let entry = self.by_id(id)?;
+                entry.handle.purge(purged);
                 entry.handle.expire(below, before, &queues);
             }
             Transition::TopicDeleted { id } => self.remove(unit, topics, id),
@@ -503,7 +506,8 @@ impl TopicTable {
             Transition::TopicCreated { id, name, settings }.encode_into(out);
             let (below, before, queues) = entry.handle.expired();
             if below > PhysicalOffset::ZERO || before > Timestamp::ZERO || !queues.is_empty() {
-                Transition::TopicExpired { id, below, before, queues }.encode_into(out);
+                let purged = entry.handle.purged_below();
+                Transition::TopicExpired { id, below, before, queues, purged }.encode_into(out);
             }
         }
         Transition::NextTopicId { next: unit.next }.encode_into(out);
@@ -686,7 +690,7 @@ mod tests {
         let id = TopicId::new(1);
         let (below, before) = (PhysicalOffset::new(900), Timestamp::ZERO);
         let late = encoded(&[
-            Transition::TopicExpired { id, below, before, queues: Vec::new() },
+            Transition::TopicExpired { id, below, before, queues: Vec::new(), purged: below },
             Transition::TopicUpdated { id, settings: TopicSettings { queues: 9, ..SETTINGS } },
         ]);
         let (state, topics) = replayed(&[created(1, "a"), deleted(1), created(2, "a"), late]);
@@ -736,8 +740,9 @@ mod tests {
             4 => (id.clone(), settings)
                 .prop_map(|(id, settings)| Transition::TopicUpdated { id, settings }),
             4 => (id.clone(), 0..999_u64, 0..999_u64, rows).prop_map(|(id, below, before, queues)| {
+                let purged = PhysicalOffset::new(before.min(below));
                 let (below, before) = (PhysicalOffset::new(below), Timestamp::new(before));
-                Transition::TopicExpired { id, below, before, queues }
+                Transition::TopicExpired { id, below, before, queues, purged }
             }),
             1 => id.prop_map(|id| Transition::TopicDeleted { id }),
         ]

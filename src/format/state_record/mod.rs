@@ -13,7 +13,7 @@
 //! |    2 | topic deleted     | 1 id                                                                                |
 //! |    3 | next topic id     | 1 id                                                                                |
 //! |    4 | topic updated     | 1 id, settings of a topic, all of them                                              |
-//! |    5 | topic expired     | 1 id, [2 place], [3 time], [4 rows of queue u32 and offset u64]: all before is gone |
+//! |    5 | topic expired     | 1 id, [2 place], [3 time], [4 rows of queue u32 and offset u64], [5 place, if it was purged up to there]: all before is gone |
 //! |    6 | group created     | 1 id, 2 name UTF-8, settings of a group                                             |
 //! |    7 | group updated     | 1 id, settings of a group, all of them                                              |
 //! |    8 | group deleted     | 1 id                                                                                |
@@ -217,6 +217,8 @@ pub enum Transition {
         before: Timestamp,
         /// Those of a queue below an offset.
         queues: Vec<(QueueId, QueueOffset)>,
+        /// Those whose records start below this were purged: nobody gets them any more, also not who had them before.
+        purged: PhysicalOffset,
     },
     /// A consumer group came into being.
     GroupCreated {
@@ -444,10 +446,11 @@ impl Transition {
     /// If a name or a part of an image is longer than 65 535 bytes.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
         match self {
-            Self::TopicExpired { id, below, before, queues } if queues.len() > MAX_ROWS => {
+            Self::TopicExpired { id, below, before, queues, purged } if queues.len() > MAX_ROWS => {
                 for rows in queues.chunks(MAX_ROWS) {
-                    let (id, below, before) = (*id, *below, *before);
-                    Self::TopicExpired { id, below, before, queues: rows.to_vec() }.put(out);
+                    let (id, below, before, purged) = (*id, *below, *before, *purged);
+                    let queues = rows.to_vec();
+                    Self::TopicExpired { id, below, before, queues, purged }.put(out);
                 }
             }
             Self::OffsetsCommitted { group, topic, bound, offsets, note, revoked }
@@ -542,7 +545,7 @@ impl Transition {
             Self::TopicDeleted { id } | Self::NextTopicId { next: id } => {
                 put_u64(out, 1, id.get());
             }
-            Self::TopicExpired { id, below, before, queues } => {
+            Self::TopicExpired { id, below, before, queues, purged } => {
                 put_u64(out, 1, id.get());
                 if *below > PhysicalOffset::ZERO {
                     put_u64(out, 2, below.get());
@@ -552,6 +555,9 @@ impl Transition {
                 }
                 if !queues.is_empty() {
                     put_field(out, 4, &offset_rows(queues));
+                }
+                if *purged > PhysicalOffset::ZERO {
+                    put_u64(out, 5, purged.get());
                 }
             }
             Self::GroupCreated { id, name, settings } => {
@@ -747,13 +753,14 @@ impl Transition {
             TOPIC_DELETED => Self::TopicDeleted { id: TopicId::new(only_id()?) },
             NEXT_TOPIC_ID => Self::NextTopicId { next: TopicId::new(only_id()?) },
             TOPIC_EXPIRED => {
-                let [id, below, before, queues] = collect(fields, [1, 2, 3, 4])?;
+                let [id, below, before, queues, purged] = collect(fields, [1, 2, 3, 4, 5])?;
                 let number = |field: Field<'_>| field.optional().map_or(Ok(0), Field::u64);
                 Self::TopicExpired {
                     id: TopicId::new(id.u64()?),
                     below: PhysicalOffset::new(number(below)?),
                     before: Timestamp::new(number(before)?),
                     queues: queues.optional().map_or(Ok(Vec::new()), offsets_of)?,
+                    purged: PhysicalOffset::new(number(purged)?),
                 }
             }
             GROUP_CREATED => {

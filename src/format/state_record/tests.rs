@@ -171,6 +171,7 @@ fn every_kind() -> Vec<Transition> {
             below: at(4096),
             before: Timestamp::new(77),
             queues: rows.clone(),
+            purged: at(0),
         },
         Transition::GroupCreated { id, name: name.clone(), settings: group.clone() },
         Transition::GroupUpdated { id, settings: GroupSettings { enabled: true, ..group } },
@@ -264,6 +265,19 @@ fn golden_bytes_of_later_kinds() {
     all.clear();
     created(FlushMode::Sync, TopicType::Mixed).encode_into(&mut all);
     assert_eq!(all.len(), 48);
+    // So it is with what is gone and was not purged.
+    all.clear();
+    let (id, below, before) = (TopicId::new(7), PhysicalOffset::new(4096), Timestamp::ZERO);
+    Transition::TopicExpired { id, below, before, queues: vec![], purged: below }
+        .encode_into(&mut all);
+    assert_eq!(
+        hex(&all),
+        [
+            "05000000240000000100080007000000",
+            "00000000020008000010000000000000",
+            "050008000010000000000000",
+        ]
+    );
 }
 
 #[test]
@@ -466,6 +480,7 @@ fn every_kind_survives_a_round_trip() {
         below: PhysicalOffset::ZERO,
         before: Timestamp::ZERO,
         queues: vec![],
+        purged: PhysicalOffset::new(1),
     });
     assert_eq!(read(&run_of(&list)), Ok(list));
 }

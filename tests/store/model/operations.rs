@@ -199,8 +199,8 @@ impl Model {
             ..settings
         };
         let before = Timestamp::new(self.gone_before(topic));
-        let (id, below) = (TopicId::new(topic), PhysicalOffset::ZERO);
-        let gone = Transition::TopicExpired { id, below, before, queues: vec![] };
+        let (id, below, purged) = (TopicId::new(topic), PhysicalOffset::ZERO, PhysicalOffset::ZERO);
+        let gone = Transition::TopicExpired { id, below, before, queues: vec![], purged };
         if !self.transition(&gone) {
             return;
         }
@@ -230,8 +230,13 @@ impl Model {
             let upto = self.dice.below(self.max_offset(topic, queue) + 1);
             queues.push((QueueId::new(queue), QueueOffset::new(upto)));
         }
-        let transition =
-            Transition::TopicExpired { id, below, before: Timestamp::ZERO, queues: queues.clone() };
+        let transition = Transition::TopicExpired {
+            id,
+            below,
+            before: Timestamp::ZERO,
+            queues: queues.clone(),
+            purged: below,
+        };
         if self.transition(&transition) {
             let known = self.topics.get_mut(&topic).unwrap();
             known.below = known.below.max(below);

@@ -39,6 +39,7 @@ mod subscriptions;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::order::{Kind, Lock, Place, Rule};
@@ -280,6 +281,12 @@ impl Leases {
     /// Whether there are any of it.
     pub(crate) fn has_open(&self, queue: QueueId) -> bool {
         self.queues.contains_key(&queue.get())
+    }
+
+    /// Whether any of it in a range of offsets was delivered to somebody.
+    pub(crate) fn has_delivered(&self, queue: QueueId, offsets: Range<u64>) -> bool {
+        let Some(queue) = self.queues.get(&queue.get()) else { return false };
+        queue.open.range(offsets).any(|(_, open)| open.state != OpenState::Ahead)
     }
 
     /// An open message.

@@ -4,6 +4,7 @@
 //! and what is due is in `leases/`; that a position is the first open message, or the cursor, is kept here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Hasher, Offsets, Unit};
@@ -16,7 +17,7 @@ use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
 use crate::format::state_record::{ChangedLease, GivenRun, OpenState, Run, Transition};
 use crate::message::{
-    Epoch, GroupId, LeaseId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
+    Epoch, GroupId, LeaseId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
 };
 use crate::store::{AppendError, NewRecord, Store};
 use crate::sync::{Mutex, Ordering, lock};
@@ -553,6 +554,14 @@ impl Offsets {
         open.is_waiting(now).then_some(Due { place, open })
     }
 
+    /// An open message.
+    pub(crate) fn open_at(&self, key: (GroupId, TopicId), place: Place) -> Option<Due> {
+        let unit = self.known(key)?;
+        let unit = lock(&unit);
+        let open = *unit.leases.as_ref()?.get(place)?;
+        Some(Due { place, open })
+    }
+
     /// Who got an open message last, if that is known.
     pub(crate) fn holder(&self, key: (GroupId, TopicId), open: &Open) -> Option<Arc<str>> {
         let unit = self.known(key)?;
@@ -576,6 +585,33 @@ impl Offsets {
             }
             (_, position) => (OpenCount::default(), position),
         }
+    }
+
+    /// Whether a group has open messages of a topic.
+    pub(crate) fn has_open(&self, topic: TopicId) -> bool {
+        let has_open = |unit: &Unit| unit.leases.as_ref().is_some_and(|leases| leases.count() > 0);
+        self.open() > 0 && self.units_of(topic).iter().any(|unit| has_open(&lock(unit)))
+    }
+
+    /// Whether a message of a queue in these offsets was delivered to a group that has not finished it. Holds the
+    /// mutex of a group for a look at the open messages there: 10 000 at most.
+    pub(crate) fn is_open(&self, queue: QueueKey, offsets: Range<QueueOffset>) -> bool {
+        let offsets = offsets.start.get()..offsets.end.get();
+        let is_open = |unit: &Unit| {
+            let leases = unit.leases.as_ref();
+            leases.is_some_and(|leases| leases.has_delivered(queue.queue, offsets.clone()))
+        };
+        self.units_of(queue.topic).iter().any(|unit| is_open(&lock(unit)))
+    }
+
+    /// The units of a topic, one for each group that has a position in it.
+    fn units_of(&self, topic: TopicId) -> Vec<Arc<Mutex<Unit>>> {
+        let groups: Vec<_> = {
+            let index = lock(&self.index);
+            let of_topic = index.by_topic.range((topic, GroupId::ZERO)..);
+            of_topic.take_while(|(of, _)| *of == topic).map(|(_, group)| *group).collect()
+        };
+        groups.into_iter().filter_map(|group| self.known((group, topic))).collect()
     }
 
     /// The (group, topic)s of which something may be leased to clients for as long as they live.

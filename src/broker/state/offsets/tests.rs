@@ -101,8 +101,9 @@ fn state_at_all_of_its_limits_fits_into_a_snapshot() {
     let as_of = len(&Transition::AsOf { applied: PhysicalOffset::ZERO });
     let expired = |queues: u64| {
         let queues = (0..queues).map(|_| (QueueId::ZERO, QueueOffset::ZERO)).collect();
-        let (below, before) = (PhysicalOffset::ZERO, Timestamp::ZERO);
-        len(&Transition::TopicExpired { id: TopicId::ZERO, below, before, queues })
+        let (below, before, purged) =
+            (PhysicalOffset::new(1), Timestamp::new(1), PhysicalOffset::new(1));
+        len(&Transition::TopicExpired { id: TopicId::ZERO, below, before, queues, purged })
     };
     let topic = len(&topic_created(1, "t".repeat(255))) + expired(0);
     let topics = TopicTable::MAX_TOPICS as u64 * topic

@@ -327,8 +327,9 @@ impl Broker {
         range: QueueRange,
         (committed, next): (Option<QueueOffset>, QueueOffset),
     ) -> (QueueProgress, u64) {
-        let now = self.store.lease_time().get();
-        let (open, cursor) = self.state.offsets.open_in((group.id(), topic.id()), queue, now);
+        let (ordered, now) = (group.settings().ordered, self.store.lease_time().get());
+        let key = (group.id(), topic.id());
+        let (open, cursor) = self.state.offsets.open_in(key, queue, (ordered, now));
         let fresh = cursor.unwrap_or(next).max(range.min);
         let fresh = range.max.get().saturating_sub(fresh.get());
         let OpenCount { due, leased, waiting } = open;

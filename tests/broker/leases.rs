@@ -471,10 +471,6 @@ impl Life {
         let Some(receipt) = self.receipt(back) else { return };
         let begin = self.rig().appended();
         let worth = self.worth(&receipt);
-        // Whose lease a power cut took, of a message that is new again: what is to become of it is not decided here.
-        if worth == Worth::Lost {
-            return;
-        }
         let told = self.rig().forward(receipt.handle.clone()).unwrap();
         let mut pool = self.pool.clone();
         match worth {
@@ -485,6 +481,12 @@ impl Life {
                 self.tally.note("messages given up", 1);
             }
             Worth::Finished => told.unwrap(),
+            // It was passed over since, so its lease is in force.
+            Worth::Lost if told.is_ok() => {
+                pool.bury(receipt.place, DeadReason::GivenUp);
+                self.now_are(begin, vec![pool]);
+                self.tally.note("messages given up by leases that a power cut took", 1);
+            }
             Worth::Nothing | Worth::Lost => {
                 assert!(matches!(told, Err(BrokerError::BadReceipt)), "{worth:?}: {told:?}");
                 return;
@@ -656,8 +658,8 @@ impl Life {
             same("position", progress.next.get() == next, &progress)?;
             let (ready, leased, waiting) = pool.split(queue, self.now);
             let found = (progress.ready, progress.leased, progress.waiting);
-            // What was passed over waits, and is new to the reference.
-            let is_same = match pool.ordered || pool.has_passed {
+            // What an ordered group passed over waits, and is new to the reference.
+            let is_same = match pool.ordered {
                 false => found == (ready, leased, waiting),
                 true => {
                     let all = ready + waiting == found.0 + found.2;

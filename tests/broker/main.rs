@@ -32,6 +32,7 @@ mod grown;
 mod ids;
 mod leases;
 mod looked;
+mod lost;
 mod model;
 mod pool;
 mod reads;

@@ -246,9 +246,14 @@ impl Pool {
 
     pub(crate) fn bury(&mut self, place: Place, reason: DeadReason) {
         let message = self.get_mut(place);
-        let Fate::Open(open) = message.fate else { panic!("{place:?}: {message:?}") };
+        let (serial, deliveries) = match message.fate {
+            Fate::Open(open) => (open.serial, open.deliveries),
+            // Nobody got it, as far as the log knows.
+            Fate::New => (0, 0),
+            Fate::Over(_) => panic!("{place:?}: {message:?}"),
+        };
         message.fate = match reason {
-            DeadReason::GivenUp => Fate::Over(Some(open.serial)),
+            DeadReason::GivenUp => Fate::Over(Some(serial)),
             _ => Fate::Over(None),
         };
         let letter = Letter {
@@ -256,7 +261,7 @@ impl Pool {
             message_group: message.message_group,
             from: place.0,
             reason,
-            deliveries: open.deliveries,
+            deliveries,
             redriven: message.history.map_or(0, |(_, _, redriven)| redriven),
             is_back: false,
         };

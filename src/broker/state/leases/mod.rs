@@ -299,12 +299,14 @@ impl Leases {
         self.queues.get(&queue).map_or(position, |queue| queue.cursor)
     }
 
-    /// How the open messages of a queue stand.
-    pub(crate) fn count_by_state(&self, queue: u32, now: u64) -> OpenCount {
+    /// How the open messages of a queue stand with a group that is ordered or not.
+    pub(crate) fn count_by_state(&self, queue: u32, (ordered, now): (bool, u64)) -> OpenCount {
         let mut count = OpenCount::default();
         for open in self.queues.get(&queue).into_iter().flat_map(|queue| queue.open.values()) {
             match open.state {
-                OpenState::Ahead => count.waiting += 1,
+                OpenState::Ahead if ordered => count.waiting += 1,
+                // Nothing comes before it.
+                OpenState::Ahead => count.due += 1,
                 _ if open.due <= now => count.due += 1,
                 OpenState::Leased => count.leased += 1,
                 OpenState::Waiting => count.waiting += 1,

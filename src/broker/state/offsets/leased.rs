@@ -480,6 +480,15 @@ impl Offsets {
         Ok(Some(end))
     }
 
+    /// Whether a message was finished by the lease of a claim. It may be said once the log is durable up to there.
+    pub(crate) fn finished(&self, consumer: Consumer<'_>, claim: Claim) -> Option<PhysicalOffset> {
+        let unit = self.known(consumer.key())?;
+        let unit = lock(&unit);
+        let is_finished = !consumer.is_gone(&unit)
+            && unit.standing(claim, consumer.store.epoch()) == Standing::Finished;
+        is_finished.then_some(unit.applied)
+    }
+
     /// The open message that a claim holds.
     pub(crate) fn held(&self, consumer: Consumer<'_>, claim: Claim) -> Option<Due> {
         let unit = self.known(consumer.key())?;
@@ -569,19 +578,20 @@ impl Offsets {
         unit.leases.as_ref()?.holder(open)
     }
 
-    /// How the open messages of queues stand.
+    /// How the open messages of a queue stand with a group that is ordered or not, and where it goes on.
     pub(crate) fn open_in(
         &self,
         key: (GroupId, TopicId),
         queue: QueueId,
-        now: u64,
+        (ordered, now): (bool, u64),
     ) -> (OpenCount, Option<QueueOffset>) {
         let Some(unit) = self.known(key) else { return (OpenCount::default(), None) };
         let unit = lock(&unit);
         match (&unit.leases, unit.get(queue)) {
             (Some(leases), Some(position)) => {
                 let cursor = leases.cursor(queue.get(), position.get());
-                (leases.count_by_state(queue.get(), now), Some(QueueOffset::new(cursor)))
+                let count = leases.count_by_state(queue.get(), (ordered, now));
+                (count, Some(QueueOffset::new(cursor)))
             }
             (_, position) => (OpenCount::default(), position),
         }

@@ -17,6 +17,7 @@ use super::error::BrokerError;
 use super::receive::{MAX_RECEIVE, ReceiveRequest, ReceivedMessage};
 use super::route::queue_of_group;
 use super::send::check_type;
+use super::settle::GiveBack;
 use super::state::offsets::leased::{Consumer, FinishedBy};
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -101,8 +102,8 @@ impl Broker {
         let name = name_of(group.name());
         let Some(dead) = self.state.topics.get(&name) else { return Ok(Vec::new()) };
         let consumer = Consumer { store: &self.store, group: &group, topic: &dead };
-        let mut looked =
-            Looked { broker: self, group: group.name(), topic: &name, left: Vec::new() };
+        // Those that were looked at and did not go; the receipts of those that went are worth nothing any more.
+        let mut looked = GiveBack::new(self, group.name(), &name);
         let mut ends = Vec::new();
         let results = self.redrive_each(consumer, request, &mut looked, &mut ends).await;
         drop(looked);
@@ -117,7 +118,7 @@ impl Broker {
         &self,
         consumer: Consumer<'_>,
         request: &RedriveRequest<'_>,
-        looked: &mut Looked<'_>,
+        looked: &mut GiveBack<'_>,
         ends: &mut Vec<(Arc<TopicEntry>, PhysicalOffset)>,
     ) -> Result<Vec<Redriven>, BrokerError> {
         let wanted: HashSet<MessageId> = request.ids.iter().copied().collect();
@@ -170,9 +171,9 @@ impl Broker {
             return Ok(stays(RedriveFault::NoBody));
         }
         loop {
-            let Some(topic) = self.state.topics.get(name) else {
-                return Ok(stays(RedriveFault::NoTopic));
-            };
+            // Another one of its name never had the message.
+            let topic = self.state.topics.get(name).filter(|topic| topic.id() == letter.topic);
+            let Some(topic) = topic else { return Ok(stays(RedriveFault::NoTopic)) };
             let settings = topic.settings();
             if !settings.access.write {
                 return Ok(stays(RedriveFault::Forbidden));
@@ -222,20 +223,5 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-/// Dead letters that were looked at: those that did not go are given back, whatever becomes of the request.
-struct Looked<'a> {
-    broker: &'a Broker,
-    group: &'a str,
-    topic: &'a str,
-    left: Vec<String>,
-}
-
-impl Drop for Looked<'_> {
-    fn drop(&mut self) {
-        // The receipts of those that went are worth nothing any more.
-        self.broker.give_back(self.group, self.topic, &self.left);
     }
 }

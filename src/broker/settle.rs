@@ -327,6 +327,30 @@ impl Broker {
     }
 }
 
+/// Messages that were leased and do not get to anybody: given back when this is dropped, whatever becomes of the request.
+pub(super) struct GiveBack<'a> {
+    broker: &'a Broker,
+    group: &'a str,
+    topic: &'a str,
+    /// Their receipts.
+    pub(super) left: Vec<String>,
+}
+
+impl<'a> GiveBack<'a> {
+    /// Of nothing yet.
+    pub(super) fn new(broker: &'a Broker, group: &'a str, topic: &'a str) -> Self {
+        Self { broker, group, topic, left: Vec::new() }
+    }
+}
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        if !self.left.is_empty() {
+            self.broker.give_back(self.group, self.topic, &self.left);
+        }
+    }
+}
+
 impl Handle {
     /// What it claims.
     pub(super) fn claim(&self) -> Claim {

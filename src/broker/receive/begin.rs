@@ -55,7 +55,7 @@ impl Broker {
     /// would begin with the first message there is.
     ///
     /// # Errors
-    /// There is no such topic, or the positions cannot be stored: the first receive does it.
+    /// There is no such topic, or nobody may read it, or the positions cannot be stored: the first receive does it.
     pub async fn bind_group(
         &self,
         group: &str,
@@ -64,6 +64,7 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let Some(group) = self.state.groups.get(group) else { return Ok(()) };
         let topic = self.topic(topic, deadline).await?;
+        self.check_readable(&topic)?;
         let consumer = Consumer { store: &self.store, group: &group, topic: &topic };
         let queues = topic.handle().queues();
         let ready = self.state.offsets.ready.get(consumer.key());

@@ -12,6 +12,7 @@ use crate::broker::cut::{Stored, bytes_of};
 use crate::broker::dead_letter::Death;
 use crate::broker::error::BrokerError;
 use crate::broker::handle::Handle;
+use crate::broker::settle::GiveBack;
 use crate::broker::state::leases::{Claim, Place, Repeated};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
@@ -91,11 +92,24 @@ impl Broker {
         if !lost.is_empty() {
             let places: HashSet<Place> = lost.iter().map(|lost| lost.place).collect();
             messages.retain(|given| !places.contains(&given.place));
-            self.bury_fresh(receiver, lost, lease).await;
         }
         // Others may go on where this one left something.
         if left + rationed == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
             receiver.ready.wake();
+        }
+        let mut by_place: std::collections::HashMap<Place, Candidate, foldhash::fast::RandomState> =
+            candidates.into_iter().map(|candidate| (candidate.place, candidate)).collect();
+        let received = messages.iter().filter_map(|given| {
+            let candidate = by_place.remove(&given.place)?;
+            let of = Given { lease, due, delivered, delivery: given.delivery };
+            Some(self.received(receiver.consumer, candidate, of, given.is_first))
+        });
+        let messages: Vec<_> = received.collect();
+        if !lost.is_empty() {
+            let mut back = GiveBack::new(self, request.group, request.topic);
+            back.left.extend(messages.iter().map(|message| message.handle.clone()));
+            self.bury_fresh(receiver, lost, lease).await;
+            back.left.clear();
         }
         if messages.is_empty() {
             return match stopped {
@@ -106,14 +120,6 @@ impl Broker {
                 None => Ok(Look::Nothing),
             };
         }
-        let mut by_place: std::collections::HashMap<Place, Candidate, foldhash::fast::RandomState> =
-            candidates.into_iter().map(|candidate| (candidate.place, candidate)).collect();
-        let received = messages.iter().filter_map(|given| {
-            let candidate = by_place.remove(&given.place)?;
-            let of = Given { lease, due, delivered, delivery: given.delivery };
-            Some(self.received(receiver.consumer, candidate, of, given.is_first))
-        });
-        let messages: Vec<_> = received.collect();
         let len = messages.iter().map(|message| bytes_of(&message.batch)).sum();
         self.counters.receives.add(1);
         self.counters.received_messages.add(messages.len() as u64);

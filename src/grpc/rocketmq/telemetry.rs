@@ -69,6 +69,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 const NODE: &str = "HTTP";
 const CPP: &str = "CPP";
 
+/// How long a client waits for its answer while its group gets places in the topics that it subscribes to: those that
+/// are left get them with the first receive.
+const SUBSCRIBE: Duration = Duration::from_secs(1);
+
 /// How long the look at a group may take.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -172,9 +176,12 @@ impl Session<'_> {
         // Before the look at the group: what changes from now on is told. One client too many is served all the same.
         let _is_known =
             self.broker.introduce_client(self.caller.id, introduction, peer, Some(&self.stream));
+        let deadline = Instant::now() + SUBSCRIBE;
         for topic in &topics {
-            if let Some(group) = &group {
-                clients::subscribes(self.broker, group, topic, Instant::now() + LOOK).await;
+            if let Some(group) = &group
+                && Instant::now() < deadline
+            {
+                clients::subscribes(self.broker, group, topic, deadline).await;
             }
         }
         let mut told = Told { own, group, shown: None, _bytes: bytes };

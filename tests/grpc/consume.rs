@@ -433,3 +433,54 @@ async fn a_stop_ends_streams_and_after_the_start_what_they_had_can_be_acknowledg
     stream.send(acks(1, &[&handle])).await;
     assert_eq!(stream.settled(1).await[0].finished, [true]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_waits_for_its_client_leaves_what_comes_to_others() {
+    let (server, _client) = server(0).await;
+    let endpoint = Channel::from_shared(format!("http://{}", server.at.grpc)).unwrap();
+    let small = endpoint.initial_stream_window_size(65_535).connect().await.unwrap();
+    let stuck = Stream::over(BrokerClient::new(small), open(9, BYTES)).await;
+    soon(server.until_metric("mainstem_waiters", 1)).await;
+    // Answers that it does not read, until its requests are not taken any more.
+    let none = vec!["none"; 1_024];
+    soon(async {
+        for number in 1.. {
+            let next = stuck.send(acks(number, &none));
+            if tokio::time::timeout(Duration::from_millis(500), next).await.is_err() {
+                break;
+            }
+        }
+    })
+    .await;
+    soon(server.until_metric("mainstem_waiters", 0)).await;
+    let mut other = Stream::open(&server, open(9, BYTES)).await;
+    soon(server.until_metric("mainstem_waiters", 1)).await;
+    server.send(to("t", Some(0), batch(&["a"]))).await.unwrap();
+    assert_eq!(bodies(other.messages(1).await), [("a".to_owned(), 1)]);
+    drop(stuck);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_wait_for_ends_no_stream_and_takes_no_lease_from_it() {
+    let server = Server::with(&["broker.max_waiters=1"]).await;
+    server.create("t", TopicConfig { queues: 1, ..TopicConfig::default() }).await;
+    server.send(to("t", Some(0), batch(&["a"]))).await.unwrap();
+    let client = Client::connect(&server.at.grpc.to_string()).await.unwrap();
+    client.create_group("g", &GroupSettings::default()).await.unwrap();
+    let mut has_one = Stream::open(&server, open(1, BYTES)).await;
+    let handle = has_one.messages(1).await[0].handle.clone();
+    let mut waits = Stream::open(&server, open(1, BYTES)).await;
+    soon(server.until_metric("mainstem_waiters", 1)).await;
+    // There is no place any more to wait in.
+    has_one.send(ConsumeRequest { messages: 1, ..acks(1, &["none"]) }).await;
+    assert_eq!(has_one.settled(1).await[0].finished, [false]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    has_one.send(acks(2, &[&handle])).await;
+    assert_eq!(has_one.settled(2).await[1].finished, [true]);
+    assert_eq!(split(&client).await, (0, 0, 0));
+    for body in ["b", "c"] {
+        server.send(to("t", Some(0), batch(&[body]))).await.unwrap();
+    }
+    let both = (waits.messages(1).await.len(), has_one.messages(2).await.len());
+    assert_eq!(both, (1, 2));
+}

@@ -187,7 +187,7 @@ impl PullStream {
             if self.broker.is_draining() {
                 return Err(BrokerError::Draining.into());
             }
-            while let Some((at, why)) = self.arrivals.next() {
+            while let Some((at, why)) = self.arrivals.arrived() {
                 self.unpark(at, why)?;
             }
             let Some((at, queue, from)) = self.next_turn() else {
@@ -278,7 +278,7 @@ impl PullStream {
     async fn arrived(&mut self) -> Result<(), BrokerError> {
         let (broker, group) = (Arc::clone(&self.broker), self.reader.group.clone());
         tokio::select! {
-            (at, why) = poll_fn(|cx| self.arrivals.poll_next(cx)) => self.unpark(at, why),
+            (at, why) = poll_fn(|cx| self.arrivals.poll_arrived(cx)) => self.unpark(at, why),
             () = broker.drained() => Err(BrokerError::Draining),
             () = broker.refuses(group.as_deref()) => match group {
                 Some(group) => broker.admits(&group, Instant::now() + PATIENCE).await,

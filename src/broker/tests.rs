@@ -310,6 +310,156 @@ async fn a_stream_ends_with_its_topic_whatever_it_has_read() {
     broker.close().unwrap();
 }
 
+/// What a reader meets, beside a writer, of purges in front of it and behind it.
+#[tokio::test]
+async fn a_stream_that_is_overtaken_by_a_purge_ends_there_and_one_that_is_not_goes_on() {
+    const MESSAGES: u64 = 400;
+    for cold in [false, true] {
+        let config = BrokerConfig::default();
+        let (broker, _dir) = if cold { cold_broker(config) } else { broker(config) };
+        let settings = TopicSettings::open(2, FlushMode::Async, TopicType::Normal);
+        for topic in ["t", "u"] {
+            broker.create_topic(topic, settings, soon()).await.unwrap();
+        }
+        let numbered = |topic: &'static str, n: u64| {
+            let mut batch = BatchBuilder::new();
+            batch.push(&NewMeta::default(), format!("{topic}{n}").as_bytes());
+            SendRequest { batch: batch.finish(), ..to(topic, 0) }
+        };
+        for n in 0..MESSAGES / 4 {
+            broker.send(numbered("t", n)).await.unwrap();
+        }
+        // The reader begins behind the writer.
+        let topic = broker.state.topics.get("t").unwrap();
+        broker.store.caught_up(topic.handle()).await;
+        let writes = async {
+            for n in 0..MESSAGES / 4 {
+                broker.send(numbered("u", n)).await.unwrap();
+            }
+            for n in MESSAGES / 4..MESSAGES {
+                broker.send(numbered("u", n)).await.unwrap();
+                broker.send(numbered("t", n)).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let purge = async |up_to| {
+            let what = Purge::Queue { queue: QueueId::ZERO, up_to: Some(QueueOffset::new(up_to)) };
+            broker.purge_topic("t", what, soon()).await.unwrap();
+        };
+        let reads = async {
+            let (mut at, mut gone, mut ended) = (0, 0, 0);
+            while at < MESSAGES {
+                let queues = [(0, at), (1, 0)].map(|(queue, offset)| PullStart {
+                    queue: QueueId::new(queue),
+                    offset: QueueOffset::new(offset),
+                });
+                let request = PullStreamRequest {
+                    topic: "t",
+                    queues: &queues,
+                    // A few records.
+                    max_bytes: 500,
+                    tags: "",
+                    epoch: None,
+                    group: None,
+                };
+                let mut stream = broker.pull_stream(request).await.unwrap();
+                while at < MESSAGES {
+                    match stream.next().await {
+                        Ok(Parts { parts, .. }) => {
+                            for (queue, pulled) in &parts {
+                                assert_eq!(*queue, QueueId::ZERO);
+                                for record in &pulled.records {
+                                    let n = record.first_queue_offset.get();
+                                    assert_eq!(n, at, "without a hole");
+                                    assert!(n >= gone, "{n} of what was purged up to {gone}");
+                                    assert_eq!(record.batch, numbered("t", n).batch);
+                                    at = n + 1;
+                                }
+                            }
+                            // Behind the reader, which goes on; or, now and then, in front of it.
+                            gone = if at % 50 < 10 { MESSAGES.min(at + 3) } else { at };
+                            let range = parts.iter().map(|(_, pulled)| pulled.range.max.get());
+                            gone = gone.min(range.max().unwrap_or(0));
+                            purge(gone).await;
+                        }
+                        Err(end) => {
+                            assert_eq!(end.queue, Some(QueueId::ZERO));
+                            let BrokerError::OffsetOutOfRange { offset, range, .. } = end.error
+                            else {
+                                panic!("{end:?}");
+                            };
+                            assert_eq!((offset.get(), range.min.get()), (at, gone));
+                            at = gone;
+                            ended += 1;
+                            break;
+                        }
+                    }
+                }
+            }
+            ended
+        };
+        let ((), ended) = tokio::join!(writes, reads);
+        assert!(ended > 0, "none was overtaken");
+        let other = PullRequest {
+            epoch: None,
+            topic: "u",
+            queue: QueueId::ZERO,
+            offset: QueueOffset::ZERO,
+            max_messages: 1_000,
+            max_bytes: 1 << 20,
+            wait: Duration::ZERO,
+            tags: "",
+            group: None,
+            deadline: soon(),
+        };
+        let kept = broker.pull(other).await.unwrap();
+        assert_eq!((kept.records.len() as u64, kept.range.min.get()), (MESSAGES, 0));
+        broker.close().unwrap();
+    }
+}
+
+/// What is made by the name of what was deleted is another topic.
+#[tokio::test]
+async fn a_stream_at_the_end_of_a_topic_that_is_deleted_and_made_again_ends_and_reads_nothing_of_it()
+ {
+    for cold in [false, true] {
+        let config = BrokerConfig::default();
+        let (broker, _dir) = if cold { cold_broker(config) } else { broker(config) };
+        let settings = TopicSettings::open(1, FlushMode::Async, TopicType::Normal);
+        broker.create_topic("t", settings, soon()).await.unwrap();
+        broker.send(to("t", 100)).await.unwrap();
+        let queues = [PullStart { queue: QueueId::ZERO, offset: QueueOffset::ZERO }];
+        let request = PullStreamRequest {
+            topic: "t",
+            queues: &queues,
+            max_bytes: 1_000,
+            tags: "",
+            epoch: None,
+            group: None,
+        };
+        let mut stream = broker.pull_stream(request).await.unwrap();
+        let read = stream.next().await.unwrap();
+        assert_eq!(read.parts[0].1.records.len(), 1);
+        let next = async {
+            let end = stream.next().await.unwrap_err();
+            assert!(matches!(end.error, BrokerError::NoTopic { .. }), "{end:?}");
+        };
+        let again = async {
+            while broker.store.parked() == 0 {
+                tokio::task::yield_now().await;
+            }
+            broker.delete_topic("t", soon()).await.unwrap();
+            broker.create_topic("t", settings, soon()).await.unwrap();
+            broker.send(to("t", 7)).await.unwrap();
+        };
+        tokio::join!(again, next);
+        let mut of_new = broker.pull_stream(request).await.unwrap();
+        let read = of_new.next().await.unwrap();
+        assert_eq!(read.parts[0].1.records[0].batch, batch(7));
+        broker.close().unwrap();
+    }
+}
+
 /// It was passed over again and again, as long as the others had something on the disk.
 #[tokio::test]
 async fn a_stream_ends_in_the_turn_of_the_queue_that_cannot_be_read_on_whatever_the_others_have() {

@@ -61,14 +61,14 @@ impl Arrivals {
     }
 
     /// A place that is parked no more, and why.
-    pub fn next(&mut self) -> Option<(usize, Arrival)> {
+    pub fn arrived(&mut self) -> Option<(usize, Arrival)> {
         let (place, why) = self.waiter.next()?;
         self.left(place);
         Some((place, why))
     }
 
-    /// As [`Arrivals::next`]; whoever polls is woken when there is one.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Arrival)> {
+    /// As [`Arrivals::arrived`]; whoever polls is woken when there is one.
+    pub fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Arrival)> {
         self.waiter.poll_next(cx).map(|(place, why)| {
             self.left(place);
             (place, why)

@@ -808,7 +808,7 @@ impl Store {
         let mut arrivals = self.arrivals(topic);
         async move {
             arrivals.park(0, queue, from);
-            poll_fn(|cx| arrivals.poll_next(cx)).await.1
+            poll_fn(|cx| arrivals.poll_arrived(cx)).await.1
         }
     }
 

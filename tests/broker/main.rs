@@ -18,6 +18,7 @@
 //! | `gone.rs` | a story of its own: a deletion and those who read meanwhile |
 //! | `grown.rs` | a story of its own: offsets are reset while a topic gets queues |
 //! | `ids.rs` | a story of its own: ids of topics when the record that gave one rots |
+//! | `sets.rs` | a story of its own: several messages in one call, and power cuts at every write of it |
 //!
 //! Nothing runs beside the test, so a script always does the same, and a seed always draws the same scripts. One that
 //! fails is made shorter and printed. `PROPTEST_CASES` asks for so many others, `SEED` for those of one seed.
@@ -40,6 +41,7 @@ mod rig;
 mod rules;
 mod script;
 mod seen;
+mod sets;
 mod world;
 
 use std::cell::RefCell;

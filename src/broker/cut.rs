@@ -15,7 +15,7 @@ use super::query::{batch_of, unpacked};
 use super::state::leases::Due;
 use super::state::topics::TopicEntry;
 use crate::filter::Expression;
-use crate::format::batch::{BatchError, Decompressor, TagFilter, group_hash, single};
+use crate::format::batch::{BatchError, Decompressor, MetaView, TagFilter, group_hash, single};
 use crate::message::{QueueId, QueueOffset};
 use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
 
@@ -65,6 +65,11 @@ pub(super) fn wanted(
     // All were looked at, and whatever else the record says it has cannot be there.
     wanted.next = wanted.next.max(record.message_count);
     Ok(wanted)
+}
+
+/// What the sender said of a message of a record.
+pub(super) fn meta(record: &StoredRecord, index: u16) -> Option<MetaView<'_>> {
+    batch_of(record).ok()?.metas().nth(index.into())?.ok()
 }
 
 /// Whether its messages can only be had by decompressing.

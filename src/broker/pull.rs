@@ -279,6 +279,9 @@ impl Broker {
             self.still_there(topic, deadline).await?;
             // After the read, and again after each wait: a change meanwhile is in force.
             self.check_readable(topic)?;
+            if let Some(group) = &reader.group {
+                self.admits(group, deadline).await?;
+            }
             return Ok(match outcome {
                 ReadOutcome::Records { records, next, range } => {
                     let mut len = memory_of(&records);

@@ -28,7 +28,7 @@ mod hand;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ use super::budget::Permit;
 use super::dead_letter::dead_letter;
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
-use super::state::leases::{Claim, Due, Mismatch, Place, Ready, Repeated, Wish};
+use super::state::leases::{Claim, Due, Mismatch, Place, Ready, Repeated, Wake, Wish};
 use super::state::offsets::leased::{Change, Consumer};
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -166,6 +166,13 @@ pub(super) struct Receiver<'a> {
     attempt: Option<u64>,
 }
 
+impl Receiver<'_> {
+    fn wish(&self) -> Wish {
+        let filter = xxh3_64(self.request.filter.to_string().as_bytes());
+        Wish { filter, tags: self.tags.mask() }
+    }
+}
+
 /// Somebody who was woken for a message. If he goes away before he has looked, the next one is woken in his place.
 struct Woken<'a> {
     broker: &'a Broker,
@@ -216,6 +223,15 @@ impl Broker {
         &self,
         request: ReceiveRequest<'_>,
     ) -> Result<Received, BrokerError> {
+        self.receive_as(request, true).await
+    }
+
+    /// The same for a member of the group, whose filter is compared with those of the others, or for the broker itself.
+    pub(super) async fn receive_as(
+        &self,
+        request: ReceiveRequest<'_>,
+        is_member: bool,
+    ) -> Result<Received, BrokerError> {
         check(&request)?;
         let until = before(request.deadline).min(Instant::now() + request.wait);
         let tags = match request.filter {
@@ -223,6 +239,7 @@ impl Broker {
             Expression::Sql(_) => Arc::new(TagFilter::All),
         };
         let (mut has_caught_up, mut in_front, mut looks, mut is_counted) = (false, false, 0, false);
+        let mut why = Wake::Event;
         let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
@@ -231,7 +248,10 @@ impl Broker {
             self.admits(&group, request.deadline).await?;
             self.check_readable(&topic)?;
             let ready = self.begun(consumer, request.deadline).await?;
-            let others = self.check_subscription(consumer, &ready, request.filter)?;
+            let others = match is_member {
+                true => self.check_subscription(consumer, &ready, request.filter)?,
+                false => Vec::new(),
+            };
             let attempt =
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
@@ -278,14 +298,20 @@ impl Broker {
                 }
                 continue;
             }
-            let left = left.map(|of| (of, missed));
-            if !self.wait_for_messages(&receiver, until, in_front, left).await? {
+            if left == Some(LeftFor::Members) && why == Wake::Event {
+                receiver.ready.wake_others(receiver.wish());
+            }
+            let left = left.map(|_| missed);
+            let woken_by = self.wait_for_messages(&receiver, until, in_front, left).await?;
+            let Some(woken_by) = woken_by else {
                 self.still_there(&topic, request.deadline).await?;
                 return Ok(Received::default());
-            }
+            };
+            why = woken_by;
             let ready = receiver.ready;
             woken = Some(Woken { broker: self, ready, group, topic, has_looked: false });
-            in_front = true;
+            // Behind the others, if it was not for him: each of them has his look.
+            in_front = why == Wake::Event;
         }
     }
 
@@ -320,43 +346,39 @@ impl Broker {
         Ok(others)
     }
 
-    /// Waits until there may be a message; `false`: the time is over, or the broker stops. Who left something, and did
-    /// so after so many wakes that nobody got, does not look at that again for a second, and then only one of the group.
+    /// Waits until there may be a message; `None`: the time is over, or the broker stops. Who left something, and did
+    /// so after so many wakes that nobody got, does not look at that again for a second, and then only one of the
+    /// group.
     async fn wait_for_messages(
         &self,
         receiver: &Receiver<'_>,
         until: Instant,
         in_front: bool,
-        left: Option<(LeftFor, u64)>,
-    ) -> Result<bool, BrokerError> {
+        left: Option<u64>,
+    ) -> Result<Option<Wake>, BrokerError> {
         let mut draining = self.draining.subscribe();
         if *draining.borrow_and_update() || until <= Instant::now() {
-            return Ok(false);
+            return Ok(None);
         }
         let Ok(_place) = self.waiters.try_acquire() else {
             return Err(BrokerError::Overloaded { what: "parked receives" });
         };
-        let (ready, filter) = (&receiver.ready, receiver.request.filter);
-        let filter_hash = xxh3_64(filter.to_string().as_bytes());
-        let wish = Wish { filter: filter_hash, tags: receiver.tags.mask() };
+        let ready = &receiver.ready;
         let mut resting = left.and_then(|_| ready.rest());
-        if let Some((LeftFor::Members, _)) = left {
-            ready.wake_others(wish);
-        }
-        let Some(mut parked) = ready.park(in_front, wish) else {
+        let Some(mut parked) = ready.park(in_front, receiver.wish()) else {
             return Err(BrokerError::Overloaded { what: "parked receives of a group" });
         };
         // Parked first, then the look: what comes in between is not missed.
         let _hurry = self.store.hurry();
         let has_other = match left {
-            Some((_, missed)) => ready.missed() != missed,
+            Some(missed) => ready.missed() != missed,
             None => {
                 let now = self.store.lease_time().get();
                 self.state.offsets.has_due(receiver.consumer, now)
             }
         };
         if has_other || ready.has_listed() {
-            return Ok(true);
+            return Ok(Some(Wake::Event));
         }
         self.counters.parked.add(1);
         let end = match &resting {
@@ -365,16 +387,16 @@ impl Broker {
         };
         let woken = timeout_at(end, async {
             tokio::select! {
-                () = parked.woken() => true,
-                _ = draining.changed() => false,
-                () = self.refuses(Some(receiver.consumer.group)) => true,
+                why = parked.woken() => Some(why),
+                _ = draining.changed() => None,
+                () = self.refuses(Some(receiver.consumer.group)) => Some(Wake::Event),
             }
         });
-        let may_be_more = woken.await.unwrap_or(end < until);
-        if let Some(resting) = resting.take_if(|_| may_be_more) {
+        let why = woken.await.unwrap_or((end < until).then_some(Wake::Event));
+        if let Some(resting) = resting.take_if(|_| why.is_some()) {
             resting.looks_himself();
         }
-        Ok(may_be_more)
+        Ok(why)
     }
 
     /// Whether leases from before the start are offered at a limited rate now.
@@ -400,6 +422,9 @@ impl Broker {
                     let mut rest = repeated.due.clone();
                     self.load_again(&mut hand, &rest).await?;
                     repeated.due = std::mem::take(&mut hand.again);
+                    if receiver.consumer.group.settings().ordered {
+                        only_in_order(&mut repeated.due, &hand.finished, &rest);
+                    }
                     let gone: HashSet<Place> =
                         repeated.due.iter().chain(&hand.finished).map(|due| due.place).collect();
                     rest.retain(|due| !gone.contains(&due.place));
@@ -444,6 +469,17 @@ impl Broker {
             Err(error) => tracing::debug!(%error, "messages of a try cannot be given back"),
         }
     }
+}
+
+/// Leaves out what comes behind a message of its message group that is neither given again nor finished.
+fn only_in_order(again: &mut Vec<Due>, finished: &[Due], all: &[Due]) {
+    let done: HashSet<Place> = again.iter().chain(finished).map(|due| due.place).collect();
+    let mut missing = HashMap::new();
+    for due in all.iter().filter(|due| !done.contains(&due.place)) {
+        let first = missing.entry(due.lock()).or_insert(due.place);
+        *first = due.place.min(*first);
+    }
+    again.retain(|due| missing.get(&due.lock()).is_none_or(|first| due.place < *first));
 }
 
 fn check(request: &ReceiveRequest<'_>) -> Result<(), BrokerError> {

@@ -140,7 +140,7 @@ impl Broker {
                 attempt: "",
                 deadline: request.deadline,
             };
-            let received = self.receive_messages(receive).await?.messages;
+            let received = self.receive_as(receive, false).await?.messages;
             if received.is_empty() {
                 break;
             }

@@ -327,7 +327,8 @@ impl Broker {
     }
 }
 
-/// Messages that were leased and do not get to anybody: given back when this is dropped, whatever becomes of the request.
+/// Messages that were leased and do not get to anybody: given back when this is dropped, whatever becomes of the
+/// request.
 pub(super) struct GiveBack<'a> {
     broker: &'a Broker,
     group: &'a str,

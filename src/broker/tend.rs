@@ -145,7 +145,7 @@ impl Broker {
             let now = self.store.lease_time().get();
             let taken = offsets.take_due(consumer, Kind::Exhausted, now, STEP);
             if taken.due.is_empty() {
-                offsets.put_back(consumer.key(), &taken, true);
+                offsets.put_back(consumer.key(), &taken, (true, now));
                 break;
             }
             for due in &taken.due {
@@ -161,7 +161,7 @@ impl Broker {
                 is_well = false;
                 break;
             }
-            offsets.put_back(consumer.key(), &taken, true);
+            offsets.put_back(consumer.key(), &taken, (true, now));
             if !is_well {
                 break;
             }

@@ -70,8 +70,6 @@ pub struct SendStream {
     heads: BytesMut,
     /// Their numbers on this stream.
     topics: HashMap<Box<str>, u32>,
-    /// For the first request.
-    session: Option<SessionMark>,
     /// Of the next batch.
     next: u64,
     /// Of the newest batch that is acknowledged.
@@ -98,6 +96,18 @@ impl Client {
         session: Option<SessionMark>,
     ) -> Result<SendStream, ClientError> {
         let requests = Requests::default();
+        // At once: a broker does not wait for long for a stream that says nothing.
+        let mark = |mark: SessionMark| proto::SessionMark {
+            id: mark.session.get(),
+            epoch: mark.epoch,
+            sequence: mark.sequence,
+        };
+        let hello = proto::SendStreamRequest { session: session.map(mark), ..Default::default() };
+        let mut first = BytesMut::with_capacity(PREFIX + hello.encoded_len());
+        put_prefix(&mut first, hello.encoded_len());
+        // The buffer grows as needed, so it is never too short.
+        let _ = hello.encode(&mut first);
+        requests.put([first.freeze()]);
         let answers = raw::call(self.channel.clone(), PATH, requests.body(), MAX_ANSWER)
             .await
             .map_err(|status| ClientError::from_status(&self.server, status))?;
@@ -108,7 +118,6 @@ impl Client {
             state: State::Reading(answers),
             heads: BytesMut::new(),
             topics: HashMap::new(),
-            session,
             next,
             acked_to: next.saturating_sub(1),
         })
@@ -242,13 +251,9 @@ impl SendStream {
         queue: Option<QueueId>,
         batch_len: usize,
     ) -> Bytes {
-        let session = self.session.take().map(|mark| proto::SessionMark {
-            id: mark.session.get(),
-            epoch: mark.epoch,
-            sequence: mark.sequence,
-        });
         let queue = queue.map(QueueId::get);
-        let request = proto::SendStreamRequest { open, session, topic, queue, batch: Bytes::new() };
+        let batch = Bytes::new();
+        let request = proto::SendStreamRequest { open, session: None, topic, queue, batch };
         let head_len = request.encoded_len() + 1 + prost::length_delimiter_len(batch_len);
         if self.heads.capacity() < PREFIX + head_len {
             self.heads.reserve(HEADS.max(PREFIX + head_len));

@@ -37,7 +37,6 @@
 //! 32 bits may be equal, two offsets never are. The writer computes the payload checksum before it takes the append
 //! lock and the header's under it.
 
-use super::batch::tag_mask_bit;
 use super::{DecodeError, crc32c_with, put, slice_at, u16_at, u32_at, u64_at};
 use crate::message::{Epoch, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
 
@@ -306,15 +305,6 @@ impl RecordHeader {
     /// What had been durable when this record was written: a proof, if the record is sound.
     pub fn durable_claim(&self) -> PhysicalOffset {
         PhysicalOffset::new(self.physical_offset.get().saturating_sub(self.durable_lag.into()))
-    }
-
-    /// The mask bits of the tags of its messages, whether it holds one or several; none if no message has a tag.
-    pub fn tag_mask(&self) -> u64 {
-        match self.tag_is_mask() {
-            true => self.tag_bits,
-            false if self.flags.contains(RecordFlags::HAS_UNTAGGED) => 0,
-            false => tag_mask_bit(self.tag_bits),
-        }
     }
 
     /// Whether `tag_bits` is a mask over several messages instead of one tag's hash.

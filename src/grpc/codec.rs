@@ -16,7 +16,7 @@ use tonic_prost::{ProstDecoder, ProstEncoder};
 
 use crate::proto::{self, rocketmq as v2};
 
-/// Fields that a message has at most, those of the messages in it included that hold lists: twice the queues that a
+/// Fields of its first level and entries of the lists in those that a message has at most: twice the queues that a
 /// topic may have.
 pub(crate) const MAX_FIELDS: usize = 1 << 17;
 
@@ -28,8 +28,10 @@ struct Inner {
 
 /// What is in it.
 enum Holds {
-    /// A message, of which all fields count, and of which these are looked into.
+    /// A message, of which these fields count and are looked into; all others are there once, however often they come.
     Message(&'static [Inner]),
+    /// An entry of a list, in which there is no other.
+    Entry,
     /// Numbers, one behind the other: each of its bytes may be one.
     Numbers,
 }
@@ -38,19 +40,23 @@ const fn message(field: u32, inside: &'static [Inner]) -> Inner {
     Inner { field, holds: Holds::Message(inside) }
 }
 
+const fn entry(field: u32) -> Inner {
+    Inner { field, holds: Holds::Entry }
+}
+
 const fn numbers(field: u32) -> Inner {
     Inner { field, holds: Holds::Numbers }
 }
 
 /// Messages, with their properties and their system's, which have keys.
-const SEND: &[Inner] = &[message(1, &[message(3, &[])])];
+const SEND: &[Inner] = &[message(1, &[entry(2), message(3, &[entry(2)])])];
 
 /// The endpoints, with their addresses.
-const QUERY_ROUTE: &[Inner] = &[message(2, &[])];
-const QUERY_ASSIGNMENT: &[Inner] = &[message(3, &[])];
+const QUERY_ROUTE: &[Inner] = &[message(2, &[entry(2)])];
+const QUERY_ASSIGNMENT: &[Inner] = &[message(3, &[entry(2)])];
 
 /// A queue: its broker with its endpoints, and the types that it takes.
-const QUEUE: &[Inner] = &[message(4, &[message(3, &[])]), numbers(5)];
+const QUEUE: &[Inner] = &[message(4, &[message(3, &[entry(2)])]), numbers(5)];
 const QUEUE_FIRST: &[Inner] = &[message(1, QUEUE)];
 const QUEUE_SECOND: &[Inner] = &[message(2, QUEUE)];
 
@@ -112,30 +118,36 @@ impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        if has_too_many(buf.chunk(), inside::<U>()) {
-            let fault = format!("a message has more than {MAX_FIELDS} fields");
-            return Err(Status::invalid_argument(fault));
-        }
+        check::<U>(buf.chunk()).map_err(|fault| Status::invalid_argument(fault.to_string()))?;
         self.0.decode(buf)
     }
 }
 
-/// Whether a message has more fields than it may. One that is none is left to its decoder.
-fn has_too_many(message: &[u8], inside: &[Inner]) -> bool {
+/// Looks how many fields a message has.
+///
+/// # Errors
+/// It has more than it may, or cannot be decoded: its decoder would make all of it that comes before the fault. Groups
+/// are such a fault, which a decoder skips over; no message of ours has one.
+pub(super) fn check<U: 'static>(message: &[u8]) -> Result<(), Fault> {
     // A field has two bytes at least, a number one. That spares the usual message the look.
-    message.len() > MAX_FIELDS && matches!(left(message, inside, MAX_FIELDS), Err(Fault::TooMany))
+    match message.len() {
+        0..=MAX_FIELDS => Ok(()),
+        _ => left(message, inside::<U>(), true, MAX_FIELDS).map(drop),
+    }
 }
 
 /// Why fields are not counted to the end.
-enum Fault {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("a message has more than {MAX_FIELDS} fields")]
     TooMany,
+    #[error("the request cannot be decoded")]
     Malformed,
 }
 
-/// How many fields more there may be behind those of a message.
-fn left(mut message: &[u8], inside: &[Inner], mut left: usize) -> Result<usize, Fault> {
+/// How many fields more there may be behind those of a message, of which `all` count or those that are looked into.
+fn left(mut message: &[u8], inside: &[Inner], all: bool, mut left: usize) -> Result<usize, Fault> {
     while !message.is_empty() {
-        left = left.checked_sub(1).ok_or(Fault::TooMany)?;
         let (field, kind) = decode_key(&mut message).map_err(|_| Fault::Malformed)?;
         let len = match kind {
             WireType::Varint => {
@@ -153,9 +165,12 @@ fn left(mut message: &[u8], inside: &[Inner], mut left: usize) -> Result<usize, 
             len.and_then(|len| message.split_at_checked(len)).ok_or(Fault::Malformed)?;
         message = rest;
         let inner = inside.iter().find(|inner| inner.field == field);
+        if all || inner.is_some() {
+            left = left.checked_sub(1).ok_or(Fault::TooMany)?;
+        }
         match inner.map(|inner| &inner.holds) {
-            None => {}
-            Some(Holds::Message(inside)) => left = self::left(content, inside, left)?,
+            None | Some(Holds::Entry) => {}
+            Some(Holds::Message(inside)) => left = self::left(content, inside, false, left)?,
             Some(Holds::Numbers) => {
                 left = left.checked_sub(content.len()).ok_or(Fault::TooMany)?;
             }
@@ -174,7 +189,9 @@ mod tests {
     use super::*;
 
     fn refuses<U: Message + 'static>(request: &U) -> bool {
-        has_too_many(&request.encode_to_vec(), inside::<U>())
+        let checked = check::<U>(&request.encode_to_vec());
+        assert_ne!(checked, Err(Fault::Malformed));
+        checked.is_err()
     }
 
     fn sends(messages: Vec<v2::Message>) -> v2::SendMessageRequest {
@@ -203,6 +220,27 @@ mod tests {
         let many = 1 << 10;
         assert!(!refuses(&sends(vec![with_keys(MAX_FIELDS / many - 2); many])));
         assert!(refuses(&sends(vec![with_keys(MAX_FIELDS / many - 1); many])));
+        // Of what is there once nothing counts.
+        let full = |properties: usize| {
+            let system = v2::SystemProperties {
+                tag: Some("tag".to_owned()),
+                keys: vec!["key".to_owned()],
+                message_id: "id".to_owned(),
+                message_type: 1,
+                queue_id: 1,
+                born_host: "host".to_owned(),
+                ..v2::SystemProperties::default()
+            };
+            v2::Message {
+                user_properties: (0..properties).map(|n| (n.to_string(), "x".into())).collect(),
+                system_properties: Some(system),
+                body: vec![7; 9].into(),
+                ..v2::Message::default()
+            }
+        };
+        assert!(!refuses(&sends(vec![full(10); 10_000])));
+        assert!(!refuses(&sends(vec![full(128); 1_000])));
+        assert!(refuses(&sends(vec![full(11); 10_000])));
 
         let user_properties = (0..MAX_FIELDS).map(|n| (n.to_string(), String::new())).collect();
         let properties = v2::Message { user_properties, ..v2::Message::default() };
@@ -232,7 +270,7 @@ mod tests {
         of: &str,
         all: &BTreeMap<String, DescriptorProto>,
         looked: Option<&[Inner]>,
-        path: &str,
+        (path, is_first): (&str, bool),
         missing: &mut Vec<String>,
     ) {
         for field in all.get(of).map_or(&[][..], |of| &of.field) {
@@ -244,15 +282,18 @@ mod tests {
             let is_text = matches!(field.r#type(), Type::Message | Type::String | Type::Bytes);
             match inner.map(|inner| &inner.holds) {
                 Some(Holds::Numbers) => assert!(is_list && !is_text, "{path}"),
-                _ if is_list && (looked.is_none() || !is_text) => missing.push(path.clone()),
-                _ => {}
+                Some(Holds::Entry) => assert!(is_list && is_text, "{path}"),
+                Some(Holds::Message(_)) => assert_eq!(field.r#type(), Type::Message, "{path}"),
+                // All fields of the first level count.
+                None if is_list && !(is_first && is_text) => missing.push(path.clone()),
+                None => {}
             }
             if field.r#type() == Type::Message {
                 let inside = match inner.map(|inner| &inner.holds) {
                     Some(Holds::Message(inside)) => Some(*inside),
                     _ => None,
                 };
-                missed(field.type_name(), all, inside, &path, missing);
+                missed(field.type_name(), all, inside, (&path, false), missing);
             }
         }
     }
@@ -293,7 +334,7 @@ mod tests {
                 requests += 1;
                 let of = method.input_type();
                 let table = tables.get(of).copied().unwrap_or_default();
-                missed(of, &all, Some(table), of, &mut missing);
+                missed(of, &all, Some(table), (of, true), &mut missing);
             }
         }
         assert_eq!(missing, Vec::<String>::new());
@@ -301,13 +342,40 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_left_to_its_decoder() {
-        for byte in 0..=255 {
-            let _ = has_too_many(&vec![byte; 2 * MAX_FIELDS + 1], SEND);
-        }
-        // A length beyond the end, in the middle.
+    fn what_cannot_be_decoded_or_has_groups_is_refused_before_the_decoder_makes_all_that_comes_first()
+     {
+        let refused = |bytes: &[u8]| check::<v2::SendMessageRequest>(bytes);
+        // A group of a field that is not known, which a decoder skips; then very many messages.
+        let group = [0xa3, 0x06, 0xa4, 0x06];
+        let many = [0x0a, 0x00].repeat(MAX_FIELDS + 1);
+        let with_group = [&group[..], &many].concat();
+        assert_eq!(refused(&with_group), Err(Fault::Malformed));
+        let len = |len: usize| {
+            let mut bytes = Vec::new();
+            prost::encoding::encode_varint(len as u64, &mut bytes);
+            bytes
+        };
+        let keys = [0x12, 0x00].repeat(MAX_FIELDS + 1);
+        let system = [&group[..], &keys].concat();
+        let message = [&[0x1a][..], &len(system.len()), &system].concat();
+        let whole = [&[0x0a][..], &len(message.len()), &message].concat();
+        assert_eq!(refused(&whole), Err(Fault::Malformed));
+        // A length beyond the message that it is in.
+        let whole = [&[0x0a, 0x05, 0x1a][..], &len(keys.len()), &keys].concat();
+        assert_eq!(refused(&whole), Err(Fault::Malformed));
+        // A length beyond the end.
         let mut bytes = [0x08, 0x01].repeat(MAX_FIELDS - 1);
         bytes.extend([0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]);
-        assert!(!has_too_many(&bytes, SEND));
+        assert_eq!(refused(&bytes), Err(Fault::Malformed));
+        for byte in 0..=255 {
+            let bytes = vec![byte; MAX_FIELDS + 1];
+            if refused(&bytes).is_ok() {
+                let decoded = v2::SendMessageRequest::decode(&bytes[..]);
+                assert!(
+                    decoded.is_ok_and(|request| request.messages.len() <= MAX_FIELDS),
+                    "{byte}"
+                );
+            }
+        }
     }
 }

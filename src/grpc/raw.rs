@@ -123,10 +123,8 @@ where
     /// # Errors
     /// As there; and it is not there in time.
     pub(super) async fn first<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
-        match timeout(WHOLE, self.next()).await {
-            Ok(received) => received,
-            Err(_) => Err(self.refuse(RequestFault::Unfinished { limit: WHOLE })),
-        }
+        self.begins().await?;
+        self.next().await
     }
 
     /// Resolves once something of the first message is there, or the request is at its end. May be dropped and called
@@ -138,7 +136,8 @@ where
         if !self.frames.is_empty() {
             return Ok(());
         }
-        match timeout(WHOLE, self.receive()).await {
+        // What is there and waits for room has begun: that the broker has none is not the sender's fault.
+        match timeout(WHOLE, self.frame()).await {
             Ok(received) => received.map(drop),
             Err(_) => Err(self.refuse(RequestFault::Unfinished { limit: WHOLE })),
         }
@@ -159,20 +158,25 @@ where
         let broker = Arc::clone(&self.broker);
         let received = tokio::select! {
             biased;
-            received = timeout(WHOLE, self.next()) => received,
+            received = self.first() => received?,
             () = broker.drained() => return Err(refusal(&broker, &BrokerError::Draining)),
         };
-        let fault = match received {
-            Ok(Ok(Some(message))) => return Ok(message),
-            Ok(Ok(None)) => RequestFault::BrokenOff,
-            Ok(Err(status)) => return Err(status),
-            Err(_) => RequestFault::Unfinished { limit: WHOLE },
-        };
-        Err(self.refuse(fault))
+        received.ok_or_else(|| self.refuse(RequestFault::BrokenOff))
     }
 
-    /// Receives a frame of data; `false` at the end.
+    /// Receives a frame of data, and counts it; `false` at the end.
     async fn receive(&mut self) -> Result<bool, Status> {
+        if !self.frame().await? {
+            return Ok(false);
+        }
+        let len = self.room().await?;
+        let counted = self.uncounted.split_to(len);
+        self.frames.push(counted);
+        Ok(true)
+    }
+
+    /// Receives a frame of data, if none is there that is not counted; `false` at the end. May be dropped.
+    async fn frame(&mut self) -> Result<bool, Status> {
         while self.uncounted.is_empty() {
             let body = &mut self.body;
             let frame = poll_fn(|cx| {
@@ -204,9 +208,6 @@ where
                 }
             }
         }
-        let len = self.room().await?;
-        let counted = self.uncounted.split_to(len);
-        self.frames.push(counted);
         Ok(true)
     }
 

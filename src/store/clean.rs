@@ -64,6 +64,8 @@ const IMAGE_WORTH: u64 = 50;
 const ENOUGH: usize = 64;
 /// Stands for no image.
 pub(super) const NO_IMAGE: u64 = u64::MAX;
+/// Queues of a segment that are asked for at once.
+const ROWS: usize = 1_024;
 /// Ranges in one record of deletion.
 const RANGES: usize = 256;
 
@@ -344,7 +346,8 @@ impl CleanWorker {
         }
         let mut kept: u64 = unfinished.iter().map(|segment| segment.len()).sum();
         // An image that waits for room holds up all others.
-        let is_stuck = going.is_empty() || self.image.is_some();
+        let safe = shared.newest_image().unwrap_or_default();
+        let is_stuck = going.iter().all(|segment| segment.end() > safe) || self.image.is_some();
         let is_time = self.gave_way.is_none_or(|last| now.saturating_sub(last) >= LOOK_AT_DISK);
         let mut gives_way = is_stuck && is_time && shared.space_is_wanted();
         let mut given_up = Vec::new();
@@ -597,12 +600,19 @@ impl Shared {
         })?;
         let mut is_open = false;
         for topic in topics.iter().filter(|topic| segment.end() > topic.purged_below()) {
+            let mut rows = Vec::new();
             is_known &= self.queues.each_queue_of(segment.base(), topic.id(), |row| {
                 let first = row.first.max(topic.purged(row.key.queue));
-                is_open = first < row.next && self.applier.is_open(row.key, first..row.next);
+                if first < row.next {
+                    rows.push((row.key.queue, first..row.next));
+                }
+                if rows.len() >= ROWS {
+                    is_open = self.applier.is_open(topic.id(), &rows);
+                    rows.clear();
+                }
                 !is_open
             })?;
-            if is_open {
+            if is_open || self.applier.is_open(topic.id(), &rows) {
                 return Ok(Some(true));
             }
         }

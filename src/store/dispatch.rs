@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::signal::Progress;
-use crate::format::batch::{Batch, BatchError};
+use crate::format::batch::{Batch, BatchError, tag_mask_bit};
 use crate::format::consume_queue::{EntryFlags, QueueEntry};
 use crate::format::index::{IndexKind, KeyHasher};
 use crate::format::record::{HEADER_LEN, RecordFlags, RecordHeader, RecordKind, verify_body};
@@ -74,6 +74,15 @@ pub(super) fn queue_entry(header: &RecordHeader) -> QueueEntry {
         store_time: header.store_time,
         group_hash: header.group_hash,
         tag_bits: header.tag_bits,
+    }
+}
+
+/// The mask bits of the tags of a record's messages, whether it holds one or several; none if no message has a tag.
+fn tag_mask(header: &RecordHeader) -> u64 {
+    match header.tag_is_mask() {
+        true => header.tag_bits,
+        false if header.flags.contains(RecordFlags::HAS_UNTAGGED) => 0,
+        false => tag_mask_bit(header.tag_bits),
     }
 }
 
@@ -210,7 +219,7 @@ impl Shared {
                         known = (key.topic, topic.is_some_and(|topic| topic.is_watched()));
                     }
                     if known.1 || self.arrivals.has(key) {
-                        self.wake_when_visible(header.end(), key, header.tag_mask());
+                        self.wake_when_visible(header.end(), key, tag_mask(&header));
                     }
                 }
                 at = if header.kind == RecordKind::Filler { next_base } else { header.end() };
@@ -269,8 +278,8 @@ impl Shared {
 }
 
 /// Queues with entries that are dispatched and not flushed, and the end of the first unflushed record of each, with
-/// the tags of all that was noted since. Who is woken by it and finds the queue at its end looks for the next one when he parks. What a record or a flush costs
-/// does not depend on how many queues there are that a flush did not reach.
+/// the tags of all that was noted since. Who is woken by it and finds the queue at its end looks for the next one when
+/// he parks. What a record or a flush costs does not depend on how many queues there are that a flush did not reach.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
     ends: HashMap<QueueKey, (PhysicalOffset, u64)>,

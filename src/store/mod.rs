@@ -165,9 +165,9 @@ pub trait Applier: Send + Sync + 'static {
         false
     }
 
-    /// Whether a message is open among those of a queue at these offsets.
-    fn is_open(&self, queue: QueueKey, offsets: Range<QueueOffset>) -> bool {
-        let _ = (queue, offsets);
+    /// Whether a message is open among those of a topic in these queues, rising, at these offsets.
+    fn is_open(&self, topic: TopicId, rows: &[(QueueId, Range<QueueOffset>)]) -> bool {
+        let _ = (topic, rows);
         false
     }
 

@@ -8,16 +8,17 @@ use tokio::time::Instant;
 use super::hand::{Candidate, Hand, Lost};
 use super::{LeftFor, Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
 use crate::broker::budget::Permit;
-use crate::broker::cut::{Stored, bytes_of};
+use crate::broker::cut::bytes_of;
 use crate::broker::dead_letter::Death;
 use crate::broker::error::BrokerError;
 use crate::broker::handle::Handle;
 use crate::broker::settle::GiveBack;
 use crate::broker::state::leases::{Claim, Place, Repeated};
 use crate::broker::state::offsets::Offsets;
-use crate::broker::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
+use crate::broker::state::offsets::leased::{Change, Consumer, Fresh, Gave, Giving};
 use crate::broker::{Broker, clients};
 use crate::format::attributes::DeadReason;
+use crate::format::state_record::OpenState;
 use crate::message::{LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::AppendError;
 
@@ -127,13 +128,14 @@ impl Broker {
     }
 
     /// Makes dead letters of fresh messages that cannot be decoded, and were leased to nobody to keep them. What cannot
-    /// be one now, or not within half a second, becomes one when that lease is over: others are in the answer, and their
-    /// time goes on.
+    /// be one within half a second is left to the next look: others are in the answer, and their time goes on.
     async fn bury_fresh(&self, receiver: &Receiver<'_>, lost: Vec<Lost>, lease: LeaseId) {
         let deadline = receiver.request.deadline.min(Instant::now() + BURY);
+        let mut later = Vec::new();
         for Lost { place, stored, messages } in lost {
             if deadline <= Instant::now() {
-                return;
+                later.push(place);
+                continue;
             }
             let claim = Claim { place, lease, is_first: true };
             let Some(mut due) = self.state.offsets.held(receiver.consumer, claim) else { continue };
@@ -143,14 +145,24 @@ impl Broker {
             open.holder = 0;
             let death = Death { reason: DeadReason::Undecodable, messages };
             let consumer = receiver.consumer;
-            let buried = match stored {
-                // Read once more: what is on the disk may be sound.
-                Stored::Damaged => self.bury(consumer, due, death, deadline).await,
-                stored => self.bury_stored(consumer, due, (stored, death), deadline).await,
-            };
+            let buried = self.bury_stored(consumer, due, (stored, death), deadline).await;
             if let Err(error) = buried {
                 tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
+                later.push(place);
             }
+        }
+        let now = self.store.lease_time().get();
+        let change = |place: &Place| Change {
+            claim: Claim { place: *place, lease, is_first: true },
+            due: now,
+            state: OpenState::Waiting,
+            same_delivery: true,
+        };
+        let changes: Vec<_> = later.iter().map(change).collect();
+        if !changes.is_empty()
+            && let Err(error) = self.state.offsets.change(receiver.consumer, &changes)
+        {
+            tracing::debug!(%error, "what cannot be decoded stays leased to nobody");
         }
     }
 

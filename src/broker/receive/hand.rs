@@ -16,7 +16,7 @@ use crate::filter::Expression;
 use crate::format::attributes::{self, DeadReason};
 use crate::format::batch::TagFilter;
 use crate::format::state_record::OpenState;
-use crate::message::{OtherFilters, QueueId, QueueOffset};
+use crate::message::{QueueId, QueueOffset};
 use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
 use crate::sync::lock;
 
@@ -97,7 +97,9 @@ impl Drop for Hand<'_> {
         for queue in &self.queues {
             self.receiver.ready.put_back(queue.fresh.queue, queue.has_more || !self.is_given);
         }
-        self.offsets.put_back(self.receiver.consumer.key(), &self.taken, !self.is_for_others);
+        let now = self.receiver.consumer.store.lease_time().get();
+        let tells = (!self.is_for_others, now);
+        self.offsets.put_back(self.receiver.consumer.key(), &self.taken, tells);
     }
 }
 
@@ -197,10 +199,16 @@ impl Broker {
         due: &[Due],
     ) -> Result<(), BrokerError> {
         let (mut known, mut is_known_lost, mut failures) = (None::<StoredRecord>, false, 0);
+        // Message groups of an ordered group of which something stays: what comes behind it does too.
+        let is_ordered = hand.receiver.consumer.group.settings().ordered;
+        let mut stays = HashSet::new();
         for due in due {
             if hand.room() == 0 || failures >= MAX_FAILED {
                 hand.is_cut = true;
                 return Ok(());
+            }
+            if is_ordered && stays.contains(&due.lock()) {
+                continue;
             }
             let (queue, offset) = (QueueId::new(due.place.0), QueueOffset::new(due.place.1));
             let is_known = known
@@ -219,6 +227,7 @@ impl Broker {
                     Err(error) => {
                         failures += 1;
                         hand.failed = Some(error);
+                        stays.insert(due.lock());
                         known = None;
                         continue;
                     }
@@ -234,7 +243,7 @@ impl Broker {
                 hand.finished.push(*due);
                 continue;
             }
-            let filters = (hand.receiver.request.filter, hand.receiver.others.as_slice());
+            let filters = (hand.receiver.request.filter, [].as_slice());
             let wanted = cut::wanted(record, index, (1, 1), filters);
             let Ok(wanted) = wanted else {
                 let stored = Stored::Undecodable(record.clone());
@@ -242,16 +251,10 @@ impl Broker {
                 continue;
             };
             if wanted.indexes.first() != Some(&index) {
-                // One that nobody was given yet is kept for those of now, one that somebody was given for him.
-                let rule = hand.receiver.consumer.group.settings().other_filters;
-                let is_kept = match rule {
-                    OtherFilters::Roll if !due.was_leased() => wanted.kept == [index],
-                    OtherFilters::Roll | OtherFilters::Warn | OtherFilters::Refuse => {
-                        !lock(&hand.receiver.ready.subscriptions).is_only_one()
-                    }
-                };
-                if is_kept {
+                // It is kept for members that want it, those included that may come back for what they were given.
+                if may_be_wanted(hand.receiver, record, index, due.was_leased()) {
                     hand.left += 1;
+                    stays.insert(due.lock());
                     continue;
                 }
                 self.counters.filtered.add(1);
@@ -280,6 +283,7 @@ impl Broker {
                 Err(error) => {
                     failures += 1;
                     hand.failed = Some(error);
+                    stays.insert(due.lock());
                 }
             }
         }
@@ -367,7 +371,12 @@ impl Broker {
                 [_, ..] => Arc::new(TagFilter::All),
             },
         };
-        let outcome = match self.store.read(read).await {
+        let mut outcome = self.store.read(read.clone()).await;
+        if let Ok(ReadOutcome::Damaged { .. }) = outcome {
+            // Once more, as others are passed over with it: what is on the disk may be sound.
+            outcome = self.store.read(read).await;
+        }
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
                 hand.stopped = Some(error.into());
@@ -477,6 +486,18 @@ impl Broker {
         }
         Ok(())
     }
+}
+
+/// Whether a member of the group with another filter may want a message of a record.
+fn may_be_wanted(
+    receiver: &Receiver<'_>,
+    record: &StoredRecord,
+    index: u16,
+    was_delivered: bool,
+) -> bool {
+    let meta = cut::meta(record, index);
+    let subscriptions = lock(&receiver.ready.subscriptions);
+    meta.is_none_or(|meta| subscriptions.may_want(receiver.request.filter, &meta, was_delivered))
 }
 
 /// Whether a record was sent back to one group alone, and that is another one.

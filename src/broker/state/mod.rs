@@ -27,7 +27,9 @@ use std::ops::Range;
 
 use crate::format::DecodeError;
 use crate::format::state_record::{SessionBatch, Transition, transitions};
-use crate::message::{PhysicalOffset, QueueKey, QueueOffset, SessionMark, Timestamp, TopicId};
+use crate::message::{
+    PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp, TopicId,
+};
 use crate::store::{AppendError, Applier, NewRecord, StateSnapshot, Store, Topics};
 
 use groups::GroupTable;
@@ -205,8 +207,8 @@ impl Applier for State {
         self.offsets.has_open(topic)
     }
 
-    fn is_open(&self, queue: QueueKey, offsets: Range<QueueOffset>) -> bool {
-        self.offsets.is_open(queue, offsets)
+    fn is_open(&self, topic: TopicId, rows: &[(QueueId, Range<QueueOffset>)]) -> bool {
+        self.offsets.is_open(topic, rows)
     }
 
     fn snapshot(&self, _topics: &Topics) -> StateSnapshot {

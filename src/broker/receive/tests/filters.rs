@@ -218,7 +218,7 @@ async fn while_a_group_goes_on_to_another_filter_each_member_gets_what_its_own_w
         rig.store(queue, &[a], None).await;
         assert!(rig.receive_all(of_new).await.is_empty());
         assert_eq!(rig.broker.counters().filtered.get(), 0);
-        tokio::time::advance(Duration::from_secs(61)).await;
+        tokio::time::advance(Duration::from_secs(181)).await;
         assert!(rig.receive_all(of_new).await.is_empty());
         assert_eq!(rig.broker.counters().filtered.get(), 1);
         rig.broker.close().unwrap();
@@ -250,5 +250,53 @@ async fn in_an_ordered_group_what_is_kept_for_others_holds_what_comes_behind_it(
     assert_eq!(third.iter().map(seen).collect::<Vec<_>>(), [of(0, 2, 1, "3")]);
     rig.ack(&[&third[0].handle]).await;
     assert_eq!(rig.committed(0).await, 3);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_filter_in_use_wants_is_finished_though_several_are_in_use() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let [gone, b, c] = ["a", "b", "c"].map(tags);
+    rig.store(Some(QueueId::ZERO), &[("a", Some("a"), None); 20], None).await;
+    assert_eq!(rig.receive_all(rig.request(&gone, 20)).await.len(), 20);
+    rig.pass(MINUTE);
+    for _ in 0..21 {
+        for filter in [&b, &c] {
+            assert!(rig.receive_all(rig.request(filter, 9)).await.is_empty());
+        }
+        assert_eq!(rig.broker.counters().filtered.get(), 0, "its members may come back for it");
+        tokio::time::advance(Duration::from_secs(30)).await;
+    }
+    assert!(rig.receive_all(rig.request(&b, 9)).await.is_empty());
+    assert_eq!(rig.broker.counters().filtered.get(), 20);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_that_all_find_what_is_for_none_of_them_do_not_wake_each_other_for_ever() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let [gone, a, b] = ["z", "a", "b"].map(tags);
+    rig.store(Some(QueueId::ZERO), &[("z", Some("z"), None)], None).await;
+    let had = rig.receive_all(rig.request(&gone, 1)).await.remove(0);
+    let wait = Duration::from_secs(10);
+    let waiting = |filter| ReceiveRequest { wait, ..rig.request(filter, 1) };
+    let (one, two) = tokio::join!(
+        async {
+            let received = rig.broker.receive_messages(waiting(&a));
+            let (received, ()) = tokio::join!(received, async {
+                while rig.broker.waiting() < 2 {
+                    tokio::task::yield_now().await;
+                }
+                rig.hold(&had.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+            });
+            received
+        },
+        rig.broker.receive_messages(waiting(&b)),
+    );
+    assert!(one.unwrap().messages.is_empty() && two.unwrap().messages.is_empty());
+    let parked = rig.broker.counters().parked.get();
+    assert!(parked <= 2 + 3 * 10, "{parked}");
     rig.broker.close().unwrap();
 }

@@ -44,7 +44,7 @@ use std::sync::Arc;
 
 pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
-pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wish};
+pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wake, Wish};
 pub(crate) use self::standing::{Claim, Standing};
 pub(crate) use self::subscriptions::Mismatch;
 use crate::broker::clients::hash_of;
@@ -283,10 +283,21 @@ impl Leases {
         self.queues.contains_key(&queue.get())
     }
 
-    /// Whether any of it in a range of offsets was delivered to somebody.
-    pub(crate) fn has_delivered(&self, queue: QueueId, offsets: Range<u64>) -> bool {
-        let Some(queue) = self.queues.get(&queue.get()) else { return false };
-        queue.open.range(offsets).any(|(_, open)| open.state != OpenState::Ahead)
+    /// Whether any of it in these queues, rising, at these offsets was delivered to somebody.
+    pub(crate) fn has_delivered(&self, rows: &[(QueueId, Range<QueueOffset>)]) -> bool {
+        let has = |of_queue: &Queue, offsets: &Range<QueueOffset>| {
+            let offsets = offsets.start.get()..offsets.end.get();
+            of_queue.open.range(offsets).any(|(_, open)| open.state != OpenState::Ahead)
+        };
+        if self.queues.len() < rows.len() {
+            return self.queues.iter().any(|(queue, of_queue)| {
+                let at = rows.binary_search_by_key(queue, |(of, _)| of.get()).ok();
+                at.and_then(|at| rows.get(at)).is_some_and(|(_, offsets)| has(of_queue, offsets))
+            });
+        }
+        let of_row = |queue: &QueueId| self.queues.get(&queue.get());
+        rows.iter()
+            .any(|(queue, offsets)| of_row(queue).is_some_and(|of_queue| has(of_queue, offsets)))
     }
 
     /// An open message.

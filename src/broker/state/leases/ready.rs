@@ -110,7 +110,7 @@ struct State {
 #[derive(Debug)]
 struct Line {
     wish: Wish,
-    waiters: VecDeque<(i64, oneshot::Sender<()>)>,
+    waiters: VecDeque<(i64, oneshot::Sender<Wake>)>,
 }
 
 impl State {
@@ -131,7 +131,7 @@ impl State {
                 return 0;
             };
             let Some((_, waiter)) = line.waiters.pop_front() else { return 0 };
-            if waiter.send(()).is_ok() {
+            if waiter.send(Wake::Event).is_ok() {
                 return line.wish.tags.unwrap_or(ANY_TAG);
             }
         }
@@ -171,21 +171,32 @@ impl State {
     }
 }
 
+/// Why somebody looks again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// Something became readable or due, or has become of the group or the topic.
+    Event,
+    /// Somebody with another filter left something.
+    Left,
+}
+
 /// Somebody who waits, until he goes away.
 #[derive(Debug)]
 pub(crate) struct Parked {
     ready: Arc<Ready>,
-    woken: Option<oneshot::Receiver<()>>,
+    woken: Option<oneshot::Receiver<Wake>>,
 }
 
 impl Parked {
     /// Resolves when he is to look again.
-    pub(crate) async fn woken(&mut self) {
-        if let Some(woken) = &mut self.woken {
+    pub(crate) async fn woken(&mut self) -> Wake {
+        let why = match &mut self.woken {
             // Whoever could wake him is gone: he looks, and finds out.
-            let _ = woken.await;
-        }
+            Some(woken) => woken.await.unwrap_or(Wake::Event),
+            None => Wake::Event,
+        };
         self.woken = None;
+        why
     }
 }
 
@@ -317,12 +328,13 @@ impl Ready {
         lock(&self.state).wake(ANY_TAG);
     }
 
-    /// Wakes the one who waits longest with each other filter.
+    /// Wakes the one who waits longest with each other filter, for something that was left. For who was woken by an
+    /// event: those that are woken by this one do not wake others, or it would never end.
     pub(crate) fn wake_others(&self, wish: Wish) {
         let mut state = lock(&self.state);
         for line in state.lines.iter_mut().filter(|line| line.wish != wish) {
             while let Some((_, waiter)) = line.waiters.pop_front() {
-                if waiter.send(()).is_ok() {
+                if waiter.send(Wake::Left).is_ok() {
                     break;
                 }
             }
@@ -345,7 +357,7 @@ impl Ready {
         let lines = std::mem::take(&mut lock(&self.state).lines);
         lines.into_iter().flat_map(|line| line.waiters).for_each(|(_, waiter)| {
             // Gone already.
-            let _ = waiter.send(());
+            let _ = waiter.send(Wake::Event);
         });
     }
 
@@ -509,11 +521,11 @@ mod tests {
         // The first was woken and has not looked.
         drop(parked.remove(0));
         assert_eq!(ready.waiting(), 1);
-        assert_eq!(now(parked[0].woken()), Some(()));
+        assert_eq!(now(parked[0].woken()), Some(Wake::Event));
         // He found nothing, and waits before the others again.
         let mut first = ready.park(true, ALL).unwrap();
         ready.arrived(2, ANY_TAG);
-        assert_eq!(now(first.woken()), Some(()));
+        assert_eq!(now(first.woken()), Some(Wake::Event));
         assert_eq!(now(parked[1].woken()), None);
         // Gone before anybody woke him.
         drop(parked);
@@ -577,10 +589,14 @@ mod tests {
         let mut parked: Vec<_> =
             many.map(|bit| ready.park(false, wish(1 << bit)).unwrap()).collect();
         ready.arrived(7, 1);
-        assert_eq!(now(parked[MAX_LINES - 1].woken()), Some(()), "the first of the mixed line");
+        assert_eq!(
+            now(parked[MAX_LINES - 1].woken()),
+            Some(Wake::Event),
+            "the first of the mixed line"
+        );
         assert_eq!(ready.waiting(), parked.len() - 1);
         ready.arrived(8, 1 << 1);
-        assert_eq!(now(parked[0].woken()), Some(()));
+        assert_eq!(now(parked[0].woken()), Some(Wake::Event));
         ready.wake_all();
         assert_eq!(ready.waiting(), 0);
     }
@@ -594,7 +610,7 @@ mod tests {
         resting.looks_himself();
         assert_eq!((now(parked.woken()), ready.missed()), (None, 0));
         drop(ready.rest().unwrap());
-        assert_eq!((now(parked.woken()), ready.missed()), (Some(()), 0));
+        assert_eq!((now(parked.woken()), ready.missed()), (Some(Wake::Event), 0));
         ready.wake();
         assert_eq!(ready.missed(), 1);
     }
@@ -609,8 +625,8 @@ mod tests {
         table.arrived(TopicId::new(3), 0, ANY_TAG);
         assert_eq!(now(parked.woken()), None);
         table.forget(key);
-        assert_eq!(now(parked.woken()), Some(()));
-        assert_eq!(now(ready.park(false, ALL).unwrap().woken()), Some(()));
+        assert_eq!(now(parked.woken()), Some(Wake::Event));
+        assert_eq!(now(ready.park(false, ALL).unwrap().woken()), Some(Wake::Event));
         assert!(table.get(key).is_none());
         table.arrived(key.1, 0, ANY_TAG);
         assert!(!ready.has_listed());

@@ -2,8 +2,8 @@
 //!
 //! What one filter leaves out is finished for the whole group, so two members with different filters lose messages to
 //! each other. That is noticed here, and shown; a group may have it refused instead, or have its members change from
-//! one filter to the next while both get theirs. What was already delivered to a member is not finished by the filter of
-//! another one.
+//! one filter to the next while both get theirs. What was already delivered to a member is not finished by the filter
+//! of another one.
 //!
 //! Which of two filters is the older one is known since the first receive with each: after a start it is the one that
 //! comes first.
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::filter::Expression;
+use crate::filter::{Expression, Subject};
 use crate::message::OtherFilters;
 
 /// A filter is in use for so long after a receive with it.
@@ -25,6 +25,9 @@ const KEPT: Duration = Duration::from_secs(600);
 /// For so long what one of two versions of a filter wants is kept; then the new one is the group's.
 pub(crate) const ROLL: Duration = Duration::from_secs(600);
 
+/// For so long what a version wants is kept while nobody asks with it: somebody may work on what he has.
+const SILENT: Duration = Duration::from_secs(180);
+
 /// So many different filters are known; of more the one that was not used for longest is forgotten.
 const MAX_FILTERS: usize = 4;
 
@@ -33,6 +36,8 @@ struct Used {
     filter: Arc<Expression>,
     since: Instant,
     last: Instant,
+    /// When somebody came with it last, served or refused.
+    came: Instant,
 }
 
 /// A filter that differs from that of other members.
@@ -62,14 +67,15 @@ impl Subscriptions {
     /// not noted.
     pub(crate) fn note(&mut self, filter: &Expression, rule: OtherFilters) -> Option<Mismatch> {
         let now = Instant::now();
-        let is_in_use = |used: &Used| now.saturating_duration_since(used.last) <= IN_USE;
+        let lately = if rule == OtherFilters::Roll { SILENT } else { IN_USE };
+        let is_in_use = |used: &Used| now.saturating_duration_since(used.last) <= lately;
         if let [used] = self.used.as_mut_slice()
             && *used.filter == *filter
         {
-            used.last = now;
+            (used.last, used.came) = (now, now);
             return None;
         }
-        self.used.retain(|used| now.saturating_duration_since(used.last) <= KEPT);
+        self.used.retain(|used| now.saturating_duration_since(used.came) <= KEPT);
         let is_new = self.used.iter().all(|used| *used.filter != *filter);
         let in_use = || self.used.iter().filter(|used| is_in_use(used));
         let oldest = in_use().min_by_key(|used| used.since);
@@ -92,12 +98,17 @@ impl Subscriptions {
             is_new,
             is_refused,
         });
+        if let Some(known) = self.used.iter_mut().find(|used| *used.filter == *filter) {
+            // Who is refused and goes on coming with an old filter does not make it a new one by that.
+            known.came = now;
+        }
         if let Some(Mismatch { is_refused: true, .. }) = &mismatch {
             return mismatch;
         }
         match self.used.iter_mut().find(|used| *used.filter == *filter) {
             Some(used) => {
-                if !is_in_use(used) {
+                // A version stays the older one, whoever comes first after a while.
+                if !is_in_use(used) && rule != OtherFilters::Roll {
                     used.since = now;
                 }
                 used.last = now;
@@ -105,38 +116,49 @@ impl Subscriptions {
             None => {
                 if self.used.len() >= MAX_FILTERS
                     && let Some(at) = (0..self.used.len())
-                        .min_by_key(|at| self.used.get(*at).map(|used| used.last))
+                        .min_by_key(|at| self.used.get(*at).map(|used| used.came))
                 {
                     self.used.swap_remove(at);
                 }
                 let filter = Arc::new(filter.clone());
-                self.used.push(Used { filter, since: now, last: now });
+                self.used.push(Used { filter, since: now, last: now, came: now });
             }
         }
         mismatch
     }
 
-    /// The other filters that are in use: what they want is kept for those who come with them, if the group changes
-    /// from one to the next.
+    /// The other filters that were used lately: what they want is kept for those who come with them, if the group
+    /// changes from one to the next.
     pub(crate) fn others(&self, filter: &Expression) -> Vec<Arc<Expression>> {
         let now = Instant::now();
         let others = self.used.iter().filter(|used| {
-            *used.filter != *filter && now.saturating_duration_since(used.last) <= IN_USE
+            *used.filter != *filter && now.saturating_duration_since(used.last) <= SILENT
         });
         others.map(|used| Arc::clone(&used.filter)).collect()
     }
 
-    /// Whether nobody uses another filter, as far as can be known: what one does not want then nobody wants.
-    pub(crate) fn is_only_one(&self) -> bool {
+    /// Whether some other filter may want a message: one that was used lately does, or whoever uses one may not have
+    /// come yet. A message that was delivered is left for longer, to those who come back for it.
+    pub(crate) fn may_want(
+        &self,
+        filter: &Expression,
+        message: &impl Subject,
+        was_delivered: bool,
+    ) -> bool {
         let now = Instant::now();
-        let others =
-            self.used.iter().filter(|used| now.saturating_duration_since(used.last) <= KEPT);
-        now.saturating_duration_since(self.since) >= IN_USE && others.count() <= 1
+        let lately = if was_delivered { KEPT } else { SILENT };
+        let others = self.used.iter().filter(|used| {
+            *used.filter != *filter && now.saturating_duration_since(used.last) <= lately
+        });
+        now.saturating_duration_since(self.since) < IN_USE
+            || others.into_iter().any(|used| used.filter.matches(message))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
     use crate::filter::Language;
 
@@ -149,6 +171,23 @@ mod tests {
         Expression::parse(Language::Tags, text).unwrap()
     }
 
+    /// A message of which nothing but its tag counts.
+    struct Tagged(&'static str);
+
+    impl Subject for Tagged {
+        fn tag(&self) -> Option<&str> {
+            Some(self.0)
+        }
+
+        fn property(&self, _: &str) -> Option<Cow<'_, str>> {
+            None
+        }
+    }
+
+    fn may_want(known: &Subscriptions, own: &str, tag: &'static str) -> bool {
+        known.may_want(&tags(own), &Tagged(tag), true)
+    }
+
     async fn pass(time: Duration) {
         tokio::time::advance(time).await;
     }
@@ -158,13 +197,17 @@ mod tests {
      {
         let mut known = Subscriptions::new();
         assert_eq!(note(&mut known, "a || b", false), None);
-        assert!(!known.is_only_one(), "others may not have asked yet");
+        assert!(may_want(&known, "a", "z"), "others may not have asked yet");
         pass(IN_USE).await;
         assert_eq!(note(&mut known, "b || a", false), None, "the same");
-        assert!(known.is_only_one());
+        assert!(!may_want(&known, "b || a", "z"));
         assert_eq!(note(&mut known, "c", false).as_deref(), Some("a || b"));
         assert_eq!(note(&mut known, "a || b", false), None, "it was there first");
-        assert!(!known.is_only_one());
+        assert_eq!(["a", "c", "z"].map(|tag| may_want(&known, "c", tag)), [true, false, false]);
+        assert_eq!(
+            ["a", "c", "z"].map(|tag| may_want(&known, "b || a", tag)),
+            [false, true, false]
+        );
         assert_eq!(known.used.len(), 2);
         pass(IN_USE).await;
         assert_eq!(note(&mut known, "c", false), Some("a || b".to_owned()));
@@ -173,7 +216,7 @@ mod tests {
         assert_eq!(note(&mut known, "a || b", false).as_deref(), Some("c"), "now it is new");
         pass(KEPT + Duration::from_secs(1)).await;
         assert_eq!(note(&mut known, "c", false), None);
-        assert!(known.is_only_one());
+        assert!(!may_want(&known, "c", "a"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -226,9 +269,24 @@ mod tests {
         pass(Duration::from_secs(30)).await;
         assert_eq!(note("new"), served(&["old"]));
         assert_eq!(note("old"), told("new", true, &["new"]));
-        pass(Duration::from_secs(31)).await;
-        assert_eq!(note("new"), served(&[]), "nobody comes with the old one");
+        // However long it goes on to come, the old one does not become a new one.
+        for _ in 0..60 {
+            pass(Duration::from_secs(30)).await;
+            assert_eq!(note("new").0, None);
+            assert_eq!(note("old"), told("new", true, &["new"]));
+        }
+        assert_eq!(note("new"), served(&[]), "nobody was served with the old one");
         assert_eq!(note("third"), told("new", false, &["new"]), "the next version");
-        assert_eq!(note("new"), served(&["third"]));
+        // Nor do the two change places after a while in which nobody comes.
+        pass(Duration::from_secs(120)).await;
+        assert_eq!(note("new"), served(&["third"]), "first again, and still the older one");
+        for _ in 0..15 {
+            assert_eq!(note("third"), told("new", false, &["new"]));
+            pass(Duration::from_secs(30)).await;
+            assert_eq!(note("new"), served(&["third"]));
+        }
+        pass(Duration::from_secs(30)).await;
+        assert_eq!(note("third"), served(&["new"]));
+        assert_eq!(note("new"), told("third", true, &["third"]));
     }
 }

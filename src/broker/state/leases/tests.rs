@@ -351,7 +351,7 @@ impl Game {
         // In the hand of one, and of nobody else.
         let others = self.rig.with(|consumer| offsets.take_due(consumer, Kind::Again, now, 99));
         assert!(others.due.iter().all(|due| !taken.due.contains(due)));
-        self.rig.with(|consumer| offsets.put_back(consumer.key(), &others, true));
+        self.rig.with(|consumer| offsets.put_back(consumer.key(), &others, (true, 0)));
 
         let from = self.rig.with(|consumer| offsets.cursors(consumer, &[queue]))[0].0;
         assert_eq!(from, self.model.end(queue));
@@ -389,7 +389,7 @@ impl Game {
         };
         let gave = self.rig.with(|consumer| offsets.give(consumer, &giving)).unwrap();
         let Gave::Done { lease, messages } = gave else { panic!("{gave:?}") };
-        self.rig.with(|consumer| offsets.put_back(consumer.key(), &taken, true));
+        self.rig.with(|consumer| offsets.put_back(consumer.key(), &taken, (true, 0)));
 
         for due in finished.iter().filter(is_as_it_was) {
             let Some(Truth::Open { lease, renewed, .. }) = self.model.messages.get(&due.place)

@@ -17,7 +17,7 @@ use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
 use crate::format::state_record::{ChangedLease, GivenRun, OpenState, Run, Transition};
 use crate::message::{
-    Epoch, GroupId, LeaseId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
+    Epoch, GroupId, LeaseId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId,
 };
 use crate::store::{AppendError, NewRecord, Store};
 use crate::sync::{Mutex, Ordering, lock};
@@ -261,13 +261,21 @@ impl Offsets {
     }
 
     /// Puts back what was taken, whatever has become of it. With `tells` somebody is woken for what of it is due.
-    pub(crate) fn put_back(&self, key: (GroupId, TopicId), taken: &Taken, tells: bool) {
+    pub(crate) fn put_back(
+        &self,
+        key: (GroupId, TopicId),
+        taken: &Taken,
+        (tells, now): (bool, u64),
+    ) {
         let Some(unit) = self.known(key) else { return };
         let mut unit = lock(&unit);
         if let Some(leases) = &mut unit.leases {
             leases.put_back(taken);
             if tells {
                 self.look_again(key, leases);
+            } else if let Some(due) = leases.next_look(now) {
+                // Of what is due by now nobody has to be told; whoever had it may have changed it meanwhile.
+                self.set_timer(key, leases, due);
             }
         }
     }
@@ -603,15 +611,15 @@ impl Offsets {
         self.open() > 0 && self.units_of(topic).iter().any(|unit| has_open(&lock(unit)))
     }
 
-    /// Whether a message of a queue in these offsets was delivered to a group that has not finished it. Holds the
-    /// mutex of a group for a look at the open messages there: 10 000 at most.
-    pub(crate) fn is_open(&self, queue: QueueKey, offsets: Range<QueueOffset>) -> bool {
-        let offsets = offsets.start.get()..offsets.end.get();
+    /// Whether a message of a topic in these queues, rising, at these offsets was delivered to a group that has not
+    /// finished it. Holds the mutex of a group for a look at the queues that it has open messages in, or at these if
+    /// they are fewer: at 10 000 messages of each at most.
+    pub(crate) fn is_open(&self, topic: TopicId, rows: &[(QueueId, Range<QueueOffset>)]) -> bool {
         let is_open = |unit: &Unit| {
             let leases = unit.leases.as_ref();
-            leases.is_some_and(|leases| leases.has_delivered(queue.queue, offsets.clone()))
+            leases.is_some_and(|leases| leases.has_delivered(rows))
         };
-        self.units_of(queue.topic).iter().any(|unit| is_open(&lock(unit)))
+        self.units_of(topic).iter().any(|unit| is_open(&lock(unit)))
     }
 
     /// The units of a topic, one for each group that has a position in it.

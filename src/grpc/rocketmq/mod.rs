@@ -36,7 +36,7 @@ use bytes::Bytes;
 use hyper::body::Body as HttpBody;
 use tokio_stream::Iter;
 use tonic::body::Body;
-use tonic::codegen::http::HeaderMap;
+use tonic::codegen::http::{HeaderMap, HeaderName};
 use tonic::codegen::{StdError, http};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -117,6 +117,11 @@ impl RawCall {
     }
 }
 
+/// Headers of every call: names that are parsed once.
+static CLIENT_ID: HeaderName = HeaderName::from_static("x-mq-client-id");
+static LANGUAGE: HeaderName = HeaderName::from_static("x-mq-language");
+static VERSION: HeaderName = HeaderName::from_static("x-mq-client-version");
+
 /// Who calls, as the headers of a call say it.
 #[derive(Clone, Copy, Debug)]
 struct Caller<'a> {
@@ -129,7 +134,18 @@ struct Caller<'a> {
 impl<'a> Caller<'a> {
     fn of(headers: &'a HeaderMap) -> Result<Self, Refusal> {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let id = text("x-mq-client-id").unwrap_or_default();
+        let id = Self::check(headers)?;
+        let word = |name| text(name).map(cut).unwrap_or_default();
+        Ok(Self { id, language: word(&LANGUAGE), version: word(&VERSION) })
+    }
+
+    fn of_call(metadata: &'a MetadataMap) -> Result<Self, Refusal> {
+        Self::of(metadata.as_ref())
+    }
+
+    /// The client's id, for calls that ask for no more than that there is one.
+    fn check(headers: &'a HeaderMap) -> Result<&'a str, Refusal> {
+        let id = headers.get(&CLIENT_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if id.trim().is_empty() {
             let fault = "the header x-mq-client-id is missing";
             return Err(Refusal::new(v2::Code::ClientIdRequired, fault));
@@ -138,12 +154,7 @@ impl<'a> Caller<'a> {
             let fault = "the header x-mq-client-id is longer than 1024 bytes";
             return Err(Refusal::new(v2::Code::BadRequest, fault));
         }
-        let word = |name| text(name).map(cut).unwrap_or_default();
-        Ok(Self { id, language: word("x-mq-language"), version: word("x-mq-client-version") })
-    }
-
-    fn of_call(metadata: &'a MetadataMap) -> Result<Self, Refusal> {
-        Self::of(metadata.as_ref())
+        Ok(id)
     }
 }
 

@@ -109,7 +109,7 @@ pub(super) async fn query_route(
     advertised: &Advertised,
     request: Request<QueryRouteRequest>,
 ) -> Result<QueryRouteResponse, Refusal> {
-    Caller::of_call(request.metadata())?;
+    Caller::check(request.metadata().as_ref())?;
     let deadline = deadline(request.metadata());
     let QueryRouteRequest { topic, endpoints } = request.into_inner();
     let name = convert::topic(topic.as_ref())?;
@@ -128,7 +128,7 @@ pub(super) async fn query_assignment(
     advertised: &Advertised,
     request: Request<QueryAssignmentRequest>,
 ) -> Result<QueryAssignmentResponse, Refusal> {
-    Caller::of_call(request.metadata())?;
+    Caller::check(request.metadata().as_ref())?;
     let deadline = deadline(request.metadata());
     let QueryAssignmentRequest { topic, group, endpoints } = request.into_inner();
     let name = convert::topic(topic.as_ref())?;

@@ -20,7 +20,7 @@ pub(super) async fn send(
     broker: &Broker,
     request: Request<SendMessageRequest>,
 ) -> Result<SendMessageResponse, Refusal> {
-    Caller::of_call(request.metadata())?;
+    Caller::check(request.metadata().as_ref())?;
     let deadline = deadline(request.metadata());
     let mut messages = request.into_inner().messages;
     let peer = host_of_peer(&messages);

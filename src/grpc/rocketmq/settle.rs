@@ -30,7 +30,7 @@ pub(super) async fn ack(
     broker: &Broker,
     request: Request<AckMessageRequest>,
 ) -> AckMessageResponse {
-    let caller = Caller::of_call(request.metadata()).map(|_| ());
+    let caller = Caller::check(request.metadata().as_ref()).map(drop);
     let deadline = deadline(request.metadata());
     let AckMessageRequest { group, topic, entries } = request.into_inner();
     if caller.is_ok() && entries.len() > MAX_ENTRIES {
@@ -119,7 +119,7 @@ pub(super) async fn forward(
     broker: &Broker,
     request: &Request<ForwardMessageToDeadLetterQueueRequest>,
 ) -> Result<(), Refusal> {
-    Caller::of_call(request.metadata())?;
+    Caller::check(request.metadata().as_ref())?;
     let deadline = deadline(request.metadata());
     let request = request.get_ref();
     let topic = convert::topic(request.topic.as_ref())?;

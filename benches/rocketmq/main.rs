@@ -4,8 +4,9 @@
 //! CPU time of the server for a call, or for a message (`cpu` in the line: control by subject, at least 0.83 is wanted).
 //! The load is in this process: callers who each wait for their answer, 16 at most on a connection.
 //!
-//! Beside that: what one consumer of the native protocol gets and acknowledges, by calls and on a stream; how soon a parked receive has the message that is sent, what parked receives and idle clients take of
-//! the server's memory, and what message groups that are stuck cost the others.
+//! Beside that: what one consumer of the native protocol gets and acknowledges, by calls and on a stream; how soon a
+//! parked receive has the message that is sent, what parked receives and idle clients take of the server's memory, what
+//! it costs that a topic has very many queues, and what message groups that are stuck cost the others.
 #![expect(clippy::expect_used, clippy::panic, reason = "a bench that cannot go on ends")]
 
 #[path = "../measure/mod.rs"]
@@ -58,6 +59,7 @@ fn main() {
         ("wake-up", receives::wake_ups as fn(&mut Bench, &str)),
         ("memory", receives::memory),
         ("native receive+ack/1KiB/2workers", receives::native),
+        ("65536 queues", receives::queues),
         ("stuck message groups", receives::stuck),
     ] {
         if bench.wants(name) {

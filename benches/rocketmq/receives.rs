@@ -30,6 +30,11 @@ const BATCH: usize = 32;
 /// Messages of one send, where only their being there counts.
 const TOGETHER: usize = 512;
 
+/// Queues of a topic, but where their number is the subject.
+const QUEUES: u32 = 8;
+/// As many as a topic may have.
+const MANY_QUEUES: u32 = 65_536;
+
 /// Bodies of messages of which there are very many.
 const SMALL: usize = 100;
 
@@ -41,12 +46,12 @@ fn whole(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
-async fn make(server: &Server, topic: &str, group: &GroupSettings) {
+async fn make(server: &Server, topic: &str, queues: u32, group: &GroupSettings) {
     let client = Client::connect(&server.address).await.expect("the broker listens");
     let settings = TopicSettings {
         flush: Some(FlushMode::Async),
         topic_type: Some(TopicType::Mixed),
-        queues: Some(8),
+        queues: Some(queues),
         ..TopicSettings::default()
     };
     client.create_topic(topic, settings).await.expect("the topic is made");
@@ -137,7 +142,7 @@ pub(crate) fn receives(bench: &mut Bench, name: String, callers: usize, workers:
     let runtime = Runtime::new().expect("a runtime starts");
     let mut broker = Server::start(workers, &dir.display().to_string());
     let mut no_op = Server::start(workers, NO_OP);
-    runtime.block_on(make(&broker, TOPIC, &GroupSettings::default()));
+    runtime.block_on(make(&broker, TOPIC, QUEUES, &GroupSettings::default()));
     let messages = bench.pick(40_000, 2_000);
     let [to_broker, to_no_op] =
         [&broker, &no_op].map(|server| runtime.block_on(connect(&server.address, callers)));
@@ -151,15 +156,55 @@ pub(crate) fn receives(bench: &mut Bench, name: String, callers: usize, workers:
             let groups = std::iter::repeat_n(None, messages + spare);
             fill(&mut filler, TOPIC, BODY, groups).await;
         });
-        slice(&runtime, &mut broker, &to_broker, messages)
+        slice(&runtime, &mut broker, &to_broker, TOPIC, messages)
     };
-    bench.compare(&case, &mut subject, &mut || slice(&runtime, &mut no_op, &to_no_op, messages));
+    bench.compare(&case, &mut subject, &mut || {
+        slice(&runtime, &mut no_op, &to_no_op, TOPIC, messages)
+    });
     drop((broker, no_op));
     std::fs::remove_dir_all(dir).expect("the data can be removed");
 }
 
+/// Compares one consumer of a topic with very many queues to one of a topic with few: what the other queues cost where
+/// they are empty, and what it costs that each message lies in another queue.
+pub(crate) fn queues(bench: &mut Bench, name: &str) {
+    let dir = bench.fresh_dir(name);
+    let runtime = Runtime::new().expect("a runtime starts");
+    let mut broker = Server::start(2, &dir.display().to_string());
+    runtime.block_on(async {
+        make(&broker, "few", QUEUES, &GroupSettings::default()).await;
+        make(&broker, "many", MANY_QUEUES, &GroupSettings::default()).await;
+    });
+    let callers = runtime.block_on(connect(&broker.address, 1));
+    let messages = bench.pick(20_000, 1_000);
+    for (what, message_groups) in
+        [("few of them with messages", Some(QUEUES as usize)), ("each message in another", None)]
+    {
+        let run = RefCell::new(|topic: &'static str| {
+            let group = |n: usize| message_groups.map(|groups| (n % groups).to_string());
+            let mut filler = callers[0].clone();
+            let groups = (0..messages + BATCH).map(group);
+            runtime.block_on(fill(&mut filler, topic, BODY, groups));
+            slice(&runtime, &mut broker, &callers, topic, messages)
+        });
+        let control = "a topic with 8 queues";
+        let name = format!("{name}/{what}");
+        let case = Case { name, control, unit: "message", reach: None };
+        let (subject, control) = (|| run.borrow_mut()("many"), || run.borrow_mut()("few"));
+        bench.compare(&case, &mut { subject }, &mut { control });
+    }
+    drop(broker);
+    std::fs::remove_dir_all(dir).expect("the data can be removed");
+}
+
 /// Lets all callers together receive and finish so many messages.
-fn slice(runtime: &Runtime, server: &mut Server, callers: &[Caller], messages: usize) -> Slice {
+fn slice(
+    runtime: &Runtime,
+    server: &mut Server,
+    callers: &[Caller],
+    topic: &'static str,
+    messages: usize,
+) -> Slice {
     let before = server.cpu();
     let slice = Slice::of(messages as f64, (messages * BODY) as u64, || {
         let left = Arc::new(AtomicI64::new(messages as i64));
@@ -169,10 +214,10 @@ fn slice(runtime: &Runtime, server: &mut Server, callers: &[Caller], messages: u
                 let (mut caller, left) = (caller.clone(), Arc::clone(&left));
                 all.spawn(async move {
                     while left.load(Ordering::Relaxed) > 0 {
-                        let messages = receive(&mut caller, TOPIC).await;
+                        let messages = receive(&mut caller, topic).await;
                         left.fetch_sub(messages.len() as i64, Ordering::Relaxed);
                         if !messages.is_empty() {
-                            ack(&mut caller, TOPIC, &messages).await;
+                            ack(&mut caller, topic, &messages).await;
                         }
                     }
                 });
@@ -195,7 +240,7 @@ pub(crate) fn native(bench: &mut Bench, name: &str) {
     runtime.block_on(async {
         let mut filler = connect(&broker.address, 1).await.remove(0);
         for topic in ["calls", "stream"] {
-            make(&broker, topic, &GroupSettings::default()).await;
+            make(&broker, topic, QUEUES, &GroupSettings::default()).await;
             fill(&mut filler, topic, BODY, std::iter::repeat_n(None, messages)).await;
         }
     });
@@ -263,7 +308,7 @@ pub(crate) fn wake_ups(bench: &mut Bench, name: &str) {
     let calls = bench.pick(2_000, 50);
     let (mut woken, mut sent) = (histogram(), histogram());
     runtime.block_on(async {
-        make(&broker, TOPIC, &GroupSettings::default()).await;
+        make(&broker, TOPIC, QUEUES, &GroupSettings::default()).await;
         let mut sender = connect(&broker.address, 1).await.remove(0);
         let mut receiver = connect(&broker.address, 1).await.remove(0);
         for _ in 0..calls {
@@ -309,7 +354,7 @@ pub(crate) fn memory(bench: &mut Bench, name: &str) {
     let mut broker = Server::start(2, &dir.display().to_string());
     let count: usize = bench.pick(10_000, 400);
     runtime.block_on(async {
-        make(&broker, TOPIC, &GroupSettings::default()).await;
+        make(&broker, TOPIC, QUEUES, &GroupSettings::default()).await;
         let mut callers = Vec::new();
         for _ in 0..count.div_ceil(STREAMS) {
             let mut caller = connect(&broker.address, 1).await.remove(0);
@@ -410,7 +455,7 @@ pub(crate) fn stuck(bench: &mut Bench, name: &str) {
         let mut broker = broker.borrow_mut();
         let mut caller = runtime.block_on(async {
             let ordered = GroupSettings { ordered: Some(true), ..GroupSettings::default() };
-            make(&broker, &topic, &ordered).await;
+            make(&broker, &topic, QUEUES, &ordered).await;
             let mut caller = connect(&broker.address, 1).await.remove(0);
             let all = (0..OF_A_GROUP * groups).map(|n| Some((n % groups).to_string()));
             fill(&mut caller, &topic, SMALL, all).await;

@@ -93,7 +93,7 @@ pub use consume::{
 pub use counters::{Certified, Connected, Unserved};
 pub use dead_letter::dead_letter;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
-pub use groups::{GroupDescription, GroupPage, GroupTopic};
+pub use groups::{FiltersInUse, GroupDescription, GroupPage, GroupTopic, OtherFilter};
 pub use names::{GroupNameFault, NameFault};
 pub use offsets::{
     CommitOffset, HistoryPage, HistoryRequest, Position, QueuePosition, QueueProgress, ResetQueue,

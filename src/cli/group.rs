@@ -599,7 +599,37 @@ struct ShownDescription<'a> {
 #[derive(Serialize)]
 struct ShownTopic<'a> {
     topic: &'a str,
+    /// Those that members use now.
+    filters: &'a [String],
+    filter_mismatches: u64,
     queue: Vec<ShownQueue>,
+}
+
+/// Bytes that are shown of a filter; the whole of it stands in the other forms.
+const MAX_FILTER: usize = 60;
+
+impl ShownTopic<'_> {
+    /// What is wrong with its filters.
+    fn alarm(&self) -> Option<String> {
+        let topic = self.topic;
+        let cut = |filter: &String| {
+            let end = filter.floor_char_boundary(MAX_FILTER);
+            let rest = if end < filter.len() { "…" } else { "" };
+            format!("{}{rest}", filter.get(..end).unwrap_or_default())
+        };
+        let filters: Vec<_> = self.filters.iter().map(cut).collect();
+        let came = "receives with another one than the group's:";
+        match (filters.len() > 1, self.filter_mismatches) {
+            (false, 0) => None,
+            (true, count) => {
+                let filters = filters.join("; ");
+                Some(format!("members use different filters of {topic}: {filters}; {came} {count}"))
+            }
+            (false, count) => {
+                Some(format!("members came with different filters of {topic}; {came} {count}"))
+            }
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -645,6 +675,8 @@ impl<'a> From<&'a GroupDescription> for ShownDescription<'a> {
         let topic: Vec<_> = topics
             .map(|topic| ShownTopic {
                 topic: &topic.topic,
+                filters: &topic.filters,
+                filter_mismatches: topic.filter_mismatches,
                 queue: topic.queues.iter().map(ShownQueue::from).collect(),
             })
             .collect();
@@ -698,6 +730,11 @@ impl ShownDescription<'_> {
                 .map(|queue| [vec![topic.topic.to_owned()], queue.cells.clone()].concat())
         });
         let header = [&["TOPIC"], PROGRESS].concat();
-        format!("{about}\n\n{}", table(&header, rows.collect()))
+        let mut text = format!("{about}\n\n{}", table(&header, rows.collect()));
+        for (at, alarm) in self.topic.iter().filter_map(ShownTopic::alarm).enumerate() {
+            let before = if at == 0 { "\n\n" } else { "\n" };
+            text.extend([before, &alarm]);
+        }
+        text
     }
 }

@@ -131,6 +131,10 @@ pub struct GroupTopic {
     pub id: TopicId,
     /// Its queues in order.
     pub queues: Vec<QueueProgress>,
+    /// The filters that members use now, the oldest first. More than one: they differ.
+    pub filters: Vec<String>,
+    /// Receives with another filter than that of the group, served or refused, since its members began to ask.
+    pub filter_mismatches: u64,
 }
 
 /// A group and where it is.
@@ -325,6 +329,8 @@ impl Client {
                 topic: topic.topic,
                 id: TopicId::new(topic.id),
                 queues: topic.queues.into_iter().map(offsets::progress).collect(),
+                filters: topic.filters,
+                filter_mismatches: topic.filter_mismatches,
             }));
             if is_last {
                 return Ok(GroupDescription { group: self.group(answer.group)?, topics });

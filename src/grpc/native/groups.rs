@@ -89,6 +89,8 @@ pub(super) async fn describe(
         topic: topic.name.as_ref().to_owned(),
         id: topic.id.get(),
         queues: topic.queues.iter().map(progress).collect(),
+        filters: topic.filters.filters.clone(),
+        filter_mismatches: topic.filters.mismatches,
     };
     Ok(Response::new(DescribeGroupResponse {
         group: Some(group(&described.group)),

@@ -143,9 +143,9 @@ impl Rig {
 
     pub(crate) fn forward(&mut self, handle: String) -> Told<()> {
         let broker = self.broker();
-        self.carry(
-            async move { broker.forward_to_dead_letters(GROUP, TOPIC, &handle, late()).await },
-        )
+        self.carry(async move {
+            broker.forward_to_dead_letters(GROUP, TOPIC, (&handle, 0), late()).await
+        })
     }
 
     pub(crate) fn settle_waiting(

@@ -122,7 +122,7 @@ async fn a_message_that_is_given_up_is_a_dead_letter_whoever_asks_twice() {
     let handle = rig.receive(1).await.remove(0).handle;
     let forward = |handle: String| {
         let broker = Arc::clone(&rig.broker);
-        async move { broker.forward_to_dead_letters("g", "t", &handle, soon()).await }
+        async move { broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await }
     };
     let bad = forward("nonsense".to_owned()).await;
     assert!(matches!(bad, Err(BrokerError::BadReceipt)), "{bad:?}");
@@ -153,7 +153,7 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
         rig.send_to(0, "a").await;
         rig.send_to(0, "b").await;
         for handle in rig.bodies(2).await.1 {
-            rig.broker.forward_to_dead_letters("g", "t", &handle, soon()).await.unwrap();
+            rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await.unwrap();
         }
         let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
         rig.broker.store.caught_up(topic.handle()).await;
@@ -166,7 +166,8 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
             assert_eq!(messages.iter().map(seen).collect::<Vec<_>>(), both);
             if delivery == 4 {
                 let given_up = messages[0].handle.as_str();
-                let again = rig.broker.forward_to_dead_letters("g", "%DLQ%g", given_up, soon());
+                let again =
+                    rig.broker.forward_to_dead_letters("g", "%DLQ%g", (given_up, 0), soon());
                 again.await.unwrap();
             }
             handles = messages.into_iter().map(|message| message.handle).collect();
@@ -220,7 +221,8 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
         let filter = all();
         let receive = ReceiveRequest { topic, ..rig.request(&filter, 9) };
         for message in rig.receive_all(receive).await {
-            let forwarded = rig.broker.forward_to_dead_letters("g", topic, &message.handle, soon());
+            let forwarded =
+                rig.broker.forward_to_dead_letters("g", topic, (&message.handle, 3), soon());
             forwarded.await.unwrap();
         }
     }
@@ -255,7 +257,7 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
     assert_eq!(received[0].dead_letter_of(), None);
     let history = dead_letter(&received[0].attributes).unwrap();
     assert_eq!((history.reason, history.redriven), (DeadReason::GivenUp, 1));
-    assert_eq!((history.is_back, history.id.index), (true, 0));
+    assert_eq!((history.is_back, history.id.index, history.told_tries), (true, 0, 3));
     assert_eq!(history.last_client, "somebody");
     let left = redrive(&rig, &[], 9, Run::Real).await;
     assert_eq!(faults(&left), [Some(RedriveFault::NoTopic)], "it stays, and can be tried again");
@@ -402,7 +404,7 @@ async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_
     assert_eq!(rig.receive_all(others).await.len(), 1);
     for (for_all, redriven) in [(false, 1), (true, 2)] {
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", &message.handle, soon()).await.unwrap();
+        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
         let redrive = RedriveRequest {
             group: "g",
             ids: &[],
@@ -465,7 +467,7 @@ async fn what_went_back_to_one_group_costs_the_others_few_records() {
     for n in 0..200 {
         rig.send_to(0, &n.to_string()).await;
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", &message.handle, soon()).await.unwrap();
+        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
     }
     assert_eq!(rig.receive_all(others(200)).await.len(), 200);
     let redrive = RedriveRequest {

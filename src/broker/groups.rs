@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::error::{BrokerError, RequestFault};
 use super::offsets::QueueProgress;
 use super::state::groups::{Group, GroupChange, GroupCreation, GroupEntry};
+use super::state::leases::FilterWork;
 use super::topics::within;
 use super::{Broker, names};
 use crate::filter::Expression;
@@ -60,6 +61,12 @@ pub struct FiltersInUse {
     pub filters: Vec<String>,
     /// Receives with another filter than that of the group, served or refused.
     pub mismatches: u64,
+    /// Conditions that were looked at for messages, but for those of members that want all.
+    pub steps: u64,
+    /// Messages with a property that a condition compares with a number, and that is none: the comparison is unknown.
+    pub faults: u64,
+    /// The beginning of the name of the last such property; empty: none.
+    pub last_fault: String,
 }
 
 /// What there is to tell a member of a group whose filter is another one than the group's.
@@ -226,7 +233,8 @@ impl Broker {
         let rule = group.settings().other_filters;
         let (filters, mismatches) = lock(&ready.subscriptions).in_use(rule);
         let filters = filters.iter().map(ToString::to_string).collect();
-        FiltersInUse { filters, mismatches }
+        let FilterWork { steps, faults, last_fault } = ready.filter_work();
+        FiltersInUse { filters, mismatches, steps, faults, last_fault }
     }
 
     /// What there is to say of a filter with which somebody wants to receive messages of a topic for a group; `None`:

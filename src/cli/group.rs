@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::error::{Exit, Failure};
+use super::message::one_line;
 use super::offset::{PROGRESS, progress_cells};
 use super::output::{Output, Row, fields, say, table};
 use super::{Connection, patiently, time};
@@ -602,22 +603,26 @@ struct ShownTopic<'a> {
     /// Those that members use now.
     filters: &'a [String],
     filter_mismatches: u64,
+    filter_steps: u64,
+    filter_faults: u64,
+    last_filter_fault: Option<&'a str>,
     queue: Vec<ShownQueue>,
 }
 
-/// Bytes that are shown of a filter; the whole of it stands in the other forms.
-const MAX_FILTER: usize = 60;
-
 impl ShownTopic<'_> {
-    /// What is wrong with its filters.
+    /// What a filter could not compare.
+    fn fault(&self) -> Option<String> {
+        let (faults, topic) = (self.filter_faults, self.topic);
+        let property = self.last_filter_fault?;
+        Some(format!(
+            "filters of {topic} compare numbers and met text, last in {property}; messages: {faults}"
+        ))
+    }
+
+    /// That its filters differ.
     fn alarm(&self) -> Option<String> {
         let topic = self.topic;
-        let cut = |filter: &String| {
-            let end = filter.floor_char_boundary(MAX_FILTER);
-            let rest = if end < filter.len() { "…" } else { "" };
-            format!("{}{rest}", filter.get(..end).unwrap_or_default())
-        };
-        let filters: Vec<_> = self.filters.iter().map(cut).collect();
+        let filters: Vec<_> = self.filters.iter().map(|filter| one_line(filter)).collect();
         let came = "receives with another one than the group's:";
         match (filters.len() > 1, self.filter_mismatches) {
             (false, 0) => None,
@@ -677,6 +682,9 @@ impl<'a> From<&'a GroupDescription> for ShownDescription<'a> {
                 topic: &topic.topic,
                 filters: &topic.filters,
                 filter_mismatches: topic.filter_mismatches,
+                filter_steps: topic.filter_steps,
+                filter_faults: topic.filter_faults,
+                last_filter_fault: topic.last_filter_fault.as_deref(),
                 queue: topic.queues.iter().map(ShownQueue::from).collect(),
             })
             .collect();
@@ -731,7 +739,8 @@ impl ShownDescription<'_> {
         });
         let header = [&["TOPIC"], PROGRESS].concat();
         let mut text = format!("{about}\n\n{}", table(&header, rows.collect()));
-        for (at, alarm) in self.topic.iter().filter_map(ShownTopic::alarm).enumerate() {
+        let alarms = self.topic.iter().flat_map(|topic| [topic.alarm(), topic.fault()]);
+        for (at, alarm) in alarms.flatten().enumerate() {
             let before = if at == 0 { "\n\n" } else { "\n" };
             text.extend([before, &alarm]);
         }

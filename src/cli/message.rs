@@ -127,7 +127,7 @@ impl Row for Shown<'_> {
 }
 
 /// The beginning of a text, on one line, with nothing in it that a terminal would obey.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::new();
     for (index, character) in text.chars().enumerate() {
         if index == SHOWN {

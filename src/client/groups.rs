@@ -135,6 +135,12 @@ pub struct GroupTopic {
     pub filters: Vec<String>,
     /// Receives with another filter than that of the group, served or refused, since its members began to ask.
     pub filter_mismatches: u64,
+    /// Conditions that were looked at for messages since then.
+    pub filter_steps: u64,
+    /// Messages since then with a property that a condition compares with a number, and that is none.
+    pub filter_faults: u64,
+    /// The beginning of the name of the last such property.
+    pub last_filter_fault: Option<String>,
 }
 
 /// A group and where it is.
@@ -331,6 +337,9 @@ impl Client {
                 queues: topic.queues.into_iter().map(offsets::progress).collect(),
                 filters: topic.filters,
                 filter_mismatches: topic.filter_mismatches,
+                filter_steps: topic.filter_steps,
+                filter_faults: topic.filter_faults,
+                last_filter_fault: Some(topic.last_filter_fault).filter(|name| !name.is_empty()),
             }));
             if is_last {
                 return Ok(GroupDescription { group: self.group(answer.group)?, topics });

@@ -166,6 +166,12 @@ impl Collector for Numbers {
                 counters.filter_mismatches.get(),
             ),
             ("conditions", "Filters in SQL that were parsed", None, counters.conditions.get()),
+            (
+                "filter_faults",
+                "Messages with text where filters compare numbers",
+                None,
+                counters.filter_faults.get(),
+            ),
             ("gone", "Messages finished as they are gone", None, counters.gone.get()),
             (
                 "dead_letters",

@@ -91,6 +91,9 @@ pub(super) async fn describe(
         queues: topic.queues.iter().map(progress).collect(),
         filters: topic.filters.filters.clone(),
         filter_mismatches: topic.filters.mismatches,
+        filter_steps: topic.filters.steps,
+        filter_faults: topic.filters.faults,
+        last_filter_fault: topic.filters.last_fault.clone(),
     };
     Ok(Response::new(DescribeGroupResponse {
         group: Some(group(&described.group)),

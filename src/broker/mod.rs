@@ -103,7 +103,7 @@ pub use pull::{PullRequest, Pulled, SPLICED};
 pub use pull_stream::{Parts, PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use receive::{MAX_INVISIBLE, MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
-pub use redrive::{RedriveFault, RedriveRequest, Redriven};
+pub use redrive::{OnlySuch, RedriveFault, RedrivePage, RedriveRequest, Redriven};
 pub use send::{Receipt, SendRequest, StoredBatch};
 pub use send_messages::{NewMessage, SendMessages};
 pub use sessions::{SessionDescription, SessionPage};

@@ -61,8 +61,8 @@ pub use self::clients::{ClientKind, ConnectedClient, FilterKind, Subscription};
 pub use self::consumer::{Consumer, ConsumerConfig, Settler, Settling};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::groups::{
-    Audience, Group, GroupDescription, GroupSettings, GroupTopic, Redriven, SettledMessage,
-    WaitingAction, WaitingMessage, WaitingPage,
+    Audience, DeadReason, Group, GroupDescription, GroupSettings, GroupTopic, Redrive, RedrivePage,
+    Redriven, SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
 };
 pub use self::message::{DeadLetter, Message, MessageRef};
 use self::message::{Place, Taken, Unpacker};

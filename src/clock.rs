@@ -73,6 +73,11 @@ impl StoreClock {
         Timestamp::new(before.max(wall.get()))
     }
 
+    /// How far wall time is behind the newest stamp; nothing if it is not.
+    pub fn ahead_of(&self, wall: Timestamp) -> Duration {
+        Duration::from_millis(self.last().get().saturating_sub(wall.get()))
+    }
+
     /// The newest stamp given.
     pub fn last(&self) -> Timestamp {
         Timestamp::new(self.last.load(Ordering::Relaxed))

@@ -157,6 +157,8 @@ pub struct Counters {
     pub filter_mismatches: Counter,
     /// Conditions in SQL that had to be understood: those of receives that were not asked with lately.
     pub conditions: Counter,
+    /// Messages with a property that the filter of a receive compares with a number, and that is none.
+    pub filter_faults: Counter,
     /// Messages finished because the filter of a receive did not want them.
     pub filtered: Counter,
     /// Messages finished for a group because they are gone, or because a dead letter stands for them and others.
@@ -190,6 +192,7 @@ impl Default for Counters {
             acks: Counter::default(),
             filter_mismatches: Counter::default(),
             conditions: Counter::default(),
+            filter_faults: Counter::default(),
             filtered: Counter::default(),
             gone: Counter::default(),
             redriven: Counter::default(),

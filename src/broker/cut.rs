@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use super::Broker;
 use super::error::BrokerError;
 use super::query::{batch_of, unpacked};
-use super::state::leases::Due;
+use super::state::leases::{Due, FilterCost};
 use super::state::topics::TopicEntry;
 use crate::filter::Expression;
 use crate::format::batch::{BatchError, Decompressor, MetaView, TagFilter, group_hash, single};
@@ -21,7 +21,7 @@ use crate::store::{ReadOutcome, ReadRequest, StoredRecord};
 
 /// What of a record is wanted.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct Wanted<'f> {
     /// By their places in the record, rising.
     pub(super) indexes: Vec<u16>,
     /// Others want these.
@@ -30,6 +30,8 @@ pub(super) struct Wanted {
     pub(super) next: u16,
     /// Hash of the message group of all of them, 0 without one.
     pub(super) group_hash: u32,
+    /// What it took to find out.
+    pub(super) cost: FilterCost<'f>,
 }
 
 /// Which messages of a record from a place on are wanted, at most `room`; and which others want, at most `open` of both
@@ -37,12 +39,12 @@ pub(super) struct Wanted {
 ///
 /// # Errors
 /// The record is damaged.
-pub(super) fn wanted(
+pub(super) fn wanted<'f>(
     record: &StoredRecord,
     from: u16,
     (room, open): (usize, usize),
-    (filter, others): (&Expression, &[Arc<Expression>]),
-) -> Result<Wanted, BrokerError> {
+    (filter, others): (&'f Expression, &[Arc<Expression>]),
+) -> Result<Wanted<'f>, BrokerError> {
     let mut wanted = Wanted { next: from, ..Wanted::default() };
     for (index, meta) in (0..record.message_count).zip(batch_of(record)?.metas()) {
         let meta = meta.map_err(|_| BrokerError::DamagedRecord { at: record.offset })?;
@@ -55,7 +57,9 @@ pub(super) fn wanted(
         if wanted.indexes.len() >= room || wanted.indexes.len() + wanted.kept.len() >= open {
             return Ok(wanted);
         }
-        if filter.matches(&meta) {
+        let verdict = filter.evaluate(&meta);
+        wanted.cost.note(&verdict);
+        if verdict.is_match {
             wanted.indexes.push(index);
         } else if others.iter().any(|other| other.matches(&meta)) {
             wanted.kept.push(index);

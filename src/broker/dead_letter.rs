@@ -51,11 +51,13 @@ pub(super) struct Death {
     pub(super) reason: DeadReason,
     /// How many messages it stands for.
     pub(super) messages: u32,
+    /// How often its consumer has tried it, as it says itself; 0: it said nothing.
+    pub(super) told_tries: u32,
 }
 
 impl From<DeadReason> for Death {
     fn from(reason: DeadReason) -> Self {
-        Self { reason, messages: 1 }
+        Self { reason, messages: 1, told_tries: 0 }
     }
 }
 
@@ -69,7 +71,8 @@ pub(super) enum Buried {
 }
 
 impl Broker {
-    /// Makes a dead letter of a message that its consumer gives up. The same receipt again is fine.
+    /// Makes a dead letter of a message that its consumer gives up after `told_tries` of its own, which are kept in it
+    /// and count for nothing; 0: it does not say. The same receipt again is fine.
     ///
     /// # Errors
     /// [`BrokerError::BadReceipt`]: its lease is not in force. Else the message is as it was, unless
@@ -78,7 +81,7 @@ impl Broker {
         &self,
         group: &str,
         topic: &str,
-        handle: &str,
+        (handle, told_tries): (&str, u32),
         deadline: Instant,
     ) -> Result<(), BrokerError> {
         let group = self.group(group, deadline).await?;
@@ -95,7 +98,8 @@ impl Broker {
                 self.settled_claims(consumer, deadline, change).await?;
                 return Ok(());
             }
-            match self.bury(consumer, due, DeadReason::GivenUp.into(), deadline).await? {
+            let death = Death { told_tries, ..DeadReason::GivenUp.into() };
+            match self.bury(consumer, due, death, deadline).await? {
                 Buried::Done { end } => {
                     self.durable_dead_letter(consumer, end, deadline).await?;
                     return Ok(());
@@ -198,7 +202,7 @@ impl Broker {
         consumer: Consumer<'_>,
         stored: Stored,
         (due, last_client): (Due, &str),
-        Death { mut reason, messages }: Death,
+        Death { mut reason, messages, told_tries }: Death,
     ) -> Result<Letter, BrokerError> {
         let offset = QueueOffset::new(due.place.1);
         let (record, is_undecodable) = match stored {
@@ -256,6 +260,7 @@ impl Broker {
             last_client,
             redriven,
             is_back: false,
+            told_tries,
         };
         Ok(Letter::Copy(copy, Bytes::from(attributes::of_dead_letter(&origin))))
     }

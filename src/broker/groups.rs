@@ -10,10 +10,13 @@ use tokio::time::Instant;
 use super::error::{BrokerError, RequestFault};
 use super::offsets::QueueProgress;
 use super::state::groups::{Group, GroupChange, GroupCreation, GroupEntry};
+use super::state::leases::FilterWork;
 use super::topics::within;
 use super::{Broker, names};
+use crate::filter::Expression;
 use crate::message::{GroupSettings, TopicId};
 use crate::store::AppendError;
+use crate::sync::lock;
 
 /// The most groups, or queues of its topics, in one answer; of the last topic all queues are in it.
 const MAX_PAGE: u32 = 10_000;
@@ -45,6 +48,34 @@ pub struct GroupTopic {
     pub id: TopicId,
     /// All of its queues.
     pub queues: Vec<QueueProgress>,
+    /// Which messages its members want.
+    pub filters: FiltersInUse,
+}
+
+/// Which messages of a topic the members of a group want, as their receives say since somebody began to ask: of a
+/// group that nobody asks for there is nothing to say after a while.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FiltersInUse {
+    /// The filters that they use now, the oldest first; if there is more than one they differ. Those that are refused
+    /// are not among them.
+    pub filters: Vec<String>,
+    /// Receives with another filter than that of the group, served or refused.
+    pub mismatches: u64,
+    /// Conditions that were looked at for messages, but for those of members that want all.
+    pub steps: u64,
+    /// Messages with a property that a condition compares with a number, and that is none: the comparison is unknown.
+    pub faults: u64,
+    /// The beginning of the name of the last such property; empty: none.
+    pub last_fault: String,
+}
+
+/// What there is to tell a member of a group whose filter is another one than the group's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherFilter {
+    /// The filter that the group uses.
+    pub expected: String,
+    /// His receives are refused.
+    pub is_refused: bool,
 }
 
 /// A group and some of its topics.
@@ -188,10 +219,39 @@ impl Broker {
             let Some(topic) = self.state.topics.by_id(id) else { continue };
             let progress = self.progress_in(&entry, &topic, 0, u32::MAX, deadline).await?;
             queues += progress.len();
-            topics.push(GroupTopic { name: topic.name().into(), id, queues: progress });
+            let filters = self.filters_in_use(&entry, id);
+            topics.push(GroupTopic { name: topic.name().into(), id, queues: progress, filters });
         }
         let group = Group { name: entry.name().into(), id: entry.id(), settings: entry.settings() };
         Ok(GroupDescription { group, topics, more })
+    }
+
+    fn filters_in_use(&self, group: &GroupEntry, topic: TopicId) -> FiltersInUse {
+        let Some(ready) = self.state.offsets.ready.get((group.id(), topic)) else {
+            return FiltersInUse::default();
+        };
+        let rule = group.settings().other_filters;
+        let (filters, mismatches) = lock(&ready.subscriptions).in_use(rule);
+        let filters = filters.iter().map(ToString::to_string).collect();
+        let FilterWork { steps, faults, last_fault } = ready.filter_work();
+        FiltersInUse { filters, mismatches, steps, faults, last_fault }
+    }
+
+    /// What there is to say of a filter with which somebody wants to receive messages of a topic for a group; `None`:
+    /// nobody who receives uses another one.
+    pub fn other_filter(
+        &self,
+        group: &str,
+        topic: &str,
+        filter: &Expression,
+    ) -> Option<OtherFilter> {
+        let group = self.state.groups.get(group)?;
+        let topic = self.state.topics.get(topic)?;
+        let ready = self.state.offsets.ready.get((group.id(), topic.id()))?;
+        let rule = group.settings().other_filters;
+        let mismatch = lock(&ready.subscriptions).compare(filter, rule)?;
+        let (expected, is_refused) = (mismatch.expected.to_string(), mismatch.is_refused);
+        Some(OtherFilter { expected, is_refused })
     }
 
     /// What a group is; `None`: there is none of this name, so it will be what groups are that nobody has set up.

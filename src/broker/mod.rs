@@ -93,7 +93,7 @@ pub use consume::{
 pub use counters::{Certified, Connected, Unserved};
 pub use dead_letter::dead_letter;
 pub use error::{BrokerError, Reason, RequestFault, Stored, TypeFault};
-pub use groups::{GroupDescription, GroupPage, GroupTopic};
+pub use groups::{FiltersInUse, GroupDescription, GroupPage, GroupTopic, OtherFilter};
 pub use names::{GroupNameFault, NameFault};
 pub use offsets::{
     CommitOffset, HistoryPage, HistoryRequest, Position, QueuePosition, QueueProgress, ResetQueue,
@@ -103,7 +103,7 @@ pub use pull::{PullRequest, Pulled, SPLICED};
 pub use pull_stream::{Parts, PullStart, PullStream, PullStreamError, PullStreamRequest};
 pub use query::{Page, QueriedMessage, QueryRequest, Selector};
 pub use receive::{MAX_INVISIBLE, MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
-pub use redrive::{RedriveFault, RedriveRequest, Redriven};
+pub use redrive::{OnlySuch, RedriveFault, RedrivePage, RedriveRequest, Redriven};
 pub use send::{Receipt, SendRequest, StoredBatch};
 pub use send_messages::{NewMessage, SendMessages};
 pub use sessions::{SessionDescription, SessionPage};

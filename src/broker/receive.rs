@@ -239,6 +239,7 @@ impl Broker {
             Expression::Sql(_) => Arc::new(TagFilter::All),
         };
         let (mut has_caught_up, mut in_front, mut looks, mut is_counted) = (false, false, 0, false);
+        let mut is_other = false;
         let mut why = Wake::Event;
         let mut woken: Option<Woken<'_>> = None;
         loop {
@@ -249,7 +250,7 @@ impl Broker {
             self.check_readable(&topic)?;
             let ready = self.begun(consumer, request.deadline).await?;
             let others = match is_member {
-                true => self.check_subscription(consumer, &ready, request.filter)?,
+                true => self.check_subscription(consumer, &ready, request.filter, &mut is_other)?,
                 false => Vec::new(),
             };
             let attempt =
@@ -315,7 +316,8 @@ impl Broker {
         }
     }
 
-    /// Notes which filter is used. Returns the other ones for whose members messages are kept.
+    /// Notes which filter is used. Returns the other ones for whose members messages are kept. A receive that uses
+    /// another one is counted once, however often it looks: `is_other` says that this one was.
     ///
     /// # Errors
     /// The members of the group use another one, and this one is refused.
@@ -324,6 +326,7 @@ impl Broker {
         consumer: Consumer<'_>,
         ready: &Ready,
         filter: &Expression,
+        is_other: &mut bool,
     ) -> Result<Vec<Arc<Expression>>, BrokerError> {
         let rule = consumer.group.settings().other_filters;
         let mut subscriptions = lock(&ready.subscriptions);
@@ -332,9 +335,12 @@ impl Broker {
             OtherFilters::Roll => subscriptions.others(filter),
             OtherFilters::Warn | OtherFilters::Refuse => Vec::new(),
         };
-        drop(subscriptions);
         let Some(Mismatch { expected, is_new, is_refused }) = mismatch else { return Ok(others) };
-        self.counters.filter_mismatches.add(1);
+        if !std::mem::replace(is_other, true) {
+            subscriptions.count_mismatch();
+            self.counters.filter_mismatches.add(1);
+        }
+        drop(subscriptions);
         let (expected, group, topic) = (expected.to_string(), consumer.group, consumer.topic);
         if is_refused {
             return Err(BrokerError::FilterMismatch { expected: expected.into() });

@@ -5,12 +5,17 @@
 //! happens, and never in both. In its topic it is a message like others, with another place, id and time, and with what
 //! there was to know of it as a dead letter. The group gets it, and its deliveries are counted from 1. Other groups
 //! that receive pass over it, for they have had it, unless it is sent back for all. Who reads by offset sees it.
+//!
+//! Which go can be said by id, key, reason and time, and how many in a second. One request ends long before its leases
+//! and its caller's patience do; then there is more, and the same request goes on. It looks at what it does not choose
+//! each time, and gives that back.
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::dead_letter::name_of;
 use super::error::BrokerError;
@@ -25,7 +30,7 @@ use super::{Broker, Run};
 use crate::filter::Expression;
 use crate::format::attributes::{self, DeadLetter, DeadReason};
 use crate::format::batch::{self, Batch, TagFilter};
-use crate::message::{MessageId, PhysicalOffset, QueueId};
+use crate::message::{MessageId, PhysicalOffset, QueueId, Timestamp};
 use crate::store::{AppendError, NewRecord};
 
 /// How long dead letters that are looked at are kept from others.
@@ -34,6 +39,12 @@ const LEASE: Duration = Duration::from_secs(60);
 /// Bytes of dead letters that are looked at at once.
 const MAX_BYTES: u32 = 4 << 20;
 
+/// How long one request sends back at most: others get back what it looked at and did not choose.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What a request keeps of its caller's time for the disk.
+const FOR_THE_DISK: Duration = Duration::from_secs(3);
+
 /// Which dead letters are to go back.
 #[derive(Clone, Copy, Debug)]
 pub struct RedriveRequest<'a> {
@@ -41,14 +52,67 @@ pub struct RedriveRequest<'a> {
     pub group: &'a str,
     /// Their ids as dead letters, at most 1 024; none: whichever come first.
     pub ids: &'a [MessageId],
+    /// Of these alone such.
+    pub only: OnlySuch<'a>,
     /// At most so many, 1 to 1 024.
     pub max: u32,
+    /// At most so many in a second; `None`: as fast as they go.
+    pub per_second: Option<NonZeroU32>,
     /// All groups that read the topic get it again, not this one alone.
     pub for_all: bool,
     /// A dry run tells the same and changes nothing.
     pub run: Run,
     /// When the caller stops waiting.
     pub deadline: Instant,
+}
+
+/// What dead letters are like that are to go back; by default like any.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnlySuch<'a> {
+    /// They died for this reason.
+    pub reason: Option<DeadReason>,
+    /// They have this key.
+    pub key: Option<&'a str>,
+    /// They became dead letters then or later, on the store clock.
+    pub since: Option<Timestamp>,
+    /// They became dead letters then or earlier.
+    pub until: Option<Timestamp>,
+}
+
+impl OnlySuch<'_> {
+    /// Whether a dead letter is one of them.
+    ///
+    /// # Errors
+    /// It is damaged.
+    fn has(&self, message: &ReceivedMessage) -> Result<bool, BrokerError> {
+        let is_in_time = self.since.is_none_or(|since| message.store_time >= since)
+            && self.until.is_none_or(|until| message.store_time <= until);
+        let is_of_reason = self.reason.is_none_or(|reason| {
+            let letter = attributes::dead_letter(&message.attributes).ok().flatten();
+            letter.is_some_and(|letter| letter.reason == reason)
+        });
+        if !is_in_time || !is_of_reason {
+            return Ok(false);
+        }
+        let Some(key) = self.key else { return Ok(true) };
+        let batch = Batch::parse(&message.batch)?;
+        let meta = batch.metas().next().transpose()?;
+        Ok(meta.is_some_and(|meta| meta.keys().any(|one| one == key)))
+    }
+
+    fn is_all(&self) -> bool {
+        let Self { reason, key, since, until } = self;
+        reason.is_none() && key.is_none() && since.is_none() && until.is_none()
+    }
+}
+
+/// What a redrive came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedrivePage {
+    /// Of each dead letter that was chosen what became of it: as many went as were asked for, or fewer.
+    pub dead_letters: Vec<Redriven>,
+    /// It ended before it had seen all: there may be more. Those that stay come again.
+    pub more: bool,
 }
 
 /// What became of a dead letter.
@@ -85,22 +149,61 @@ pub enum RedriveFault {
     Taken,
 }
 
+/// When the next one may go.
+struct Pace {
+    /// Between two of them; each waits for it, also the first, so that the request after this one keeps the pace too.
+    step: Option<Duration>,
+    next: Instant,
+    /// None goes from then on.
+    end: Instant,
+}
+
+impl Pace {
+    fn new(request: &RedriveRequest<'_>) -> Self {
+        let now = Instant::now();
+        let step = request.per_second.filter(|_| request.run == Run::Real);
+        let step = step.map(|count| Duration::from_secs(1) / count.get());
+        let in_time = request.deadline.checked_sub(FOR_THE_DISK).unwrap_or(now);
+        Self { step, next: now + step.unwrap_or_default(), end: in_time.min(now + LONGEST) }
+    }
+
+    /// Waits until the next one may go; `false`: not in this request.
+    async fn may_go(&self) -> bool {
+        if self.step.is_none() {
+            return true;
+        }
+        if self.next > self.end {
+            return false;
+        }
+        sleep_until(self.next).await;
+        true
+    }
+
+    fn went(&mut self) {
+        self.next += self.step.unwrap_or_default();
+    }
+
+    /// Whether there is time for another look.
+    fn goes_on(&self) -> bool {
+        Instant::now() < self.end
+    }
+}
+
 impl Broker {
     /// Sends dead letters of a group back to where they come from. Each that was looked at and did not go stays as it
     /// was. Answers when all that went is durable in both topics.
     ///
     /// # Errors
     /// What went before the error is back in its topic. The same request again is fine: nothing goes twice.
-    pub async fn redrive(
-        &self,
-        request: &RedriveRequest<'_>,
-    ) -> Result<Vec<Redriven>, BrokerError> {
+    pub async fn redrive(&self, request: &RedriveRequest<'_>) -> Result<RedrivePage, BrokerError> {
         within("dead letters", request.max, MAX_RECEIVE)?;
         let ids = u32::try_from(request.ids.len()).unwrap_or(u32::MAX);
         within("ids", ids, MAX_RECEIVE)?;
         let group = self.group(request.group, request.deadline).await?;
         let name = name_of(group.name());
-        let Some(dead) = self.state.topics.get(&name) else { return Ok(Vec::new()) };
+        let Some(dead) = self.state.topics.get(&name) else {
+            return Ok(RedrivePage::default());
+        };
         let consumer = Consumer { store: &self.store, group: &group, topic: &dead };
         // Those that were looked at and did not go; the receipts of those that went are worth nothing any more.
         let mut looked = GiveBack::new(self, group.name(), &name);
@@ -120,18 +223,21 @@ impl Broker {
         request: &RedriveRequest<'_>,
         looked: &mut GiveBack<'_>,
         ends: &mut Vec<(Arc<TopicEntry>, PhysicalOffset)>,
-    ) -> Result<Vec<Redriven>, BrokerError> {
+    ) -> Result<RedrivePage, BrokerError> {
         let wanted: HashSet<MessageId> = request.ids.iter().copied().collect();
+        let is_choosy = !wanted.is_empty() || !request.only.is_all();
         let filter = Expression::Tags(TagFilter::All);
-        let mut results = Vec::new();
-        while results.len() < request.max as usize {
-            let room = (request.max as usize).saturating_sub(results.len());
-            let room = if wanted.is_empty() { room } else { MAX_RECEIVE as usize };
+        let mut pace = Pace::new(request);
+        let mut page = RedrivePage::default();
+        let (mut went, mut stay) = (0, 0);
+        loop {
+            let room =
+                if is_choosy { MAX_RECEIVE } else { request.max.saturating_sub(went).max(1) };
             let receive = ReceiveRequest {
                 group: request.group,
                 topic: consumer.topic.name(),
                 filter: &filter,
-                max_messages: u32::try_from(room).unwrap_or(MAX_RECEIVE),
+                max_messages: room,
                 max_bytes: MAX_BYTES,
                 invisible: LEASE,
                 client: None,
@@ -142,18 +248,36 @@ impl Broker {
             };
             let received = self.receive_as(receive, false).await?.messages;
             if received.is_empty() {
-                break;
+                return Ok(page);
             }
             looked.left.extend(received.iter().map(|message| message.handle.clone()));
             for message in received {
                 let is_wanted = wanted.is_empty() || wanted.contains(&message.id);
-                if !is_wanted || results.len() >= request.max as usize {
+                if !is_wanted || !request.only.has(&message)? {
                     continue;
                 }
-                results.push(self.redrive_one(consumer, request, &message, ends).await?);
+                if went >= request.max || stay >= MAX_RECEIVE || !pace.may_go().await {
+                    page.more = true;
+                    return Ok(page);
+                }
+                let one = self.redrive_one(consumer, request, &message, ends).await?;
+                match &one.fault {
+                    Some(_) => stay += 1,
+                    None => {
+                        went += 1;
+                        pace.went();
+                    }
+                }
+                page.dead_letters.push(one);
+            }
+            if !wanted.is_empty() && page.dead_letters.len() >= wanted.len() {
+                return Ok(page);
+            }
+            if went >= request.max || self.is_draining() || !pace.goes_on() {
+                page.more = true;
+                return Ok(page);
             }
         }
-        Ok(results)
     }
 
     async fn redrive_one(

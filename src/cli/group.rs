@@ -1,19 +1,21 @@
 //! `mainstem group`: make, list, show, change and delete consumer groups, and send their dead letters back.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::error::{Exit, Failure};
+use super::message::one_line;
 use super::offset::{PROGRESS, progress_cells};
-use super::output::{Output, Row, fields, say, table};
+use super::output::{Output, Progress, Row, fields, say, table};
 use super::{Connection, patiently, time};
 use crate::client::{
-    Audience, Client, Group, GroupDescription, GroupSettings, QueueProgress, Redriven, Run,
-    SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
+    Audience, Client, DeadReason, Group, GroupDescription, GroupSettings, QueueProgress, Redrive,
+    Redriven, Run, SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
 };
-use crate::message::{InitialPosition, MessageId, OtherFilters};
+use crate::message::{InitialPosition, MessageId, OtherFilters, Timestamp};
 
 /// Make, list, show, change and delete consumer groups
 #[derive(Debug, Subcommand)]
@@ -68,7 +70,8 @@ const REDRIVE_EXAMPLES: &str = "\
 Examples:
   mainstem pull -t %DLQ%billing                 what there is, with its ids
   mainstem group redrive billing --dry-run      what would go, and where to
-  mainstem group redrive billing --id 1-1a30-0  this one";
+  mainstem group redrive billing --id 1-1a30-0  this one
+  mainstem group redrive billing --all --reason attempts --since 2h --rate 50";
 
 /// Which dead letters go back.
 #[derive(Debug, Args)]
@@ -78,16 +81,55 @@ pub(crate) struct RedriveArgs {
     /// Only the one with this id among the dead letters; may be given again
     #[arg(long = "id", value_name = "ID")]
     ids: Vec<MessageId>,
+    /// Only those that died for this reason: attempts, given_up, undecodable or operator
+    #[arg(long, value_name = "REASON", value_enum, hide_possible_values = true)]
+    reason: Option<Reason>,
+    /// Only those with this key
+    #[arg(long)]
+    key: Option<String>,
+    /// Only those that became dead letters at this time or later: 2026-07-01T12:00:00Z, or 10m or 2h ago
+    #[arg(long, value_name = "TIME", value_parser = time::moment_from_now)]
+    since: Option<Timestamp>,
+    /// Only those that became dead letters at this time or earlier
+    #[arg(long, value_name = "TIME", value_parser = time::moment_from_now)]
+    until: Option<Timestamp>,
     /// At most so many
-    #[arg(short = 'n', value_name = "N", default_value_t = 100,
-          value_parser = clap::value_parser!(u32).range(1..=1_024))]
-    max: u32,
+    #[arg(short = 'n', value_name = "N", default_value_t = 100, conflicts_with = "all",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    max: u64,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+    /// At most so many in a second [default: as fast as they go]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// All groups that receive from the topic get them again, not this one alone
     #[arg(long)]
     all_groups: bool,
     /// Say what would go and change nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+/// Why messages are dead letters.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Reason {
+    Attempts,
+    GivenUp,
+    Undecodable,
+    Operator,
+}
+
+impl From<Reason> for DeadReason {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Attempts => Self::Attempts,
+            Reason::GivenUp => Self::GivenUp,
+            Reason::Undecodable => Self::Undecodable,
+            Reason::Operator => Self::Operator,
+        }
+    }
 }
 
 const RETRY_EXAMPLES: &str = "\
@@ -313,27 +355,7 @@ pub(crate) async fn run(
             let shown = ShownDescription::from(&description);
             output.one(&shown, || shown.table())?;
         }
-        GroupCommand::Redrive(args) => {
-            let run = if args.dry_run { Run::Dry } else { Run::Real };
-            // Not repeated: what went before an error is told by the next call.
-            let audience = if args.all_groups { Audience::All } else { Audience::OneGroup };
-            let redriven = client.redrive(&args.name, &args.ids, args.max, audience, run).await?;
-            let mut many = output.many(REDRIVEN);
-            for one in &redriven {
-                many.push(&ShownRedriven::from(one))?;
-            }
-            many.finish()?;
-            let stayed = redriven.iter().filter(|one| one.fault.is_some()).count();
-            match (redriven.len(), args.dry_run) {
-                (0, _) => say("no dead letters that nobody has"),
-                (_, true) => say("a dry run: nothing is changed"),
-                _ => {}
-            }
-            if stayed > 0 {
-                let what = format!("{stayed} of {} stay where they are", redriven.len());
-                return Err(Failure::new(Exit::Failed, what).into());
-            }
-        }
+        GroupCommand::Redrive(args) => redrive(&client, &args, output).await?,
         GroupCommand::Waiting(args) => {
             let page =
                 patiently(|| client.waiting(&args.name, &args.topic, None, args.max)).await?;
@@ -349,6 +371,67 @@ pub(crate) async fn run(
             let deleted = Deleted { deleted: &args.name };
             output.one(&deleted, || format!("deleted {}", args.name))?;
         }
+    }
+    Ok(())
+}
+
+/// Dead letters of one call.
+const CALL: u64 = 1_024;
+
+async fn redrive(client: &Client, args: &RedriveArgs, output: &mut Output) -> anyhow::Result<()> {
+    let run = if args.dry_run { Run::Dry } else { Run::Real };
+    let wanted = if args.all { u64::MAX } else { args.max };
+    let (mut went, mut stay) = (0, HashSet::new());
+    let progress = Progress::beside_results("dead letters sent back");
+    let mut many = output.many(REDRIVEN);
+    let more = loop {
+        let redrive = Redrive {
+            ids: &args.ids,
+            reason: args.reason.map(DeadReason::from),
+            key: args.key.as_deref(),
+            since: args.since,
+            until: args.until,
+            max: u32::try_from((wanted - went).min(CALL)).unwrap_or(u32::MAX),
+            per_second: args.rate,
+            audience: if args.all_groups { Audience::All } else { Audience::OneGroup },
+            run,
+        };
+        // Not repeated: what went before an error is told by the next call.
+        let page = match client.redrive(&args.name, &redrive).await {
+            Ok(page) => page,
+            Err(error) => {
+                many.finish()?;
+                return Err(error.into());
+            }
+        };
+        let before = went;
+        for one in &page.dead_letters {
+            // Those that stay are told with each call.
+            if one.fault.is_none() || stay.insert(one.id) {
+                many.push(&ShownRedriven::from(one))?;
+            }
+            went += u64::from(one.fault.is_none());
+        }
+        progress.add(went - before);
+        // The next dry run would tell the same.
+        if !page.more || went == before || went >= wanted || args.dry_run {
+            break page.more && went < wanted;
+        }
+    };
+    drop(progress);
+    many.finish()?;
+    let all = went + stay.len() as u64;
+    match (all, args.dry_run) {
+        (0, _) => say("no dead letters that nobody has"),
+        (_, true) => say("a dry run: nothing is changed"),
+        _ => {}
+    }
+    if more && args.dry_run {
+        say("there may be more");
+    }
+    if !stay.is_empty() {
+        let what = format!("{} of {all} stay where they are", stay.len());
+        return Err(Failure::new(Exit::Failed, what).into());
     }
     Ok(())
 }
@@ -599,7 +682,41 @@ struct ShownDescription<'a> {
 #[derive(Serialize)]
 struct ShownTopic<'a> {
     topic: &'a str,
+    /// Those that members use now.
+    filters: &'a [String],
+    filter_mismatches: u64,
+    filter_steps: u64,
+    filter_faults: u64,
+    last_filter_fault: Option<&'a str>,
     queue: Vec<ShownQueue>,
+}
+
+impl ShownTopic<'_> {
+    /// What a filter could not compare.
+    fn fault(&self) -> Option<String> {
+        let (faults, topic) = (self.filter_faults, self.topic);
+        let property = self.last_filter_fault?;
+        Some(format!(
+            "filters of {topic} compare numbers and met text, last in {property}; messages: {faults}"
+        ))
+    }
+
+    /// That its filters differ.
+    fn alarm(&self) -> Option<String> {
+        let topic = self.topic;
+        let filters: Vec<_> = self.filters.iter().map(|filter| one_line(filter)).collect();
+        let came = "receives with another one than the group's:";
+        match (filters.len() > 1, self.filter_mismatches) {
+            (false, 0) => None,
+            (true, count) => {
+                let filters = filters.join("; ");
+                Some(format!("members use different filters of {topic}: {filters}; {came} {count}"))
+            }
+            (false, count) => {
+                Some(format!("members came with different filters of {topic}; {came} {count}"))
+            }
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -645,6 +762,11 @@ impl<'a> From<&'a GroupDescription> for ShownDescription<'a> {
         let topic: Vec<_> = topics
             .map(|topic| ShownTopic {
                 topic: &topic.topic,
+                filters: &topic.filters,
+                filter_mismatches: topic.filter_mismatches,
+                filter_steps: topic.filter_steps,
+                filter_faults: topic.filter_faults,
+                last_filter_fault: topic.last_filter_fault.as_deref(),
                 queue: topic.queues.iter().map(ShownQueue::from).collect(),
             })
             .collect();
@@ -698,6 +820,12 @@ impl ShownDescription<'_> {
                 .map(|queue| [vec![topic.topic.to_owned()], queue.cells.clone()].concat())
         });
         let header = [&["TOPIC"], PROGRESS].concat();
-        format!("{about}\n\n{}", table(&header, rows.collect()))
+        let mut text = format!("{about}\n\n{}", table(&header, rows.collect()));
+        let alarms = self.topic.iter().flat_map(|topic| [topic.alarm(), topic.fault()]);
+        for (at, alarm) in alarms.flatten().enumerate() {
+            let before = if at == 0 { "\n\n" } else { "\n" };
+            text.extend([before, &alarm]);
+        }
+        text
     }
 }

@@ -75,6 +75,7 @@ struct ShownLetter<'a> {
     messages: u32,
     redriven: u32,
     back: bool,
+    told_tries: Option<u32>,
 }
 
 impl<'a> From<&'a DeadLetter> for ShownLetter<'a> {
@@ -93,6 +94,7 @@ impl<'a> From<&'a DeadLetter> for ShownLetter<'a> {
             messages: letter.messages,
             redriven: letter.redriven,
             back: letter.is_back,
+            told_tries: letter.told_tries,
         }
     }
 }
@@ -125,7 +127,7 @@ impl Row for Shown<'_> {
 }
 
 /// The beginning of a text, on one line, with nothing in it that a terminal would obey.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::new();
     for (index, character) in text.chars().enumerate() {
         if index == SHOWN {
@@ -193,6 +195,7 @@ mod tests {
             messages: 1,
             redriven: 3,
             is_back: false,
+            told_tries: Some(17),
         };
         let message = Message { dead_letter: Some(Box::new(letter)), ..message(b"") };
         let json = serde_json::to_string(&Shown(&message)).expect("legal");
@@ -200,7 +203,7 @@ mod tests {
             r#""body":"","dead_letter":{"reason":"attempts","topic":"orders","queue":1,"offset":5,"#,
             r#""id":"3-1000-1","store_time":null,"deliveries":2,"#,
             r#""first_delivered":"2026-07-01T12:00:00.007Z","last_delivered":null,"#,
-            r#""last_client":"me","messages":1,"redriven":3,"back":false}}"#
+            r#""last_client":"me","messages":1,"redriven":3,"back":false,"told_tries":17}}"#
         );
         assert!(json.ends_with(expected), "{json}");
     }

@@ -11,6 +11,9 @@ use crate::message::PhysicalOffset;
 /// Topics that keep segments, in the table; JSON has all of them.
 const HOLDERS: usize = 5;
 
+/// So far a clock may be behind without a word.
+const CLOCK_ALARM_MS: u64 = 1_000;
+
 /// Runs the command.
 pub(crate) async fn run(connection: &Connection, output: &mut Output) -> anyhow::Result<()> {
     let client = connection.open().await?;
@@ -45,6 +48,7 @@ struct Shown<'a> {
     pinned_segments: u64,
     held: Vec<Held<'a>>,
     scrubbed_at: Option<String>,
+    clock_behind_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -113,6 +117,7 @@ impl<'a> Shown<'a> {
                 })
                 .collect(),
             scrubbed_at: status.scrubbed_at.map(time::render),
+            clock_behind_ms: u64::try_from(status.clock_behind.as_millis()).unwrap_or(u64::MAX),
         }
     }
 
@@ -165,6 +170,13 @@ impl<'a> Shown<'a> {
         }
         if let Some(at) = &self.scrubbed_at {
             pairs.push(("scrubbed", format!("all finished segments, last at {at}")));
+        }
+        if self.clock_behind_ms > CLOCK_ALARM_MS {
+            let behind = time::render_length(self.clock_behind_ms);
+            pairs.push((
+                "clock",
+                format!("{behind} behind the last message: store times stand still"),
+            ));
         }
         for line in self.start_report {
             pairs.push(("at start", line.clone()));

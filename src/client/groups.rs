@@ -111,6 +111,68 @@ pub enum Audience {
     All,
 }
 
+/// Why a message is a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadReason {
+    /// It was delivered as often as its group allows.
+    Attempts,
+    /// Its consumer gave it up.
+    GivenUp,
+    /// It cannot be read, or not be decompressed.
+    Undecodable,
+    /// An operator said so.
+    Operator,
+}
+
+/// Which dead letters of a group are to go back, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Redrive<'a> {
+    /// These alone, at most 1 024; none: whichever come first.
+    pub ids: &'a [MessageId],
+    /// Those alone that died for this reason.
+    pub reason: Option<DeadReason>,
+    /// Those alone with this key.
+    pub key: Option<&'a str>,
+    /// Those alone that became dead letters then or later, on the store clock.
+    pub since: Option<Timestamp>,
+    /// Those alone that became dead letters then or earlier.
+    pub until: Option<Timestamp>,
+    /// At most so many with one call, 1 to 1 024.
+    pub max: u32,
+    /// At most so many in a second: a call takes some seconds and then says that there is more.
+    pub per_second: Option<u32>,
+    /// Who gets them.
+    pub audience: Audience,
+    /// A dry run tells the same and changes nothing.
+    pub run: Run,
+}
+
+impl Default for Redrive<'_> {
+    /// The first hundred, for the group alone.
+    fn default() -> Self {
+        Self {
+            ids: &[],
+            reason: None,
+            key: None,
+            since: None,
+            until: None,
+            max: 100,
+            per_second: None,
+            audience: Audience::OneGroup,
+            run: Run::Real,
+        }
+    }
+}
+
+/// What a redrive came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedrivePage {
+    /// Of each dead letter that was chosen what became of it.
+    pub dead_letters: Vec<Redriven>,
+    /// There may be more: the same call goes on. Those that stay are told again; if none went, none will.
+    pub more: bool,
+}
+
 /// A dead letter that was to go back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redriven {
@@ -131,6 +193,16 @@ pub struct GroupTopic {
     pub id: TopicId,
     /// Its queues in order.
     pub queues: Vec<QueueProgress>,
+    /// The filters that members use now, the oldest first. More than one: they differ.
+    pub filters: Vec<String>,
+    /// Receives with another filter than that of the group, served or refused, since its members began to ask.
+    pub filter_mismatches: u64,
+    /// Conditions that were looked at for messages since then.
+    pub filter_steps: u64,
+    /// Messages since then with a property that a condition compares with a number, and that is none.
+    pub filter_faults: u64,
+    /// The beginning of the name of the last such property.
+    pub last_filter_fault: Option<String>,
 }
 
 /// A group and where it is.
@@ -181,35 +253,46 @@ impl Client {
         self.answer(answer).map(|_| ())
     }
 
-    /// Sends dead letters of a group back to the topics that they come from: at most `max`, 1 to 1 024, of these ids,
-    /// or whichever come first. Each is in one of the two topics, whatever happens; the same call again is fine. A dry
-    /// run tells the same and changes nothing.
+    /// Sends dead letters of a group back to the topics that they come from. Each is in one of the two topics, whatever
+    /// happens; the same call again is fine.
     ///
     /// # Errors
     /// Refusals: `UnknownGroup`, `TooLarge`. What went before is back in its topic.
     pub async fn redrive(
         &self,
         group: &str,
-        ids: &[MessageId],
-        max: u32,
-        audience: Audience,
-        run: Run,
-    ) -> Result<Vec<Redriven>, ClientError> {
+        redrive: &Redrive<'_>,
+    ) -> Result<RedrivePage, ClientError> {
+        let reason = redrive.reason.map(|reason| match reason {
+            DeadReason::Attempts => proto::DeadReason::Attempts,
+            DeadReason::GivenUp => proto::DeadReason::GivenUp,
+            DeadReason::Undecodable => proto::DeadReason::Undecodable,
+            DeadReason::Operator => proto::DeadReason::Operator,
+        });
         let request = proto::RedriveDeadLettersRequest {
             group: group.to_owned(),
-            ids: ids.iter().map(MessageId::to_string).collect(),
-            max,
-            dry_run: run == Run::Dry,
-            for_all_groups: audience == Audience::All,
+            ids: redrive.ids.iter().map(MessageId::to_string).collect(),
+            max: redrive.max,
+            dry_run: redrive.run == Run::Dry,
+            for_all_groups: redrive.audience == Audience::All,
+            reason: reason.unwrap_or_default().into(),
+            key: redrive.key.unwrap_or_default().to_owned(),
+            since_ms: redrive.since.map(Timestamp::get),
+            until_ms: redrive.until.map(Timestamp::get),
+            per_second: redrive.per_second.unwrap_or(0),
         };
         let answer = self.admin.clone().redrive_dead_letters(within(request, CALL_TIMEOUT)).await;
-        let dead_letters = self.answer(answer)?.dead_letters.into_iter();
+        let answer = self.answer(answer)?;
+        let (dead_letters, more) = (answer.dead_letters.into_iter(), answer.more);
         let bad = |_| self.bad_answer(AnswerError::Missing { field: "id" });
         let redriven = |one: proto::RedrivenDeadLetter| {
             let fault = (!one.fault.is_empty()).then_some(one.fault);
             Ok(Redriven { id: one.id.parse().map_err(bad)?, topic: one.topic, fault })
         };
-        dead_letters.map(redriven).collect()
+        Ok(RedrivePage {
+            dead_letters: dead_letters.map(redriven).collect::<Result<_, _>>()?,
+            more,
+        })
     }
 
     /// What was delivered of a topic to a group, is not finished, and nobody has: one page of at most `limit`, 1 to
@@ -325,6 +408,11 @@ impl Client {
                 topic: topic.topic,
                 id: TopicId::new(topic.id),
                 queues: topic.queues.into_iter().map(offsets::progress).collect(),
+                filters: topic.filters,
+                filter_mismatches: topic.filter_mismatches,
+                filter_steps: topic.filter_steps,
+                filter_faults: topic.filter_faults,
+                last_filter_fault: Some(topic.last_filter_fault).filter(|name| !name.is_empty()),
             }));
             if is_last {
                 return Ok(GroupDescription { group: self.group(answer.group)?, topics });

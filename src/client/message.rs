@@ -76,6 +76,8 @@ pub struct DeadLetter {
     pub redriven: u32,
     /// It is back there; else it lies among the dead letters.
     pub is_back: bool,
+    /// How often the consumer that gave it up has tried it, as it says itself; `None`: it said nothing.
+    pub told_tries: Option<u32>,
 }
 
 impl DeadLetter {
@@ -102,6 +104,7 @@ impl DeadLetter {
             messages: letter.messages,
             redriven: letter.redriven,
             is_back: letter.is_back,
+            told_tries: (letter.told_tries > 0).then_some(letter.told_tries),
         }
     }
 }

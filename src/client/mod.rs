@@ -61,8 +61,8 @@ pub use self::clients::{ClientKind, ConnectedClient, FilterKind, Subscription};
 pub use self::consumer::{Consumer, ConsumerConfig, Settler, Settling};
 pub use self::error::{AnswerError, ClientError, OffsetRange, Reason, Refusal, Retry, Stored};
 pub use self::groups::{
-    Audience, Group, GroupDescription, GroupSettings, GroupTopic, Redriven, SettledMessage,
-    WaitingAction, WaitingMessage, WaitingPage,
+    Audience, DeadReason, Group, GroupDescription, GroupSettings, GroupTopic, Redrive, RedrivePage,
+    Redriven, SettledMessage, WaitingAction, WaitingMessage, WaitingPage,
 };
 pub use self::message::{DeadLetter, Message, MessageRef};
 use self::message::{Place, Taken, Unpacker};
@@ -377,6 +377,8 @@ pub struct Status {
     pub pinned_segments: u64,
     /// When the last complete pass of the scrub since the start ended.
     pub scrubbed_at: Option<Timestamp>,
+    /// How far the broker's machine's clock is behind its store clock: it was turned back, and times stand still.
+    pub clock_behind: Duration,
 }
 
 /// How much of the log a topic keeps.
@@ -729,6 +731,7 @@ impl Client {
                 .collect(),
             pinned_segments: answer.pinned_segments,
             scrubbed_at: answer.scrub.and_then(|scrub| scrub.last_pass_ms).map(Timestamp::new),
+            clock_behind: Duration::from_millis(answer.clock_behind_ms),
         })
     }
 

@@ -7,6 +7,7 @@
 //! |   3 |     | its topic's name | UTF-8                                                                      |
 //! |   4 |     | its last client  | UTF-8                                                                      |
 //! |   5 |   8 | one group        | group u64: it is for that one alone, and others pass over it               |
+//! |   6 |   4 | told tries       | u32: how often the consumer that gave it up has tried it, as it says itself; absent: it said nothing |
 
 use super::record::{attributes, put_attribute};
 use super::{DecodeError, array_at, u16_at, u32_at, u64_at};
@@ -20,6 +21,7 @@ const DEAD_LETTER: u16 = 2;
 const ORIGIN_NAME: u16 = 3;
 const LAST_CLIENT: u16 = 4;
 const ONE_GROUP: u16 = 5;
+const TOLD_TRIES: u16 = 6;
 
 const DEAD_LETTER_LEN: usize = 80;
 
@@ -86,6 +88,8 @@ pub struct DeadLetter<'a> {
     pub redriven: u32,
     /// It is back in its topic; else it lies among the dead letters.
     pub is_back: bool,
+    /// How often the consumer that gave it up has tried it, as it says itself; 0: it said nothing.
+    pub told_tries: u32,
 }
 
 /// The attributes of a dead letter.
@@ -115,6 +119,10 @@ pub fn of_dead_letter(letter: &DeadLetter<'_>) -> Vec<u8> {
         .and_then(|()| match letter.last_client.is_empty() {
             true => Ok(()),
             false => put_attribute(&mut out, LAST_CLIENT, letter.last_client.as_bytes()),
+        })
+        .and_then(|()| match letter.told_tries {
+            0 => Ok(()),
+            told => put_attribute(&mut out, TOLD_TRIES, &told.to_le_bytes()),
         });
     debug_assert!(put.is_ok(), "the names of topics and clients are short");
     out
@@ -125,7 +133,7 @@ pub fn of_dead_letter(letter: &DeadLetter<'_>) -> Vec<u8> {
 /// # Errors
 /// An attribute has another length or no meaning, or the list is cut short.
 pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> {
-    let (mut value, mut topic_name, mut last_client) = (None, "", "");
+    let (mut value, mut topic_name, mut last_client, mut told_tries) = (None, "", "", 0);
     for attribute in attributes(bytes) {
         let attribute = attribute?;
         let meaningless = DecodeError::Field { tag: attribute.tag, len: attribute.value.len() };
@@ -139,6 +147,10 @@ pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> 
             }
             LAST_CLIENT => {
                 last_client = str::from_utf8(attribute.value).map_err(|_| meaningless)?;
+            }
+            TOLD_TRIES => {
+                let told = attribute.value.try_into().map_err(|_| meaningless)?;
+                told_tries = u32::from_le_bytes(told);
             }
             _ => {}
         }
@@ -168,6 +180,7 @@ pub fn dead_letter(bytes: &[u8]) -> Result<Option<DeadLetter<'_>>, DecodeError> 
             IN_TOPIC => true,
             _ => return Err(DecodeError::Field { tag: DEAD_LETTER, len: value.len() }),
         },
+        told_tries,
     }))
 }
 
@@ -279,6 +292,7 @@ mod tests {
             last_client: "me",
             redriven: 2,
             is_back: true,
+            told_tries: 0,
         };
         let mut bytes = of_dead_letter(&letter);
         assert_eq!(
@@ -305,6 +319,19 @@ mod tests {
             (Ok(Some(GroupId::new(7))), Ok(Some(letter)))
         );
         assert!(one_group(&[5, 0, 1, 0, 9]).is_err());
+        // What its consumer tells comes last, and is not there where it tells nothing, as in records of before.
+        let told = DeadLetter { told_tries: 17, ..letter };
+        let bytes = of_dead_letter(&told);
+        assert_eq!(
+            bytes.strip_prefix(&of_dead_letter(&letter)[..]),
+            Some(&[6, 0, 4, 0, 17, 0, 0, 0][..])
+        );
+        assert_eq!(dead_letter(&bytes), Ok(Some(told)));
+        for len in [0, 3, 5] {
+            let mut wrong = of_dead_letter(&letter);
+            put_attribute(&mut wrong, TOLD_TRIES, &vec![1; len]).unwrap();
+            assert_eq!(dead_letter(&wrong), Err(DecodeError::Field { tag: 6, len }));
+        }
     }
 
     #[test]

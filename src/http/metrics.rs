@@ -120,6 +120,12 @@ impl Collector for Numbers {
                 certified.expires(),
             ),
             (
+                "clock_behind",
+                "How far wall time is behind the store clock, which stands still meanwhile",
+                Some(&Unit::Seconds),
+                status.store.clock_behind.as_secs(),
+            ),
+            (
                 "certificate_stale",
                 "1 while its files hold a pair that is refused",
                 None,
@@ -166,6 +172,12 @@ impl Collector for Numbers {
                 counters.filter_mismatches.get(),
             ),
             ("conditions", "Filters in SQL that were parsed", None, counters.conditions.get()),
+            (
+                "filter_faults",
+                "Messages with text where filters compare numbers",
+                None,
+                counters.filter_faults.get(),
+            ),
             ("gone", "Messages finished as they are gone", None, counters.gone.get()),
             (
                 "dead_letters",
@@ -229,4 +241,48 @@ impl Collector for Numbers {
 
 fn count(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::broker::{Broker, BrokerConfig};
+    use crate::clock::{Clock, ManualClock};
+    use crate::file::disk::RealDisk;
+    use crate::message::Timestamp;
+    use crate::store::StoreConfig;
+
+    #[tokio::test]
+    async fn a_clock_that_was_turned_back_is_told_in_seconds_until_it_has_caught_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
+        let clock = Arc::new(ManualClock::new(Timestamp::new(1_000_000)));
+        let config = BrokerConfig::default();
+        let opened = Broker::open(Arc::new(RealDisk), clock.clone(), store, config);
+        let told = Told {
+            broker: opened.unwrap().0,
+            connected: Arc::default(),
+            certified: Arc::default(),
+            has_failed: Arc::default(),
+            is_open_to_others: false,
+        };
+        let behind = || {
+            let text = text(&told).unwrap();
+            let name = "mainstem_clock_behind_seconds ";
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.parse::<u64>().unwrap()
+        };
+        assert_eq!(behind(), 0);
+        clock.set_wall(Timestamp::new(clock.now().get() - 90_000));
+        assert_eq!(behind(), 90);
+        clock.advance(Duration::from_secs(89));
+        assert_eq!(behind(), 1);
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(behind(), 0);
+        told.broker.close().unwrap();
+    }
 }

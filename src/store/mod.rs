@@ -54,6 +54,7 @@ mod watermarks;
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
@@ -269,6 +270,9 @@ pub struct StoreStatus {
     pub spare_segments: usize,
     /// Less is free than `disk_reserve`: sends are refused.
     pub disk_is_short: bool,
+    /// How far wall time is behind the store clock, which stands still until it has caught up: somebody turned the
+    /// machine's clock back.
+    pub clock_behind: Duration,
     /// Damaged ranges of the log that were met since open and were not known before.
     pub damage_found: u64,
     /// Bytes that the scrub has read since open.
@@ -997,6 +1001,7 @@ impl Store {
             pinned_segments: shared.pins.count(),
             spare_segments: shared.spares.count(),
             disk_is_short: shared.disk_is_short.load(Ordering::Relaxed),
+            clock_behind: shared.store_clock.ahead_of(shared.clock.now()),
             damage_found: shared.metrics.damage_found.get(),
             scrubbed_bytes: shared.metrics.scrubbed_bytes.get(),
             scrub_passes: shared.metrics.scrub_passes.get(),

@@ -384,10 +384,17 @@ fn a_clock_that_jumps_back_does_not_move_store_time_back() {
     rig.clock.set_wall(Timestamp::new(first.store_time.get() - 3_600_000));
     let second = rig.send(&topic, 0, "k", b"b");
     assert_eq!(second.store_time, first.store_time);
+    assert_eq!(rig.store.status().clock_behind, Duration::from_secs(3_600));
+    rig.clock.advance(Duration::from_secs(3_540));
+    assert_eq!(rig.store.status().clock_behind, Duration::from_secs(60));
+    rig.clock.set_wall(Timestamp::new(first.store_time.get() - 3_600_000));
     rig.settle();
     let rig = rig.close_and_reopen();
     let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
     assert!(rig.send(&topic, 0, "k", b"c").store_time >= first.store_time);
+    assert_eq!(rig.store.status().clock_behind, Duration::ZERO);
+    rig.clock.set_wall(Timestamp::new(first.store_time.get() - 60_000));
+    assert_eq!(rig.store.status().clock_behind, Duration::from_secs(60), "of what the log knows");
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstem::broker::{
-    Broker, BrokerError, Expression, ExtendEntry, ExtendFault, Hold, Language, PullRequest,
-    QueueProgress, ReceiveRequest, ReceivedMessage, RedriveRequest, Redriven, Run, SendRequest,
-    SettleRequest, SettledMessage, WaitingAction, WaitingMessage, WaitingRequest, dead_letter,
+    Broker, BrokerError, Expression, ExtendEntry, ExtendFault, Hold, Language, OnlySuch,
+    PullRequest, QueueProgress, ReceiveRequest, ReceivedMessage, RedriveRequest, Redriven, Run,
+    SendRequest, SettleRequest, SettledMessage, WaitingAction, WaitingMessage, WaitingRequest,
+    dead_letter,
 };
 use mainstem::format::attributes::DeadReason;
 use mainstem::format::batch::{Batch, BatchBuilder, NewMeta};
@@ -143,9 +144,9 @@ impl Rig {
 
     pub(crate) fn forward(&mut self, handle: String) -> Told<()> {
         let broker = self.broker();
-        self.carry(
-            async move { broker.forward_to_dead_letters(GROUP, TOPIC, &handle, late()).await },
-        )
+        self.carry(async move {
+            broker.forward_to_dead_letters(GROUP, TOPIC, (&handle, 0), late()).await
+        })
     }
 
     pub(crate) fn settle_waiting(
@@ -173,12 +174,14 @@ impl Rig {
             let request = RedriveRequest {
                 group: GROUP,
                 ids: &[],
+                only: OnlySuch::default(),
                 max,
+                per_second: None,
                 for_all: false,
                 run: Run::Real,
                 deadline: late(),
             };
-            broker.redrive(&request).await
+            broker.redrive(&request).await.map(|page| page.dead_letters)
         })
     }
 

@@ -646,6 +646,7 @@ impl Admin for Fake {
             flush_default: "sync".into(),
             disk_reserve: 512 << 20,
             scrub: Some(proto::ScrubStatus { last_pass_ms: Some(NOON), bytes: 8192 }),
+            clock_behind_ms: 90_000,
             ..proto::StatusResponse::default()
         }))
     }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use mainstem::client::{
-    Audience, Client, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Order, Pull,
-    Query, Reason, Receive, Redriven, Run, Selector, SettledMessage, WaitingAction,
+    Client, DeadReason, Filter, GroupSettings, Hold, HoldFault, Leased, NewCommit, Order, Pull,
+    Query, Reason, Receive, Redrive, RedrivePage, Redriven, Run, Selector, SettledMessage,
+    WaitingAction,
 };
 use mainstem::format::batch::TagFilter;
-use mainstem::message::{QueueId, QueueOffset};
+use mainstem::message::{QueueId, QueueOffset, Timestamp};
 use mainstem::proto::rocketmq as v2;
 use mainstem::proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use mainstem::proto::{
@@ -159,14 +160,32 @@ async fn a_dead_letter_is_sent_back_by_its_id() {
     };
     let found = client.query(&by_id).await.unwrap().messages.remove(0);
     assert_eq!(found.dead_letter, Some(letter));
-    let planned = client.redrive("g", &[], 9, Audience::OneGroup, Run::Dry).await.unwrap();
+    let redrive = async |redrive: Redrive<'_>| client.redrive("g", &redrive).await.unwrap();
+    let planned = redrive(Redrive { run: Run::Dry, ..Redrive::default() }).await.dead_letters;
     let back = Redriven { id: dead.message.id, topic: "t".to_owned(), fault: None };
     assert_eq!(planned, std::slice::from_ref(&back));
+    let later = Timestamp::new(dead.message.store_time.get() + 1);
+    for others in [
+        Redrive { reason: Some(DeadReason::Operator), ..Redrive::default() },
+        Redrive { key: Some("another"), ..Redrive::default() },
+        Redrive { since: Some(later), ..Redrive::default() },
+    ] {
+        let page = redrive(others).await;
+        assert_eq!((page.dead_letters, page.more), (vec![], false), "{others:?}");
+    }
+    let chosen = [dead.message.id];
     assert_eq!(
-        client.redrive("g", &[dead.message.id], 9, Audience::OneGroup, Run::Real).await.unwrap(),
-        [back]
+        redrive(Redrive {
+            ids: &chosen,
+            reason: Some(DeadReason::Attempts),
+            until: Some(later),
+            per_second: Some(1_000),
+            ..Redrive::default()
+        })
+        .await,
+        RedrivePage { dead_letters: vec![back], more: false }
     );
-    assert_eq!(client.redrive("g", &[], 9, Audience::OneGroup, Run::Real).await.unwrap(), []);
+    assert_eq!(redrive(Redrive::default()).await.dead_letters, []);
     let again = client.receive(&Receive { wait: Duration::from_secs(20), ..RECEIVE }).await;
     let again = again.unwrap();
     assert_eq!(bodies(&again), wanted(&[("c", 1)]));

@@ -208,11 +208,16 @@ impl<'a> Consumer<'a> {
     }
 
     pub(crate) async fn forward(&self, handle: &str) -> Code {
+        self.forward_after(99, handle).await
+    }
+
+    /// Gives a message up after so many tries.
+    pub(crate) async fn forward_after(&self, tries: i32, handle: &str) -> Code {
         let asked = ForwardMessageToDeadLetterQueueRequest {
             group: Some(resource(self.group)),
             topic: Some(resource(self.topic)),
             receipt_handle: handle.to_owned(),
-            delivery_attempt: 99,
+            delivery_attempt: tries,
             max_delivery_attempts: 3,
             ..ForwardMessageToDeadLetterQueueRequest::default()
         };

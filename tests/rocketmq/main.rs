@@ -7,6 +7,7 @@ mod clients;
 mod common;
 mod consumer;
 mod fifo;
+mod filters;
 mod fuzz;
 mod quirks;
 mod receive;

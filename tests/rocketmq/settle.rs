@@ -7,7 +7,7 @@ use mainstem::proto::rocketmq::{
     HeartbeatRequest, ReceiveMessageRequest,
 };
 use mainstem::proto::{
-    DeleteGroupRequest, DeleteTopicRequest, GroupConfig, RetryDelays, TopicType,
+    self, DeleteGroupRequest, DeleteTopicRequest, GroupConfig, RetryDelays, TopicType,
 };
 use tonic::Request;
 
@@ -344,6 +344,34 @@ async fn a_message_that_is_given_up_is_a_dead_letter_at_once_and_the_same_again_
     consumer.gets_nothing().await;
     // Nobody sends there but the broker.
     assert_eq!(server.code_of(vec![message("%DLQ%g", "1")]).await, Code::IllegalTopic);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_keeps_how_often_its_consumer_says_that_it_tried_and_how_often_it_was_delivered()
+ {
+    let server = with_messages(&["17", "none", "negative", "too many"]).await;
+    let consumer = Consumer::new(&server, "g", "t");
+    let got = consumer.get(4).await;
+    assert_eq!(bodies(&got), ["17", "none", "negative", "too many"]);
+    for (message, tries) in got.iter().zip([17, 0, -1, i32::MAX]) {
+        assert_eq!(consumer.forward_after(tries, handle(message)).await, Code::Ok);
+    }
+    let mut client = proto::broker_client::BrokerClient::new(server.channel.clone());
+    let asked = proto::ReceiveRequest {
+        group: "g".to_owned(),
+        topic: "%DLQ%g".to_owned(),
+        max_messages: 9,
+        wait_ms: 5_000,
+        ..proto::ReceiveRequest::default()
+    };
+    let mut told = Vec::new();
+    while told.len() < 4 {
+        let messages = client.receive(asked.clone()).await.unwrap().into_inner().messages;
+        assert!(!messages.is_empty(), "{told:?}");
+        let letters = messages.iter().map(|message| message.dead_letter.as_ref().unwrap());
+        told.extend(letters.map(|letter| (letter.told_tries, letter.deliveries)));
+    }
+    assert_eq!(told, [(17, 1), (0, 1), (0, 1), (1_000_000, 1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

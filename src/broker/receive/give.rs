@@ -143,7 +143,7 @@ impl Broker {
             let open = &mut due.open;
             (open.deliveries, open.first_delivered, open.last_delivered) = (0, 0, 0);
             open.holder = 0;
-            let death = Death { reason: DeadReason::Undecodable, messages };
+            let death = Death { messages, ..DeadReason::Undecodable.into() };
             let consumer = receiver.consumer;
             let buried = self.bury_stored(consumer, due, (stored, death), deadline).await;
             if let Err(error) = buried {

@@ -9,7 +9,7 @@ use super::Receiver;
 use crate::broker::Broker;
 use crate::broker::cut::{self, Stored, Wanted, bytes_of, index_in, is_lost};
 use crate::broker::error::BrokerError;
-use crate::broker::state::leases::{Due, Kind, Place, Taken};
+use crate::broker::state::leases::{Due, FilterCost, Kind, Place, Taken};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh};
 use crate::filter::Expression;
@@ -86,6 +86,8 @@ pub(super) struct Hand<'a> {
     pub(super) is_cut: bool,
     /// All that was taken is not for this one now: nobody has to be told that it is due.
     pub(super) is_for_others: bool,
+    /// What its filter did.
+    pub(super) cost: FilterCost<'a>,
     /// Why the look ended before it had all that it wanted.
     pub(super) stopped: Option<BrokerError>,
     /// Why a message that is due could not be read.
@@ -96,6 +98,9 @@ impl Drop for Hand<'_> {
     fn drop(&mut self) {
         for queue in &self.queues {
             self.receiver.ready.put_back(queue.fresh.queue, queue.has_more || !self.is_given);
+        }
+        if !matches!(self.receiver.request.filter, Expression::Tags(TagFilter::All)) {
+            self.receiver.ready.filtered(&self.cost);
         }
         let now = self.receiver.consumer.store.lease_time().get();
         let tells = (!self.is_for_others, now);
@@ -122,6 +127,7 @@ impl<'a> Hand<'a> {
             rationed: 0,
             is_cut: false,
             is_for_others: false,
+            cost: FilterCost::default(),
             stopped: None,
             failed: None,
         }
@@ -250,6 +256,8 @@ impl Broker {
                 self.bury_due(hand, *due, stored).await;
                 continue;
             };
+            self.counters.filter_faults.add(wanted.cost.faults);
+            hand.cost.add(&wanted.cost);
             if wanted.indexes.first() != Some(&index) {
                 // It is kept for members that want it, those included that may come back for what they were given.
                 if may_be_wanted(hand.receiver, record, index, due.was_leased()) {
@@ -435,7 +443,9 @@ impl Broker {
                     (Wanted { indexes, next, ..Wanted::default() }, Err(error))
                 }
             };
-            let Wanted { mut indexes, kept: of_others, next: behind, group_hash } = wanted;
+            let Wanted { mut indexes, kept: of_others, next: behind, group_hash, cost } = wanted;
+            self.counters.filter_faults.add(cost.faults);
+            hand.cost.add(&cost);
             let batches = match batches {
                 Ok(batches) => batches,
                 Err(error) if is_lost(&error) => {

@@ -8,14 +8,15 @@ mod tries;
 mod waiting;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
 use super::*;
 use crate::broker::state::offsets::{Caller, Expected, Offsets};
 use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
-    Introduction, NewMessage, Position, Receipt, RedriveFault, RedriveRequest, Redriven,
-    ResetRequest, Run, SendMessages, SendRequest, SettleFault, SettleRequest, SettledMessage,
-    WaitingAction, WaitingMessage, WaitingPage, WaitingRequest,
+    Introduction, NewMessage, OnlySuch, Position, Receipt, RedriveFault, RedrivePage,
+    RedriveRequest, Redriven, ResetRequest, Run, SendMessages, SendRequest, SettleFault,
+    SettleRequest, SettledMessage, WaitingAction, WaitingMessage, WaitingPage, WaitingRequest,
 };
 use crate::file::Operation;
 use crate::filter::Language;

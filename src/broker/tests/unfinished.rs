@@ -307,7 +307,7 @@ async fn what_ends_a_lease_ends_what_stays_for_it() {
         match end {
             "buried" => {
                 let forward = async |broker: &Broker| {
-                    broker.forward_to_dead_letters("g", "t", handle, soon()).await
+                    broker.forward_to_dead_letters("g", "t", (handle, 0), soon()).await
                 };
                 rig.run(forward).unwrap();
                 rig.workers.settle();

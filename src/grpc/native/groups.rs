@@ -1,12 +1,15 @@
 //! CreateGroup, UpdateGroup, DeleteGroup, ListGroups, DescribeGroup, RedriveDeadLetters, ListWaiting, SettleWaiting.
 
+use std::num::NonZeroU32;
+
 use tonic::{Request, Response};
 
 use super::offsets::progress;
 use super::or_default;
 use crate::broker::{
-    Broker, BrokerError, Group, GroupChange, GroupTopic, RedriveRequest, Redriven, RequestFault,
-    Run, SettleRequest, SettledMessage, WaitingAction, WaitingMessage, WaitingRequest,
+    Broker, BrokerError, DeadReason, Group, GroupChange, GroupTopic, OnlySuch, RedriveRequest,
+    Redriven, RequestFault, Run, SettleRequest, SettledMessage, WaitingAction, WaitingMessage,
+    WaitingRequest,
 };
 use crate::grpc::deadline;
 use crate::message::{
@@ -89,6 +92,11 @@ pub(super) async fn describe(
         topic: topic.name.as_ref().to_owned(),
         id: topic.id.get(),
         queues: topic.queues.iter().map(progress).collect(),
+        filters: topic.filters.filters.clone(),
+        filter_mismatches: topic.filters.mismatches,
+        filter_steps: topic.filters.steps,
+        filter_faults: topic.filters.faults,
+        last_filter_fault: topic.filters.last_fault.clone(),
     };
     Ok(Response::new(DescribeGroupResponse {
         group: Some(group(&described.group)),
@@ -107,7 +115,14 @@ pub(super) async fn redrive(
     let redrive = RedriveRequest {
         group: &request.group,
         ids: &ids,
+        only: OnlySuch {
+            reason: dead_reason(request.reason)?,
+            key: Some(request.key.as_str()).filter(|key| !key.is_empty()),
+            since: request.since_ms.map(Timestamp::new),
+            until: request.until_ms.map(Timestamp::new),
+        },
         max: or_default(request.max, DEFAULT_REDRIVE),
+        per_second: NonZeroU32::new(request.per_second),
         for_all: request.for_all_groups,
         run: if request.dry_run { Run::Dry } else { Run::Real },
         deadline,
@@ -118,8 +133,22 @@ pub(super) async fn redrive(
         fault: one.fault.map(|fault| fault.to_string()).unwrap_or_default(),
     };
     let redriven = broker.redrive(&redrive).await?;
-    let dead_letters = redriven.into_iter().map(dead_letter).collect();
-    Ok(Response::new(RedriveDeadLettersResponse { dead_letters }))
+    let dead_letters = redriven.dead_letters.into_iter().map(dead_letter).collect();
+    Ok(Response::new(RedriveDeadLettersResponse { dead_letters, more: redriven.more }))
+}
+
+fn dead_reason(code: i32) -> Result<Option<DeadReason>, BrokerError> {
+    match proto::DeadReason::try_from(code) {
+        Ok(proto::DeadReason::Unspecified) => Ok(None),
+        Ok(proto::DeadReason::Attempts) => Ok(Some(DeadReason::Attempts)),
+        Ok(proto::DeadReason::GivenUp) => Ok(Some(DeadReason::GivenUp)),
+        Ok(proto::DeadReason::Undecodable) => Ok(Some(DeadReason::Undecodable)),
+        Ok(proto::DeadReason::Operator) => Ok(Some(DeadReason::Operator)),
+        Err(_) => {
+            let fault = RequestFault::Enumeration { field: "reason" };
+            Err(BrokerError::BadRequest { fault })
+        }
+    }
 }
 
 fn ids(ids: &[String]) -> Result<Vec<MessageId>, BrokerError> {

@@ -466,5 +466,6 @@ fn dead_letter(attributes: &[u8]) -> Option<proto::DeadLetter> {
         messages: letter.messages,
         redriven: letter.redriven,
         is_back: letter.is_back,
+        told_tries: letter.told_tries,
     })
 }

@@ -48,6 +48,7 @@ pub(super) fn status(broker: &Broker) -> Response<StatusResponse> {
             last_pass_ms: status.store.scrubbed_at.map(Timestamp::get),
             bytes: status.store.scrubbed_bytes,
         }),
+        clock_behind_ms: u64::try_from(status.store.clock_behind.as_millis()).unwrap_or(u64::MAX),
     })
 }
 

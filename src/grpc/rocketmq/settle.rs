@@ -114,7 +114,10 @@ pub(super) async fn change(
     }
 }
 
-/// Makes a dead letter. What the request says of attempts counts for nothing.
+/// The most tries that are kept of what a consumer says of them.
+const MAX_TOLD: i32 = 1_000_000;
+
+/// Makes a dead letter. What the request says of attempts is kept in it and counts for nothing.
 pub(super) async fn forward(
     broker: &Broker,
     request: &Request<ForwardMessageToDeadLetterQueueRequest>,
@@ -124,7 +127,8 @@ pub(super) async fn forward(
     let request = request.get_ref();
     let topic = convert::topic(request.topic.as_ref())?;
     let group = convert::group(request.group.as_ref())?;
-    let forwarded =
-        broker.forward_to_dead_letters(group, topic, &request.receipt_handle, deadline).await;
+    let told = u32::try_from(request.delivery_attempt.clamp(0, MAX_TOLD)).unwrap_or(0);
+    let given_up = (request.receipt_handle.as_str(), told);
+    let forwarded = broker.forward_to_dead_letters(group, topic, given_up, deadline).await;
     forwarded.map_err(Refusal::of_lease)
 }

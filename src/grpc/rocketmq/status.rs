@@ -82,6 +82,15 @@ pub(super) fn ok() -> Status {
     Status { code: Code::Ok.into(), message: "OK".to_owned() }
 }
 
+/// The same, with what there is to say all the same.
+pub(super) fn ok_but(notices: &[String]) -> Status {
+    let ok = ok();
+    match notices {
+        [] => ok,
+        [_, ..] => Status { message: format!("{}; {}", ok.message, notices.join("; ")), ..ok },
+    }
+}
+
 /// The code of a refusal by the broker. What may help to try again later is `TOO_MANY_REQUESTS`, after which clients
 /// pause; after every other code they try again at once.
 fn code(error: &BrokerError) -> Code {

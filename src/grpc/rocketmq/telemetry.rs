@@ -3,11 +3,15 @@
 //! | the client sends | the broker answers |
 //! | --- | --- |
 //! | nothing yet | the headers of the answer, for which some clients wait before they send |
-//! | settings | the settings that hold, with `OK`, each time |
+//! | settings | the settings that hold, with `OK`, each time; beside the code the text says where the group uses other filters |
 //! | settings with neither topics nor subscriptions, or with illegal ones | the stream ends, INVALID_ARGUMENT |
 //! | anything else | nothing |
 //! | the end of its half | the end of the stream |
 //! | what shows a defect | the stream ends, INTERNAL |
+//!
+//! A filter that is none of the group's is no reason for another code, nor for the end of the stream, even where its
+//! receives are refused: some clients drop settings without `OK`, or do not come back, and the group may use this
+//! filter soon. The receives say it with a code of their own.
 //!
 //! Unasked the settings come again when the client's group changes, or a topic that it has named. The broker ends a
 //! stream when it stops and never before: some clients do not come back.
@@ -68,6 +72,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How clients of Node.js and of C++ call their language.
 const NODE: &str = "HTTP";
 const CPP: &str = "CPP";
+
+/// Bytes of what it is told of filters, about; at least one of them is told whole.
+const MAX_NOTICE: usize = 4 << 10;
 
 /// How long a client waits for its answer while its group gets places in the topics that it subscribes to: those that
 /// are left get them with the first receive.
@@ -194,10 +201,40 @@ impl Session<'_> {
         let group = self.group(told).await?;
         let settings = settings::answer(&told.own, &group);
         told.shown = Some(group);
+        let status = Some(status::ok_but(&self.other_filters(told)));
         let command = Some(Command::Settings(settings));
-        let told = framed(&TelemetryCommand { status: Some(status::ok()), command });
-        self.out.put([told], None).await;
+        self.out.put([framed(&TelemetryCommand { status, command })], None).await;
         Ok(())
+    }
+
+    /// What there is to say of filters that others of the group do not use.
+    fn other_filters(&self, told: &Told) -> Vec<String> {
+        let (Some(group), Some(PubSub::Subscription(subscription))) =
+            (&told.group, &told.own.pub_sub)
+        else {
+            return Vec::new();
+        };
+        let (mut notices, mut len) = (Vec::new(), 0);
+        for entry in &subscription.subscriptions {
+            // Both were looked at when the settings came.
+            let Ok(topic) = convert::topic(entry.topic.as_ref()) else { continue };
+            let filter = convert::expression(self.broker, entry.expression.as_ref());
+            let Ok(filter) = filter else { continue };
+            let Some(other) = self.broker.other_filter(group, topic, &filter) else { continue };
+            if len >= MAX_NOTICE {
+                notices.push("and of other topics".to_owned());
+                break;
+            }
+            let what = match other.is_refused {
+                true => "receives are refused:",
+                false => "members want different messages:",
+            };
+            let notice =
+                format!("{what} of topic {topic} the group uses the filter {}", other.expected);
+            len += notice.len();
+            notices.push(notice);
+        }
+        notices
     }
 
     async fn tell_change(&self, told: &mut Option<Told>) -> Result<(), tonic::Status> {

@@ -66,11 +66,13 @@ async fn what_cannot_be_decompressed_is_a_dead_letter_without_body_that_does_not
             group: "g",
             ids: &[],
             max: 9,
+            only: OnlySuch::default(),
+            per_second: None,
             for_all: false,
             run: Run::Real,
             deadline: soon(),
         };
-        let redriven = rig.broker.redrive(&request).await.unwrap();
+        let redriven = rig.broker.redrive(&request).await.unwrap().dead_letters;
         assert_eq!(redriven[0].fault, Some(RedriveFault::NoBody));
         rig.broker.close().unwrap();
     }
@@ -122,7 +124,7 @@ async fn a_message_that_is_given_up_is_a_dead_letter_whoever_asks_twice() {
     let handle = rig.receive(1).await.remove(0).handle;
     let forward = |handle: String| {
         let broker = Arc::clone(&rig.broker);
-        async move { broker.forward_to_dead_letters("g", "t", &handle, soon()).await }
+        async move { broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await }
     };
     let bad = forward("nonsense".to_owned()).await;
     assert!(matches!(bad, Err(BrokerError::BadReceipt)), "{bad:?}");
@@ -153,7 +155,7 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
         rig.send_to(0, "a").await;
         rig.send_to(0, "b").await;
         for handle in rig.bodies(2).await.1 {
-            rig.broker.forward_to_dead_letters("g", "t", &handle, soon()).await.unwrap();
+            rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await.unwrap();
         }
         let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
         rig.broker.store.caught_up(topic.handle()).await;
@@ -166,7 +168,8 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
             assert_eq!(messages.iter().map(seen).collect::<Vec<_>>(), both);
             if delivery == 4 {
                 let given_up = messages[0].handle.as_str();
-                let again = rig.broker.forward_to_dead_letters("g", "%DLQ%g", given_up, soon());
+                let again =
+                    rig.broker.forward_to_dead_letters("g", "%DLQ%g", (given_up, 0), soon());
                 again.await.unwrap();
             }
             handles = messages.into_iter().map(|message| message.handle).collect();
@@ -220,7 +223,8 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
         let filter = all();
         let receive = ReceiveRequest { topic, ..rig.request(&filter, 9) };
         for message in rig.receive_all(receive).await {
-            let forwarded = rig.broker.forward_to_dead_letters("g", topic, &message.handle, soon());
+            let forwarded =
+                rig.broker.forward_to_dead_letters("g", topic, (&message.handle, 3), soon());
             forwarded.await.unwrap();
         }
     }
@@ -228,8 +232,10 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
 
     let redrive = async |rig: &Rig, ids: &[MessageId], max, run| {
         let deadline = soon();
-        let request = RedriveRequest { group: "g", ids, max, for_all: false, run, deadline };
-        rig.broker.redrive(&request).await.unwrap()
+        let (only, per_second, for_all) = (OnlySuch::default(), None, false);
+        let request =
+            RedriveRequest { group: "g", ids, only, max, per_second, for_all, run, deadline };
+        rig.broker.redrive(&request).await.unwrap().dead_letters
     };
     let planned = redrive(&rig, &[], 9, Run::Dry).await;
     let faults = |all: &[Redriven]| all.iter().map(|one| one.fault).collect::<Vec<_>>();
@@ -255,7 +261,7 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
     assert_eq!(received[0].dead_letter_of(), None);
     let history = dead_letter(&received[0].attributes).unwrap();
     assert_eq!((history.reason, history.redriven), (DeadReason::GivenUp, 1));
-    assert_eq!((history.is_back, history.id.index), (true, 0));
+    assert_eq!((history.is_back, history.id.index, history.told_tries), (true, 0, 3));
     assert_eq!(history.last_client, "somebody");
     let left = redrive(&rig, &[], 9, Run::Real).await;
     assert_eq!(faults(&left), [Some(RedriveFault::NoTopic)], "it stays, and can be tried again");
@@ -264,6 +270,8 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
         group: "nobody",
         ids: &[],
         max: 1,
+        only: OnlySuch::default(),
+        per_second: None,
         for_all: false,
         run: Run::Dry,
         deadline: soon(),
@@ -402,16 +410,18 @@ async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_
     assert_eq!(rig.receive_all(others).await.len(), 1);
     for (for_all, redriven) in [(false, 1), (true, 2)] {
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", &message.handle, soon()).await.unwrap();
+        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
         let redrive = RedriveRequest {
             group: "g",
             ids: &[],
             max: 9,
+            only: OnlySuch::default(),
+            per_second: None,
             for_all,
             run: Run::Real,
             deadline: soon(),
         };
-        assert_eq!(rig.broker.redrive(&redrive).await.unwrap().len(), 1);
+        assert_eq!(rig.broker.redrive(&redrive).await.unwrap().dead_letters.len(), 1);
         let received = rig.receive_all(others).await;
         assert_eq!(received.len(), usize::from(for_all), "{for_all}");
         let message = rig.receive(1).await.remove(0);
@@ -465,23 +475,135 @@ async fn what_went_back_to_one_group_costs_the_others_few_records() {
     for n in 0..200 {
         rig.send_to(0, &n.to_string()).await;
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", &message.handle, soon()).await.unwrap();
+        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
     }
     assert_eq!(rig.receive_all(others(200)).await.len(), 200);
     let redrive = RedriveRequest {
         group: "g",
         ids: &[],
         max: 200,
+        only: OnlySuch::default(),
+        per_second: None,
         for_all: false,
         run: Run::Real,
         deadline: soon(),
     };
-    assert_eq!(rig.broker.redrive(&redrive).await.unwrap().len(), 200);
+    assert_eq!(rig.broker.redrive(&redrive).await.unwrap().dead_letters.len(), 200);
     let topic = rig.broker.state.topics.get("t").unwrap();
     rig.broker.store.caught_up(topic.handle()).await;
     let before = rig.broker.store.watermarks().appended;
     assert!(rig.receive_all(others(1)).await.is_empty());
     let len = rig.broker.store.watermarks().appended.since(before);
     assert!(len < 2_000, "{len} bytes of state records");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_dead_letters_those_of_a_reason_a_key_and_a_time_go_back_and_no_more_in_a_second_than_may()
+ {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for (body, key) in [("a", "k"), ("b", "k"), ("c", "l"), ("d", "k"), ("e", "k")] {
+        let mut batch = BatchBuilder::new();
+        batch.push(&NewMeta { keys: vec![key], ..NewMeta::default() }, body.as_bytes());
+        rig.send_batch(batch.finish()).await;
+        // Each dies at another time, and one of them by another hand.
+        rig.pass(MINUTE);
+        let message = rig.receive(1).await.remove(0);
+        if body == "b" {
+            rig.hold(&message.handle, Hold::RetryAfter(MINUTE)).await.unwrap();
+            let request = SettleRequest {
+                group: "g",
+                topic: "t",
+                ids: &[message.id],
+                max: 1,
+                action: WaitingAction::DeadLetter,
+                deadline: soon(),
+            };
+            let buried = rig.broker.settle_waiting(&request).await.unwrap();
+            assert_eq!(buried[0].fault, None);
+        } else {
+            let given_up = (message.handle.as_str(), 0);
+            rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+        }
+    }
+    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+    rig.broker.store.caught_up(topic.handle()).await;
+    let redrive = async |only: OnlySuch<'_>, max, per_second, run| {
+        let (ids, for_all, deadline) = (&[][..], false, Instant::now() + Duration::from_secs(15));
+        let per_second = NonZeroU32::new(per_second);
+        let request =
+            RedriveRequest { group: "g", ids, only, max, per_second, for_all, run, deadline };
+        rig.broker.redrive(&request).await.unwrap()
+    };
+    let all = redrive(OnlySuch::default(), 9, 0, Run::Dry).await;
+    assert!(!all.more);
+    let ids: Vec<_> = all.dead_letters.iter().map(|one| one.id).collect();
+    let planned = async |only| {
+        let page = redrive(only, 9, 0, Run::Dry).await;
+        page.dead_letters
+            .iter()
+            .map(|one| ids.iter().position(|id| *id == one.id).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let read = rig.dead().await;
+    let died: Vec<_> =
+        ids.iter().map(|id| read.iter().find(|one| one.id == *id).unwrap().store_time).collect();
+    assert!(died.is_sorted_by(|one, next| one < next), "{died:?}");
+    let any = OnlySuch::default();
+    assert_eq!(planned(OnlySuch { reason: Some(DeadReason::Operator), ..any }).await, [1]);
+    assert_eq!(planned(OnlySuch { reason: Some(DeadReason::GivenUp), ..any }).await, [0, 2, 3, 4]);
+    assert_eq!(planned(OnlySuch { key: Some("l"), ..any }).await, [2]);
+    let (since, until) = (Some(died[1]), Some(died[3]));
+    assert_eq!(planned(OnlySuch { since, ..any }).await, [1, 2, 3, 4]);
+    assert_eq!(planned(OnlySuch { until, ..any }).await, [0, 1, 2, 3]);
+    let key = Some("k");
+    let both = OnlySuch { reason: Some(DeadReason::GivenUp), key, since, until };
+    assert_eq!(planned(both).await, [3]);
+    // At one in four seconds' time three go in three; what does not fit into the caller's time is told.
+    let start = Instant::now();
+    let page = redrive(OnlySuch { key, ..any }, 3, 1, Run::Real).await;
+    assert_eq!((page.dead_letters.len(), page.more), (3, true));
+    assert_eq!(start.elapsed(), Duration::from_secs(3));
+    let start = Instant::now();
+    let page = redrive(any, 9, 1, Run::Real).await;
+    assert_eq!((page.dead_letters.len(), page.more), (2, false));
+    assert_eq!(start.elapsed(), Duration::from_secs(2));
+    assert_eq!(redrive(any, 9, 1, Run::Real).await, RedrivePage::default());
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redrive_at_a_limited_rate_ends_before_its_callers_time_and_the_next_one_goes_on() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in 0..20 {
+        rig.send_to(0, &body.to_string()).await;
+        let message = rig.receive(1).await.remove(0);
+        let given_up = (message.handle.as_str(), 0);
+        rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+    }
+    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+    rig.broker.store.caught_up(topic.handle()).await;
+    let (mut went, start) = (Vec::new(), Instant::now());
+    loop {
+        let request = RedriveRequest {
+            group: "g",
+            ids: &[],
+            only: OnlySuch::default(),
+            max: 100,
+            per_second: NonZeroU32::new(1),
+            for_all: false,
+            run: Run::Real,
+            deadline: Instant::now() + Duration::from_secs(15),
+        };
+        let page = rig.broker.redrive(&request).await.unwrap();
+        assert!(page.dead_letters.iter().all(|one| one.fault.is_none()));
+        went.push(page.dead_letters.len());
+        if !page.more {
+            break;
+        }
+    }
+    // Twelve seconds of fifteen, as three are the disk's.
+    assert_eq!(went, [12, 8]);
+    assert_eq!(start.elapsed(), Duration::from_secs(20));
     rig.broker.close().unwrap();
 }

@@ -1,6 +1,7 @@
 //! Which messages of a group are for which of its members.
 
 use super::*;
+use crate::message::TopicId;
 
 #[tokio::test(start_paused = true)]
 async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
@@ -298,5 +299,43 @@ async fn members_that_all_find_what_is_for_none_of_them_do_not_wake_each_other_f
     assert!(one.unwrap().messages.is_empty() && two.unwrap().messages.is_empty());
     let parked = rig.broker.counters().parked.get();
     assert!(parked <= 2 + 3 * 10, "{parked}");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_filter_costs_and_cannot_compare_is_counted_for_the_group_and_the_topic() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let queue = Some(QueueId::ZERO);
+    let messages = [("a", Some("12"), None), ("b", Some("cheap"), None), ("c", None, None)];
+    rig.store(queue, &messages, None).await;
+    rig.store(queue, &[("d", Some("dear"), None)], None).await;
+    let filters = async || {
+        let described = rig.broker.describe_group("g", TopicId::new(0), 9, soon()).await;
+        described.unwrap().topics.remove(0).filters
+    };
+    let filter = Expression::parse(Language::Sql, "TAGS > 10").unwrap();
+    let received = rig.receive_all(rig.request(&filter, 9)).await;
+    assert_eq!(received.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "a")]);
+    let told = filters().await;
+    assert_eq!(told.filters, ["TAGS > 10"]);
+    assert_eq!((told.faults, told.last_fault.as_str()), (2, "TAGS"));
+    assert_eq!(rig.broker.counters().filter_faults.get(), 2);
+    assert!(told.steps >= 4, "{told:?}");
+    // One that comes again is looked at again; who wants all costs nothing, and another group has its own count.
+    rig.pass(MINUTE);
+    assert_eq!(rig.receive_all(rig.request(&filter, 9)).await.len(), 1);
+    let again = filters().await;
+    assert!(again.steps > told.steps, "{again:?}");
+    assert_eq!((again.faults, again.mismatches), (2, 0));
+    rig.broker.create_group("other", &GroupSettings::default(), soon()).await.unwrap();
+    let every = all();
+    let others = ReceiveRequest { group: "other", ..rig.request(&every, 9) };
+    assert_eq!(rig.receive_all(others).await.len(), 4);
+    rig.pass(MINUTE);
+    assert_eq!(rig.receive_all(rig.request(&every, 9)).await.len(), 1);
+    assert_eq!(filters().await.steps, again.steps);
+    let described = rig.broker.describe_group("other", TopicId::new(0), 9, soon()).await.unwrap();
+    let told = &described.topics[0].filters;
+    assert_eq!((told.steps, told.faults, told.last_fault.as_str()), (0, 0, ""));
     rig.broker.close().unwrap();
 }

@@ -22,6 +22,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | this one | open messages, and the one place where they change |
+//! | `filtered.rs` | what the filters of a group did |
 //! | `order.rs` | what can be delivered again, and when |
 //! | `ready.rs` | which queues may have fresh messages, and who waits for some |
 //! | `standing.rs` | what a lease is worth by now |
@@ -31,6 +32,7 @@
 //! messages that had more than one lease, the last 4 096 that were finished are remembered, each with the lease that
 //! did it; of all others the receipt says whether its lease was the only one.
 
+mod filtered;
 mod order;
 mod ready;
 mod standing;
@@ -42,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use self::filtered::{FilterCost, FilterWork};
 pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
 pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wake, Wish};

@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use crate::message::{GroupId, TopicId};
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
 
+use super::filtered::{FilterCost, FilterWork};
 use super::subscriptions::Subscriptions;
 
 type Hasher = foldhash::fast::RandomState;
@@ -85,6 +86,8 @@ pub(crate) struct Ready {
     turns: AtomicU32,
     /// Which filters are used by those who ask.
     pub(crate) subscriptions: Mutex<Subscriptions>,
+    /// What these filters did.
+    filters: Mutex<FilterWork>,
     /// How many messages receives had room for in the first while after a start, and how many were offered of those
     /// whose leases are from before it.
     ration: Mutex<(u64, u64)>,
@@ -240,10 +243,23 @@ impl Ready {
             begun: AtomicU32::new(0),
             turns: AtomicU32::new(0),
             subscriptions: Mutex::new(Subscriptions::new()),
+            filters: Mutex::default(),
             ration: Mutex::default(),
             asked: AtomicBool::new(true),
             rests: AtomicBool::new(false),
         }
+    }
+
+    /// The filter of a look did this.
+    pub(crate) fn filtered(&self, cost: &FilterCost<'_>) {
+        if *cost != FilterCost::default() {
+            lock(&self.filters).add(cost);
+        }
+    }
+
+    /// What filters did, all looks together.
+    pub(crate) fn filter_work(&self) -> FilterWork {
+        lock(&self.filters).clone()
     }
 
     /// Somebody asks for messages.

@@ -40,6 +40,14 @@ struct Used {
     came: Instant,
 }
 
+impl Used {
+    /// Whether somebody received with it lately.
+    fn is_in_use(&self, now: Instant, rule: OtherFilters) -> bool {
+        let lately = if rule == OtherFilters::Roll { SILENT } else { IN_USE };
+        now.saturating_duration_since(self.last) <= lately
+    }
+}
+
 /// A filter that differs from that of other members.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Mismatch {
@@ -56,19 +64,19 @@ pub(crate) struct Mismatch {
 pub(crate) struct Subscriptions {
     since: Instant,
     used: Vec<Used>,
+    /// Receives with another filter than the group's, refused or not.
+    mismatches: u64,
 }
 
 impl Subscriptions {
     pub(crate) fn new() -> Self {
-        Self { since: Instant::now(), used: Vec::new() }
+        Self { since: Instant::now(), used: Vec::new(), mismatches: 0 }
     }
 
     /// Notes a receive. Returns what there is to say of its filter if others use another one; if it is refused it is
     /// not noted.
     pub(crate) fn note(&mut self, filter: &Expression, rule: OtherFilters) -> Option<Mismatch> {
         let now = Instant::now();
-        let lately = if rule == OtherFilters::Roll { SILENT } else { IN_USE };
-        let is_in_use = |used: &Used| now.saturating_duration_since(used.last) <= lately;
         if let [used] = self.used.as_mut_slice()
             && *used.filter == *filter
         {
@@ -76,28 +84,7 @@ impl Subscriptions {
             return None;
         }
         self.used.retain(|used| now.saturating_duration_since(used.came) <= KEPT);
-        let is_new = self.used.iter().all(|used| *used.filter != *filter);
-        let in_use = || self.used.iter().filter(|used| is_in_use(used));
-        let oldest = in_use().min_by_key(|used| used.since);
-        let newest = in_use().max_by_key(|used| used.since);
-        let is_rolled =
-            newest.is_some_and(|newest| now.saturating_duration_since(newest.since) >= ROLL);
-        let of_group = match rule {
-            OtherFilters::Roll if is_rolled => newest,
-            OtherFilters::Warn | OtherFilters::Refuse | OtherFilters::Roll => oldest,
-        };
-        let others = in_use().filter(|used| *used.filter != *filter).count();
-        let is_refused = match rule {
-            OtherFilters::Warn => false,
-            OtherFilters::Refuse => true,
-            // One goes on to the next, which is known or the second.
-            OtherFilters::Roll => is_rolled && others > 0 && !is_new || others > 1,
-        };
-        let mismatch = of_group.filter(|used| *used.filter != *filter).map(|used| Mismatch {
-            expected: Arc::clone(&used.filter),
-            is_new,
-            is_refused,
-        });
+        let mismatch = self.compare(filter, rule);
         if let Some(known) = self.used.iter_mut().find(|used| *used.filter == *filter) {
             // Who is refused and goes on coming with an old filter does not make it a new one by that.
             known.came = now;
@@ -108,7 +95,7 @@ impl Subscriptions {
         match self.used.iter_mut().find(|used| *used.filter == *filter) {
             Some(used) => {
                 // A version stays the older one, whoever comes first after a while.
-                if !is_in_use(used) && rule != OtherFilters::Roll {
+                if !used.is_in_use(now, rule) && rule != OtherFilters::Roll {
                     used.since = now;
                 }
                 used.last = now;
@@ -125,6 +112,47 @@ impl Subscriptions {
             }
         }
         mismatch
+    }
+
+    /// Counts a receive of which there was something to say.
+    pub(crate) fn count_mismatch(&mut self) {
+        self.mismatches += 1;
+    }
+
+    /// What there would be to say of a receive with this filter now; notes nothing.
+    pub(crate) fn compare(&self, filter: &Expression, rule: OtherFilters) -> Option<Mismatch> {
+        let now = Instant::now();
+        let is_new = self.used.iter().all(|used| *used.filter != *filter);
+        let in_use = || self.used.iter().filter(|used| used.is_in_use(now, rule));
+        let oldest = in_use().min_by_key(|used| used.since);
+        let newest = in_use().max_by_key(|used| used.since);
+        let is_rolled =
+            newest.is_some_and(|newest| now.saturating_duration_since(newest.since) >= ROLL);
+        let of_group = match rule {
+            OtherFilters::Roll if is_rolled => newest,
+            OtherFilters::Warn | OtherFilters::Refuse | OtherFilters::Roll => oldest,
+        };
+        let others = in_use().filter(|used| *used.filter != *filter).count();
+        let is_refused = match rule {
+            OtherFilters::Warn => false,
+            OtherFilters::Refuse => true,
+            // One goes on to the next, which is known or the second.
+            OtherFilters::Roll => is_rolled && others > 0 && !is_new || others > 1,
+        };
+        of_group.filter(|used| *used.filter != *filter).map(|used| Mismatch {
+            expected: Arc::clone(&used.filter),
+            is_new,
+            is_refused,
+        })
+    }
+
+    /// The filters that members use now, the oldest first, and how many receives came with another one than the
+    /// group's.
+    pub(crate) fn in_use(&self, rule: OtherFilters) -> (Vec<Arc<Expression>>, u64) {
+        let now = Instant::now();
+        let mut used: Vec<_> = self.used.iter().filter(|used| used.is_in_use(now, rule)).collect();
+        used.sort_by_key(|used| used.since);
+        (used.into_iter().map(|used| Arc::clone(&used.filter)).collect(), self.mismatches)
     }
 
     /// The other filters that were used lately: what they want is kept for those who come with them, if the group
@@ -188,6 +216,11 @@ mod tests {
         known.may_want(&tags(own), &Tagged(tag), true)
     }
 
+    fn in_use(known: &Subscriptions) -> (Vec<String>, u64) {
+        let (filters, mismatches) = known.in_use(OtherFilters::Warn);
+        (filters.iter().map(ToString::to_string).collect(), mismatches)
+    }
+
     async fn pass(time: Duration) {
         tokio::time::advance(time).await;
     }
@@ -208,11 +241,22 @@ mod tests {
             ["a", "c", "z"].map(|tag| may_want(&known, "b || a", tag)),
             [false, true, false]
         );
-        assert_eq!(known.used.len(), 2);
+        assert_eq!(in_use(&known), (vec!["a || b".to_owned(), "c".to_owned()], 0));
+        let compared = known.compare(&tags("c"), OtherFilters::Warn).unwrap();
+        assert_eq!(
+            (compared.expected.to_string().as_str(), compared.is_refused),
+            ("a || b", false)
+        );
+        assert_eq!(known.compare(&tags("b || a"), OtherFilters::Warn), None);
+        let other = known.compare(&tags("z"), OtherFilters::Refuse).unwrap();
+        assert!(other.is_new && other.is_refused);
+        assert_eq!(known.used.len(), 2, "a look is no receive");
         pass(IN_USE).await;
         assert_eq!(note(&mut known, "c", false), Some("a || b".to_owned()));
         pass(Duration::from_secs(1)).await;
         assert_eq!(note(&mut known, "c", false), None, "nobody uses the old one any more");
+        known.count_mismatch();
+        assert_eq!(in_use(&known), (vec!["c".to_owned()], 1));
         assert_eq!(note(&mut known, "a || b", false).as_deref(), Some("c"), "now it is new");
         pass(KEPT + Duration::from_secs(1)).await;
         assert_eq!(note(&mut known, "c", false), None);

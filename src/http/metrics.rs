@@ -101,6 +101,12 @@ impl Collector for Numbers {
             ("groups", "Consumer groups", None, groups),
             ("committed_offsets", "Committed queue offsets", None, committed_offsets),
             ("offsets", "Memory of committed offsets, about", bytes, offsets_memory),
+            (
+                "full_queues",
+                "Queues of which a group gets nothing new until some of its open messages are finished",
+                None,
+                broker.full_queues(),
+            ),
             ("offset_changes", "Changes of offsets remembered", None, broker.offset_changes()),
             ("waiters", "Parked pulls", None, count(broker.waiting())),
             ("send_streams", "Open streams of batches", None, count(broker.send_streams())),

@@ -5,8 +5,11 @@ mod dead;
 mod filters;
 mod memory;
 mod order;
+mod refused;
+mod shares;
 mod tries;
 mod waiting;
+mod woken;
 
 use std::collections::BTreeSet;
 

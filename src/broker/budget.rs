@@ -52,6 +52,51 @@ impl Permit {
     }
 }
 
+/// Bytes for what grows while it is made. Nobody waits for more with some in his hands: it grows by what is free, or
+/// says what it lacks, and who made it begins again with that.
+#[derive(Debug)]
+pub(crate) struct Room<'a> {
+    budget: &'a Budget,
+    /// What it has; away while somebody else works in it.
+    pub(crate) permit: Option<Permit>,
+    lacks: Option<u64>,
+}
+
+impl<'a> Room<'a> {
+    /// With what was taken from this budget before.
+    pub(crate) fn new(budget: &'a Budget, permit: Option<Permit>) -> Self {
+        Self { budget, permit, lacks: None }
+    }
+
+    /// Makes it `bytes` in all if what is missing is free now. More than the whole budget counts as the whole.
+    pub(crate) fn grow(&mut self, bytes: u64) -> bool {
+        let most = u64::from(self.budget.whole).saturating_mul(UNIT);
+        let missing = Permit::missing(self.permit.as_ref(), bytes.min(most));
+        if missing == 0 {
+            return true;
+        }
+        let Some(more) = self.budget.try_take(missing) else {
+            self.lacks = Some(self.lacks.map_or(bytes, |least| least.min(bytes)));
+            return false;
+        };
+        Permit::add(&mut self.permit, more);
+        true
+    }
+
+    /// The least of what it was to have in all, and could not.
+    pub(crate) fn lacks(&self) -> Option<u64> {
+        self.lacks
+    }
+
+    /// Gives back what it has and takes what it lacked as soon as that is free. `false`: not before `deadline`.
+    pub(crate) async fn fill(&mut self, deadline: Instant) -> bool {
+        self.permit = None;
+        let Some(bytes) = self.lacks.take() else { return true };
+        self.permit = self.budget.take(bytes, deadline).await;
+        self.permit.is_some()
+    }
+}
+
 impl Budget {
     /// A budget of `bytes`, all of them free.
     pub(crate) fn new(bytes: u64) -> Self {
@@ -111,6 +156,26 @@ mod tests {
         assert!(budget.try_take(1).is_none());
         drop(both);
         assert!(budget.try_take(8192).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_grows_says_what_it_lacks_and_waits_for_it_with_nothing_in_its_hands() {
+        let soon = || Instant::now() + std::time::Duration::from_secs(20);
+        let budget = Budget::new(8192);
+        let mut room = Room::new(&budget, budget.try_take(2048));
+        assert!(room.grow(2048) && room.grow(3000));
+        assert_eq!((budget.taken(), room.lacks()), (3 << 10, None));
+        let others = budget.try_take(4096);
+        assert!(!room.grow(6000) && !room.grow(5000) && !room.grow(1 << 20) && room.grow(4096));
+        assert_eq!((budget.taken(), room.lacks()), (8 << 10, Some(5000)));
+        let at_once = room.fill(Instant::now()).await;
+        assert_eq!((at_once, budget.taken()), (false, 4 << 10));
+        assert!(!room.grow(1 << 20));
+        let (filled, ()) = tokio::join!(room.fill(soon()), async { drop(others) });
+        assert!(filled && room.grow(1 << 20), "the whole budget serves the largest");
+        assert_eq!(budget.taken(), 8 << 10);
+        drop(room);
+        assert_eq!(budget.taken(), 0);
     }
 
     #[test]

@@ -3,17 +3,22 @@
 //!
 //! What a message is stands in its meta, which is never compressed: a record of which nothing is wanted is not
 //! decompressed. One message that lies alone and uncompressed in its record is handed on as it lies there.
+//!
+//! What is decompressed is counted with the bytes of the answer as long as it lives, beside the messages that are cut
+//! off; what is kept for the next one has a bound of its own: `unpacked.rs`.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
-use super::Broker;
+use super::budget::{Permit, Room};
 use super::error::BrokerError;
-use super::query::{batch_of, unpacked};
+use super::query::{batch_of, room_to_unpack, unpacked};
 use super::state::leases::{Due, FilterCost};
 use super::state::topics::TopicEntry;
+use super::{Broker, before};
 use crate::filter::Expression;
 use crate::format::batch::{BatchError, Decompressor, MetaView, TagFilter, group_hash, single};
 use crate::message::{QueueId, QueueOffset};
@@ -30,19 +35,34 @@ pub(super) struct Wanted<'f> {
     pub(super) next: u16,
     /// Hash of the message group of all of them, 0 without one.
     pub(super) group_hash: u32,
+    /// Bytes of those that are wanted, each as a batch of one; at least as many as there will be.
+    pub(super) bytes: u64,
     /// What it took to find out.
     pub(super) cost: FilterCost<'f>,
 }
 
-/// Which messages of a record from a place on are wanted, at most `room`; and which others want, at most `open` of both
-/// together.
+/// How much of a record is wanted at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Most {
+    /// Messages.
+    pub(super) messages: usize,
+    /// Messages, together with those that others want.
+    pub(super) open: usize,
+    /// Bytes of messages but for the last one.
+    pub(super) bytes: u64,
+}
+
+/// Bytes of a batch of one beside its message, at most.
+const ALONE: u64 = 32;
+
+/// Which messages of a record from a place on are wanted, and which others want.
 ///
 /// # Errors
 /// The record is damaged.
 pub(super) fn wanted<'f>(
     record: &StoredRecord,
     from: u16,
-    (room, open): (usize, usize),
+    most: Most,
     (filter, others): (&'f Expression, &[Arc<Expression>]),
 ) -> Result<Wanted<'f>, BrokerError> {
     let mut wanted = Wanted { next: from, ..Wanted::default() };
@@ -54,13 +74,15 @@ pub(super) fn wanted<'f>(
         if index < from {
             continue;
         }
-        if wanted.indexes.len() >= room || wanted.indexes.len() + wanted.kept.len() >= open {
+        let (count, kept) = (wanted.indexes.len(), wanted.kept.len());
+        if count >= most.messages || count + kept >= most.open || wanted.bytes >= most.bytes {
             return Ok(wanted);
         }
         let verdict = filter.evaluate(&meta);
         wanted.cost.note(&verdict);
         if verdict.is_match {
             wanted.indexes.push(index);
+            wanted.bytes = wanted.bytes.saturating_add(alone_len(&meta));
         } else if others.iter().any(|other| other.matches(&meta)) {
             wanted.kept.push(index);
         }
@@ -71,14 +93,14 @@ pub(super) fn wanted<'f>(
     Ok(wanted)
 }
 
+/// Bytes of a message as a batch of one; at least as many as there will be.
+fn alone_len(meta: &MetaView<'_>) -> u64 {
+    u64::try_from(meta.raw().len()).unwrap_or(u64::MAX) + u64::from(meta.body_len()) + ALONE
+}
+
 /// What the sender said of a message of a record.
 pub(super) fn meta(record: &StoredRecord, index: u16) -> Option<MetaView<'_>> {
     batch_of(record).ok()?.metas().nth(index.into())?.ok()
-}
-
-/// Whether its messages can only be had by decompressing.
-fn is_compressed(record: &StoredRecord) -> Result<bool, BrokerError> {
-    Ok(batch_of(record)?.codec() != 0)
 }
 
 /// Messages of a record that is not compressed, or whose bodies are at hand, by their places, rising, each as a batch
@@ -187,7 +209,8 @@ pub(super) fn bytes_of(batch: &Bytes) -> u64 {
 
 impl Broker {
     /// Messages of a record, by their places, rising, each as a batch of one. A record that is compressed is
-    /// decompressed on a thread of its own, unless that was done lately.
+    /// decompressed on a thread of its own, unless that was done lately. `bytes` is what the answer has with these
+    /// messages. `None`: there is no room for that, or for what would be decompressed; then `room` knows what it lacks.
     ///
     /// # Errors
     /// The record is damaged, or cannot be decompressed.
@@ -195,21 +218,55 @@ impl Broker {
         &self,
         record: &StoredRecord,
         indexes: &[u16],
-    ) -> Result<Vec<Bytes>, BrokerError> {
-        if !is_compressed(record)? {
-            return cut(record, indexes, None);
-        }
+        (room, bytes): (&mut Room<'_>, u64),
+    ) -> Result<Option<Vec<Bytes>>, BrokerError> {
         let place = (record.epoch, record.offset);
-        if let Some(bodies) = self.unpacked.get(place) {
-            return cut(record, indexes, Some(&bodies));
+        let needed = room_to_unpack(&batch_of(record)?);
+        // What is kept is counted where it is kept, and does not go away before this is through with it.
+        let kept = if needed > 0 { self.unpacked.get(place) } else { None };
+        let needed = if kept.is_some() { 0 } else { u64::try_from(needed).unwrap_or(u64::MAX) };
+        if !room.grow(bytes.saturating_add(needed)) {
+            return Ok(None);
+        }
+        if needed == 0 {
+            return cut(record, indexes, kept.as_deref()).map(Some);
         }
         self.counters.unpacked.add(1);
-        let of_blocking = record.clone();
-        let bodies = unpacked(spawn_blocking(move || unpack(&of_blocking)).await)??;
+        // The room is with the thread until that is done, also if nobody waits for it.
+        let (of_blocking, permit) = (record.clone(), room.permit.take());
+        let work = spawn_blocking(move || (unpack(&of_blocking), permit));
+        let bodies;
+        (bodies, room.permit) = unpacked(work.await)?;
+        let bodies = bodies?;
+        let batches = cut(record, indexes, Some(&bodies))?;
         if indexes.len() < record.message_count.into() {
-            self.unpacked.put(place, bodies.clone());
+            self.unpacked.put(place, bodies);
         }
-        cut(record, indexes, Some(&bodies))
+        Ok(Some(batches))
+    }
+
+    /// One message of a record, as soon as there is room for it and for what it takes to have it. For one who has
+    /// nothing of that room.
+    ///
+    /// # Errors
+    /// As [`Broker::cut_off`], and there was no room before `deadline`.
+    pub(super) async fn cut_one_off(
+        &self,
+        record: &StoredRecord,
+        index: u16,
+        deadline: Instant,
+    ) -> Result<(Option<Bytes>, Option<Permit>), BrokerError> {
+        let bytes = meta(record, index).map_or(0, |meta| alone_len(&meta));
+        let mut room = Room::new(&self.replies, None);
+        loop {
+            let batches = self.cut_off(record, &[index], (&mut room, bytes)).await?;
+            if let Some(mut batches) = batches {
+                return Ok((batches.pop(), room.permit.map(|all| all.shrunk_to(bytes))));
+            }
+            if !room.fill(before(deadline)).await {
+                return Err(BrokerError::Overloaded { what: "bytes to answer with" });
+            }
+        }
     }
 
     /// The record of a message, if its time is not over.

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Broker;
+use super::budget::Permit;
 use super::cut::{Stored, index_in, is_lost};
 use super::error::BrokerError;
 use super::handle::Handle;
@@ -66,7 +67,7 @@ impl From<DeadReason> for Death {
 pub(super) enum Buried {
     /// It is one, or there is nothing left of it.
     Done { end: PhysicalOffset },
-    /// Its lease was not in force any more, or it was to be one because it could not be decoded, and it can.
+    /// Its lease was not in force any more, or it was to be one because its record could not be read, and it can.
     Stale,
 }
 
@@ -150,12 +151,12 @@ impl Broker {
         deadline: Instant,
     ) -> Result<Buried, BrokerError> {
         let client = self.state.offsets.holder(consumer.key(), &due.open).unwrap_or_default();
-        let letter = self.letter(consumer, stored, (due, &client), death).await?;
+        let letter = self.letter(consumer, stored, (due, &client), (death, deadline)).await?;
         loop {
             let record = match &letter {
-                // Whoever could not decode it before can do so now.
+                // Whoever could not read it before can do so now.
                 Letter::Sound => return Ok(Buried::Stale),
-                Letter::Copy(batch, attributes) => {
+                Letter::Copy { batch, attributes, .. } => {
                     let dead = self.dead_letter_topic(consumer.group.name(), deadline).await?;
                     let info = batch::check(batch)?;
                     let batch = batch.clone();
@@ -174,7 +175,7 @@ impl Broker {
             match self.state.offsets.bury(consumer, due, by, record) {
                 Ok(Some(end)) => {
                     let counter = match letter {
-                        Letter::Copy(..) => &self.counters.dead_letters,
+                        Letter::Copy { .. } => &self.counters.dead_letters,
                         Letter::Nothing | Letter::Sound => &self.counters.gone,
                     };
                     counter.add(1);
@@ -202,7 +203,7 @@ impl Broker {
         consumer: Consumer<'_>,
         stored: Stored,
         (due, last_client): (Due, &str),
-        Death { mut reason, messages, told_tries }: Death,
+        (Death { mut reason, messages, told_tries }, deadline): (Death, Instant),
     ) -> Result<Letter, BrokerError> {
         let offset = QueueOffset::new(due.place.1);
         let (record, is_undecodable) = match stored {
@@ -211,7 +212,7 @@ impl Broker {
             Stored::Undecodable(record) => (Some(record), true),
             Stored::Record(record) => (Some(record), false),
         };
-        let mut copy = None;
+        let (mut copy, mut permit) = (None, None);
         let mut id = MessageId { epoch: Epoch::new(0), offset: PhysicalOffset::ZERO, index: 0 };
         let (mut redriven, mut store_time) = (0, Timestamp::ZERO);
         if let Some(record) = &record {
@@ -221,17 +222,19 @@ impl Broker {
             let before = attributes::dead_letter(&record.attributes).ok().flatten();
             redriven = before.map_or(0, |before| before.redriven);
             if !is_undecodable {
-                copy = match self.cut_off(record, &[index]).await {
-                    Ok(mut batches) => batches.pop(),
+                // Its record can be read after all. Whether its body can be had is found out by who looks again: he who
+                // asks here has messages in his hand, and waits for no room.
+                if reason == DeadReason::Undecodable {
+                    return Ok(Letter::Sound);
+                }
+                (copy, permit) = match self.cut_one_off(record, index, deadline).await {
+                    Ok(cut) => cut,
                     Err(error) if is_lost(&error) => {
                         tracing::error!(%error, "a message cannot be decoded");
-                        None
+                        (None, None)
                     }
                     Err(error) => return Err(error),
                 };
-                if copy.is_some() && reason == DeadReason::Undecodable {
-                    return Ok(Letter::Sound);
-                }
             }
             if copy.is_none() {
                 reason = DeadReason::Undecodable;
@@ -244,7 +247,7 @@ impl Broker {
         if reason == DeadReason::Undecodable && consumer.is_of_dead_letters() {
             return Ok(Letter::Nothing);
         }
-        let copy = copy.unwrap_or_else(|| batch::one(&NewMeta::default(), b""));
+        let batch = copy.unwrap_or_else(|| batch::one(&NewMeta::default(), b""));
         let origin = DeadLetter {
             reason,
             deliveries: due.open.deliveries,
@@ -262,7 +265,8 @@ impl Broker {
             is_back: false,
             told_tries,
         };
-        Ok(Letter::Copy(copy, Bytes::from(attributes::of_dead_letter(&origin))))
+        let attributes = Bytes::from(attributes::of_dead_letter(&origin));
+        Ok(Letter::Copy { batch, attributes, _permit: permit })
     }
 
     /// Keeps a message that cannot become a dead letter now, until the group's last pause is over.
@@ -326,11 +330,17 @@ pub(super) fn name_of(group: &str) -> String {
 
 /// What is to be stored of a dead letter.
 enum Letter {
-    /// The copy of the message, and the attributes of its record.
-    Copy(Bytes, Bytes),
+    /// The copy of the message.
+    Copy {
+        batch: Bytes,
+        /// Of its record.
+        attributes: Bytes,
+        /// Keeps its bytes counted until it is stored.
+        _permit: Option<Permit>,
+    },
     /// There is nothing left of it, or it may not become one.
     Nothing,
-    /// It was to be one because it cannot be decoded, and it can.
+    /// It was to be one because its record cannot be read, and it can.
     Sound,
 }
 

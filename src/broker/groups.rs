@@ -305,6 +305,12 @@ impl Broker {
         (self.state.groups.count(), offsets.count(), offsets.memory_bytes())
     }
 
+    /// How many queues have 10 000 open messages for a group, so that it gets no fresh ones of them until some are
+    /// finished; each counts for each group.
+    pub fn full_queues(&self) -> u64 {
+        self.state.offsets.full()
+    }
+
     /// How many messages receives looked at to deliver them: open ones that are due, and fresh ones. What a filter
     /// passes over is not among them, what waits for others of its message group is, once.
     pub fn looked_at(&self) -> u64 {

@@ -194,9 +194,11 @@ pub struct InWork {
     /// Of batches that have arrived otherwise: at most the other quarter.
     pub sends: u64,
     /// Of answers until they have left, with 256 bytes for each record, but for small ones of calls that read no
-    /// messages and for what goes out as it lies in the log's mapping: at most
-    /// [`BrokerConfig::inflight_reply_bytes`].
+    /// messages and for what goes out as it lies in the log's mapping; and of what is decompressed, as long as it is
+    /// needed: at most [`BrokerConfig::inflight_reply_bytes`].
     pub replies: u64,
+    /// Of what was decompressed lately and is kept for who takes more of it: at most 32 MiB.
+    pub unpacked: u64,
     /// Of names of topics that streams keep, beyond the first 2 KiB of each, and of what clients say of themselves: at
     /// most 128 MiB.
     pub names: u64,
@@ -372,6 +374,7 @@ impl Broker {
             arriving: self.arrivals.taken(),
             sends: self.sends.taken(),
             replies: self.replies.taken(),
+            unpacked: self.unpacked.bytes(),
             names: self.names.taken(),
         }
     }

@@ -4,13 +4,16 @@
 //!    it said what it subscribes to, or asked for its queues.
 //! 2. Take into the hand: queues that may have fresh messages, and messages that are due again. Nobody else finds them
 //!    meanwhile, and what was taken and not given goes back, whatever becomes of the request.
-//! 3. Read, and leave out what the filter does not want. What cannot be decoded becomes a dead letter in step 4.
+//! 3. Read, and leave out what the filter does not want, and what there is no room for to decompress. What cannot be
+//!    decoded becomes a dead letter in step 4.
 //! 4. Give: one record says what is leased, what was passed over, and where the group goes on. The lock is held for
 //!    that alone, and what changed since the reading is left out.
 //! 5. Nothing: wait for a message, for one that is due, or for the end of the time, and look again.
 //!
 //! Due messages come first in every other look, fresh ones in the others, so neither can keep the other waiting. Of
 //! one queue half of what is wanted is taken at first, so that one that has much leaves room to the others.
+//!
+//! Where nothing else is there than what finds no room, a receive waits for that room with nothing in its hand.
 //!
 //! A lease is in the log before it is answered, and needs not be durable: if a power cut takes it, the message is
 //! delivered again earlier.
@@ -37,7 +40,7 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::hand::Hand;
-use super::budget::Permit;
+use super::budget::{Permit, Room};
 use super::dead_letter::dead_letter;
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
@@ -414,19 +417,25 @@ impl Broker {
     async fn look_once(&self, receiver: &Receiver<'_>) -> Result<Look, BrokerError> {
         let request = receiver.request;
         let max_bytes = u64::from(request.max_bytes.min(self.part_bytes()));
-        // The last message may go beyond what was asked for; then so must the permit.
+        // The last message may go beyond what was asked for, and what is compressed takes more: then so must the
+        // permit.
         let mut answer_len = max_bytes;
         loop {
             let permit = self.replies.take(answer_len, before(request.deadline)).await;
             let permit = permit.ok_or(BrokerError::Overloaded { what: "bytes to answer with" })?;
             let offsets = &self.state.offsets;
-            let mut hand = Hand::new(offsets, receiver, max_bytes);
+            let memory = Room::new(&self.replies, Some(permit));
+            let mut hand = Hand::new(offsets, receiver, (memory, max_bytes));
             if let Some(attempt) = receiver.attempt {
                 let now = self.store.lease_time().get();
                 let mut repeated = offsets.of_attempt(receiver.consumer, attempt, now);
                 if !repeated.due.is_empty() {
                     let mut rest = repeated.due.clone();
                     self.load_again(&mut hand, &rest).await?;
+                    if let Some(lacks) = hand.lacks() {
+                        answer_len = lacks;
+                        continue;
+                    }
                     repeated.due = std::mem::take(&mut hand.again);
                     if receiver.consumer.group.settings().ordered {
                         only_in_order(&mut repeated.due, &hand.finished, &rest);
@@ -434,7 +443,7 @@ impl Broker {
                     let gone: HashSet<Place> =
                         repeated.due.iter().chain(&hand.finished).map(|due| due.place).collect();
                     rest.retain(|due| !gone.contains(&due.place));
-                    let look = self.give(receiver, hand, &repeated, permit).await?;
+                    let look = self.give(receiver, hand, &repeated).await?;
                     self.give_rest_back(receiver, &rest);
                     return Ok(look);
                 }
@@ -446,13 +455,13 @@ impl Broker {
                 self.gather_fresh(&mut hand).await?;
                 self.gather_due(&mut hand).await?;
             }
-            if hand.bytes > answer_len {
+            if let Some(lacks) = hand.lacks() {
                 // Looked at again with a permit that is large enough: nobody holds messages, or a small permit, while
                 // waiting for more.
-                answer_len = hand.bytes;
+                answer_len = lacks;
                 continue;
             }
-            return self.give(receiver, hand, &Repeated::default(), permit).await;
+            return self.give(receiver, hand, &Repeated::default()).await;
         }
     }
 

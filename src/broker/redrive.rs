@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dead_letter::name_of;
 use super::error::BrokerError;
-use super::receive::{MAX_RECEIVE, ReceiveRequest, ReceivedMessage};
+use super::receive::{MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
 use super::route::queue_of_group;
 use super::send::check_type;
 use super::settle::GiveBack;
@@ -246,12 +246,13 @@ impl Broker {
                 attempt: "",
                 deadline: request.deadline,
             };
-            let received = self.receive_as(receive, false).await?.messages;
-            if received.is_empty() {
+            // Their bytes are counted until the next ones are looked at.
+            let Received { messages, permit: _permit } = self.receive_as(receive, false).await?;
+            if messages.is_empty() {
                 return Ok(page);
             }
-            looked.left.extend(received.iter().map(|message| message.handle.clone()));
-            for message in received {
+            looked.left.extend(messages.iter().map(|message| message.handle.clone()));
+            for message in messages {
                 let is_wanted = wanted.is_empty() || wanted.contains(&message.id);
                 if !is_wanted || !request.only.has(&message)? {
                     continue;

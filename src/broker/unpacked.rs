@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::message::{Epoch, PhysicalOffset};
 use crate::sync::{Mutex, lock};
 
-/// Bytes of all that is kept: two records of the largest size.
+/// Bytes of all that is kept: two records of the largest size. They are counted here, beside those of answers.
 const MAX_BYTES: usize = 32 << 20;
 
 /// Records that are kept: a look at them is a walk.
@@ -36,6 +36,12 @@ impl UnpackedBodies {
         let bodies = kept.1.clone();
         recent.push_back(kept);
         Some(bodies)
+    }
+
+    /// Bytes of all that is kept.
+    pub(super) fn bytes(&self) -> u64 {
+        let bytes: usize = lock(&self.recent).iter().map(|(_, bodies)| bodies.len()).sum();
+        u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
     /// Keeps the bodies of a record, in place of those that were used least lately.
@@ -70,6 +76,7 @@ mod tests {
         kept.put(record(3), third.clone());
         let there = |at| kept.get(record(at)).is_some();
         assert_eq!([0, 1, 2, 3].map(there), [true, false, true, true]);
+        assert_eq!(kept.bytes(), 3 * third.len() as u64);
         kept.put(record(4), Bytes::from(vec![0; MAX_BYTES + 1]));
         assert_eq!([0, 4].map(there), [true, false], "what is too large takes no place");
         for at in 10..10 + MAX_RECORDS as u64 {

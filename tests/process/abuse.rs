@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame};
-use mainstem::client::Client;
-use mainstem::format::batch::{BatchBuilder, NewMeta};
+use mainstem::client::{Client, GroupSettings, TopicSettings};
+use mainstem::format::batch::{BatchBuilder, Codec, Compressor, NewMeta};
 use mainstem::message::QueueId;
 use mainstem::proto::broker_client::BrokerClient;
 use mainstem::proto::pull_stream_request::Start;
-use mainstem::proto::{PullRequest, PullStreamRequest, SendStreamRequest};
+use mainstem::proto::receive_request::Filter;
+use mainstem::proto::{PullRequest, PullStreamRequest, ReceiveRequest, SendStreamRequest};
 use prost::Message as _;
 use tokio::task::JoinSet;
 use tonic::body::Body;
@@ -442,5 +443,73 @@ async fn many_calls_of_one_connection_that_lets_a_byte_of_each_answer_come_stay_
         drop(answers);
         assert_eq!(read_all(&client, "t", 0).await.len(), 512);
     }
+    process.stop().await;
+}
+
+/// Each asks for a message of a byte, and 16 MiB have to be decompressed for it: that used to be done for all at once,
+/// and counted nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn bombs_in_many_queues_with_as_many_receives_stay_counted_and_bounded() {
+    const QUEUES: u32 = 64;
+    let home = Home::new();
+    let process = Process::start(&home, &["--set", "broker.inflight_replies=32MiB"]).await;
+    let client = process.client().await;
+    let settings = TopicSettings { queues: Some(QUEUES), ..TopicSettings::default() };
+    client.create_topic("bombs", settings).await.unwrap();
+    client.create_group("g", &GroupSettings::default()).await.unwrap();
+    let mut builder = BatchBuilder::new();
+    for len in [1, 4 << 20, 4 << 20, 4 << 20, (4 << 20) - 1] {
+        let meta = NewMeta { tag: (len == 1).then_some("small"), ..NewMeta::default() };
+        builder.push(&meta, &vec![0; len]);
+    }
+    let bomb = builder.finish_compressed(&mut Compressor::new(Codec::Lz4).unwrap());
+    assert!(bomb.len() < 128 << 10, "{} bytes", bomb.len());
+    let before = process.anonymous_memory();
+    let mut receives = JoinSet::new();
+    for _ in 0..QUEUES {
+        let mut broker = BrokerClient::new(connect(&process).await);
+        receives.spawn(async move {
+            let mut request = tonic::Request::new(ReceiveRequest {
+                group: "g".to_owned(),
+                topic: "bombs".to_owned(),
+                max_messages: 1,
+                max_bytes: 1,
+                wait_ms: 30_000,
+                filter: Some(Filter::Tags("small".to_owned())),
+                ..Default::default()
+            });
+            request.set_timeout(Duration::from_secs(120));
+            broker.receive(request).await.unwrap().into_inner().messages
+        });
+    }
+    until("all to wait", async || {
+        (gauge(&process, "mainstem_waiters").await == u64::from(QUEUES)).then_some(())
+    })
+    .await;
+    for queue in 0..QUEUES {
+        client.send("bombs", Some(QueueId::new(queue)), bomb.clone()).await.unwrap();
+    }
+    let mut queues = std::collections::BTreeSet::new();
+    while queues.len() < QUEUES as usize {
+        served(&client, 1).await;
+        let replying = gauge(&process, "mainstem_replying_bytes").await;
+        let kept = gauge(&process, "mainstem_kept_unpacked_bytes").await;
+        assert!(replying <= 32 * MIB && kept <= 32 * MIB, "{replying}, {kept}");
+        let memory = process.anonymous_memory().saturating_sub(before);
+        // What is counted, what the allocator keeps, and what so many connections and receives cost.
+        let bound = 2 * 64 * MIB + u64::from(QUEUES) * (512 << 10);
+        assert!(memory <= bound, "{memory} of {bound}");
+        while let Some(messages) = receives.try_join_next() {
+            for message in messages.unwrap() {
+                assert_eq!((message.delivery, message.queue_offset), (1, 0));
+                assert!(queues.insert(message.queue), "{} came twice", message.queue);
+            }
+        }
+    }
+    until("the end of the answers", async || {
+        (gauge(&process, "mainstem_replying_bytes").await == 0).then_some(())
+    })
+    .await;
+    assert_no_panic(&process.said());
     process.stop().await;
 }

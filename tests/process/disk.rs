@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mainstem::client::{
-    Client, ClientError, Expected, GroupSettings, NewCommit, Purge, Reason, Stored, TopicSettings,
+    Client, ClientError, Expected, Filter, GroupSettings, Hold, NewCommit, Purge, Reason, Receive,
+    Stored, TopicSettings,
 };
 use mainstem::message::{FlushMode, QueueId, QueueOffset};
 use tokio::process::Command;
@@ -17,6 +18,8 @@ use crate::support::{
 
 const MIB: usize = 1 << 20;
 const TOPIC: &str = "filled";
+/// Longer than a test takes.
+const LATER: Duration = Duration::from_secs(3_600);
 /// Sends go on until there is no room at all.
 const FILL: &[&str] = &["--set", "store.disk_reserve=0"];
 
@@ -140,6 +143,9 @@ async fn below_the_reserve_all_but_sends_goes_on_and_a_purge_makes_room_for_send
             client.create_topic(topic, settings).await.unwrap();
         }
         client.create_group("readers", &GroupSettings::default()).await.unwrap();
+        client.create_group("workers", &GroupSettings::default()).await.unwrap();
+        client.send("spare", None, one(b"work")).await.unwrap();
+        client.send("spare", None, one(b"more")).await.unwrap();
         client.send("dropped", None, one(b"goes with its topic")).await.unwrap();
 
         // Unlike a full disk: what is free at the end is what is to be kept free.
@@ -170,6 +176,22 @@ async fn below_the_reserve_all_but_sends_goes_on_and_a_purge_makes_room_for_send
             };
             client.commit("readers", &[commit]).await.unwrap();
         }
+        let work = Receive {
+            group: "workers",
+            topic: "spare",
+            filter: Filter::All,
+            max_messages: 1,
+            invisible: Duration::from_secs(600),
+            wait: Duration::ZERO,
+            attempt: "",
+        };
+        let done = client.receive(&work).await.unwrap().remove(0);
+        assert_eq!((&done.message.body[..], done.delivery), (&b"work"[..], 1));
+        assert_eq!(client.ack("workers", "spare", &[&done.handle]).await.unwrap(), [true]);
+        let more = client.receive(&work).await.unwrap().remove(0).handle;
+        let more = client.extend("workers", "spare", &[(&more, Hold::For(LATER))]).await.unwrap();
+        let more = more[0].as_deref().unwrap();
+        assert_eq!(client.ack("workers", "spare", &[more]).await.unwrap(), [true]);
         client.delete_topic("dropped").await.unwrap();
         client.create_topic("made", settings).await.unwrap();
 
@@ -177,6 +199,8 @@ async fn below_the_reserve_all_but_sends_goes_on_and_a_purge_makes_room_for_send
         let (kept, before, was) = (stored - 20, free(&home), segments(&home));
         let what = Purge::Queue { queue: QueueId::new(0), up_to: Some(QueueOffset::new(kept)) };
         assert_eq!(client.purge_topic(TOPIC, what).await.unwrap(), Some(kept));
+        let what = Purge::Queue { queue: QueueId::new(0), up_to: Some(QueueOffset::new(2)) };
+        assert_eq!(client.purge_topic("spare", what).await.unwrap(), Some(2));
         until("the files to go", async || {
             let gone = was[..2].iter().all(|file| !file.exists());
             gone.then_some(())
@@ -211,6 +235,9 @@ async fn below_the_reserve_all_but_sends_goes_on_and_a_purge_makes_room_for_send
         assert_eq!((status.min, status.damaged), (min, vec![]));
         let committed = client.committed("readers", TOPIC, QueueId::new(0)).await.unwrap();
         assert_eq!(committed, Some(QueueOffset::new(100)));
+        assert_eq!(client.receive(&work).await.unwrap(), [], "all of it is done");
+        let worked = client.committed("workers", "spare", QueueId::new(0)).await.unwrap();
+        assert_eq!(worked, Some(QueueOffset::new(2)));
         let (topics, _) = client.topics("").await.unwrap();
         let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
         assert_eq!(names, [TOPIC, "made", "spare"]);

@@ -502,6 +502,36 @@ async fn a_parked_receive_ends_with_what_happens_to_its_topic_its_group_and_the_
     assert_eq!(answer.await.unwrap().code, Code::MessageNotFound);
 }
 
+/// Of two that come there is a place for one, whoever it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_no_place_to_wait_in_is_told_to_pause_and_leaves_nothing_behind() {
+    let server = Server::with(&["broker.max_waiters=1"]).await;
+    server.create("t", TopicType::Normal, 1).await;
+    let consumer = Consumer::new(&server, "g", "t");
+    let asked = ReceiveMessageRequest { long_polling_timeout: seconds(20), ..consumer.asks() };
+    let frames = async || consumer.frames(asked.clone(), Duration::from_secs(25)).await;
+    let mut waits = tokio::task::JoinSet::new();
+    for body in ["first", "second"] {
+        for _ in 0..2 {
+            waits.spawn(all_of(frames().await));
+        }
+        let refused = soon(waits.join_next()).await.unwrap().unwrap();
+        assert_eq!((refused.code, refused.messages.len()), (Code::TooManyRequests, 0));
+        // However often somebody tries, the one who waits keeps his place.
+        for _ in 0..3 {
+            let refused = all_of(frames().await).await;
+            assert_eq!(refused.code, Code::TooManyRequests, "{refused:?}");
+        }
+        send(&server, "t", &[body]).await;
+        let answer = soon(waits.join_next()).await.unwrap().unwrap();
+        assert_eq!(answer.code, Code::Ok);
+        assert_eq!(bodies(&answer.messages), [body]);
+        assert_eq!(attempt(&answer.messages[0]), 1, "nobody had it before");
+        consumer.finish(&answer.messages).await;
+    }
+    consumer.gets_nothing().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_nobody_knows_since_a_restart_receive_as_before() {
     let server = Server::start().await;

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 
 use super::hand::{Candidate, Hand, Lost};
 use super::{LeftFor, Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
-use crate::broker::budget::Permit;
 use crate::broker::cut::bytes_of;
 use crate::broker::dead_letter::Death;
 use crate::broker::error::BrokerError;
@@ -35,7 +34,6 @@ impl Broker {
         receiver: &Receiver<'_>,
         mut hand: Hand<'_>,
         repeated: &Repeated,
-        permit: Permit,
     ) -> Result<Look, BrokerError> {
         let request = receiver.request;
         let mut fresh: Vec<Fresh> =
@@ -86,6 +84,7 @@ impl Broker {
         let lost = std::mem::take(&mut hand.lost);
         let (finished, left, rationed) = (hand.finished.len(), hand.left, hand.rationed);
         let stopped = hand.stopped.take().or(hand.failed.take());
+        let permit = hand.memory.permit.take();
         hand.is_given = true;
         let has_nothing = messages.is_empty() && finished == 0 && stopped.is_none();
         hand.is_for_others = has_nothing && left + rationed > 0 && !hand.is_cut;
@@ -124,7 +123,7 @@ impl Broker {
         let len = messages.iter().map(|message| bytes_of(&message.batch)).sum();
         self.counters.receives.add(1);
         self.counters.received_messages.add(messages.len() as u64);
-        Ok(Look::Found(Received { messages, permit: Some(permit.shrunk_to(len)) }))
+        Ok(Look::Found(Received { messages, permit: permit.map(|all| all.shrunk_to(len)) }))
     }
 
     /// Makes dead letters of fresh messages that cannot be decoded, and were leased to nobody to keep them. What cannot

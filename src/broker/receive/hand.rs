@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::Receiver;
 use crate::broker::Broker;
-use crate::broker::cut::{self, Stored, Wanted, bytes_of, index_in, is_lost};
+use crate::broker::budget::Room;
+use crate::broker::cut::{self, Most, Stored, Wanted, bytes_of, index_in, is_lost};
 use crate::broker::error::BrokerError;
 use crate::broker::state::leases::{Due, FilterCost, Kind, Place, Taken};
 use crate::broker::state::offsets::Offsets;
@@ -74,6 +75,8 @@ pub(super) struct Hand<'a> {
     /// So many that are due could not be decoded, and became dead letters.
     pub(super) buried: usize,
     pub(super) bytes: u64,
+    /// For these bytes, and for what is decompressed.
+    pub(super) memory: Room<'a>,
     /// At so many no more are taken.
     pub(super) max_bytes: u64,
     /// What was read is leased or passed over.
@@ -82,7 +85,7 @@ pub(super) struct Hand<'a> {
     pub(super) left: usize,
     /// So many were left for later.
     pub(super) rationed: usize,
-    /// Some that are due were taken and not looked at.
+    /// Some that are due were taken and not looked at, or there was no room for them.
     pub(super) is_cut: bool,
     /// All that was taken is not for this one now: nobody has to be told that it is due.
     pub(super) is_for_others: bool,
@@ -109,7 +112,11 @@ impl Drop for Hand<'_> {
 }
 
 impl<'a> Hand<'a> {
-    pub(super) fn new(offsets: &'a Offsets, receiver: &'a Receiver<'a>, max_bytes: u64) -> Self {
+    pub(super) fn new(
+        offsets: &'a Offsets,
+        receiver: &'a Receiver<'a>,
+        (memory, max_bytes): (Room<'a>, u64),
+    ) -> Self {
         Self {
             offsets,
             receiver,
@@ -121,6 +128,7 @@ impl<'a> Hand<'a> {
             lost: Vec::new(),
             buried: 0,
             bytes: 0,
+            memory,
             max_bytes,
             is_given: false,
             left: 0,
@@ -140,6 +148,14 @@ impl<'a> Hand<'a> {
         }
         let taken = self.candidates.len() + self.lost.len();
         (self.receiver.request.max_messages as usize).saturating_sub(taken)
+    }
+
+    /// Bytes of memory that it takes to have anything at all, if there was something and no room for it.
+    pub(super) fn lacks(&self) -> Option<u64> {
+        let has_passed = self.queues.iter().any(|queue| queue.fresh.to > queue.fresh.from);
+        let is_empty = self.candidates.is_empty() && self.finished.is_empty() && self.buried == 0;
+        let lacks = self.memory.lacks();
+        lacks.filter(|_| is_empty && !has_passed && self.stopped.is_none())
     }
 
     /// Takes a fresh message of a queue that cannot be decoded: it is leased like others, and given to nobody.
@@ -197,8 +213,8 @@ impl Broker {
         });
     }
 
-    /// Reads messages that are open. What cannot be read now stays as it is, and does not keep those behind it from
-    /// being read; what is gone is finished.
+    /// Reads messages that are open. What cannot be read now, or finds no room, stays as it is, and does not keep those
+    /// behind it from being read; what is gone is finished.
     pub(super) async fn load_again(
         &self,
         hand: &mut Hand<'_>,
@@ -250,7 +266,8 @@ impl Broker {
                 continue;
             }
             let filters = (hand.receiver.request.filter, [].as_slice());
-            let wanted = cut::wanted(record, index, (1, 1), filters);
+            let most = Most { messages: 1, open: 1, bytes: u64::MAX };
+            let wanted = cut::wanted(record, index, most, filters);
             let Ok(wanted) = wanted else {
                 let stored = Stored::Undecodable(record.clone());
                 self.bury_due(hand, *due, stored).await;
@@ -274,14 +291,19 @@ impl Broker {
                 self.bury_due(hand, *due, stored).await;
                 continue;
             }
-            match self.cut_off(record, &[index]).await {
+            let bytes = hand.bytes.saturating_add(wanted.bytes);
+            match self.cut_off(record, &[index], (&mut hand.memory, bytes)).await {
+                Ok(None) => {
+                    hand.is_cut = true;
+                    stays.insert(due.lock());
+                }
                 Err(error) if is_lost(&error) => {
                     tracing::error!(%error, "messages cannot be decoded");
                     is_known_lost = true;
                     let stored = Stored::Undecodable(record.clone());
                     self.bury_due(hand, *due, stored).await;
                 }
-                Ok(mut batches) => {
+                Ok(Some(mut batches)) => {
                     let Some(batch) = batches.pop() else { continue };
                     hand.bytes += bytes_of(&batch);
                     let place = due.place;
@@ -428,12 +450,17 @@ impl Broker {
                 continue;
             }
             let filters = (hand.receiver.request.filter, hand.receiver.others.as_slice());
-            let room = (left, open - (room - left) - kept);
-            let wanted = cut::wanted(&record, skip, room, filters);
+            let most = Most {
+                messages: left,
+                open: open - (room - left) - kept,
+                bytes: hand.max_bytes - hand.bytes,
+            };
+            let wanted = cut::wanted(&record, skip, most, filters);
             let (wanted, batches) = match wanted {
-                Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Vec::new())),
+                Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Some(Vec::new()))),
                 Ok(wanted) => {
-                    let batches = self.cut_off(&record, &wanted.indexes).await;
+                    let room = (&mut hand.memory, hand.bytes.saturating_add(wanted.bytes));
+                    let batches = self.cut_off(&record, &wanted.indexes, room).await;
                     (wanted, batches)
                 }
                 Err(error) => {
@@ -443,11 +470,17 @@ impl Broker {
                     (Wanted { indexes, next, ..Wanted::default() }, Err(error))
                 }
             };
-            let Wanted { mut indexes, kept: of_others, next: behind, group_hash, cost } = wanted;
+            let Wanted { mut indexes, kept: of_others, next: behind, group_hash, cost, .. } =
+                wanted;
             self.counters.filter_faults.add(cost.faults);
             hand.cost.add(&cost);
             let batches = match batches {
-                Ok(batches) => batches,
+                Ok(Some(batches)) => batches,
+                // For who has room for it; what lies behind it waits for that.
+                Ok(None) => {
+                    next = first + u64::from(skip);
+                    break;
+                }
                 Err(error) if is_lost(&error) => {
                     tracing::error!(%error, "messages cannot be decoded");
                     left -= indexes.len();

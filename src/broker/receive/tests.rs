@@ -3,9 +3,13 @@
 mod bounds;
 mod dead;
 mod filters;
+mod memory;
 mod order;
+mod refused;
+mod shares;
 mod tries;
 mod waiting;
+mod woken;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -50,17 +54,25 @@ fn all() -> Expression {
 }
 
 fn open(disk: &SimDisk, clock: &Arc<ManualClock>) -> Arc<Broker> {
+    open_as(disk, clock, BrokerConfig::default())
+}
+
+fn open_as(disk: &SimDisk, clock: &Arc<ManualClock>, config: BrokerConfig) -> Arc<Broker> {
     let store =
         StoreConfig { segment_size: 4 << 20, flush: FlushMode::Async, ..StoreConfig::new("/data") };
-    let config = BrokerConfig::default();
     Broker::open(Arc::new(disk.clone()), clock.clone(), store, config).unwrap().0
 }
 
 impl Rig {
     /// With a topic `t` and a group `g`.
     async fn new(queues: u32, settings: GroupSettings) -> Self {
+        Self::with(queues, settings, BrokerConfig::default()).await
+    }
+
+    /// The same of a broker with other bounds.
+    async fn with(queues: u32, settings: GroupSettings, config: BrokerConfig) -> Self {
         let (disk, clock) = (SimDisk::new(), Arc::new(ManualClock::new(Timestamp::new(1_000_000))));
-        let broker = open(&disk, &clock);
+        let broker = open_as(&disk, &clock, config);
         let topic = TopicSettings::open(queues, FlushMode::Async, TopicType::Mixed);
         broker.create_topic("t", topic, soon()).await.unwrap();
         broker.create_group("g", &settings, soon()).await.unwrap();

@@ -41,7 +41,7 @@ use dashmap::DashMap;
 use tokio::sync::Notify;
 
 use super::groups::GroupEntry;
-use super::leases::{ANY_TAG, Leases, ReadyTable};
+use super::leases::{ANY_TAG, Leases, ReadyTable, Size};
 use super::topics::TopicEntry;
 use super::{Source, append};
 use crate::broker::counters::Counter;
@@ -314,6 +314,8 @@ pub(crate) struct Offsets {
     history: Mutex<History>,
     /// Open messages of all units. Relaxed, as `rows`.
     open: AtomicU64,
+    /// Queues of all units that have as many of them as may be. Relaxed: a number to show.
+    full: AtomicU64,
     /// The units that somebody has to look at, by when. Taken under a unit's mutex.
     timers: Mutex<BTreeSet<(u64, GroupId, TopicId)>>,
     /// Told when the first of them is another.
@@ -460,9 +462,9 @@ impl Offsets {
         if let Some(epoch) = change.revoked {
             let lease = LeaseId { epoch, number: end.get() };
             let leases = unit.leases.get_or_insert_default();
-            let before = leases.rows();
+            let before = leases.size();
             leases.revoke(change.offsets.iter().map(|(queue, _)| *queue), lease);
-            self.recount(before, leases.rows());
+            self.recount(before, leases.size());
         }
         unit.transition(change.bound, change.offsets, end)
     }
@@ -587,7 +589,8 @@ impl Offsets {
             let rows = std::mem::take(&mut unit.rows);
             self.rows.fetch_sub(rows.len() as u64, Ordering::Relaxed);
             let leases = unit.leases.take();
-            self.recount(leases.map_or(0, |leases| leases.rows()), 0);
+            let before = leases.map(|leases| leases.size()).unwrap_or_default();
+            self.recount(before, Size::default());
             // Nothing comes after it: whoever adds has the unit's lock, and has seen that it is not forgotten.
             lock(&self.history).forget(key);
         }
@@ -658,9 +661,9 @@ impl Offsets {
         if from == Source::Snapshot {
             unit.restored = end;
             let mut leases = unit.leases.take().unwrap_or_default();
-            let before = leases.rows();
+            let before = leases.size();
             leases.kept(transition);
-            self.recount(before, leases.rows());
+            self.recount(before, leases.size());
             self.look_again(key, &mut leases);
             unit.leases = Some(leases);
         } else if end > unit.restored {

@@ -332,7 +332,7 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
 
 #[tokio::test]
 async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished() {
-    use crate::broker::state::offsets::leased::MAX_OPEN_IN_QUEUE;
+    use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;
     let rig = Rig::new(1, GroupSettings::default()).await;
     let messages = vec![("x", None, None); 1_000];
     for _ in 0..11 {
@@ -346,6 +346,82 @@ async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished()
     assert_eq!(rig.receive(1_000).await.len(), 0);
     assert_eq!(rig.ack(&[&first[77].handle]).await, [true]);
     assert!(!rig.receive(1).await.is_empty());
+    rig.broker.close().unwrap();
+}
+
+/// What lies behind 10 000 messages of one message group is not looked for, and is given once fewer are before it.
+#[tokio::test]
+async fn behind_so_many_messages_of_one_message_group_others_wait_which_is_told_until_they_are_fewer()
+ {
+    use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;
+    const STUCK: usize = MAX_OPEN_IN_QUEUE + 1_000;
+    let rig = Rig::new(1, ordered()).await;
+    let messages = vec![("stuck", None, Some("a")); 1_000];
+    for _ in 0..STUCK / 1_000 {
+        rig.store(None, &messages, None).await;
+    }
+    rig.send_ordered("b", "other").await;
+    let mut out = rig.receive(1).await;
+    assert_eq!((out.len(), rig.broker.full_queues()), (1, 0));
+    assert_eq!(rig.seen(1_000).await, []);
+    assert_eq!(rig.broker.full_queues(), 1);
+    // A start finds it so, and another group of the topic has bounds of its own.
+    let rig = rig.again();
+    rig.broker.create_group("h", &ordered(), soon()).await.unwrap();
+    let filter = all();
+    let others = ReceiveRequest { group: "h", ..rig.request(&filter, 1) };
+    assert_eq!(rig.broker.receive_messages(others).await.unwrap().messages.len(), 1);
+    assert_eq!(rig.broker.full_queues(), 1);
+    let mut finished = 0;
+    let behind = loop {
+        let handles: Vec<_> = out.iter().map(|one| one.handle.as_str()).collect();
+        assert_eq!(rig.ack(&handles).await, vec![true; handles.len()]);
+        finished += handles.len();
+        out = rig.receive(500).await;
+        assert!(!out.is_empty(), "{finished} are finished");
+        if let Some(at) = out.iter().position(|one| seen(one).3 == "other") {
+            break out.remove(at);
+        }
+        assert!(finished <= STUCK - MAX_OPEN_IN_QUEUE + 500, "it is near enough");
+    };
+    assert!(finished > STUCK - MAX_OPEN_IN_QUEUE, "{finished}: it was beyond the bound");
+    assert_eq!((behind.queue_offset.get(), behind.delivery), (STUCK as u64, 1));
+    assert_eq!(rig.broker.full_queues(), 0);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn queues_at_the_bound_of_open_messages_are_counted_until_they_are_not() {
+    use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let messages = vec![("x", None, None); 1_000];
+    for queue in [0, 1] {
+        for _ in 0..MAX_OPEN_IN_QUEUE / 1_000 {
+            rig.store(Some(QueueId::new(queue)), &messages, None).await;
+        }
+    }
+    let mut got = Vec::new();
+    while got.len() < 2 * MAX_OPEN_IN_QUEUE {
+        got.extend(rig.receive(1_000).await);
+    }
+    assert_eq!(rig.broker.full_queues(), 2);
+    assert_eq!(rig.ack(&[&got[0].handle]).await, [true]);
+    assert_eq!(rig.broker.full_queues(), 1);
+    let rig = rig.again();
+    assert_eq!(rig.broker.full_queues(), 1);
+    let full = 1 - got[0].queue.get();
+    let (caller, run) = (Caller::default(), Run::Real);
+    let (group, topic, queue, to) = ("g", "t", Some(QueueId::new(full)), Position::Earliest);
+    let reset = ResetRequest { group, topic, queue, to, caller, run };
+    rig.broker.reset_offsets(reset, soon()).await.unwrap();
+    assert_eq!(rig.broker.full_queues(), 0);
+    let mut again = 0;
+    while again < MAX_OPEN_IN_QUEUE {
+        again += rig.receive(1_000).await.len();
+    }
+    assert_eq!(rig.broker.full_queues(), 1);
+    rig.broker.delete_group("g", soon()).await.unwrap();
+    assert_eq!(rig.broker.full_queues(), 0);
     rig.broker.close().unwrap();
 }
 

@@ -186,7 +186,7 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
 
 #[tokio::test]
 async fn a_full_queue_goes_on_when_its_messages_became_dead_letters() {
-    use crate::broker::state::offsets::leased::MAX_OPEN_IN_QUEUE;
+    use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;
     let once = GroupSettings { max_attempts: Some(1), ..GroupSettings::default() };
     let rig = Rig::new(VERY_MANY, once).await;
     let messages = vec![("x", None, None); 1_000];

@@ -73,6 +73,9 @@ const KEPT_ROWS: usize = 800;
 /// Names in it.
 const KEPT_NAMES: usize = 200;
 
+/// Open messages of one queue for one group: at so many no fresh ones are given, until some are finished.
+pub(crate) const MAX_OPEN_IN_QUEUE: usize = 10_000;
+
 /// An open message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Open {
@@ -242,12 +245,22 @@ impl Taken {
     }
 }
 
+/// What leases come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Rows that are kept, of open messages and of what is remembered.
+    pub(crate) rows: u64,
+    /// Queues with so many open messages that no fresh ones are given.
+    pub(crate) full: u64,
+}
+
 /// What a group holds of a topic.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     /// Those with open messages.
     queues: HashMap<u32, Queue, Hasher>,
     count: u64,
+    full: u64,
     /// The last end of each message that is remembered; oldest first, with those that came again.
     ended: HashMap<Place, LeaseId, Hasher>,
     ends: VecDeque<(Place, LeaseId)>,
@@ -271,12 +284,13 @@ impl Leases {
         self.count
     }
 
-    /// Rows that are kept, of open messages and of what is remembered.
-    pub(crate) fn rows(&self) -> u64 {
-        self.count + (self.ends.len() + self.tried.len() + self.holders.len()) as u64
+    /// What they come to.
+    pub(crate) fn size(&self) -> Size {
+        let remembered = self.ends.len() + self.tried.len() + self.holders.len();
+        Size { rows: self.count + remembered as u64, full: self.full }
     }
 
-    /// How many of them are of one queue.
+    /// How many open messages there are of one queue.
     pub(crate) fn count_in(&self, queue: u32) -> usize {
         self.queues.get(&queue).map_or(0, |queue| queue.open.len())
     }
@@ -470,6 +484,7 @@ impl Leases {
             self.tried.retain(|tried| tried.queue != queue);
             let Some(of_queue) = self.queues.remove(&queue.get()) else { continue };
             self.count -= of_queue.open.len() as u64;
+            self.full -= u64::from(of_queue.open.len() >= MAX_OPEN_IN_QUEUE);
             for (offset, open) in of_queue.open {
                 self.let_go((queue.get(), offset), open);
             }
@@ -760,6 +775,7 @@ impl Leases {
         let Some(of_queue) = self.queues.get_mut(&place.0) else { return };
         let old = of_queue.open.insert(place.1, open);
         self.count += u64::from(old.is_none());
+        self.full += u64::from(old.is_none() && of_queue.open.len() == MAX_OPEN_IN_QUEUE);
         if open.holder != 0 {
             self.holders.entry(open.holder).or_default().open += 1;
         }
@@ -792,8 +808,10 @@ impl Leases {
     }
 
     fn take_out(&mut self, place: Place) -> Option<Open> {
-        let open = self.queues.get_mut(&place.0)?.open.remove(&place.1)?;
+        let of_queue = self.queues.get_mut(&place.0)?;
+        let open = of_queue.open.remove(&place.1)?;
         self.count -= 1;
+        self.full -= u64::from(of_queue.open.len() + 1 == MAX_OPEN_IN_QUEUE);
         self.let_go(place, open);
         Some(open)
     }
@@ -822,14 +840,15 @@ impl Leases {
     /// Whether every promise of the state holds; for tests.
     #[cfg(test)]
     pub(crate) fn check(&self, position: impl Fn(u32) -> u64) {
-        let mut count = 0;
+        let (mut count, mut full) = (0, 0);
         for (queue, of_queue) in &self.queues {
             let first = of_queue.open.keys().next().copied();
             assert_eq!(Some(position(*queue)), first, "the position is the first open message");
             assert!(of_queue.open.keys().all(|offset| *offset < of_queue.cursor));
             count += of_queue.open.len() as u64;
+            full += u64::from(of_queue.open.len() >= MAX_OPEN_IN_QUEUE);
         }
-        assert_eq!(count, self.count);
+        assert_eq!((count, full), (self.count, self.full));
         let of_clients: BTreeSet<_> = self
             .of_clients
             .iter()

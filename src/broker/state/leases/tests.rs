@@ -722,7 +722,7 @@ fn ten_million_finished_messages_behind_one_that_is_stuck_cost_one_open_message(
         position = leases.finished(&[run(1 + batch * 1_000, 1_000)], None);
     }
     assert_eq!(position, [(QueueId::ZERO, QueueOffset::ZERO)]);
-    assert_eq!((leases.count(), leases.rows()), (1, 1));
+    assert_eq!((leases.count(), leases.size()), (1, Size { rows: 1, full: 0 }));
     assert_eq!(leases.cursor(0, 0), 10_000_001);
     let mut kept = Vec::new();
     leases.keep(GroupId::new(1), TopicId::new(1), &mut kept);

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
-    ANY_TAG, Claim, Due, Given, Kind, Leases, Lock, Open, OpenCount, Place, Repeated, Rule,
-    Standing, Taken, WaitingCount,
+    ANY_TAG, Claim, Due, Given, Kind, Leases, Lock, MAX_OPEN_IN_QUEUE, Open, OpenCount, Place,
+    Repeated, Rule, Size, Standing, Taken, WaitingCount,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -21,9 +21,6 @@ use crate::message::{
 };
 use crate::store::{AppendError, NewRecord, Store};
 use crate::sync::{Mutex, Ordering, lock};
-
-/// Open messages of one queue for one group: at so many no fresh ones are given, until some are finished.
-pub(crate) const MAX_OPEN_IN_QUEUE: usize = 10_000;
 
 /// What the name of the topic of a group's dead letters begins with; the group's name comes behind.
 pub(crate) const DEAD_LETTERS: &str = "%DLQ%";
@@ -161,8 +158,8 @@ impl Unit {
         self.leases.as_ref().is_some_and(|leases| leases.count_in(queue) >= MAX_OPEN_IN_QUEUE)
     }
 
-    fn lease_rows(&self) -> u64 {
-        self.leases.as_ref().map_or(0, |leases| leases.rows())
+    fn size_of_leases(&self) -> Size {
+        self.leases.as_ref().map(|leases| leases.size()).unwrap_or_default()
     }
 
     /// The one place where leases change. Returns how many rows the unit got by it.
@@ -679,6 +676,11 @@ impl Offsets {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// How many queues have so many open messages for a group that it gets no fresh ones of them.
+    pub(crate) fn full(&self) -> u64 {
+        self.full.load(Ordering::Relaxed)
+    }
+
     /// The (group, topic)s that the timer has to look at by now.
     pub(crate) fn fired(&self, now: u64) -> Vec<(GroupId, TopicId)> {
         let mut timers = lock(&self.timers);
@@ -757,7 +759,7 @@ impl Offsets {
         let queues: BTreeSet<_> = transitions.iter().flat_map(queues_of).collect();
         let rows = unit.missing(queues.into_iter());
         let free = Self::MAX_OPEN.saturating_sub(self.open.load(Ordering::Relaxed));
-        (added == 0 || added + unit.lease_rows() <= free)
+        (added == 0 || added + unit.size_of_leases().rows <= free)
             && (rows == 0 || self.rows.load(Ordering::Relaxed) + rows <= Self::MAX_ROWS)
     }
 
@@ -785,7 +787,7 @@ impl Offsets {
         transitions: &[Transition],
         end: PhysicalOffset,
     ) {
-        let before = unit.lease_rows();
+        let before = unit.size_of_leases();
         let queues: BTreeSet<u32> =
             transitions.iter().flat_map(queues_of).map(QueueId::get).collect();
         let full: Vec<_> = queues.into_iter().filter(|queue| unit.is_full(*queue)).collect();
@@ -794,7 +796,7 @@ impl Offsets {
             let rows = unit.apply_leases(transition, end);
             self.rows.fetch_add(rows, Ordering::Relaxed);
         }
-        self.recount(before, unit.lease_rows());
+        self.recount(before, unit.size_of_leases());
         if let Some(leases) = &mut unit.leases {
             self.look_again(key, leases);
         }
@@ -805,9 +807,11 @@ impl Offsets {
         }
     }
 
-    pub(super) fn recount(&self, before: u64, after: u64) {
-        self.open.fetch_add(after, Ordering::Relaxed);
-        self.open.fetch_sub(before, Ordering::Relaxed);
+    pub(super) fn recount(&self, before: Size, after: Size) {
+        self.open.fetch_add(after.rows, Ordering::Relaxed);
+        self.open.fetch_sub(before.rows, Ordering::Relaxed);
+        self.full.fetch_add(after.full, Ordering::Relaxed);
+        self.full.fetch_sub(before.full, Ordering::Relaxed);
     }
 
     /// Notes what the clock of leases read when a record was written.

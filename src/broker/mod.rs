@@ -67,7 +67,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
 use crate::file::disk::Disk;
-use crate::message::{Epoch, FlushMode, PhysicalOffset, Timestamp};
+use crate::message::{Epoch, FlushMode, GroupId, PhysicalOffset, Timestamp, TopicId};
 use crate::store::{
     Applier, CloseError, OpenError, ReportLine, StartReport, Store, StoreConfig, StoreStatus,
     Watermarks,
@@ -151,6 +151,8 @@ use unpacked::UnpackedBodies;
 pub struct Broker {
     store: Store,
     state: Arc<State>,
+    /// Set if positions of groups may be missing that damage took: of groups and topics with lower ids than these.
+    positions_missing: Option<(GroupId, TopicId)>,
     config: BrokerConfig,
     /// The store's default, which broker-wide state is acknowledged by.
     default_flush: FlushMode,
@@ -278,7 +280,11 @@ impl Broker {
         let topics = &state.topics;
         let name = |id| topics.by_id(id).map(|topic| topic.name().to_owned());
         let started = store.start_report().lines(name);
+        let may_be_missing = store.state_may_be_missing();
+        let positions_missing =
+            may_be_missing.then(|| (state.groups.next_id(), state.topics.next_id()));
         Self {
+            positions_missing,
             state,
             default_flush,
             draining: watch::Sender::new(false),

@@ -294,7 +294,7 @@ impl Broker {
         self.acknowledged(topic, committed.applied, deadline).await?;
         // After the offsets were looked at: what is committed is at or below the end that is told with it.
         self.caught_up(topic, deadline).await;
-        let begin = Position::from(group.settings().initial_position);
+        let begin = Position::from(self.begin_of(group, topic));
         let end = topic.handle().queues().min(first_queue.saturating_add(limit));
         let (mut queues, mut counted) = (Vec::new(), 0);
         for queue in (first_queue..end).map(QueueId::new) {

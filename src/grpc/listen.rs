@@ -9,8 +9,15 @@
 //! | bytes that a stream, a connection may have under way | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] | the client waits |
 //! | the same of all connections | [`ALL_WINDOWS`], and [`LEAST_WINDOW`] for each | a new connection gets less |
 //! | a frame, a header list | [`MAX_FRAME`], [`MAX_HEADERS`] | the stream is refused |
+//! | calls that are taken back before they were looked at | [`MAX_TAKEN_BACK`] | closed |
+//! | calls that are ended for faults of the client, and not forgotten yet | [`MAX_FAULTS`] | closed |
 //! | time in which answers wait to leave | [`super::outgoing`]'s | closed |
 //! | silence | a ping after [`PING_AFTER`], and [`PING_TIMEOUT`] for its answer | closed |
+//!
+//! A connection has no age. There is one server, so nobody would come back elsewhere; who is gone is found by the pings,
+//! who does not read by his answers, and how many there are is bounded. RocketMQ's clients hold a stream open that must
+//! not end, for some of them never open it again; those of the native protocol hold streams over which they send and
+//! consume for as long as they live. An age would break these for nothing.
 //!
 //! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections
 //! tell their clients to go away and finish what they have begun, and what has not ended in time is dropped.
@@ -50,6 +57,11 @@ const MAX_FRAME: u32 = 256 << 10;
 const MAX_STREAMS: u32 = 256;
 /// Bytes of a call's headers.
 const MAX_HEADERS: u32 = 16 << 10;
+/// Calls of a connection that its client has taken back before they were looked at. More is a flood: each costs the
+/// server more than its client.
+const MAX_TAKEN_BACK: usize = 20;
+/// Calls of a connection that were ended because its client broke the rules of HTTP/2, and are still remembered.
+const MAX_FAULTS: usize = 1_024;
 /// Bytes that a stream may have waiting for its client.
 const SEND_BUFFER: usize = 1 << 20;
 /// Silence after which a connection is asked whether it still lives.
@@ -251,6 +263,8 @@ pub(crate) fn settings(window: u32) -> http2::Builder<TokioExecutor> {
         .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(MAX_TAKEN_BACK)
+        .max_local_error_reset_streams(MAX_FAULTS)
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT);

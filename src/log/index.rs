@@ -245,6 +245,11 @@ impl Indexes {
         self.files.segments().iter().all(|segment| segment.state == FileState::Present)
     }
 
+    /// Whether the file of any sealed segment was made when not all of the segment could be read.
+    pub(crate) fn is_any_lacking(&self) -> bool {
+        self.files.segments().iter().any(|segment| segment.state == FileState::Lacking)
+    }
+
     /// The segment at `base` is deleted: its file goes, and no search crosses it any more.
     ///
     /// # Errors

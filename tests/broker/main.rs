@@ -18,6 +18,7 @@
 //! | `gone.rs` | a story of its own: a deletion and those who read meanwhile |
 //! | `grown.rs` | a story of its own: offsets are reset while a topic gets queues |
 //! | `ids.rs` | a story of its own: ids of topics when the record that gave one rots |
+//! | `rotten.rs` | a story of its own: records of a group's deliveries that rot |
 //! | `sets.rs` | a story of its own: several messages in one call, and power cuts at every write of it |
 //!
 //! Nothing runs beside the test, so a script always does the same, and a seed always draws the same scripts. One that
@@ -38,6 +39,7 @@ mod model;
 mod pool;
 mod reads;
 mod rig;
+mod rotten;
 mod rules;
 mod script;
 mod seen;

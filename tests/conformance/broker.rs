@@ -125,6 +125,12 @@ impl Broker {
         .await;
     }
 
+    /// Whether a group has finished all messages of a topic.
+    pub(crate) async fn has_finished(&self, group: &str, topic: &str) -> bool {
+        let rows = self.client.progress(group, topic).await.unwrap();
+        rows.iter().all(|row| row.lag + row.ready + row.leased + row.waiting == 0)
+    }
+
     /// Who is connected.
     pub(crate) async fn clients(&self) -> Vec<ConnectedClient> {
         self.client.clients("").await.unwrap().0

@@ -47,6 +47,8 @@ tests! {
     a_push_consumer_in_java_over_plain: listens(Java, Plain);
     a_push_consumer_in_java_over_tls: listens(Java, Tls);
 
+    a_dead_letter_in_rust: dies(Rust);
+
     an_ordered_push_consumer_in_python: listens_in_order(Python);
     an_ordered_push_consumer_in_java: listens_in_order(Java);
 
@@ -208,8 +210,14 @@ async fn listens(language: Language, security: Security) {
             5 => "99",
             _ => "0",
         };
-        let (id, properties) = (n.to_string(), vec![("fails", fails), ("color", "red")]);
-        let meta = NewMeta { id: Some(&id), properties, tag: Some("a"), ..NewMeta::default() };
+        let (id, key) = (n.to_string(), format!("key {n}"));
+        let meta = NewMeta {
+            id: Some(&id),
+            properties: vec![("fails", fails), ("color", "red")],
+            tag: Some("a"),
+            keys: vec![&key],
+            ..NewMeta::default()
+        };
         broker.send("plain", &meta, &format!("body {n}")).await;
     }
     let role = Role::Push(Wants::all("push", "plain"));
@@ -223,8 +231,18 @@ async fn listens(language: Language, security: Security) {
         let failed = message["failed"].as_bool().unwrap();
         let tries = tries.entry(text(&message, "id").to_owned()).or_default();
         tries.push((message["attempt"].as_u64().unwrap(), failed));
-        assert_eq!(text(&message, "body"), format!("body {}", text(&message, "id")));
+        let id = text(&message, "id");
+        assert_eq!(text(&message, "body"), format!("body {id}"));
         assert_eq!((text(&message, "tag"), text(&message, "topic")), ("a", "plain"));
+        assert_eq!(message["keys"], json!([format!("key {id}")]));
+        let fails = if id == "3" {
+            "2"
+        } else if id == "5" {
+            "99"
+        } else {
+            "0"
+        };
+        assert_eq!(message["properties"], json!({ "fails": fails, "color": "red" }));
     }
     for n in 0..20 {
         let expected: &[_] = match n {
@@ -243,9 +261,55 @@ async fn listens(language: Language, security: Security) {
     assert_eq!((text(&dead[0], "id"), text(&dead[0], "body")), ("5", "body 5"));
     assert_eq!(dead[0]["properties"], json!({ "fails": "99", "color": "red" }));
     assert_eq!((text(&dead[0], "tag"), &dead[0]["attempt"]), ("a", &json!(1)));
+    assert_eq!(dead[0]["keys"], json!(["key 5"]));
     reader.finish(&dead).await;
     reader.end().await;
     leave(language, security, consumer).await;
+}
+
+/// What a simple consumer does not acknowledge as often as its group allows is a dead letter, which the same client reads.
+async fn dies(language: Language) {
+    let home = Home::new();
+    let broker = broker(&home).await;
+    broker.create_group("once", &attempts(1)).await;
+    let meta = NewMeta {
+        id: Some("one"),
+        properties: vec![("color", "red")],
+        tag: Some("a"),
+        keys: vec!["key"],
+        ..NewMeta::default()
+    };
+    broker.send("plain", &meta, "body").await;
+    let role = Role::Simple(Wants::all("once", "plain"));
+    let Some(mut consumer) = Program::start(language, &broker, Plain, role).await else {
+        return;
+    };
+    let mut got = Vec::new();
+    while got.is_empty() {
+        got = consumer.receive(10).await;
+    }
+    assert_eq!((text(&got[0], "body"), &got[0]["attempt"]), ("body", &json!(1)));
+    broker.until_there("%DLQ%once").await;
+    assert_eq!(consumer.receive(10).await, [] as [Value; 0], "once, and not again");
+    assert!(!consumer.can("ack one").await, "it is a dead letter");
+    let role = Role::Simple(Wants::all("reader", "%DLQ%once"));
+    let mut reader = Program::start(language, &broker, Plain, role).await.expect("as before");
+    let dead = reader.get(1).await;
+    let expected = Value::from_iter([
+        ("topic", json!("%DLQ%once")),
+        ("attempt", json!(1)),
+        ("body", json!("body")),
+        ("group", Value::Null),
+        ("id", json!("one")),
+        ("keys", json!(["key"])),
+        ("kind", json!("message")),
+        ("properties", json!({ "color": "red" })),
+        ("tag", json!("a")),
+    ]);
+    assert_eq!(dead, [expected]);
+    reader.finish(&dead).await;
+    reader.end().await;
+    consumer.end().await;
 }
 
 /// Ends a push consumer, which has heard nothing more. The one for Java waits for the end of its last receive, up to 20
@@ -363,21 +427,61 @@ fn shared(of_first: &[String], of_second: &[String], sent: &BTreeSet<String>) {
     assert_eq!(of_first.iter().chain(of_second).cloned().collect::<BTreeSet<_>>(), *sent);
 }
 
-/// What a producer was told is stored comes to a listener, over a kill -9 and a stop of the broker.
+/// What came of a run over restarts: the last attempt at each message.
+#[derive(Default)]
+struct Came(BTreeMap<String, u64>);
+
+impl Came {
+    /// It is as it was sent, and no attempt is counted back.
+    fn note(&mut self, message: &Value) {
+        let n: u64 = text(&message["properties"], "n").parse().unwrap();
+        assert_eq!(text(message, "body"), format!("steady-{n}"));
+        assert_eq!(text(message, "tag"), if n.is_multiple_of(2) { "even" } else { "odd" });
+        assert_eq!(message["keys"], json!([format!("steady-key-{n}")]));
+        assert_eq!((text(message, "topic"), &message["group"]), ("plain", &Value::Null));
+        let attempt = message["attempt"].as_u64().unwrap();
+        let last = self.0.insert(text(message, "id").to_owned(), attempt).unwrap_or(0);
+        // A client that repeats a try gets the same delivery again.
+        assert!(attempt >= last.max(1), "{message}, after attempt {last}");
+    }
+
+    fn has_all(&self, sent: &BTreeSet<String>) -> bool {
+        sent.iter().all(|id| self.0.contains_key(id))
+    }
+}
+
+/// What a producer was told is stored comes to a listener, over a kill -9 and a stop of the broker; once all of it is
+/// finished, nothing of it comes again after another kill.
 async fn listens_over_restarts(language: Language) {
     let home = Home::new();
     let broker = broker(&home).await;
     let role = Role::Push(Wants::all("g", "plain"));
     let Some(mut consumer) = Program::start(language, &broker, Plain, role).await else { return };
-    let (broker, sent) = over_restarts(language, &home, broker).await;
-    let mut missing = sent;
-    while !missing.is_empty() {
-        missing.remove(text(&consumer.heard().await, "id"));
+    let (mut broker, sent) = over_restarts(language, &home, broker).await;
+    let mut came = Came::default();
+    while !came.has_all(&sent) {
+        came.note(&consumer.heard().await);
     }
+    // What comes more than once is told before it is finished.
+    while !broker.has_finished("g", "plain").await {
+        let next = tokio::time::timeout(Duration::from_millis(10), consumer.heard());
+        if let Ok(message) = next.await {
+            came.note(&message);
+        }
+    }
+    while let Ok(message) = tokio::time::timeout(Duration::from_secs(1), consumer.heard()).await {
+        came.note(&message);
+    }
+    let address = broker.grpc.clone();
+    broker.kill().await;
+    let broker = Broker::start(&home, Some(&address)).await;
+    broker.send("plain", &NewMeta { id: Some("last"), ..NewMeta::default() }, "last").await;
+    assert_eq!(text(&consumer.heard().await, "id"), "last");
     leave(language, Tls, consumer).await;
     drop(broker);
 }
 
+/// The same of a consumer that acknowledges by itself: what it was told is finished never comes again.
 async fn receives_over_restarts(language: Language) {
     let home = Home::new();
     let broker = broker(&home).await;
@@ -385,25 +489,45 @@ async fn receives_over_restarts(language: Language) {
     let Some(mut consumer) = Program::start(language, &broker, Plain, role).await else { return };
     let run = over_restarts(language, &home, broker);
     let mut run = std::pin::pin!(run);
-    let (mut sent, mut got) = (None, BTreeSet::new());
-    let mut broker = None;
-    while sent.as_ref().is_none_or(|sent: &BTreeSet<_>| !sent.is_subset(&got)) {
-        let mut round = std::pin::pin!(async {
-            let messages = consumer.receive(30).await;
-            for message in &messages {
-                // It may be gone just now, and then the message comes again.
-                let _ = consumer.can(&format!("ack {}", text(message, "id"))).await;
+    let (mut sent, mut came, mut finished) = (None, Came::default(), BTreeSet::new());
+    let mut broker: Option<Broker> = None;
+    loop {
+        let mut round = Box::pin(async {
+            for message in consumer.receive(30).await {
+                came.note(&message);
+                let id = text(&message, "id");
+                assert!(!finished.contains(id), "{message} came again after its ack");
+                // The broker may be gone just now: then the message comes again, or was finished all the same.
+                if consumer.can(&format!("ack {id}")).await {
+                    finished.insert(id.to_owned());
+                }
             }
-            messages
         });
-        let messages = loop {
+        loop {
             tokio::select! {
-                messages = &mut round => break messages,
+                () = &mut round => break,
                 (alive, all) = &mut run, if sent.is_none() => (broker, sent) = (Some(alive), Some(all)),
             }
-        };
-        got.extend(messages.iter().map(|message| text(message, "id").to_owned()));
+        }
+        drop(round);
+        if let (Some(broker), Some(sent)) = (&broker, &sent)
+            && came.has_all(sent)
+            && broker.has_finished("g", "plain").await
+        {
+            break;
+        }
     }
+    assert!(finished.len() > 100, "{} were acknowledged", finished.len());
+    let mut broker = broker.expect("it runs when all is sent");
+    let address = broker.grpc.clone();
+    broker.kill().await;
+    let broker = Broker::start(&home, Some(&address)).await;
+    broker.send("plain", &NewMeta { id: Some("last"), ..NewMeta::default() }, "last").await;
+    let mut last = Vec::new();
+    while last.is_empty() {
+        last = consumer.receive(30).await;
+    }
+    assert_eq!(bodies(&last), ["last"], "and nothing that is finished");
     consumer.end().await;
     drop(broker);
 }

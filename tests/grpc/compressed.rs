@@ -44,7 +44,7 @@ fn compressed(codec: Codec, builder: BatchBuilder) -> Bytes {
 }
 
 /// A batch of one message of key `k` that says that its 3 bytes of bodies come to `len`.
-fn claim(codec: u32, len: u32, bodies: &[u8]) -> Bytes {
+pub(crate) fn claim(codec: u32, len: u32, bodies: &[u8]) -> Bytes {
     let mut batch = honest(bodies);
     batch.codec = codec;
     batch.bodies_len = len;

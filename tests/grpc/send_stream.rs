@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use crate::compressed::claim;
 use crate::support::{Server, batch, detail, from, soon};
 
 /// A stream, both ways.
@@ -148,6 +149,31 @@ async fn the_first_refused_batch_ends_the_stream_and_nothing_behind_it_is_stored
     assert_eq!((detail.reason.as_str(), detail.sequence), ("BAD_QUEUE", Some(3)));
     assert_eq!(bodies(&server, "t", 0).await, b"ab");
     assert_eq!(server.metric("mainstem_refusals_total{reason=\"BAD_QUEUE\"}").await, Some(1));
+}
+
+/// As with a call of its own: nothing of it is stored, and nothing behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_cannot_be_one_ends_its_stream_by_its_reason() {
+    let server = Server::start().await;
+    server.create("t", queues(1, FlushMode::Async)).await;
+    let broken = || Bytes::from_static(b"no batch");
+    for (bad, reason) in [
+        (claim(3, 3, b"xyz"), "CODEC"),
+        (claim(1, 766, b"xyz"), "BAD_BATCH"),
+        (claim(2, 3, b"xyz"), "BAD_BATCH"),
+        (broken(), "BAD_BATCH"),
+    ] {
+        let stream = Stream::open(&server).await;
+        stream.send(open(&["t"])).await;
+        stream.send(to(0, 0, bad)).await;
+        // It may have ended by now.
+        let _ = stream.send.send(to(0, 0, batch(&["x"]))).await;
+        let (receipts, status) = stream.ended().await;
+        let detail = detail(&status);
+        assert_eq!((receipts.len(), status.code()), (0, Code::InvalidArgument), "{reason}");
+        assert_eq!((detail.reason.as_str(), detail.sequence), (reason, Some(1)));
+    }
+    assert_eq!(bodies(&server, "t", 0).await, b"");
 }
 
 #[tokio::test(flavor = "multi_thread")]

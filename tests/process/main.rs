@@ -13,6 +13,7 @@
 //! | `truncated.rs` | readers after a power cut that took what they read |
 //! | `disk.rs` | a full disk, one below its reserve, a failing sync |
 //! | `abuse.rs` | clients that take and give nothing back: what they cost, and whether others are served |
+//! | `flood.rs` | very many clients, and frames of HTTP/2 by hand: what they cost, and whether others are served |
 //! | `ports.rs` | garbage on the gRPC port, the pages of the HTTP port |
 //! | `bench.rs` | a bench of servers of its own |
 //! | `supervised.rs` | what a service manager hears of the start, of life and of the stop |
@@ -25,6 +26,7 @@
 mod abuse;
 mod bench;
 mod disk;
+mod flood;
 mod gone;
 mod history;
 mod kill;

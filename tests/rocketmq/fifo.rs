@@ -1,9 +1,11 @@
 //! Ordered groups: one message of a message group after the other.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use mainstem::proto::rocketmq::{Code, Message, ReceiveMessageRequest};
 use mainstem::proto::{GroupConfig, TopicType};
 
-use crate::consumer::{Consumer, attempt, bodies, body, handle};
+use crate::consumer::{Consumer, attempt, bodies, body, handle, system};
 use crate::support::{Server, with};
 
 /// A server with a topic of so many queues, messages of message groups in it, and an ordered group `g`.
@@ -139,4 +141,26 @@ async fn messages_without_a_message_group_keep_the_order_of_their_queue() {
     consumer.finish(&first).await;
     let rest = consumer.get(2).await;
     assert_eq!(bodies(&rest), ["2", "3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordered_consumer_that_names_a_queue_is_served_from_all_and_keeps_the_order() {
+    let groups = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let sent: Vec<_> =
+        [1, 2].iter().flat_map(|n| groups.map(|group| (group, format!("{group}{n}")))).collect();
+    let sent: Vec<_> = sent.iter().map(|(group, body)| (*group, body.as_str())).collect();
+    let server = with_messages(4, &sent).await;
+    let consumer = Consumer::new(&server, "g", "t");
+    let mut asked = ReceiveMessageRequest { batch_size: 1, ..consumer.asks() };
+    asked.message_queue.as_mut().unwrap().id = 3;
+    let (mut queues, mut got) = (BTreeSet::new(), BTreeMap::<_, Vec<_>>::new());
+    for _ in &sent {
+        let one = consumer.get_by(1, asked.clone()).await;
+        queues.insert(system(&one[0]).queue_id);
+        got.entry(body(&one[0])[..1].to_owned()).or_default().push(body(&one[0])[1..].to_owned());
+        consumer.finish(&one).await;
+    }
+    assert!(queues.len() > 1, "{queues:?}");
+    assert_eq!(got.len(), groups.len());
+    assert!(got.values().all(|of_group| of_group == &["1", "2"]), "{got:?}");
 }

@@ -9,7 +9,7 @@ use mainstem::proto::rocketmq::{
 };
 use mainstem::proto::{Client, ListClientsRequest, TopicType};
 
-use crate::consumer::{Consumer, attempt, bodies, handle};
+use crate::consumer::{Consumer, attempt, bodies, handle, seconds, system};
 use crate::receive::send;
 use crate::support::{Server, code, request_of, resource};
 
@@ -58,6 +58,7 @@ async fn what_a_push_consumer_has_comes_again_when_it_says_goodbye() {
     let mut stream = server.telemetry(PUSH, "JAVA").await;
     stream.ask(settings()).await;
     let got = push.get_by(1, renewed(&push)).await;
+    assert_eq!(system(&got[0]).invisible_duration, seconds(3 * 60 * 60));
     other.gets_nothing().await;
     goodbye(&server, PUSH).await;
     let again = until_free(&other).await;

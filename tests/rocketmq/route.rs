@@ -5,7 +5,7 @@ use mainstem::proto::rocketmq::{
     QueryAssignmentRequest, QueryAssignmentResponse, QueryRouteRequest, QueryRouteResponse,
     Resource,
 };
-use mainstem::proto::{GroupConfig, TopicType, UpdateTopicRequest};
+use mainstem::proto::{Access, GroupConfig, TopicConfig, TopicType, UpdateTopicRequest};
 use prost::Message as _;
 
 use crate::support::{Server, code, request, resource};
@@ -29,6 +29,11 @@ async fn route_to(
 
 async fn route(server: &Server, topic: &str) -> QueryRouteResponse {
     route_to(server, resource(topic), Some(used())).await
+}
+
+/// A client that sends to this topic finds it.
+pub(crate) async fn is_found(server: &Server, topic: &str) {
+    assert_eq!(code(&route(server, topic).await.status), Code::Ok);
 }
 
 async fn assignment(server: &Server, topic: &str, group: &str) -> QueryAssignmentResponse {
@@ -163,23 +168,41 @@ async fn an_assignment_is_any_queue_of_a_plain_group_and_each_queue_of_an_ordere
     assert_eq!(code(&refused.status), Code::IllegalTopic);
 }
 
+async fn allow(server: &Server, topic: &str, access: Access) {
+    let config = TopicConfig { access: access.into(), ..TopicConfig::default() };
+    let asked = UpdateTopicRequest {
+        name: topic.to_owned(),
+        config: Some(config),
+        ..UpdateTopicRequest::default()
+    };
+    server.admin.clone().update_topic(asked).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_cannot_be_read_has_no_assignment_and_its_route_says_so() {
     let server = Server::start().await;
     server.create("orders", TopicType::Normal, 1).await;
-    let changes = mainstem::proto::TopicConfig {
-        access: mainstem::proto::Access::WriteOnly.into(),
-        ..mainstem::proto::TopicConfig::default()
-    };
-    let asked = UpdateTopicRequest {
-        name: "orders".to_owned(),
-        config: Some(changes),
-        ..UpdateTopicRequest::default()
-    };
-    server.admin.clone().update_topic(asked).await.unwrap();
+    allow(&server, "orders", Access::WriteOnly).await;
     assert_eq!(code(&assignment(&server, "orders", "g").await.status), Code::Forbidden);
     let queue = &route(&server, "orders").await.message_queues[0];
     assert_eq!(queue.permission(), Permission::Write);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_queue_of_a_route_says_what_may_be_done_with_it() {
+    let server = Server::start().await;
+    server.create("orders", TopicType::Normal, 2).await;
+    for (access, permission) in [
+        (Access::WriteOnly, Permission::Write),
+        (Access::ReadOnly, Permission::Read),
+        (Access::NoAccess, Permission::None),
+        (Access::ReadWrite, Permission::ReadWrite),
+    ] {
+        allow(&server, "orders", access).await;
+        let route = route(&server, "orders").await;
+        let told: Vec<_> = route.message_queues.iter().map(|queue| queue.permission()).collect();
+        assert_eq!(told, [permission; 2]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

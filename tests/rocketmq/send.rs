@@ -247,6 +247,45 @@ async fn the_first_rule_that_is_broken_answers_for_the_request() {
     }
 }
 
+/// Those that no other case has before a rule behind them, and those of two messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_about_a_request_come_before_those_about_a_message_and_these_message_by_message() {
+    let server = Server::start().await;
+    server.create("t", TopicType::Normal, 1).await;
+    let many: Vec<_> = (0..129).map(|n| (format!("k{n}"), String::new())).collect();
+    let mut too_many = with_body(0);
+    too_many.user_properties = many.into_iter().chain([("KEYS".into(), String::new())]).collect();
+    let empty = too_many.clone();
+    too_many.body = "body".into();
+    let mut reserved = too_many.clone();
+    reserved.user_properties.retain(|key, _| key == "KEYS");
+    let recovered_in = |seconds, id: &str| {
+        with("t", id, |system| {
+            system.message_type = MessageType::Transaction.into();
+            system.delivery_timestamp = in_seconds(41 * 24 * 60 * 60);
+            system.orphaned_transaction_recovery_duration =
+                Some(prost_types::Duration { seconds, nanos: 0 });
+            system.message_group = Some(" ".to_owned());
+        })
+    };
+    let late = with("t", "1", |system| system.lite_topic = Some(" ".to_owned()));
+    for (case, messages, expected) in [
+        ("none", vec![], Code::MessageCorrupted),
+        ("the first topic", vec![message("a.b", "1"), message("u", "2")], Code::IllegalTopic),
+        ("two topics", vec![with_body(0), message("u", "")], Code::MessageCorrupted),
+        ("the body before the properties", vec![empty], Code::MessageBodyEmpty),
+        ("how many before which", vec![too_many], Code::MessagePropertiesTooLarge),
+        ("which", vec![reserved], Code::IllegalMessagePropertyKey),
+        ("the id before the recovery", vec![recovered_in(3_601, "")], Code::IllegalMessageId),
+        ("the recovery before the delivery", vec![recovered_in(3_601, "1")], Code::BadRequest),
+        ("the delivery", vec![recovered_in(3_600, "1")], Code::IllegalDeliveryTime),
+        ("the first message", vec![late.clone(), with_body(0)], Code::IllegalLiteTopic),
+        ("the first message", vec![with_body(0), late], Code::MessageBodyEmpty),
+    ] {
+        assert_eq!(server.code_of(messages).await, expected, "{case}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_not_the_one_of_its_digest_is_refused() {
     let server = Server::start().await;

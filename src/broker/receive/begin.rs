@@ -13,7 +13,7 @@ use crate::broker::state::offsets::{By, Caller, Expected, NewOffset, TopicCommit
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::{Broker, before};
 use crate::format::state_record::OffsetCause;
-use crate::message::{InitialPosition, QueueId, QueueOffset};
+use crate::message::{GroupId, InitialPosition, QueueId, QueueOffset, TopicId};
 
 /// Queues that are looked at when a group gets messages of a topic for the first time, before others get their turn.
 const BEGIN_STEP: usize = 1_024;
@@ -101,6 +101,22 @@ impl Broker {
         }
     }
 
+    /// Where a group begins in a topic in which it has no position. One that may have had some, in a record that is
+    /// damaged, gets all that there is: it misses nothing.
+    pub(in crate::broker) fn begin_of(
+        &self,
+        group: &GroupEntry,
+        topic: &TopicEntry,
+    ) -> InitialPosition {
+        let was_there = |(next_group, next_topic): (GroupId, TopicId)| {
+            group.id() < next_group && topic.id() < next_topic
+        };
+        match self.positions_missing.is_some_and(was_there) {
+            true => InitialPosition::Earliest,
+            false => group.settings().initial_position,
+        }
+    }
+
     /// Gives a group a position in queues of a topic that is new to it: all of them with one record.
     async fn bind(
         &self,
@@ -110,7 +126,7 @@ impl Broker {
         deadline: Instant,
     ) -> Result<(), BrokerError> {
         let queues = topic.handle().queues();
-        let begin = group.settings().initial_position;
+        let begin = self.begin_of(group, topic);
         let is_new = unbound.len() == queues as usize;
         let (mut offsets, mut known_queues) = (Vec::new(), queues);
         if begin == InitialPosition::Earliest && is_new {

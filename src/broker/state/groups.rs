@@ -158,6 +158,11 @@ struct Unit {
 }
 
 impl GroupTable {
+    /// The id that the next group gets.
+    pub(crate) fn next_id(&self) -> GroupId {
+        lock(&self.unit).next
+    }
+
     /// The most groups there may be.
     pub(crate) const MAX_GROUPS: usize = 1_000_000;
 

@@ -349,3 +349,18 @@ fn a_commit_that_comes_to_nothing_leaves_no_unit_behind() {
     assert_eq!(offsets.topics_of(group, TopicId::ZERO, 10), (vec![], false));
     assert_eq!((offsets.count(), offsets.memory_bytes()), (0, 0));
 }
+
+#[test]
+fn one_offset_among_very_many_is_a_record_of_its_own_size() {
+    let disk = SimDisk::new();
+    let rig = Rig::open(&disk);
+    let settings = TopicSettings::open(65_536, FlushMode::Async, TopicType::Mixed);
+    rig.state().topics.create(&rig.store, "wide", settings, Origin::Asked).unwrap();
+    rig.create_group("x", &GroupSettings::default());
+    let all = (0..65_536).map(|queue| (("wide".to_owned(), queue), (1, Expected::Any)));
+    rig.commit("x", &all.collect());
+    let before = rig.store.watermarks().appended;
+    rig.commit("x", &BTreeMap::from([(("wide".to_owned(), 40_000), (2, Expected::Any))]));
+    let len = rig.store.watermarks().appended.since(before);
+    assert!(len < 400, "{len}");
+}

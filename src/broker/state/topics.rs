@@ -192,6 +192,11 @@ impl TopicTable {
     /// The most topics there may be.
     pub(crate) const MAX_TOPICS: usize = 1_000_000;
 
+    /// The id that the next topic gets.
+    pub(crate) fn next_id(&self) -> TopicId {
+        lock(&self.unit).next
+    }
+
     /// An empty table. Round robins start where `seed` says.
     pub(crate) fn new(seed: u64) -> Self {
         Self {

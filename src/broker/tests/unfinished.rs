@@ -497,3 +497,45 @@ async fn after_its_last_delivery_what_stays_becomes_a_dead_letter_with_its_body(
     assert_eq!(all_seen(&dead), [of(0, 1, "a")]);
     assert_eq!(rig.gone(), 0);
 }
+
+#[tokio::test]
+async fn what_the_disk_has_no_room_for_as_a_dead_letter_stays_and_becomes_one_later() {
+    let mut rig = Rig::new();
+    let pause = MINUTE.as_millis() as u64;
+    let once = GroupSettings {
+        max_attempts: Some(1),
+        retry_delays_ms: vec![pause],
+        ..GroupSettings::default()
+    };
+    rig.run(async |broker| broker.create_group("once", &once, soon()).await.map(drop)).unwrap();
+    for body in ["a", "b"] {
+        rig.send(body);
+    }
+    let received = rig.receive("once");
+    let give_up = async |broker: &Broker| {
+        broker.forward_to_dead_letters("once", "t", (&received[0].handle, 0), soon()).await
+    };
+    let waiting = async |broker: &Broker| {
+        let (group, topic, deadline) = ("once", "t", soon());
+        let request = WaitingRequest { group, topic, after: None, limit: 9, deadline };
+        let page = broker.list_waiting(&request).await.unwrap();
+        page.messages.iter().map(|one| (one.deliveries, one.due_in_ms)).collect::<Vec<_>>()
+    };
+    rig.disk.set_capacity(Some(SEGMENT));
+    rig.pass(Duration::from_secs(1));
+    rig.workers.settle();
+    assert!(rig.broker.status().store.disk_is_short);
+    let refused = rig.run(give_up).unwrap_err();
+    assert_eq!(refused.reason(), Reason::NoSpace);
+    rig.pass(MINUTE);
+    assert!(!rig.run(async |broker| broker.tend_due().await));
+    assert_eq!(rig.run(waiting), [(1, pause), (1, 0)], "put off, and the next not tried");
+    assert_eq!(rig.receive("once").len(), 0, "delivered as often as may be");
+    rig.disk.set_capacity(None);
+    rig.pass(MINUTE);
+    rig.workers.settle();
+    assert!(rig.run(async |broker| broker.tend_due().await));
+    assert_eq!(rig.run(waiting), []);
+    let dead = rig.receive_of("h", "%DLQ%once");
+    assert_eq!(all_seen(&dead), [of(0, 1, "b"), of(1, 1, "a")], "as they were due");
+}

@@ -373,7 +373,7 @@ pub enum Transition {
         /// Who got them, for people; empty if that is not known.
         holder: String,
         /// Where the group goes on with fresh messages, of the queues where that is elsewhere now. What lies before
-        /// and is not open is finished.
+        /// and is not open is finished. Each is behind another row of its queue, which says where the group was.
         cursors: Vec<(QueueId, QueueOffset)>,
         /// Which messages.
         runs: Vec<GivenRun>,

@@ -32,7 +32,7 @@ pub struct StartReport {
     pub lost: Option<Lost>,
     /// Byte ranges that were acknowledged and cannot be read.
     pub damaged: Vec<Range<PhysicalOffset>>,
-    /// State records may be among the damaged ones: topics may be missing.
+    /// State records may be among the damaged ones: topics may be missing, and what groups have done.
     pub damage_may_hold_state: bool,
     /// Sealed segments whose queue or index file has to be made again, in the background.
     pub rebuilding: usize,
@@ -130,8 +130,9 @@ impl StartReport {
             )));
         }
         if self.damage_may_hold_state {
-            let text = "the damage may have held state: a topic may be missing".to_owned();
-            lines.push(ReportLine::Damage(text));
+            let text = "the damage may have held state: a topic may be missing, and groups may get messages again \
+                        that they have acknowledged";
+            lines.push(ReportLine::Damage(text.to_owned()));
         }
         if self.rebuilding > 0 {
             lines.push(done(format!(

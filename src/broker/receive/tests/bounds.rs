@@ -330,6 +330,38 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
     rig.broker.close().unwrap();
 }
 
+/// However long its client lives: a program that hangs is alive too.
+#[tokio::test(start_paused = true)]
+async fn what_a_client_has_for_as_long_as_it_lives_ends_with_the_time_that_was_said() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    rig.send_to(0, "a").await;
+    let introduction = Introduction {
+        kind: ClientKind::PushConsumer,
+        language: String::new(),
+        version: String::new(),
+        hostname: String::new(),
+        group: Some("g".to_owned()),
+        topics: Vec::new(),
+        subscriptions: Vec::new(),
+    };
+    assert!(rig.broker.introduce_client("one", introduction, None, None));
+    let filter = all();
+    let hours = 3 * 60 * MINUTE;
+    let request = rig.request(&filter, 1);
+    let request = ReceiveRequest { client: Some("one"), invisible: hours, ..request };
+    assert_eq!(rig.broker.receive_messages(request).await.unwrap().messages.len(), 1);
+    let look = async |rig: &Rig| {
+        assert!(rig.broker.client_lives("one").is_some());
+        assert!(rig.broker.tend_clients());
+        rig.seen(1).await
+    };
+    rig.pass(hours - Duration::from_millis(1));
+    assert_eq!(look(&rig).await, []);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(look(&rig).await, [of(0, 0, 2, "a")]);
+    rig.broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn at_the_bound_of_open_messages_fresh_ones_wait_until_some_are_finished() {
     use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;

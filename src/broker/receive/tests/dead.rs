@@ -158,6 +158,8 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
             rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await.unwrap();
         }
         let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+        let month = Duration::from_secs(30 * 24 * 60 * 60).as_millis() as u64;
+        assert_eq!(topic.settings().retention.time_ms, Some(month));
         rig.broker.store.caught_up(topic.handle()).await;
         let filter = all();
         let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 9) };

@@ -29,6 +29,8 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
     assert!(rig.receive_all(rig.request(&filter, 9)).await.is_empty());
     assert_eq!(rig.committed(0).await, 6);
     assert_eq!(rig.broker.counters().filtered.get(), 5);
+    let rig = rig.again();
+    assert_eq!(rig.committed(0).await, 6);
     rig.broker.close().unwrap();
 }
 

@@ -40,7 +40,7 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -272,6 +272,9 @@ pub(crate) struct Leases {
     of_clients: HashMap<u64, BTreeSet<Place>, Hasher>,
     /// Who got open messages last, by hash.
     holders: HashMap<u64, Holder, Hasher>,
+    /// Queues of which a replay met no record that says what became of the next messages: it is damaged. The group is
+    /// where it was before, and gets again what later records say that it got.
+    behind: HashSet<u32, Hasher>,
     /// Made when somebody asks what is due.
     order: Option<Order>,
     /// When the broker's timer looks here next.
@@ -366,7 +369,17 @@ impl Leases {
     ) -> Vec<(QueueId, QueueOffset)> {
         let holder = self.know(given.holder);
         let (mut touched, mut tried) = (Vec::new(), given.attempt.map(|of| self.tried_by(of)));
-        for (queue, cursor) in given.cursors {
+        for (at, (queue, cursor)) in given.cursors.iter().enumerate() {
+            if given.cursors.get(at + 1).is_some_and(|(next, _)| next == queue) {
+                let known = self.cursor(queue.get(), position(queue.get()));
+                match cursor.get() > known {
+                    true => self.behind.insert(queue.get()),
+                    false => self.behind.remove(&queue.get()),
+                };
+            }
+            if self.behind.contains(&queue.get()) {
+                continue;
+            }
             let of_queue = self.queue(queue.get(), position(queue.get()));
             of_queue.cursor = of_queue.cursor.max(cursor.get());
             touched.push(queue.get());
@@ -374,6 +387,9 @@ impl Leases {
         for row in given.runs {
             let (queue, first) = (row.run.queue.get(), row.run.first.get());
             let end = first.saturating_add(u64::from(row.run.count));
+            if self.behind.contains(&queue) && end > self.cursor(queue, position(queue)) {
+                continue;
+            }
             let of_queue = self.queue(queue, position(queue));
             of_queue.cursor = of_queue.cursor.max(end);
             touched.push(queue);
@@ -478,6 +494,7 @@ impl Leases {
     /// in force.
     pub(super) fn revoke(&mut self, queues: impl Iterator<Item = QueueId>, lease: LeaseId) {
         for queue in queues {
+            self.behind.remove(&queue.get());
             self.revoked.insert(queue.get(), lease);
             self.ended.retain(|place, _| place.0 != queue.get());
             self.ends.retain(|(place, _)| place.0 != queue.get());

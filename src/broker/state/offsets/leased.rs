@@ -961,7 +961,7 @@ impl Plan {
             if is_moved || fresh.to <= fresh.from {
                 continue;
             }
-            plan.cursors.push((QueueId::new(fresh.queue), QueueOffset::new(fresh.to)));
+            plan.cursors.extend(moved(fresh.queue, fresh.from, fresh.to));
             let kept = fresh.kept.iter().map(|message| (message, true));
             let mut messages: Vec<_> =
                 fresh.messages.iter().map(|message| (message, false)).chain(kept).collect();
@@ -1037,6 +1037,11 @@ impl Plan {
     }
 }
 
+/// Where a group goes on, behind where it was: that shows when a record between two is missing.
+fn moved(queue: u32, from: u64, to: u64) -> [(QueueId, QueueOffset); 2] {
+    [from, to].map(|offset| (QueueId::new(queue), QueueOffset::new(offset)))
+}
+
 /// Places as runs.
 fn runs_of(places: &BTreeSet<Place>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
@@ -1089,7 +1094,7 @@ fn passed(
         if between > room {
             return false;
         }
-        cursors.push((QueueId::new(*queue), QueueOffset::new(last + 1)));
+        cursors.extend(moved(*queue, cursor, last + 1));
         for offset in (cursor..last).filter(|offset| !offsets.contains(offset)) {
             plan.add((*queue, offset), 0, 0);
         }

@@ -7,9 +7,10 @@
 //! [`STEP`] records.
 //!
 //! A message that is handed out alone is cut out of its batch, which is decompressed for that, as it is for receives
-//! and dead letters (`cut.rs`). It takes no more room than the batch states, which is bounded and counted with the bytes
-//! of the answer; a record is decompressed once for a page, and a page ends where it has cost [`MAX_PAGE_UNPACKED`].
-//! What cannot be decompressed is left out of a page, which says so, and refused if it is all that was asked for.
+//! and dead letters (`cut.rs`). It takes no more room than the batch states, which is bounded and counted with the
+//! bytes of the answer; a record is decompressed once for a page, and a page ends where it has cost
+//! [`MAX_PAGE_UNPACKED`]. What cannot be decompressed is left out of a page, which says so, and refused if it is all
+//! that was asked for.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;

@@ -14,10 +14,10 @@
 //! | time in which answers wait to leave | [`super::outgoing`]'s | closed |
 //! | silence | a ping after [`PING_AFTER`], and [`PING_TIMEOUT`] for its answer | closed |
 //!
-//! A connection has no age. There is one server, so nobody would come back elsewhere; who is gone is found by the pings,
-//! who does not read by his answers, and how many there are is bounded. RocketMQ's clients hold a stream open that must
-//! not end, for some of them never open it again; those of the native protocol hold streams over which they send and
-//! consume for as long as they live. An age would break these for nothing.
+//! A connection has no age. There is one server, so nobody would come back elsewhere; who is gone is found by pings,
+//! who does not read by his answers, and how many there are is bounded. RocketMQ's clients hold a stream open that
+//! must not end, for some of them never open it again; those of the native protocol hold streams over which they send
+//! and consume for as long as they live. An age would break these for nothing.
 //!
 //! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections
 //! tell their clients to go away and finish what they have begun, and what has not ended in time is dropped.

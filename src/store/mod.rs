@@ -975,8 +975,8 @@ impl Store {
         &self.report
     }
 
-    /// Whether state may be missing that was in records which are damaged: those that this start met, or an earlier one,
-    /// whose segments are still there.
+    /// Whether state may be missing that was in damaged records: those that this start met, or an earlier one, whose
+    /// segments are still there.
     pub fn state_may_be_missing(&self) -> bool {
         self.shared.state_may_be_missing || self.shared.indexes.is_any_lacking()
     }

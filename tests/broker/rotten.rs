@@ -1,5 +1,5 @@
-//! Records of a group's deliveries that rot: the start says so, and the group gets again what it has finished rather than
-//! miss what it has not.
+//! Records of a group's deliveries that rot: the start says so, and the group gets again what it has finished rather
+//! than miss what it has not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

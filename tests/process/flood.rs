@@ -1,8 +1,9 @@
-//! Very many clients, and connections that bring frames of HTTP/2 by hand: what they cost is bounded, and the others are
+//! Very many clients, and connections that bring frames of HTTP/2 by hand: what they cost is bounded, and others are
 //! served.
 
 use std::time::Duration;
 
+use bytes::{Buf as _, BufMut as _};
 use mainstem::client::{Client, Filter, GroupSettings, Receive};
 use mainstem::message::QueueId;
 use mainstem::proto::rocketmq::messaging_service_client::MessagingServiceClient;
@@ -71,7 +72,7 @@ async fn introduce(channel: &Channel, n: usize) -> Telemetry {
 
 /// What the next settings say of the group.
 async fn is_ordered(answers: &mut Streaming<TelemetryCommand>) -> bool {
-    let told = soon("settings", answers.message()).await.unwrap().expect("the stream goes on");
+    let told = soon("settings", answers.message()).await.unwrap().unwrap();
     let Some(Command::Settings(settings)) = told.command else { panic!("{told:?}") };
     let Some(PubSub::Subscription(of)) = settings.pub_sub else { panic!("{settings:?}") };
     of.fifo.unwrap()
@@ -154,11 +155,17 @@ impl Frame {
         Self { kind, flags, stream, payload: payload.to_vec() }
     }
 
+    /// The client wants this call no more.
+    fn taken_back(stream: u32) -> Self {
+        let mut payload = Vec::new();
+        payload.put_u32(CANCEL);
+        Self { kind: RST_STREAM, flags: 0, stream, payload }
+    }
+
     fn put(&self, out: &mut Vec<u8>) {
-        let len = u32::try_from(self.payload.len()).unwrap();
-        out.extend_from_slice(&len.to_be_bytes()[1..]);
+        out.put_uint(self.payload.len() as u64, 3);
         out.extend([self.kind, self.flags]);
-        out.extend_from_slice(&self.stream.to_be_bytes());
+        out.put_u32(self.stream);
         out.extend_from_slice(&self.payload);
     }
 
@@ -169,7 +176,7 @@ impl Frame {
             GO_AWAY => 4,
             _ => return None,
         };
-        Some(u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap()))
+        Some((&self.payload[at..]).get_u32())
     }
 }
 
@@ -231,17 +238,16 @@ impl Raw {
     async fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         soon("a frame", self.0.read_exact(&mut head)).await.ok()?;
-        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut payload = vec![0; len as usize];
+        let mut payload = vec![0; (&head[..3]).get_uint(3) as usize];
         soon("a frame", self.0.read_exact(&mut payload)).await.ok()?;
-        let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
+        let stream = (&head[5..]).get_u32();
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
     /// The first headers of a call's answer, or its end without any.
     async fn answer(&mut self, stream: u32) -> Frame {
         loop {
-            let frame = self.next().await.expect("the connection goes on");
+            let frame = self.next().await.unwrap();
             if frame.stream == stream && [HEADERS, RST_STREAM].contains(&frame.kind) {
                 return frame;
             }
@@ -269,13 +275,8 @@ async fn a_flood_of_calls_that_are_taken_back_ends_its_connection_and_no_other()
     for _ in 0..5 {
         let mut raw = Raw::open(&process).await;
         let block = headers(&[]);
-        let calls = (0..10_000).flat_map(|n| {
-            let stream = 2 * n + 1;
-            let back = CANCEL.to_be_bytes();
-            [
-                Frame::new(HEADERS, END_HEADERS, stream, &block),
-                Frame::new(RST_STREAM, 0, stream, &back),
-            ]
+        let calls = (0..10_000).map(|n| 2 * n + 1).flat_map(|stream| {
+            [Frame::new(HEADERS, END_HEADERS, stream, &block), Frame::taken_back(stream)]
         });
         raw.send(calls).await;
         let told: Vec<_> = raw.rest().await.iter().filter_map(Frame::reason).collect();
@@ -319,7 +320,7 @@ async fn a_connection_has_256_calls_at_once_and_another_one_when_one_of_them_end
     let expected: Vec<_> = (MOST..MOST + 44).map(|n| (2 * n + 1, REFUSED_STREAM)).collect();
     assert_eq!(refused, expected);
     served(&client).await;
-    raw.send([Frame::new(RST_STREAM, 0, 1, &CANCEL.to_be_bytes()), call(MOST + 44)]).await;
+    raw.send([Frame::taken_back(1), call(MOST + 44)]).await;
     assert_eq!(raw.answer(2 * (MOST + 44) + 1).await.kind, HEADERS);
     drop(raw);
     assert_no_panic(&process.said());

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -9,7 +10,7 @@ use super::Receiver;
 use crate::broker::Broker;
 use crate::broker::cut::{self, Stored, Wanted, bytes_of, index_in, is_lost};
 use crate::broker::error::BrokerError;
-use crate::broker::state::leases::{Due, Kind, Place, Taken};
+use crate::broker::state::leases::{Due, Kind, Past, Place, Taken};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh};
 use crate::filter::Expression;
@@ -252,7 +253,7 @@ impl Broker {
             };
             if wanted.indexes.first() != Some(&index) {
                 // It is kept for members that want it, those included that may come back for what they were given.
-                if may_be_wanted(hand.receiver, record, index, due.was_leased()) {
+                if may_be_wanted(hand.receiver, record, index, self.past_of(hand, due)) {
                     hand.left += 1;
                     stays.insert(due.lock());
                     continue;
@@ -288,6 +289,16 @@ impl Broker {
             }
         }
         Ok(())
+    }
+
+    /// What has become of an open message that somebody does not want.
+    fn past_of(&self, hand: &Hand<'_>, due: &Due) -> Past {
+        let was_delivered = due.was_leased();
+        let room = || self.state.offsets.cursors(hand.receiver.consumer, &[due.place.0]);
+        let is_full = !was_delivered && room().iter().any(|(_, room)| *room == 0);
+        let since = due.open.due.max(self.opened.get());
+        let waits = self.store.lease_time().get().saturating_sub(since);
+        Past { was_delivered, is_full, waits: Duration::from_millis(waits) }
     }
 
     /// Makes a dead letter of a message in the hand that cannot be decoded. What cannot be one now comes again.
@@ -489,15 +500,10 @@ impl Broker {
 }
 
 /// Whether a member of the group with another filter may want a message of a record.
-fn may_be_wanted(
-    receiver: &Receiver<'_>,
-    record: &StoredRecord,
-    index: u16,
-    was_delivered: bool,
-) -> bool {
+fn may_be_wanted(receiver: &Receiver<'_>, record: &StoredRecord, index: u16, past: Past) -> bool {
     let meta = cut::meta(record, index);
     let subscriptions = lock(&receiver.ready.subscriptions);
-    meta.is_none_or(|meta| subscriptions.may_want(receiver.request.filter, &meta, was_delivered))
+    meta.is_none_or(|meta| subscriptions.may_want(receiver.request.filter, &meta, past))
 }
 
 /// Whether a record was sent back to one group alone, and that is another one.

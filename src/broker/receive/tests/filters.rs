@@ -300,3 +300,60 @@ async fn members_that_all_find_what_is_for_none_of_them_do_not_wake_each_other_f
     assert!(parked <= 2 + 3 * 10, "{parked}");
     rig.broker.close().unwrap();
 }
+
+/// Time goes on, on the clock of leases too, and who does not ask meanwhile is forgotten.
+async fn pause(rig: &Rig, time: Duration) {
+    rig.pass(time);
+    for _ in 0..4 {
+        tokio::time::advance(time / 4).await;
+        rig.broker.tend_idle();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_comes_for_a_while_each_time_is_through_with_what_its_filter_does_not_want() {
+    // By the filters that are known from one time to the next, or else by how long a message waits.
+    for (minutes, times) in [(5, 3), (120, 12)] {
+        let rig = Rig::new(1, GroupSettings::default()).await;
+        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+        let (both, a) = (tags("a || b"), tags("a"));
+        rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
+        assert_eq!(rig.receive_all(rig.request(&both, 1)).await.len(), 1);
+        let mut left = 0;
+        while rig.broker.counters().filtered.get() == 0 {
+            pause(&rig, minutes * MINUTE).await;
+            assert!(rig.receive_all(rig.request(&a, 9)).await.is_empty());
+            left += 1;
+            assert!(left <= times + 1, "{left} times of {minutes} minutes");
+        }
+        assert!(left > 1, "they had no time to come back");
+        assert_eq!(rig.committed(0).await, 1);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn which_version_of_a_filter_is_the_older_one_does_not_turn_round_in_a_pause() {
+    let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
+    let rig = Rig::new(1, settings).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (old, new) = (tags("a"), tags("b"));
+    let come = async |filter| rig.broker.receive_messages(rig.request(filter, 1)).await;
+    come(&old).await.unwrap();
+    pause(&rig, MINUTE).await;
+    come(&new).await.unwrap();
+    come(&old).await.unwrap();
+    pause(&rig, 8 * MINUTE).await;
+    for _ in 0..5 {
+        come(&new).await.unwrap();
+        let of_old = come(&old).await;
+        pause(&rig, MINUTE).await;
+        if let Err(error) = of_old {
+            assert!(matches!(error, BrokerError::FilterMismatch { .. }), "{error}");
+            come(&new).await.unwrap();
+            rig.broker.close().unwrap();
+            return;
+        }
+    }
+    panic!("both are served for ever");
+}

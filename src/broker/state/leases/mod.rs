@@ -46,7 +46,7 @@ pub(crate) use self::order::{Kind, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
 pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wake, Wish};
 pub(crate) use self::standing::{Claim, Standing};
-pub(crate) use self::subscriptions::Mismatch;
+pub(crate) use self::subscriptions::{Mismatch, Past};
 use crate::broker::clients::hash_of;
 use crate::format::state_record::{
     ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition, Tried,
@@ -373,7 +373,8 @@ impl Leases {
                     same_delivery: false,
                     renewed: row.delivery > 1
                         || before.is_some_and(|lease| lease > LeaseId::default()),
-                    due: if is_leased { given.due } else { 0 },
+                    // What is passed over can be given from now on.
+                    due: if is_leased { given.due } else { given.at.get() },
                     lease: if is_leased { given.lease } else { LeaseId::default() },
                     deliveries: row.delivery,
                     group_hash: row.group_hash,

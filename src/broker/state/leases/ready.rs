@@ -22,7 +22,8 @@
 //! woken.
 //!
 //! A group that does not ask for a while is forgotten here, and looked at anew when it asks again: neither memory nor
-//! what an arrival costs depends on how many groups there ever were.
+//! what an arrival costs depends on how many groups there ever were. Which filters its members used is known for ten
+//! minutes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -84,7 +85,7 @@ pub(crate) struct Ready {
     /// Counts looks. Relaxed: it decides whether fresh messages or others come first.
     turns: AtomicU32,
     /// Which filters are used by those who ask.
-    pub(crate) subscriptions: Mutex<Subscriptions>,
+    pub(crate) subscriptions: Arc<Mutex<Subscriptions>>,
     /// How many messages receives had room for in the first while after a start, and how many were offered of those
     /// whose leases are from before it.
     ration: Mutex<(u64, u64)>,
@@ -234,12 +235,12 @@ impl Drop for Resting {
 }
 
 impl Ready {
-    fn new() -> Self {
+    fn new(subscriptions: Arc<Mutex<Subscriptions>>) -> Self {
         Self {
             state: Mutex::default(),
             begun: AtomicU32::new(0),
             turns: AtomicU32::new(0),
-            subscriptions: Mutex::new(Subscriptions::new()),
+            subscriptions,
             ration: Mutex::default(),
             asked: AtomicBool::new(true),
             rests: AtomicBool::new(false),
@@ -414,6 +415,8 @@ pub(crate) struct ReadyTable {
     all: DashMap<Key, Arc<Ready>, Hasher>,
     /// One without groups is there until the next [`ReadyTable::let_idle_go`].
     of_topic: DashMap<TopicId, Vec<(GroupId, Arc<Ready>)>, Hasher>,
+    /// Known for longer than who asks: which filter is the older one must not turn round in a pause.
+    subscriptions: DashMap<Key, Arc<Mutex<Subscriptions>>, Hasher>,
 }
 
 /// Who has a `Ready` that nobody uses: the two maps.
@@ -430,9 +433,12 @@ impl ReadyTable {
         if let Some(ready) = self.get(key) {
             return ready;
         }
+        let new = || Arc::new(Mutex::new(Subscriptions::new()));
+        let subscriptions = Arc::clone(&self.subscriptions.entry(key).or_insert_with(new));
         // Under the topic's lock both, so that whoever is in the one is in the other.
         let mut of_topic = self.of_topic.entry(key.1).or_default();
-        let ready = Arc::clone(&self.all.entry(key).or_insert_with(|| Arc::new(Ready::new())));
+        let new = || Arc::new(Ready::new(subscriptions));
+        let ready = Arc::clone(&self.all.entry(key).or_insert_with(new));
         if !of_topic.iter().any(|(group, _)| *group == key.0) {
             of_topic.push((key.0, Arc::clone(&ready)));
         }
@@ -472,6 +478,9 @@ impl ReadyTable {
                 of_topic.is_empty()
             });
         }
+        // With a `Ready` there is another one who has it.
+        self.subscriptions
+            .retain(|_, known| Arc::strong_count(known) > 1 || !lock(known).is_over());
     }
 
     /// The group or the topic is gone.
@@ -482,6 +491,7 @@ impl ReadyTable {
         if let Some((_, ready)) = self.all.remove(&key) {
             ready.end();
         }
+        self.subscriptions.remove(&key);
     }
 }
 
@@ -493,7 +503,7 @@ mod tests {
     const ALL: Wish = Wish { filter: 0, tags: None };
 
     fn ready() -> Arc<Ready> {
-        Arc::new(Ready::new())
+        Arc::new(Ready::new(Arc::new(Mutex::new(Subscriptions::new()))))
     }
 
     #[test]

@@ -5,8 +5,21 @@
 //! one filter to the next while both get theirs. What was already delivered to a member is not finished by the filter
 //! of another one.
 //!
-//! Which of two filters is the older one is known since the first receive with each: after a start it is the one that
-//! comes first.
+//! | with `roll` a filter that | is |
+//! | --- | --- |
+//! | came into use before another one that has been in use for ten minutes | the old version, and refused |
+//! | is a third one, while two are in use | refused |
+//! | was out of use and is newer than all that are in use | new again: both are served for ten minutes |
+//!
+//! Which of two is the older one never turns round while somebody comes with each at least every ten minutes, served or
+//! not. After that, and after a start, it is the one that comes first. So the old version is served again as soon as the
+//! newer one is silent for three minutes, and the newer one is never refused when it comes back.
+//!
+//! | a message that a member does not want | is left to those with a filter that wants it |
+//! | --- | --- |
+//! | it was delivered to somebody | if it was used in the last ten minutes |
+//! | it is kept for the other version | if it was used in the last three minutes; one if its queue has no room for more |
+//! | nobody known wants it | in the first minute: they may not have come yet. Not if it waits for a day already |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +40,10 @@ pub(crate) const ROLL: Duration = Duration::from_secs(600);
 
 /// For so long what a version wants is kept while nobody asks with it: somebody may work on what he has.
 const SILENT: Duration = Duration::from_secs(180);
+
+/// For somebody who has not come yet nothing is left that was left for so long already: a group that only comes for
+/// less than a minute each time would never be through with it.
+const FORGOTTEN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// So many different filters are known; of more the one that was not used for longest is forgotten.
 const MAX_FILTERS: usize = 4;
@@ -67,53 +84,50 @@ impl Subscriptions {
     /// not noted.
     pub(crate) fn note(&mut self, filter: &Expression, rule: OtherFilters) -> Option<Mismatch> {
         let now = Instant::now();
+        let past = |at: Instant| now.saturating_duration_since(at);
         let lately = if rule == OtherFilters::Roll { SILENT } else { IN_USE };
-        let is_in_use = |used: &Used| now.saturating_duration_since(used.last) <= lately;
         if let [used] = self.used.as_mut_slice()
             && *used.filter == *filter
         {
             (used.last, used.came) = (now, now);
             return None;
         }
-        self.used.retain(|used| now.saturating_duration_since(used.came) <= KEPT);
-        let is_new = self.used.iter().all(|used| *used.filter != *filter);
+        self.used.retain(|used| past(used.came) <= KEPT);
+        let is_in_use = |used: &Used| past(used.last) <= lately;
         let in_use = || self.used.iter().filter(|used| is_in_use(used));
         let oldest = in_use().min_by_key(|used| used.since);
-        let newest = in_use().max_by_key(|used| used.since);
-        let is_rolled =
-            newest.is_some_and(|newest| now.saturating_duration_since(newest.since) >= ROLL);
-        let of_group = match rule {
-            OtherFilters::Roll if is_rolled => newest,
-            OtherFilters::Warn | OtherFilters::Refuse | OtherFilters::Roll => oldest,
-        };
-        let others = in_use().filter(|used| *used.filter != *filter).count();
+        let is_settled = |used: &&Used| rule == OtherFilters::Roll && past(used.since) >= ROLL;
+        let settled = in_use().filter(is_settled).max_by_key(|used| used.since);
+        let own = self.used.iter().find(|used| *used.filter == *filter);
+        let is_third = || in_use().filter(|used| *used.filter != *filter).count() > 1;
         let is_refused = match rule {
             OtherFilters::Warn => false,
             OtherFilters::Refuse => true,
-            // One goes on to the next, which is known or the second.
-            OtherFilters::Roll => is_rolled && others > 0 && !is_new || others > 1,
+            // One goes on to the next, which is new or the second.
+            OtherFilters::Roll => {
+                let is_old = |own: &Used| settled.is_some_and(|other| own.since < other.since);
+                own.is_some_and(is_old) || !own.is_some_and(is_in_use) && is_third()
+            }
         };
-        let mismatch = of_group.filter(|used| *used.filter != *filter).map(|used| Mismatch {
-            expected: Arc::clone(&used.filter),
-            is_new,
-            is_refused,
+        let mismatch = settled.or(oldest).filter(|used| *used.filter != *filter).map(|used| {
+            Mismatch { expected: Arc::clone(&used.filter), is_new: own.is_none(), is_refused }
         });
-        if let Some(known) = self.used.iter_mut().find(|used| *used.filter == *filter) {
-            // Who is refused and goes on coming with an old filter does not make it a new one by that.
-            known.came = now;
-        }
-        if let Some(Mismatch { is_refused: true, .. }) = &mismatch {
-            return mismatch;
-        }
+        // Its ten minutes begin anew, or it would take the others' place at once.
+        let is_back = own.is_some_and(|own| {
+            let newest = in_use().map(|used| used.since).max();
+            !is_in_use(own) && newest.is_some_and(|newest| newest < own.since)
+        });
+        let is_served = mismatch.as_ref().is_none_or(|mismatch| !mismatch.is_refused);
         match self.used.iter_mut().find(|used| *used.filter == *filter) {
             Some(used) => {
-                // A version stays the older one, whoever comes first after a while.
-                if !is_in_use(used) && rule != OtherFilters::Roll {
-                    used.since = now;
+                // Who is refused and goes on coming with an old filter does not make it a new one by that.
+                used.came = now;
+                if is_served {
+                    used.since = if is_back { now } else { used.since };
+                    used.last = now;
                 }
-                used.last = now;
             }
-            None => {
+            None if is_served => {
                 if self.used.len() >= MAX_FILTERS
                     && let Some(at) = (0..self.used.len())
                         .min_by_key(|at| self.used.get(*at).map(|used| used.came))
@@ -123,8 +137,16 @@ impl Subscriptions {
                 let filter = Arc::new(filter.clone());
                 self.used.push(Used { filter, since: now, last: now, came: now });
             }
+            None => {}
         }
         mismatch
+    }
+
+    /// Whether nothing is known any more that another one, begun anew, would not know.
+    pub(super) fn is_over(&self) -> bool {
+        let now = Instant::now();
+        let is_over = |at: Instant| now.saturating_duration_since(at) > KEPT;
+        is_over(self.since) && self.used.iter().all(|used| is_over(used.came))
     }
 
     /// The other filters that were used lately: what they want is kept for those who come with them, if the group
@@ -138,21 +160,32 @@ impl Subscriptions {
     }
 
     /// Whether some other filter may want a message: one that was used lately does, or whoever uses one may not have
-    /// come yet. A message that was delivered is left for longer, to those who come back for it.
-    pub(crate) fn may_want(
-        &self,
-        filter: &Expression,
-        message: &impl Subject,
-        was_delivered: bool,
-    ) -> bool {
+    /// come yet.
+    pub(crate) fn may_want(&self, filter: &Expression, message: &impl Subject, past: Past) -> bool {
         let now = Instant::now();
-        let lately = if was_delivered { KEPT } else { SILENT };
+        let lately = match past {
+            Past { was_delivered: true, .. } => KEPT,
+            Past { is_full: false, .. } => SILENT,
+            // What is kept must not keep those from going on who come.
+            Past { is_full: true, .. } => IN_USE,
+        };
         let others = self.used.iter().filter(|used| {
             *used.filter != *filter && now.saturating_duration_since(used.last) <= lately
         });
-        now.saturating_duration_since(self.since) < IN_USE
+        now.saturating_duration_since(self.since) < IN_USE && past.waits < FORGOTTEN
             || others.into_iter().any(|used| used.filter.matches(message))
     }
+}
+
+/// What has become of a message that somebody does not want.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Past {
+    /// Somebody had it; else it is kept for the other version of a filter.
+    pub(crate) was_delivered: bool,
+    /// Its queue has no room for more that is open.
+    pub(crate) is_full: bool,
+    /// For so long it could be delivered, as far as the broker was there.
+    pub(crate) waits: Duration,
 }
 
 #[cfg(test)]
@@ -185,8 +218,11 @@ mod tests {
     }
 
     fn may_want(known: &Subscriptions, own: &str, tag: &'static str) -> bool {
-        known.may_want(&tags(own), &Tagged(tag), true)
+        let past = Past { was_delivered: true, is_full: false, waits: Duration::ZERO };
+        known.may_want(&tags(own), &Tagged(tag), past)
     }
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     async fn pass(time: Duration) {
         tokio::time::advance(time).await;
@@ -288,5 +324,92 @@ mod tests {
         pass(Duration::from_secs(30)).await;
         assert_eq!(note("third"), served(&["new"]));
         assert_eq!(note("new"), told("third", true, &["third"]));
+    }
+
+    /// What there is to say of a filter of a group that goes on from one to the next: whose it is, if it is refused.
+    fn rolled(known: &mut Subscriptions, text: &str) -> Option<String> {
+        let mismatch = known.note(&tags(text), OtherFilters::Roll)?;
+        mismatch.is_refused.then(|| mismatch.expected.to_string())
+    }
+
+    /// Somebody comes every half a minute; who it is and what he is told.
+    async fn come(known: &mut Subscriptions, minutes: u64, told: &[(&str, Option<&str>)]) {
+        for half in 0..2 * minutes {
+            for (text, expected) in told {
+                let found = rolled(known, text);
+                assert_eq!(found.as_deref(), *expected, "{text} after {half} half minutes");
+            }
+            pass(Duration::from_secs(30)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_that_was_rolled_back_and_comes_again_is_the_new_one_again() {
+        let mut known = Subscriptions::new();
+        come(&mut known, 20, &[("old", None)]).await;
+        come(&mut known, 2, &[("old", None), ("new", None)]).await;
+        // Longer than it takes to be out of use, and not so long that it is forgotten.
+        come(&mut known, 4, &[("old", None)]).await;
+        come(&mut known, 10, &[("old", None), ("new", None)]).await;
+        come(&mut known, 30, &[("new", None), ("old", Some("new"))]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_version_that_is_served_while_the_new_one_is_away_does_not_take_its_place() {
+        let mut known = Subscriptions::new();
+        come(&mut known, 20, &[("old", None)]).await;
+        come(&mut known, 10, &[("old", None), ("new", None)]).await;
+        come(&mut known, 60, &[("new", None), ("old", Some("new"))]).await;
+        pass(SILENT).await;
+        come(&mut known, 2, &[("old", None)]).await;
+        come(&mut known, 10, &[("new", None), ("old", None)]).await;
+        come(&mut known, 60, &[("new", None), ("old", Some("new"))]).await;
+        // However long it was away.
+        for minutes in [4, 8, 9, 12, 20, 60] {
+            pass(SILENT).await;
+            come(&mut known, minutes, &[("old", None)]).await;
+            come(&mut known, 10, &[("old", None), ("new", None)]).await;
+            come(&mut known, 5, &[("new", None), ("old", Some("new"))]).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_versions_that_were_all_served_the_newest_is_the_groups_when_it_begins_to_roll() {
+        let mut known = Subscriptions::new();
+        for text in ["one", "two", "three"] {
+            assert!(known.note(&tags(text), OtherFilters::Warn).is_none_or(|of| !of.is_refused));
+            pass(Duration::from_secs(1)).await;
+        }
+        come(&mut known, 9, &[("one", None), ("two", None), ("three", None)]).await;
+        pass(MINUTE).await;
+        come(&mut known, 9, &[("three", None), ("one", Some("three")), ("two", Some("three"))])
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_day_is_not_left_to_somebody_who_may_come() {
+        let known = Subscriptions::new();
+        let left = |waits| {
+            let past = Past { was_delivered: true, is_full: false, waits };
+            known.may_want(&tags("a"), &Tagged("b"), past)
+        };
+        assert!(left(FORGOTTEN - Duration::from_millis(1)));
+        assert!(!left(FORGOTTEN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_in_a_full_queue_is_left_to_who_comes_at_least_each_minute() {
+        let mut known = Subscriptions::new();
+        assert_eq!(rolled(&mut known, "a"), None);
+        let left = |known: &Subscriptions, is_full| {
+            let past = Past { was_delivered: false, is_full, waits: Duration::ZERO };
+            known.may_want(&tags("b"), &Tagged("a"), past)
+        };
+        pass(IN_USE).await;
+        assert!(left(&known, true));
+        pass(Duration::from_secs(1)).await;
+        assert_eq!([true, false].map(|is_full| left(&known, is_full)), [false, true]);
+        pass(SILENT - IN_USE).await;
+        assert!(!left(&known, false));
     }
 }

@@ -279,7 +279,8 @@ impl Broker {
             claim: Claim { place: due.place, lease: due.open.lease, is_first: false },
             due: self.store.lease_time().get().saturating_add(pause.max(1_000)),
             state: OpenState::Waiting,
-            same_delivery: due.open.same_delivery,
+            // Nobody got what was only passed over: the first delivery is still to come.
+            same_delivery: due.open.same_delivery || due.open.deliveries == 0,
         }
     }
 

@@ -19,8 +19,8 @@
 //! still reads that message; nothing else of the segment can be read. It is asked by queue and offsets, for each queue
 //! that the segment has of a topic with such messages, and by nothing but a look that found the segment dead. What
 //! stays so is bounded by `keep_unfinished`: beyond it the oldest go nevertheless. While space is wanted and nothing
-//! else can go, not even with another image, the oldest goes, one a second. A message that is delivered in the very second in which its time is
-//! over, while the look is under way, may be missed.
+//! else can go, not even with another image, the oldest goes, one a second. A message that is delivered in the very
+//! second in which its time is over, while the look is under way, may be missed.
 //!
 //! [`Store::read_kept`]: super::Store::read_kept
 //!

@@ -10,7 +10,7 @@ use super::Receiver;
 use crate::broker::Broker;
 use crate::broker::cut::{self, Stored, Wanted, bytes_of, index_in, is_lost};
 use crate::broker::error::BrokerError;
-use crate::broker::state::leases::{Due, Kind, Past, Place, Taken};
+use crate::broker::state::leases::{Due, FilterId, Kind, Line, Past, Place, Taken};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh};
 use crate::filter::Expression;
@@ -31,8 +31,12 @@ const SCAN: usize = 1_024;
 /// Bytes of records that it reads for that from one queue.
 const SCAN_BYTES: u64 = 1 << 20;
 
-/// So many due messages of members with other filters one look passes by.
-const MAX_LEFT: usize = 1_024;
+/// So many due messages that are not for this one now, in all lines but his own, one look goes through; and so many in
+/// his own, of which all are for him but those that are gone.
+const MAX_PASSED: usize = 1_024;
+
+/// So many that were left already one look goes through again.
+const MAX_AGAIN: usize = 128;
 
 /// Reads of one look that may fail before it goes on without the rest of what is due.
 const MAX_FAILED: u32 = 8;
@@ -81,12 +85,10 @@ pub(super) struct Hand<'a> {
     pub(super) is_given: bool,
     /// So many that are due were left for others.
     pub(super) left: usize,
-    /// So many were left for later.
-    pub(super) rationed: usize,
-    /// Some that are due were taken and not looked at.
+    /// Some that nobody had left before were, and there may be more of those.
     pub(super) is_cut: bool,
-    /// All that was taken is not for this one now: nobody has to be told that it is due.
-    pub(super) is_for_others: bool,
+    /// Reads of what is due that failed.
+    failures: u32,
     /// Why the look ended before it had all that it wanted.
     pub(super) stopped: Option<BrokerError>,
     /// Why a message that is due could not be read.
@@ -98,9 +100,12 @@ impl Drop for Hand<'_> {
         for queue in &self.queues {
             self.receiver.ready.put_back(queue.fresh.queue, queue.has_more || !self.is_given);
         }
+        if !self.is_given {
+            // Nobody was told of it.
+            self.taken.left.clear();
+        }
         let now = self.receiver.consumer.store.lease_time().get();
-        let tells = (!self.is_for_others, now);
-        self.offsets.put_back(self.receiver.consumer.key(), &self.taken, tells);
+        self.offsets.put_back(self.receiver.consumer.key(), &self.taken, now);
     }
 }
 
@@ -120,9 +125,8 @@ impl<'a> Hand<'a> {
             max_bytes,
             is_given: false,
             left: 0,
-            rationed: 0,
             is_cut: false,
-            is_for_others: false,
+            failures: 0,
             stopped: None,
             failed: None,
         }
@@ -137,6 +141,17 @@ impl<'a> Hand<'a> {
         (self.receiver.request.max_messages as usize).saturating_sub(taken)
     }
 
+    /// How many messages that are due were looked at and are not given.
+    fn passed(&self) -> usize {
+        self.left + self.finished.len() + self.buried
+    }
+
+    /// Leaves a message that is due to members with another filter, 0 if none is known.
+    fn leave(&mut self, due: Due, filter: FilterId) {
+        self.left += 1;
+        self.taken.left.push((due, filter));
+    }
+
     /// Takes a fresh message of a queue that cannot be decoded: it is leased like others, and given to nobody.
     fn lose(&mut self, at: usize, message: (u64, u32), (stored, messages): (Stored, u32)) {
         if let Some(in_hand) = self.queues.get_mut(at) {
@@ -149,33 +164,52 @@ impl<'a> Hand<'a> {
 
 impl Broker {
     /// Takes messages that are due again, as many as there is room for.
-    pub(super) async fn gather_due(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
-        let (now, is_rationed) = (self.store.lease_time().get(), self.is_rationed());
-        if hand.stopped.is_some() || hand.room() == 0 {
-            return Ok(());
+    pub(super) async fn gather_due(
+        &self,
+        hand: &mut Hand<'_>,
+        own_first: bool,
+    ) -> Result<(), BrokerError> {
+        let filter = hand.receiver.filter;
+        let own = (Line::Own(filter), MAX_PASSED);
+        let new = (Line::New(filter), MAX_PASSED);
+        let left = (Line::Left(filter), MAX_AGAIN);
+        for (line, most) in if own_first { [own, new, left] } else { [new, left, own] } {
+            self.gather_line(hand, line, hand.passed() + most).await?;
         }
+        Ok(())
+    }
+
+    /// Takes what is due in some lines, until so many were passed by. What is not given takes no place of what can be.
+    async fn gather_line(
+        &self,
+        hand: &mut Hand<'_>,
+        line: Line,
+        until: usize,
+    ) -> Result<(), BrokerError> {
+        let (now, is_rationed) = (self.store.lease_time().get(), self.is_rationed());
         let consumer = hand.receiver.consumer;
-        // What is left for others takes no place of what can be given.
-        while hand.stopped.is_none() && hand.room() > 0 && hand.left + hand.rationed < MAX_LEFT {
-            let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
-            let (mut due, left) = (taken.due.clone(), hand.left);
+        let left = hand.left;
+        while hand.stopped.is_none() && hand.room() > 0 && hand.failures < MAX_FAILED {
+            let room = hand.room().min(until.saturating_sub(hand.passed()));
+            let taken = self.state.offsets.take_due(consumer, (Kind::Again, line), now, room);
+            if taken.due.is_empty() {
+                hand.taken.append(taken);
+                hand.is_cut |= room == 0 && matches!(line, Line::New(_)) && hand.left > left;
+                break;
+            }
+            let mut due = taken.due.clone();
             hand.taken.append(taken);
-            let all = due.len();
             if is_rationed {
                 self.ration(hand, &mut due);
             }
-            hand.rationed += all - due.len();
             self.load_again(hand, &due).await?;
-            if hand.left == left && due.len() == all {
-                break;
-            }
         }
         Ok(())
     }
 
     /// Leaves out what may not be offered yet of leases from before the start, and what comes behind it in its message
     /// group.
-    fn ration(&self, hand: &Hand<'_>, due: &mut Vec<Due>) {
+    fn ration(&self, hand: &mut Hand<'_>, due: &mut Vec<Due>) {
         let (epoch, consumer) = (self.store.epoch(), hand.receiver.consumer);
         let is_ordered = consumer.group.settings().ordered;
         let mut refused = HashSet::new();
@@ -185,8 +219,11 @@ impl Broker {
                 return false;
             }
             let may = !is_old || hand.receiver.ready.may_offer_old();
-            if !may && is_ordered {
-                refused.insert(due.lock());
+            if !may {
+                if is_ordered {
+                    refused.insert(due.lock());
+                }
+                hand.leave(*due, 0);
             }
             may
         });
@@ -199,13 +236,12 @@ impl Broker {
         hand: &mut Hand<'_>,
         due: &[Due],
     ) -> Result<(), BrokerError> {
-        let (mut known, mut is_known_lost, mut failures) = (None::<StoredRecord>, false, 0);
+        let (mut known, mut is_known_lost) = (None::<StoredRecord>, false);
         // Message groups of an ordered group of which something stays: what comes behind it does too.
         let is_ordered = hand.receiver.consumer.group.settings().ordered;
         let mut stays = HashSet::new();
         for due in due {
-            if hand.room() == 0 || failures >= MAX_FAILED {
-                hand.is_cut = true;
+            if hand.room() == 0 || hand.failures >= MAX_FAILED {
                 return Ok(());
             }
             if is_ordered && stays.contains(&due.lock()) {
@@ -226,7 +262,7 @@ impl Broker {
                         continue;
                     }
                     Err(error) => {
-                        failures += 1;
+                        hand.failures += 1;
                         hand.failed = Some(error);
                         stays.insert(due.lock());
                         known = None;
@@ -253,8 +289,9 @@ impl Broker {
             };
             if wanted.indexes.first() != Some(&index) {
                 // It is kept for members that want it, those included that may come back for what they were given.
-                if may_be_wanted(hand.receiver, record, index, self.past_of(hand, due)) {
-                    hand.left += 1;
+                let past = self.past_of(hand, due);
+                if let Some(filter) = left_for(hand.receiver, record, index, past) {
+                    hand.leave(*due, filter);
                     stays.insert(due.lock());
                     continue;
                 }
@@ -282,7 +319,7 @@ impl Broker {
                     hand.again.push(*due);
                 }
                 Err(error) => {
-                    failures += 1;
+                    hand.failures += 1;
                     hand.failed = Some(error);
                     stays.insert(due.lock());
                 }
@@ -499,11 +536,15 @@ impl Broker {
     }
 }
 
-/// Whether a member of the group with another filter may want a message of a record.
-fn may_be_wanted(receiver: &Receiver<'_>, record: &StoredRecord, index: u16, past: Past) -> bool {
-    let meta = cut::meta(record, index);
-    let subscriptions = lock(&receiver.ready.subscriptions);
-    meta.is_none_or(|meta| subscriptions.may_want(receiver.request.filter, &meta, past))
+/// For whom of the other members of the group a message of a record is left.
+fn left_for(
+    receiver: &Receiver<'_>,
+    record: &StoredRecord,
+    index: u16,
+    past: Past,
+) -> Option<FilterId> {
+    let Some(meta) = cut::meta(record, index) else { return Some(0) };
+    lock(&receiver.ready.subscriptions).left_for(receiver.request.filter, &meta, past)
 }
 
 /// Whether a record was sent back to one group alone, and that is another one.

@@ -11,9 +11,9 @@
 //! | is a third one, while two are in use | refused |
 //! | was out of use and is newer than all that are in use | new again: both are served for ten minutes |
 //!
-//! Which of two is the older one never turns round while somebody comes with each at least every ten minutes, served or
-//! not. After that, and after a start, it is the one that comes first. So the old version is served again as soon as the
-//! newer one is silent for three minutes, and the newer one is never refused when it comes back.
+//! Which of two is the older one never turns round while somebody comes with each at least every ten minutes, served
+//! or not. After that, and after a start, it is the one that comes first. So the old version is served again as soon as
+//! the newer one is silent for three minutes, and the newer one is never refused when it comes back.
 //!
 //! | a message that a member does not want | is left to those with a filter that wants it |
 //! | --- | --- |
@@ -21,11 +21,14 @@
 //! | it is kept for the other version | if it was used in the last three minutes; one if its queue has no room for more |
 //! | nobody known wants it | in the first minute: they may not have come yet. Not if it waits for a day already |
 
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use xxhash_rust::xxh3::Xxh3;
 
+use super::FilterId;
 use crate::filter::{Expression, Subject};
 use crate::message::OtherFilters;
 
@@ -51,6 +54,7 @@ const MAX_FILTERS: usize = 4;
 #[derive(Clone, Debug)]
 struct Used {
     filter: Arc<Expression>,
+    id: FilterId,
     since: Instant,
     last: Instant,
     /// When somebody came with it last, served or refused.
@@ -134,8 +138,8 @@ impl Subscriptions {
                 {
                     self.used.swap_remove(at);
                 }
-                let filter = Arc::new(filter.clone());
-                self.used.push(Used { filter, since: now, last: now, came: now });
+                let (filter, id) = (Arc::new(filter.clone()), id_of(filter));
+                self.used.push(Used { filter, id, since: now, last: now, came: now });
             }
             None => {}
         }
@@ -159,9 +163,14 @@ impl Subscriptions {
         others.map(|used| Arc::clone(&used.filter)).collect()
     }
 
-    /// Whether some other filter may want a message: one that was used lately does, or whoever uses one may not have
-    /// come yet.
-    pub(crate) fn may_want(&self, filter: &Expression, message: &impl Subject, past: Past) -> bool {
+    /// For whom a message is left that a filter does not want: for the one that was used last of those that want it,
+    /// or for somebody who may not have come yet, 0. `None`: for nobody.
+    pub(crate) fn left_for(
+        &self,
+        filter: &Expression,
+        message: &impl Subject,
+        past: Past,
+    ) -> Option<FilterId> {
         let now = Instant::now();
         let lately = match past {
             Past { was_delivered: true, .. } => KEPT,
@@ -172,9 +181,30 @@ impl Subscriptions {
         let others = self.used.iter().filter(|used| {
             *used.filter != *filter && now.saturating_duration_since(used.last) <= lately
         });
-        now.saturating_duration_since(self.since) < IN_USE && past.waits < FORGOTTEN
-            || others.into_iter().any(|used| used.filter.matches(message))
+        let wanting = others.filter(|used| used.filter.matches(message));
+        let last = wanting.max_by_key(|used| used.last).map(|used| used.id);
+        let may_come = now.saturating_duration_since(self.since) < IN_USE && past.waits < FORGOTTEN;
+        last.or(may_come.then_some(0))
     }
+}
+
+/// What a filter is known by.
+pub(crate) fn id_of(filter: &Expression) -> FilterId {
+    /// Takes in what is written.
+    struct Text(Xxh3);
+
+    impl fmt::Write for Text {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.update(text.as_bytes());
+            Ok(())
+        }
+    }
+
+    let mut text = Text(Xxh3::new());
+    // It cannot fail.
+    let _ = write!(text, "{filter}");
+    let [a, b, c, d, ..] = text.0.digest().to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]).max(1)
 }
 
 /// What has become of a message that somebody does not want.
@@ -219,7 +249,7 @@ mod tests {
 
     fn may_want(known: &Subscriptions, own: &str, tag: &'static str) -> bool {
         let past = Past { was_delivered: true, is_full: false, waits: Duration::ZERO };
-        known.may_want(&tags(own), &Tagged(tag), past)
+        known.left_for(&tags(own), &Tagged(tag), past).is_some()
     }
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -391,7 +421,7 @@ mod tests {
         let known = Subscriptions::new();
         let left = |waits| {
             let past = Past { was_delivered: true, is_full: false, waits };
-            known.may_want(&tags("a"), &Tagged("b"), past)
+            known.left_for(&tags("a"), &Tagged("b"), past).is_some()
         };
         assert!(left(FORGOTTEN - Duration::from_millis(1)));
         assert!(!left(FORGOTTEN));
@@ -403,7 +433,7 @@ mod tests {
         assert_eq!(rolled(&mut known, "a"), None);
         let left = |known: &Subscriptions, is_full| {
             let past = Past { was_delivered: false, is_full, waits: Duration::ZERO };
-            known.may_want(&tags("b"), &Tagged("a"), past)
+            known.left_for(&tags("b"), &Tagged("a"), past).is_some()
         };
         pass(IN_USE).await;
         assert!(left(&known, true));

@@ -15,10 +15,9 @@ use crate::broker::handle::Handle;
 use crate::broker::settle::GiveBack;
 use crate::broker::state::leases::{Claim, FilterId, Place, Repeated, id_of};
 use crate::broker::state::offsets::Offsets;
-use crate::broker::state::offsets::leased::{Change, Consumer, Fresh, Gave, Giving};
+use crate::broker::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
 use crate::broker::{Broker, clients};
 use crate::format::attributes::DeadReason;
-use crate::format::state_record::OpenState;
 use crate::message::{LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::AppendError;
 
@@ -143,7 +142,7 @@ impl Broker {
         let mut later = Vec::new();
         for Lost { place, stored, messages } in lost {
             if deadline <= Instant::now() {
-                later.push(place);
+                later.push((place, messages));
                 continue;
             }
             let claim = Claim { place, lease, is_first: true };
@@ -155,23 +154,22 @@ impl Broker {
             let death = Death { reason: DeadReason::Undecodable, messages };
             let consumer = receiver.consumer;
             let buried = self.bury_stored(consumer, due, (stored, death), deadline).await;
-            if let Err(error) = buried {
-                tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
-                later.push(place);
+            match buried {
+                Ok(_) => self.counters.gone.add(u64::from(messages) - 1),
+                Err(error) => {
+                    let what = "messages that cannot be decoded are no dead letter yet";
+                    tracing::warn!(%error, messages, "{what}");
+                    later.push((place, messages));
+                }
             }
         }
-        let now = self.store.lease_time().get();
-        let change = |place: &Place| Change {
-            claim: Claim { place: *place, lease, is_first: true },
-            due: now,
-            state: OpenState::Waiting,
-            same_delivery: true,
-        };
-        let changes: Vec<_> = later.iter().map(change).collect();
-        if !changes.is_empty()
-            && let Err(error) = self.state.offsets.change(receiver.consumer, &changes)
-        {
-            tracing::debug!(%error, "what cannot be decoded stays leased to nobody");
+        // All of a run come again, one by one: what can be read then is given.
+        for (place, messages) in later {
+            let claim = Claim { place, lease, is_first: true };
+            let opened = self.state.offsets.open_again(receiver.consumer, claim, messages);
+            if let Err(error) = opened {
+                tracing::debug!(%error, "what cannot be decoded stays leased to nobody");
+            }
         }
     }
 

@@ -520,7 +520,8 @@ impl Broker {
                 break;
             }
         }
-        self.counters.gone.add(gone);
+        // Those that a dead letter stands for count when there is one.
+        self.counters.gone.add(if is_damaged { 0 } else { gone });
         let passed = next.saturating_sub(from).saturating_sub(gone + (room - left + kept) as u64);
         self.counters.filtered.add(passed);
         if let Some(in_hand) = hand.queues.get_mut(at) {

@@ -539,3 +539,36 @@ async fn what_nobody_had_and_cannot_be_a_dead_letter_yet_loses_no_delivery_by_th
     assert_eq!(got, [of(0, 0, 1, "kept for the old one")]);
     rig.broker.close().unwrap();
 }
+
+#[tokio::test]
+async fn a_run_that_cannot_be_read_and_cannot_be_a_dead_letter_yet_loses_none_of_its_messages() {
+    for is_sound_later in [true, false] {
+        let settings = GroupSettings { retry_delays_ms: vec![10_000], ..GroupSettings::default() };
+        let rig = Rig::new(1, settings).await;
+        rig.store(Some(QueueId::ZERO), &[("run", None, None); 3], None).await;
+        rig.send_to(0, "behind").await;
+        let mut at = None;
+        let rig = damaged(rig, b"runrunrun", &mut at);
+        set_short(&rig, true).await;
+        assert_eq!(rig.seen(9).await, [of(0, 3, 1, "behind")]);
+        assert_eq!(rig.committed(0).await, 0);
+        set_short(&rig, false).await;
+        let rig = if is_sound_later { damaged(rig, b"", &mut at) } else { rig };
+        rig.pass(Duration::from_secs(40));
+        let wanted: Vec<_> = (0..3).map(|offset| of(0, offset, 1, "run")).collect();
+        assert_eq!(rig.seen(9).await, if is_sound_later { wanted } else { Vec::new() });
+        if is_sound_later {
+            assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+        } else {
+            for one in rig.dead().await {
+                let letter = attributes::dead_letter(&one.attributes).unwrap().unwrap();
+                assert_eq!((letter.messages, letter.last_client), (1, ""));
+                let delivered = [letter.first_delivered.get(), letter.last_delivered.get()];
+                assert_eq!(delivered, [0, 0], "nobody had it");
+            }
+            assert_eq!(rig.broker.counters().dead_letters.get(), 3);
+        }
+        assert_eq!(rig.broker.counters().gone.get(), 0);
+        rig.broker.close().unwrap();
+    }
+}

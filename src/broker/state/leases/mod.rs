@@ -312,6 +312,12 @@ impl Leases {
         self.queues.get(&queue)?.open.get(&offset)
     }
 
+    /// The first offset behind a message at which one is open.
+    pub(crate) fn open_behind(&self, (queue, offset): Place) -> Option<u64> {
+        let of_queue = self.queues.get(&queue)?;
+        of_queue.open.range(offset.saturating_add(1)..).next().map(|(offset, _)| *offset)
+    }
+
     /// Where the group goes on with fresh messages of a queue at `position`.
     pub(crate) fn cursor(&self, queue: u32, position: u64) -> u64 {
         self.queues.get(&queue).map_or(position, |queue| queue.cursor)
@@ -390,7 +396,10 @@ impl Leases {
                     deliveries: row.delivery,
                     group_hash: row.group_hash,
                     client: if is_leased { given.client } else { 0 },
-                    first_delivered: first.filter(|first| *first > 0).unwrap_or(at),
+                    first_delivered: match first {
+                        Some(first) if first > 0 && is_leased => first,
+                        _ => at,
+                    },
                     last_delivered: at,
                     holder: if is_leased { holder } else { 0 },
                     filter: if is_leased { to } else { kept_for },

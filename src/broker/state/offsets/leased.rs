@@ -483,6 +483,52 @@ impl Offsets {
         Ok(Some(end))
     }
 
+    /// Opens what was passed over with a message that was leased to nobody, so many messages with that one, as far as
+    /// the queue has room for them: each is as if it had been passed over alone. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: they are as they were.
+    pub(crate) fn open_again(
+        &self,
+        consumer: Consumer<'_>,
+        claim: Claim,
+        messages: u32,
+    ) -> Result<(), AppendError> {
+        let Some(unit) = self.known(consumer.key()) else { return Ok(()) };
+        let mut unit = lock(&unit);
+        let (epoch, (queue, first)) = (consumer.store.epoch(), claim.place);
+        if consumer.is_gone(&unit) || unit.standing(claim, epoch) != Standing::Held {
+            return Ok(());
+        }
+        let Some(leases) = &unit.leases else { return Ok(()) };
+        let group_hash = leases.get(claim.place).map_or(0, |open| open.group_hash);
+        let room = MAX_OPEN_IN_QUEUE.saturating_sub(leases.count_in(queue));
+        let cursor = leases.cursor(queue, unit.position_or_begin(queue));
+        let end = leases.open_behind(claim.place).unwrap_or(cursor);
+        let behind = end.saturating_sub(first + 1).min(u64::from(messages) - 1).min(room as u64);
+        let (group, topic) = consumer.key();
+        for behind in [behind, 0] {
+            let count = u32::try_from(behind + 1).unwrap_or(u32::MAX);
+            let run = Run { queue: QueueId::new(queue), first: QueueOffset::new(first), count };
+            let transitions = [Transition::LeasesGiven {
+                group,
+                topic,
+                epoch,
+                at: consumer.store.lease_time(),
+                due: Timestamp::ZERO,
+                attempt: None,
+                client: 0,
+                holder: String::new(),
+                cursors: Vec::new(),
+                runs: vec![GivenRun { run, delivery: 0, group_hash }],
+            }];
+            if self.append_leases(consumer, &mut unit, &transitions, behind)?.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a message was finished by the lease of a claim. It may be said once the log is durable up to there.
     pub(crate) fn finished(&self, consumer: Consumer<'_>, claim: Claim) -> Option<PhysicalOffset> {
         let unit = self.known(consumer.key())?;

@@ -247,6 +247,10 @@ pub enum OtherFilters {
     Refuse,
     /// It is the next version. For ten minutes what one of the two wants is kept for its members; then the new one is
     /// the group's, and whoever still comes with the old one is refused.
+    ///
+    /// The old one is served again once nobody asked with the new one for three minutes. A third one is refused while
+    /// two are in use. Of one queue 10 000 messages are kept at most: then the new one gets what the old one makes
+    /// room for, until that has not asked for a minute.
     Roll,
 }
 

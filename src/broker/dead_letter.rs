@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | all but the body, which cannot be decompressed | says what its sender said of it, and has an empty body |
 //! | nothing: its record is damaged | says where it was, and nothing else |
-//! | nothing, nor of those behind it | is one for the run of them, and says how many they are |
+//! | nothing, nor of those behind it | is one for the run of them, and says how many they are; if it cannot be stored now each comes again by itself |
 //!
 //! The bytes that cannot be decoded stay where they are, as long as their topic keeps them; the dead letter names the
 //! place. It does not go back to its topic, for an empty message was never sent.
@@ -288,7 +288,8 @@ impl Broker {
             claim: Claim { place: due.place, lease: due.open.lease, is_first: false },
             due: self.store.lease_time().get().saturating_add(pause.max(1_000)),
             state: OpenState::Waiting,
-            same_delivery: due.open.same_delivery,
+            // Nobody got what was only passed over: the first delivery is still to come.
+            same_delivery: due.open.same_delivery || due.open.deliveries == 0,
         }
     }
 

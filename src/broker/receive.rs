@@ -10,8 +10,9 @@
 //!    that alone, and what changed since the reading is left out.
 //! 5. Nothing: wait for a message, for one that is due, or for the end of the time, and look again.
 //!
-//! Due messages come first in every other look, fresh ones in the others, so neither can keep the other waiting. Of
-//! one queue half of what is wanted is taken at first, so that one that has much leaves room to the others.
+//! Due messages come first in every other look, fresh ones in the others, so neither can keep the other waiting; and of
+//! the due ones those that are for this filter come first in every other of those. Of one queue half of what is wanted
+//! is taken at first, so that one that has much leaves room to the others.
 //!
 //! Where nothing else is there than what finds no room, a receive waits for that room with nothing in its hand.
 //!
@@ -44,7 +45,7 @@ use super::budget::{Permit, Room};
 use super::dead_letter::dead_letter;
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
-use super::state::leases::{Claim, Due, Mismatch, Place, Ready, Repeated, Wake, Wish};
+use super::state::leases::{Claim, Due, FilterId, Mismatch, Place, Ready, Repeated, Wish, id_of};
 use super::state::offsets::leased::{Change, Consumer};
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -162,6 +163,7 @@ pub(super) struct Receiver<'a> {
     pub(super) consumer: Consumer<'a>,
     ready: Arc<Ready>,
     request: &'a ReceiveRequest<'a>,
+    filter: FilterId,
     tags: Arc<TagFilter>,
     /// Filters of other members; what they want and this one does not is kept for them.
     others: Vec<Arc<Expression>>,
@@ -171,8 +173,7 @@ pub(super) struct Receiver<'a> {
 
 impl Receiver<'_> {
     fn wish(&self) -> Wish {
-        let filter = xxh3_64(self.request.filter.to_string().as_bytes());
-        Wish { filter, tags: self.tags.mask() }
+        Wish { filter: self.filter, tags: self.tags.mask() }
     }
 }
 
@@ -182,6 +183,7 @@ struct Woken<'a> {
     ready: Arc<Ready>,
     group: Arc<GroupEntry>,
     topic: Arc<TopicEntry>,
+    filter: FilterId,
     has_looked: bool,
 }
 
@@ -192,8 +194,9 @@ impl Drop for Woken<'_> {
         }
         let Broker { store, state, .. } = self.broker;
         let consumer = Consumer { store, group: &self.group, topic: &self.topic };
-        if self.ready.has_listed() || state.offsets.has_due(consumer, store.lease_time().get()) {
-            self.ready.wake();
+        let now = store.lease_time().get();
+        if self.ready.has_listed() || state.offsets.has_due_for(consumer, self.filter, now) {
+            self.ready.wake_instead(self.filter);
         }
     }
 }
@@ -203,18 +206,10 @@ enum Look {
     Found(Received),
     /// Something was passed over; there may be more.
     Passed,
-    /// Something is due, and not for this one now.
-    Left(LeftFor),
+    /// Something is due, and not for this one now: for members with another filter, or for whoever asks when more of it
+    /// may be offered.
+    Left,
     Nothing,
-}
-
-/// Whom something that is due was left for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LeftFor {
-    /// Members of the group with another filter.
-    Members,
-    /// Whoever asks when more of it may be offered.
-    Later,
 }
 
 impl Broker {
@@ -241,9 +236,9 @@ impl Broker {
             Expression::Tags(tags) => Arc::new(tags.clone()),
             Expression::Sql(_) => Arc::new(TagFilter::All),
         };
+        let filter = id_of(request.filter);
         let (mut has_caught_up, mut in_front, mut looks, mut is_counted) = (false, false, 0, false);
         let mut is_other = false;
-        let mut why = Wake::Event;
         let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
@@ -259,18 +254,18 @@ impl Broker {
             let attempt =
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
-            let receiver = Receiver { consumer, ready, request: &request, tags, others, attempt };
+            let request = &request;
+            let receiver = Receiver { consumer, ready, request, filter, tags, others, attempt };
             if !std::mem::replace(&mut is_counted, true) && self.is_rationed() {
                 receiver.ready.has_room_for(request.max_messages);
             }
-            let missed = receiver.ready.missed();
             let look = self.look_once(&receiver).await;
             if look.is_ok()
                 && let Some(woken) = &mut woken
             {
                 woken.has_looked = true;
             }
-            let mut left = None;
+            let mut has_left = false;
             match look {
                 Ok(Look::Found(received)) => return Ok(received),
                 Ok(Look::Passed) if looks < MAX_LOOKS && Instant::now() < request.deadline => {
@@ -279,7 +274,7 @@ impl Broker {
                     tokio::task::yield_now().await;
                     continue;
                 }
-                Ok(Look::Left(of)) => left = Some(of),
+                Ok(Look::Left) => has_left = true,
                 Ok(Look::Passed | Look::Nothing) => {}
                 Err(BrokerError::Rebuilding) => {
                     self.wait_for_rebuild(until).await?;
@@ -302,20 +297,13 @@ impl Broker {
                 }
                 continue;
             }
-            if left == Some(LeftFor::Members) && why == Wake::Event {
-                receiver.ready.wake_others(receiver.wish());
-            }
-            let left = left.map(|_| missed);
-            let woken_by = self.wait_for_messages(&receiver, until, in_front, left).await?;
-            let Some(woken_by) = woken_by else {
+            if !self.wait_for_messages(&receiver, until, in_front, has_left).await? {
                 self.still_there(&topic, request.deadline).await?;
                 return Ok(Received::default());
-            };
-            why = woken_by;
+            }
             let ready = receiver.ready;
-            woken = Some(Woken { broker: self, ready, group, topic, has_looked: false });
-            // Behind the others, if it was not for him: each of them has his look.
-            in_front = why == Wake::Event;
+            woken = Some(Woken { broker: self, ready, group, topic, filter, has_looked: false });
+            in_front = true;
         }
     }
 
@@ -355,40 +343,35 @@ impl Broker {
         Ok(others)
     }
 
-    /// Waits until there may be a message; `None`: the time is over, or the broker stops. Who left something, and did
-    /// so after so many wakes that nobody got, does not look at that again for a second, and then only one of the
-    /// group.
+    /// Waits until there may be a message; `false`: the time is over, or the broker stops. Who left something does not
+    /// look at that again for a second, and then only one of the group.
     async fn wait_for_messages(
         &self,
         receiver: &Receiver<'_>,
         until: Instant,
         in_front: bool,
-        left: Option<u64>,
-    ) -> Result<Option<Wake>, BrokerError> {
+        has_left: bool,
+    ) -> Result<bool, BrokerError> {
         let mut draining = self.draining.subscribe();
         if *draining.borrow_and_update() || until <= Instant::now() {
-            return Ok(None);
+            return Ok(false);
         }
         let Ok(_place) = self.waiters.try_acquire() else {
             return Err(BrokerError::Overloaded { what: "parked receives" });
         };
         let ready = &receiver.ready;
-        let mut resting = left.and_then(|_| ready.rest());
         let Some(mut parked) = ready.park(in_front, receiver.wish()) else {
             return Err(BrokerError::Overloaded { what: "parked receives of a group" });
         };
         // Parked first, then the look: what comes in between is not missed.
         let _hurry = self.store.hurry();
-        let has_other = match left {
-            Some(missed) => ready.missed() != missed,
-            None => {
-                let now = self.store.lease_time().get();
-                self.state.offsets.has_due(receiver.consumer, now)
-            }
-        };
-        if has_other || ready.has_listed() {
-            return Ok(Some(Wake::Event));
+        let now = self.store.lease_time().get();
+        let offsets = &self.state.offsets;
+        if offsets.has_due_for(receiver.consumer, receiver.filter, now) || ready.has_listed() {
+            return Ok(true);
         }
+        // Parked before this too: who ends his rest wakes somebody else.
+        let mut resting = if has_left { ready.rest() } else { None };
         self.counters.parked.add(1);
         let end = match &resting {
             Some(_) => until.min(Instant::now() + REST),
@@ -396,16 +379,16 @@ impl Broker {
         };
         let woken = timeout_at(end, async {
             tokio::select! {
-                why = parked.woken() => Some(why),
-                _ = draining.changed() => None,
-                () = self.refuses(Some(receiver.consumer.group)) => Some(Wake::Event),
+                () = parked.woken() => true,
+                _ = draining.changed() => false,
+                () = self.refuses(Some(receiver.consumer.group)) => true,
             }
         });
-        let why = woken.await.unwrap_or((end < until).then_some(Wake::Event));
-        if let Some(resting) = resting.take_if(|_| why.is_some()) {
+        let looks = woken.await.unwrap_or(end < until);
+        if let Some(resting) = resting.take_if(|_| looks) {
             resting.looks_himself();
         }
-        Ok(why)
+        Ok(looks)
     }
 
     /// Whether leases from before the start are offered at a limited rate now.
@@ -448,12 +431,14 @@ impl Broker {
                     return Ok(look);
                 }
             }
-            if receiver.ready.turn().is_multiple_of(2) {
-                self.gather_due(&mut hand).await?;
+            let turn = receiver.ready.turn();
+            let own_first = !turn.is_multiple_of(4);
+            if turn.is_multiple_of(2) {
+                self.gather_due(&mut hand, own_first).await?;
                 self.gather_fresh(&mut hand).await?;
             } else {
                 self.gather_fresh(&mut hand).await?;
-                self.gather_due(&mut hand).await?;
+                self.gather_due(&mut hand, own_first).await?;
             }
             if let Some(lacks) = hand.lacks() {
                 // Looked at again with a permit that is large enough: nobody holds messages, or a small permit, while

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Broker;
-use super::state::leases::Kind;
+use super::state::leases::{Kind, Line};
 use super::state::offsets::leased::Consumer;
 use crate::format::attributes::DeadReason;
 use crate::message::{GroupId, TopicId};
@@ -143,9 +143,9 @@ impl Broker {
         let mut is_well = true;
         loop {
             let now = self.store.lease_time().get();
-            let taken = offsets.take_due(consumer, Kind::Exhausted, now, STEP);
+            let taken = offsets.take_due(consumer, (Kind::Exhausted, Line::Any), now, STEP);
             if taken.due.is_empty() {
-                offsets.put_back(consumer.key(), &taken, (true, now));
+                offsets.put_back(consumer.key(), &taken, now);
                 break;
             }
             for due in &taken.due {
@@ -161,7 +161,7 @@ impl Broker {
                 is_well = false;
                 break;
             }
-            offsets.put_back(consumer.key(), &taken, (true, now));
+            offsets.put_back(consumer.key(), &taken, now);
             if !is_well {
                 break;
             }

@@ -326,6 +326,7 @@ mod tests {
             }
             let methods = set.file.iter().flat_map(|file| &file.service).flat_map(|of| &of.method);
             for method in methods {
+                // A receive is decoded without its lists, streams take little at once or bound each.
                 let has_its_own_way =
                     ["ReceiveMessage", "Telemetry", "SendStream", "Pull", "PullStream", "Consume"];
                 if has_its_own_way.contains(&method.name()) {

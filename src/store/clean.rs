@@ -19,8 +19,8 @@
 //! still reads that message; nothing else of the segment can be read. It is asked by queue and offsets, for each queue
 //! that the segment has of a topic with such messages, and by nothing but a look that found the segment dead. What
 //! stays so is bounded by `keep_unfinished`: beyond it the oldest go nevertheless. While space is wanted and nothing
-//! else can go, the oldest goes, one a second. A message that is delivered in the very second in which its time is
-//! over, while the look is under way, may be missed.
+//! else can go, not even with another image, the oldest goes, one a second. A message that is delivered in the very
+//! second in which its time is over, while the look is under way, may be missed.
 //!
 //! [`Store::read_kept`]: super::Store::read_kept
 //!
@@ -95,6 +95,8 @@ pub struct CleanWorker {
     /// Segments stay for messages that are not finished; and when one of those went last nevertheless.
     has_unfinished: bool,
     gave_way: Option<Duration>,
+    /// The last try to take an image came to nothing.
+    image_failed: bool,
     /// Bytes of the last image, and what had been written when it was whole.
     image_len: u64,
     written: u64,
@@ -114,6 +116,7 @@ impl CleanWorker {
             counted: PhysicalOffset::ZERO,
             has_unfinished: false,
             gave_way: None,
+            image_failed: false,
             image_len: 0,
             written: 0,
         }
@@ -132,6 +135,7 @@ impl CleanWorker {
                 Ok(Wrote::Waits) => wait(&shared),
                 Ok(Wrote::Whole { begin, len }) => {
                     self.image = None;
+                    self.image_failed = false;
                     self.image_len = len;
                     self.written = lock(&shared.tail).written();
                     shared.image_is_durable(begin, len);
@@ -151,12 +155,14 @@ impl CleanWorker {
                     }
                     tracing::error!(%error, "the state is too large for an image: segments that wait for one stay");
                     self.image = None;
+                    self.image_failed = true;
                     Progress::Idle(LOOK_AT_MESSAGES)
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the state image was given up; it is taken again");
                     shared.room_for_image.store(0, Ordering::Relaxed);
                     self.image = None;
+                    self.image_failed = true;
                     Progress::Idle(LOOK_AT_DISK)
                 }
             };
@@ -203,6 +209,8 @@ impl CleanWorker {
             self.recorded = None;
         }
         if shared.give_up_spares() || shared.sweep()? {
+            // Nothing that is not finished gives way before it is known what space that made.
+            self.looked_at_disk = None;
             return Ok(Progress::Worked);
         }
         let now = shared.clock.elapsed();
@@ -267,9 +275,11 @@ impl CleanWorker {
             }
             Err(AppendError::NotReady) => {
                 self.looked_at_messages = None;
+                self.image_failed = true;
                 wait(shared)
             }
             Err(error) => {
+                self.image_failed = true;
                 tracing::warn!(%error, "a state image cannot be begun");
                 Progress::Idle(LOOK_AT_DISK)
             }
@@ -345,9 +355,11 @@ impl CleanWorker {
             }
         }
         let mut kept: u64 = unfinished.iter().map(|segment| segment.len()).sum();
-        // An image that waits for room holds up all others.
+        // What lies behind the newest image goes with the next one, unless there is no room for that.
         let safe = shared.newest_image().unwrap_or_default();
-        let is_stuck = going.iter().all(|segment| segment.end() > safe) || self.image.is_some();
+        let has_no_image = self.image.is_some() || self.image_failed;
+        let is_stuck =
+            going.iter().all(|segment| segment.end() > safe) && (going.is_empty() || has_no_image);
         let is_time = self.gave_way.is_none_or(|last| now.saturating_sub(last) >= LOOK_AT_DISK);
         let mut gives_way = is_stuck && is_time && shared.space_is_wanted();
         let mut given_up = Vec::new();

@@ -6,18 +6,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::hand::{Candidate, Hand, Lost};
-use super::{LeftFor, Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
+use super::{Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
 use crate::broker::cut::bytes_of;
 use crate::broker::dead_letter::Death;
 use crate::broker::error::BrokerError;
 use crate::broker::handle::Handle;
 use crate::broker::settle::GiveBack;
-use crate::broker::state::leases::{Claim, Place, Repeated};
+use crate::broker::state::leases::{Claim, FilterId, Place, Repeated, id_of};
 use crate::broker::state::offsets::Offsets;
-use crate::broker::state::offsets::leased::{Change, Consumer, Fresh, Gave, Giving};
+use crate::broker::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
 use crate::broker::{Broker, clients};
 use crate::format::attributes::DeadReason;
-use crate::format::state_record::OpenState;
 use crate::message::{LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::AppendError;
 
@@ -41,6 +40,10 @@ impl Broker {
         let mut has_passed = hand.buried > 0 || fresh.iter().any(|fresh| fresh.to > fresh.from);
         let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
         let is_empty = !has_passed && is_old_empty;
+        let kept_for = match receiver.others.as_slice() {
+            [other] => id_of(other),
+            [] | [_, ..] => 0,
+        };
         let (due, (delivered, now), gave) = loop {
             // Who finds nothing is answered with that.
             if self.is_draining() && !(is_empty && repeated.due.is_empty()) {
@@ -61,6 +64,7 @@ impl Broker {
                 attempt: receiver.attempt,
                 client: request.client.map_or(0, clients::hash_of),
                 holder: clipped(request.holder),
+                filters: (receiver.filter, kept_for),
             };
             match self.state.offsets.give(receiver.consumer, &giving) {
                 // Those that are open already take no room, and must get done to make some.
@@ -82,20 +86,25 @@ impl Broker {
         };
         let candidates = std::mem::take(&mut hand.candidates);
         let lost = std::mem::take(&mut hand.lost);
-        let (finished, left, rationed) = (hand.finished.len(), hand.left, hand.rationed);
+        let has_left = hand.left > 0;
+        let has_passed = has_passed || !hand.finished.is_empty() || hand.is_cut;
+        let left_for: HashSet<FilterId> = hand.taken.left.iter().map(|(_, of)| *of).collect();
+        let has_kept = fresh.iter().any(|fresh| !fresh.kept.is_empty());
         let stopped = hand.stopped.take().or(hand.failed.take());
         let permit = hand.memory.permit.take();
         hand.is_given = true;
-        let has_nothing = messages.is_empty() && finished == 0 && stopped.is_none();
-        hand.is_for_others = has_nothing && left + rationed > 0 && !hand.is_cut;
         drop(hand);
+        // Once it is back: who has that filter and does not wait yet looks for it before he does.
+        let left_for = left_for.into_iter().chain(has_kept.then_some(kept_for));
+        left_for.filter(|of| *of != 0).for_each(|of| receiver.ready.wake_for(of));
         if !lost.is_empty() {
             let places: HashSet<Place> = lost.iter().map(|lost| lost.place).collect();
             messages.retain(|given| !places.contains(&given.place));
         }
-        // Others may go on where this one left something.
-        if left + rationed == 0 && self.state.offsets.has_due(receiver.consumer, now.get()) {
-            receiver.ready.wake();
+        // Others may go on where this one stopped.
+        let (offsets, filter) = (&self.state.offsets, receiver.filter);
+        if offsets.has_due_for(receiver.consumer, filter, now.get()) {
+            receiver.ready.wake_instead(filter);
         }
         let mut by_place: std::collections::HashMap<Place, Candidate, foldhash::fast::RandomState> =
             candidates.into_iter().map(|candidate| (candidate.place, candidate)).collect();
@@ -114,9 +123,8 @@ impl Broker {
         if messages.is_empty() {
             return match stopped {
                 Some(error) => Err(error),
-                None if has_passed || finished > 0 => Ok(Look::Passed),
-                None if left > 0 => Ok(Look::Left(LeftFor::Members)),
-                None if rationed > 0 => Ok(Look::Left(LeftFor::Later)),
+                None if has_passed => Ok(Look::Passed),
+                None if has_left => Ok(Look::Left),
                 None => Ok(Look::Nothing),
             };
         }
@@ -133,7 +141,7 @@ impl Broker {
         let mut later = Vec::new();
         for Lost { place, stored, messages } in lost {
             if deadline <= Instant::now() {
-                later.push(place);
+                later.push((place, messages));
                 continue;
             }
             let claim = Claim { place, lease, is_first: true };
@@ -145,23 +153,22 @@ impl Broker {
             let death = Death { messages, ..DeadReason::Undecodable.into() };
             let consumer = receiver.consumer;
             let buried = self.bury_stored(consumer, due, (stored, death), deadline).await;
-            if let Err(error) = buried {
-                tracing::warn!(%error, "a message that cannot be decoded is no dead letter yet");
-                later.push(place);
+            match buried {
+                Ok(_) => self.counters.gone.add(u64::from(messages) - 1),
+                Err(error) => {
+                    let what = "messages that cannot be decoded are no dead letter yet";
+                    tracing::warn!(%error, messages, "{what}");
+                    later.push((place, messages));
+                }
             }
         }
-        let now = self.store.lease_time().get();
-        let change = |place: &Place| Change {
-            claim: Claim { place: *place, lease, is_first: true },
-            due: now,
-            state: OpenState::Waiting,
-            same_delivery: true,
-        };
-        let changes: Vec<_> = later.iter().map(change).collect();
-        if !changes.is_empty()
-            && let Err(error) = self.state.offsets.change(receiver.consumer, &changes)
-        {
-            tracing::debug!(%error, "what cannot be decoded stays leased to nobody");
+        // All of a run come again, one by one: what can be read then is given.
+        for (place, messages) in later {
+            let claim = Claim { place, lease, is_first: true };
+            let opened = self.state.offsets.open_again(receiver.consumer, claim, messages);
+            if let Err(error) = opened {
+                tracing::debug!(%error, "what cannot be decoded stays leased to nobody");
+            }
         }
     }
 

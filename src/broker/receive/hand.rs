@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -10,7 +11,7 @@ use crate::broker::Broker;
 use crate::broker::budget::Room;
 use crate::broker::cut::{self, Most, Stored, Wanted, bytes_of, index_in, is_lost};
 use crate::broker::error::BrokerError;
-use crate::broker::state::leases::{Due, FilterCost, Kind, Place, Taken};
+use crate::broker::state::leases::{Due, FilterCost, FilterId, Kind, Line, Past, Place, Taken};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh};
 use crate::filter::Expression;
@@ -31,8 +32,12 @@ const SCAN: usize = 1_024;
 /// Bytes of records that it reads for that from one queue.
 const SCAN_BYTES: u64 = 1 << 20;
 
-/// So many due messages of members with other filters one look passes by.
-const MAX_LEFT: usize = 1_024;
+/// So many due messages that are not for this one now, in all lines but his own, one look goes through; and so many in
+/// his own, of which all are for him but those that are gone.
+const MAX_PASSED: usize = 1_024;
+
+/// So many that were left already one look goes through again.
+const MAX_AGAIN: usize = 128;
 
 /// Reads of one look that may fail before it goes on without the rest of what is due.
 const MAX_FAILED: u32 = 8;
@@ -83,12 +88,10 @@ pub(super) struct Hand<'a> {
     pub(super) is_given: bool,
     /// So many that are due were left for others.
     pub(super) left: usize,
-    /// So many were left for later.
-    pub(super) rationed: usize,
-    /// Some that are due were taken and not looked at, or there was no room for them.
+    /// Some that nobody had left before were, and there may be more of those.
     pub(super) is_cut: bool,
-    /// All that was taken is not for this one now: nobody has to be told that it is due.
-    pub(super) is_for_others: bool,
+    /// Reads of what is due that failed.
+    failures: u32,
     /// What its filter did.
     pub(super) cost: FilterCost<'a>,
     /// Why the look ended before it had all that it wanted.
@@ -105,9 +108,12 @@ impl Drop for Hand<'_> {
         if !matches!(self.receiver.request.filter, Expression::Tags(TagFilter::All)) {
             self.receiver.ready.filtered(&self.cost);
         }
+        if !self.is_given {
+            // Nobody was told of it.
+            self.taken.left.clear();
+        }
         let now = self.receiver.consumer.store.lease_time().get();
-        let tells = (!self.is_for_others, now);
-        self.offsets.put_back(self.receiver.consumer.key(), &self.taken, tells);
+        self.offsets.put_back(self.receiver.consumer.key(), &self.taken, now);
     }
 }
 
@@ -132,9 +138,8 @@ impl<'a> Hand<'a> {
             max_bytes,
             is_given: false,
             left: 0,
-            rationed: 0,
             is_cut: false,
-            is_for_others: false,
+            failures: 0,
             cost: FilterCost::default(),
             stopped: None,
             failed: None,
@@ -158,6 +163,17 @@ impl<'a> Hand<'a> {
         lacks.filter(|_| is_empty && !has_passed && self.stopped.is_none())
     }
 
+    /// How many messages that are due were looked at and are not given.
+    fn passed(&self) -> usize {
+        self.left + self.finished.len() + self.buried
+    }
+
+    /// Leaves a message that is due to members with another filter, 0 if none is known.
+    fn leave(&mut self, due: Due, filter: FilterId) {
+        self.left += 1;
+        self.taken.left.push((due, filter));
+    }
+
     /// Takes a fresh message of a queue that cannot be decoded: it is leased like others, and given to nobody.
     fn lose(&mut self, at: usize, message: (u64, u32), (stored, messages): (Stored, u32)) {
         if let Some(in_hand) = self.queues.get_mut(at) {
@@ -170,33 +186,56 @@ impl<'a> Hand<'a> {
 
 impl Broker {
     /// Takes messages that are due again, as many as there is room for.
-    pub(super) async fn gather_due(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
-        let (now, is_rationed) = (self.store.lease_time().get(), self.is_rationed());
-        if hand.stopped.is_some() || hand.room() == 0 {
-            return Ok(());
+    pub(super) async fn gather_due(
+        &self,
+        hand: &mut Hand<'_>,
+        own_first: bool,
+    ) -> Result<(), BrokerError> {
+        let filter = hand.receiver.filter;
+        let own = (Line::Own(filter), MAX_PASSED);
+        let new = (Line::New(filter), MAX_PASSED);
+        let left = (Line::Left(filter), MAX_AGAIN);
+        for (line, most) in if own_first { [own, new, left] } else { [new, left, own] } {
+            self.gather_line(hand, line, hand.passed() + most).await?;
         }
+        Ok(())
+    }
+
+    /// Takes what is due in some lines, until so many were passed by. What is not given takes no place of what can be.
+    async fn gather_line(
+        &self,
+        hand: &mut Hand<'_>,
+        line: Line,
+        until: usize,
+    ) -> Result<(), BrokerError> {
+        let (now, is_rationed) = (self.store.lease_time().get(), self.is_rationed());
         let consumer = hand.receiver.consumer;
-        // What is left for others takes no place of what can be given.
-        while hand.stopped.is_none() && hand.room() > 0 && hand.left + hand.rationed < MAX_LEFT {
-            let taken = self.state.offsets.take_due(consumer, Kind::Again, now, hand.room());
-            let (mut due, left) = (taken.due.clone(), hand.left);
+        let left = hand.left;
+        while hand.stopped.is_none() && hand.room() > 0 && hand.failures < MAX_FAILED {
+            if hand.memory.lacks().is_some() {
+                // More would find none either, or take what these wait for.
+                break;
+            }
+            let room = hand.room().min(until.saturating_sub(hand.passed()));
+            let taken = self.state.offsets.take_due(consumer, (Kind::Again, line), now, room);
+            if taken.due.is_empty() {
+                hand.taken.append(taken);
+                hand.is_cut |= room == 0 && matches!(line, Line::New(_)) && hand.left > left;
+                break;
+            }
+            let mut due = taken.due.clone();
             hand.taken.append(taken);
-            let all = due.len();
             if is_rationed {
                 self.ration(hand, &mut due);
             }
-            hand.rationed += all - due.len();
             self.load_again(hand, &due).await?;
-            if hand.left == left && due.len() == all {
-                break;
-            }
         }
         Ok(())
     }
 
     /// Leaves out what may not be offered yet of leases from before the start, and what comes behind it in its message
     /// group.
-    fn ration(&self, hand: &Hand<'_>, due: &mut Vec<Due>) {
+    fn ration(&self, hand: &mut Hand<'_>, due: &mut Vec<Due>) {
         let (epoch, consumer) = (self.store.epoch(), hand.receiver.consumer);
         let is_ordered = consumer.group.settings().ordered;
         let mut refused = HashSet::new();
@@ -206,8 +245,11 @@ impl Broker {
                 return false;
             }
             let may = !is_old || hand.receiver.ready.may_offer_old();
-            if !may && is_ordered {
-                refused.insert(due.lock());
+            if !may {
+                if is_ordered {
+                    refused.insert(due.lock());
+                }
+                hand.leave(*due, 0);
             }
             may
         });
@@ -220,13 +262,12 @@ impl Broker {
         hand: &mut Hand<'_>,
         due: &[Due],
     ) -> Result<(), BrokerError> {
-        let (mut known, mut is_known_lost, mut failures) = (None::<StoredRecord>, false, 0);
+        let (mut known, mut is_known_lost) = (None::<StoredRecord>, false);
         // Message groups of an ordered group of which something stays: what comes behind it does too.
         let is_ordered = hand.receiver.consumer.group.settings().ordered;
         let mut stays = HashSet::new();
         for due in due {
-            if hand.room() == 0 || failures >= MAX_FAILED {
-                hand.is_cut = true;
+            if hand.room() == 0 || hand.failures >= MAX_FAILED {
                 return Ok(());
             }
             if is_ordered && stays.contains(&due.lock()) {
@@ -247,7 +288,7 @@ impl Broker {
                         continue;
                     }
                     Err(error) => {
-                        failures += 1;
+                        hand.failures += 1;
                         hand.failed = Some(error);
                         stays.insert(due.lock());
                         known = None;
@@ -277,8 +318,9 @@ impl Broker {
             hand.cost.add(&wanted.cost);
             if wanted.indexes.first() != Some(&index) {
                 // It is kept for members that want it, those included that may come back for what they were given.
-                if may_be_wanted(hand.receiver, record, index, due.was_leased()) {
-                    hand.left += 1;
+                let past = self.past_of(hand, due);
+                if let Some(filter) = left_for(hand.receiver, record, index, past) {
+                    hand.leave(*due, filter);
                     stays.insert(due.lock());
                     continue;
                 }
@@ -294,7 +336,6 @@ impl Broker {
             let bytes = hand.bytes.saturating_add(wanted.bytes);
             match self.cut_off(record, &[index], (&mut hand.memory, bytes)).await {
                 Ok(None) => {
-                    hand.is_cut = true;
                     stays.insert(due.lock());
                 }
                 Err(error) if is_lost(&error) => {
@@ -311,13 +352,23 @@ impl Broker {
                     hand.again.push(*due);
                 }
                 Err(error) => {
-                    failures += 1;
+                    hand.failures += 1;
                     hand.failed = Some(error);
                     stays.insert(due.lock());
                 }
             }
         }
         Ok(())
+    }
+
+    /// What has become of an open message that somebody does not want.
+    fn past_of(&self, hand: &Hand<'_>, due: &Due) -> Past {
+        let was_delivered = due.was_leased();
+        let room = || self.state.offsets.cursors(hand.receiver.consumer, &[due.place.0]);
+        let is_full = !was_delivered && room().iter().any(|(_, room)| *room == 0);
+        let since = due.open.due.max(self.opened.get());
+        let waits = self.store.lease_time().get().saturating_sub(since);
+        Past { was_delivered, is_full, waits: Duration::from_millis(waits) }
     }
 
     /// Makes a dead letter of a message in the hand that cannot be decoded. What cannot be one now comes again.
@@ -515,7 +566,8 @@ impl Broker {
                 break;
             }
         }
-        self.counters.gone.add(gone);
+        // Those that a dead letter stands for count when there is one.
+        self.counters.gone.add(if is_damaged { 0 } else { gone });
         let passed = next.saturating_sub(from).saturating_sub(gone + (room - left + kept) as u64);
         self.counters.filtered.add(passed);
         if let Some(in_hand) = hand.queues.get_mut(at) {
@@ -531,16 +583,15 @@ impl Broker {
     }
 }
 
-/// Whether a member of the group with another filter may want a message of a record.
-fn may_be_wanted(
+/// For whom of the other members of the group a message of a record is left.
+fn left_for(
     receiver: &Receiver<'_>,
     record: &StoredRecord,
     index: u16,
-    was_delivered: bool,
-) -> bool {
-    let meta = cut::meta(record, index);
-    let subscriptions = lock(&receiver.ready.subscriptions);
-    meta.is_none_or(|meta| subscriptions.may_want(receiver.request.filter, &meta, was_delivered))
+    past: Past,
+) -> Option<FilterId> {
+    let Some(meta) = cut::meta(record, index) else { return Some(0) };
+    lock(&receiver.ready.subscriptions).left_for(receiver.request.filter, &meta, past)
 }
 
 /// Whether a record was sent back to one group alone, and that is another one.

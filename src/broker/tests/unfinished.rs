@@ -8,6 +8,7 @@ use crate::broker::{
     ExtendEntry, Hold, Position, ReceiveRequest, ReceivedMessage, ResetRequest, Run, SettleRequest,
     WaitingAction, WaitingRequest,
 };
+use crate::file::disk::Disk as _;
 use crate::filter::{Expression, Language};
 use crate::format::batch::Batch;
 use crate::message::GroupSettings;
@@ -391,6 +392,28 @@ async fn on_a_full_disk_the_oldest_go_one_a_second_until_there_is_space() {
     assert_eq!(rig.broker.status().store.unfinished_deleted, 2);
     assert_eq!(all_seen(&rig.receive("g")), [of(2, 2, "c")]);
     assert_eq!(rig.gone(), 2);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_what_another_image_lets_go_goes_before_what_is_not_finished() {
+    let mut rig = Rig::new();
+    rig.stuck("a");
+    rig.fill(2);
+    rig.pass(2 * TIME);
+    assert_eq!(rig.clean(), stays(1));
+    let deleted = rig.deleted();
+    // Dead behind the newest image, and nothing in it that is not finished.
+    rig.fill(2);
+    rig.pass(2 * TIME);
+    let much = 1 << 40;
+    rig.disk.set_capacity(Some(much));
+    let used = much - rig.disk.free_space(std::path::Path::new("/data")).unwrap();
+    rig.disk.set_capacity(Some(used + SEGMENT / 2));
+    rig.workers.settle();
+    assert!(rig.deleted() > deleted, "{deleted}");
+    assert!(!rig.broker.status().store.disk_is_short);
+    assert_eq!(rig.broker.status().store.unfinished, stays(1));
+    assert_eq!(rig.broker.status().store.unfinished_deleted, 0);
 }
 
 #[tokio::test]

@@ -45,9 +45,7 @@ use crate::grpc::outgoing::Outgoing;
 use crate::grpc::raw::{self, Last, Messages, Out};
 use crate::grpc::serve::Ends;
 use crate::proto::rocketmq::receive_message_response::Content;
-use crate::proto::rocketmq::{
-    Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource, Status,
-};
+use crate::proto::rocketmq::{Code, FilterExpression, ReceiveMessageResponse, Resource, Status};
 use crate::wire::put_framed;
 
 /// Bytes of a request: a group, a topic, and a filter that is longer than it may be.
@@ -122,6 +120,35 @@ where
     })
 }
 
+/// A request, without what nobody looks at: a queue names its broker with a list of addresses, and an entry of two
+/// bytes would be many times that in memory.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Request {
+    #[prost(message, optional, tag = "1")]
+    group: Option<Resource>,
+    #[prost(message, optional, tag = "2")]
+    message_queue: Option<Queue>,
+    #[prost(message, optional, tag = "3")]
+    filter_expression: Option<FilterExpression>,
+    #[prost(int32, tag = "4")]
+    batch_size: i32,
+    #[prost(message, optional, tag = "5")]
+    invisible_duration: Option<prost_types::Duration>,
+    #[prost(bool, tag = "6")]
+    auto_renew: bool,
+    #[prost(message, optional, tag = "7")]
+    long_polling_timeout: Option<prost_types::Duration>,
+    #[prost(string, optional, tag = "8")]
+    attempt_id: Option<String>,
+}
+
+/// A queue of it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Queue {
+    #[prost(message, optional, tag = "1")]
+    topic: Option<Resource>,
+}
+
 /// What was leased, and for whom.
 struct Found {
     group: String,
@@ -147,7 +174,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(broker: &Broker, request: ReceiveMessageRequest) -> Result<Self, Refusal> {
+    fn of(broker: &Broker, request: Request) -> Result<Self, Refusal> {
         let resource = request.message_queue.and_then(|queue| queue.topic);
         let topic = convert::topic(resource.as_ref())?.to_owned();
         let group = convert::group(request.group.as_ref())?.to_owned();
@@ -177,7 +204,7 @@ async fn receive(
     caller: Caller<'_>,
     ends: Option<Ends>,
     until: Instant,
-    request: ReceiveMessageRequest,
+    request: Request,
 ) -> Result<Option<Found>, Refusal> {
     let Asked {
         resource,
@@ -345,6 +372,7 @@ mod tests {
     use crate::broker::BrokerConfig;
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
+    use crate::proto::rocketmq as v2;
     use crate::store::StoreConfig;
     use crate::wire::Frames;
 
@@ -390,6 +418,47 @@ mod tests {
         assert!(matches!(last, Some(Content::DeliveryTimestamp(_))), "{last:?}");
         assert_eq!(next().map(|more| more.encoded_len()), None);
         broker.close().unwrap();
+    }
+
+    #[test]
+    fn of_a_request_nothing_is_kept_that_nobody_looks_at() {
+        let resource = |name: &str| Resource { name: name.to_owned(), ..Resource::default() };
+        let duration = |seconds| Some(prost_types::Duration { seconds, nanos: 7 });
+        let filter = FilterExpression { r#type: 2, expression: "a = 1".to_owned() };
+        let endpoints =
+            v2::Endpoints { scheme: 1, addresses: vec![v2::Address::default(); 1 << 20] };
+        let broker = v2::Broker { endpoints: Some(endpoints), ..v2::Broker::default() };
+        let queue = v2::MessageQueue {
+            topic: Some(resource("t")),
+            id: 3,
+            broker: Some(broker),
+            accept_message_types: vec![1; 1 << 20],
+            ..v2::MessageQueue::default()
+        };
+        let sent = v2::ReceiveMessageRequest {
+            group: Some(resource("g")),
+            message_queue: Some(queue),
+            filter_expression: Some(filter.clone()),
+            batch_size: 5,
+            invisible_duration: duration(11),
+            auto_renew: true,
+            long_polling_timeout: duration(22),
+            attempt_id: Some("try".to_owned()),
+        };
+        let sent = sent.encode_to_vec();
+        assert!((3 << 20..MAX_REQUEST).contains(&sent.len()), "{}", sent.len());
+        let request = Request::decode(&sent[..]).unwrap();
+        let wanted = Request {
+            group: Some(resource("g")),
+            message_queue: Some(Queue { topic: Some(resource("t")) }),
+            filter_expression: Some(filter),
+            batch_size: 5,
+            invisible_duration: duration(11),
+            auto_renew: true,
+            long_polling_timeout: duration(22),
+            attempt_id: Some("try".to_owned()),
+        };
+        assert_eq!(request, wanted);
     }
 
     fn wait(asked: Option<u64>, left: u64) -> (u64, bool) {

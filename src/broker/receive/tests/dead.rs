@@ -608,4 +608,92 @@ async fn a_redrive_at_a_limited_rate_ends_before_its_callers_time_and_the_next_o
     assert_eq!(went, [12, 8]);
     assert!(start.elapsed() >= Duration::from_secs(20));
     rig.broker.close().unwrap();
+    rig.broker.close().unwrap();
+}
+
+/// The disk is short of space from now on, or not any more.
+async fn set_short(rig: &Rig, is_short: bool) {
+    rig.disk.set_capacity(is_short.then_some(1));
+    rig.pass(Duration::from_secs(2));
+    while rig.broker.status().store.disk_is_short != is_short {
+        rig.broker.store.clean_soon();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// The same after a stop and a start between which a byte of the log was changed, or changed back.
+fn damaged(rig: Rig, body: &[u8], at: &mut Option<u64>) -> Rig {
+    let Rig { broker, clock, disk } = rig;
+    broker.close().unwrap();
+    drop(broker);
+    let log = disk.paths().into_iter().find(|path| path.ends_with("00000000000000000000.log"));
+    let log = log.unwrap();
+    let bytes = disk.durable_bytes(&log).unwrap();
+    let found = || bytes.windows(body.len()).position(|bytes| bytes == body).unwrap() as u64;
+    disk.corrupt(&log, *at.get_or_insert_with(found), 1).unwrap();
+    Rig { broker: open(&disk, &clock), clock, disk }
+}
+
+#[tokio::test]
+async fn what_nobody_had_and_cannot_be_a_dead_letter_yet_loses_no_delivery_by_that() {
+    let settings = GroupSettings {
+        other_filters: OtherFilters::Roll,
+        max_attempts: Some(1),
+        retry_delays_ms: vec![10_000],
+        ..GroupSettings::default()
+    };
+    let rig = Rig::new(1, settings).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (old, new) = (tags("a"), tags("b"));
+    for filter in [&old, &new] {
+        assert!(rig.receive_all(rig.request(filter, 1)).await.is_empty());
+    }
+    rig.store(Some(QueueId::ZERO), &[("kept for the old one", Some("a"), None)], None).await;
+    assert!(rig.receive_all(rig.request(&new, 1)).await.is_empty());
+    let mut at = None;
+    let rig = damaged(rig, b"kept for", &mut at);
+    set_short(&rig, true).await;
+    assert!(rig.broker.receive_messages(rig.request(&old, 1)).await.unwrap().messages.is_empty());
+    assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    set_short(&rig, false).await;
+    let rig = damaged(rig, b"", &mut at);
+    rig.pass(MINUTE);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    let got: Vec<_> = rig.receive_all(rig.request(&old, 1)).await.iter().map(seen).collect();
+    assert_eq!(got, [of(0, 0, 1, "kept for the old one")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_run_that_cannot_be_read_and_cannot_be_a_dead_letter_yet_loses_none_of_its_messages() {
+    for is_sound_later in [true, false] {
+        let settings = GroupSettings { retry_delays_ms: vec![10_000], ..GroupSettings::default() };
+        let rig = Rig::new(1, settings).await;
+        rig.store(Some(QueueId::ZERO), &[("run", None, None); 3], None).await;
+        rig.send_to(0, "behind").await;
+        let mut at = None;
+        let rig = damaged(rig, b"runrunrun", &mut at);
+        set_short(&rig, true).await;
+        assert_eq!(rig.seen(9).await, [of(0, 3, 1, "behind")]);
+        assert_eq!(rig.committed(0).await, 0);
+        set_short(&rig, false).await;
+        let rig = if is_sound_later { damaged(rig, b"", &mut at) } else { rig };
+        rig.pass(Duration::from_secs(40));
+        let wanted: Vec<_> = (0..3).map(|offset| of(0, offset, 1, "run")).collect();
+        assert_eq!(rig.seen(9).await, if is_sound_later { wanted } else { Vec::new() });
+        if is_sound_later {
+            assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+        } else {
+            for one in rig.dead().await {
+                let letter = attributes::dead_letter(&one.attributes).unwrap().unwrap();
+                assert_eq!((letter.messages, letter.last_client), (1, ""));
+                let delivered = [letter.first_delivered.get(), letter.last_delivered.get()];
+                assert_eq!(delivered, [0, 0], "nobody had it");
+            }
+            assert_eq!(rig.broker.counters().dead_letters.get(), 3);
+        }
+        assert_eq!(rig.broker.counters().gone.get(), 0);
+        rig.broker.close().unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! Which messages of a group are for which of its members.
 
 use super::*;
+use crate::broker::state::leases::{Kind, Line, id_of};
 use crate::message::TopicId;
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +118,8 @@ async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
     rig.broker.close().unwrap();
 }
 
-#[tokio::test(start_paused = true)]
+// Not on a paused clock: while the storage threads work that would go on to the end of the wait.
+#[tokio::test]
 async fn who_waits_for_a_tag_sleeps_while_others_come_and_passes_them_over_with_the_first_of_his() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     let tags = |text| Expression::parse(Language::Tags, text).unwrap();
@@ -340,4 +342,328 @@ async fn what_a_filter_costs_and_cannot_compare_is_counted_for_the_group_and_the
     let told = &described.topics[0].filters;
     assert_eq!((told.steps, told.faults, told.last_fault.as_str()), (0, 0, ""));
     rig.broker.close().unwrap();
+}
+
+/// Time goes on, on the clock of leases too, and who does not ask meanwhile is forgotten.
+async fn pause(rig: &Rig, time: Duration) {
+    rig.pass(time);
+    for _ in 0..4 {
+        tokio::time::advance(time / 4).await;
+        rig.broker.tend_idle();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_comes_for_a_while_each_time_is_through_with_what_its_filter_does_not_want() {
+    // By the filters that are known from one time to the next, or else by how long a message waits.
+    for (minutes, times) in [(5, 3), (120, 12)] {
+        let rig = Rig::new(1, GroupSettings::default()).await;
+        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+        let (both, a) = (tags("a || b"), tags("a"));
+        rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
+        assert_eq!(rig.receive_all(rig.request(&both, 1)).await.len(), 1);
+        let mut left = 0;
+        while rig.broker.counters().filtered.get() == 0 {
+            pause(&rig, minutes * MINUTE).await;
+            assert!(rig.receive_all(rig.request(&a, 9)).await.is_empty());
+            left += 1;
+            assert!(left <= times + 1, "{left} times of {minutes} minutes");
+        }
+        assert!(left > 1, "they had no time to come back");
+        assert_eq!(rig.committed(0).await, 1);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn which_version_of_a_filter_is_the_older_one_does_not_turn_round_in_a_pause() {
+    let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
+    let rig = Rig::new(1, settings).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (old, new) = (tags("a"), tags("b"));
+    let come = async |filter| rig.broker.receive_messages(rig.request(filter, 1)).await;
+    come(&old).await.unwrap();
+    pause(&rig, MINUTE).await;
+    come(&new).await.unwrap();
+    come(&old).await.unwrap();
+    pause(&rig, 8 * MINUTE).await;
+    for _ in 0..5 {
+        come(&new).await.unwrap();
+        let of_old = come(&old).await;
+        pause(&rig, MINUTE).await;
+        if let Err(error) = of_old {
+            assert!(matches!(error, BrokerError::FilterMismatch { .. }), "{error}");
+            come(&new).await.unwrap();
+            rig.broker.close().unwrap();
+            return;
+        }
+    }
+    panic!("both are served for ever");
+}
+
+/// Leases messages with a tag, as many as fit into some records, to who asks with it; nobody acknowledges them.
+async fn leased(rig: &Rig, filter: &Expression, tag: &str, messages: usize) {
+    for _ in 0..messages / 50 {
+        rig.store(Some(QueueId::ZERO), &[(tag, Some(tag), None); 50], None).await;
+    }
+    let mut got = 0;
+    while got < messages {
+        let received = rig.broker.receive_messages(rig.request(filter, 1_000)).await.unwrap();
+        assert!(!received.messages.is_empty());
+        got += received.messages.len();
+    }
+}
+
+/// The most receives for which a message waits that is due.
+const RECEIVES: usize = 5;
+
+#[tokio::test(start_paused = true)]
+async fn however_much_is_due_for_others_a_retry_waits_for_few_receives() {
+    // The others go on asking, or are gone since a while.
+    for goes_on in [true, false] {
+        let rig = Rig::new(1, GroupSettings::default()).await;
+        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+        let (a, b) = (tags("a"), tags("b"));
+        leased(&rig, &a, "a", 4_500).await;
+        rig.pass(MINUTE);
+        tokio::time::advance(2 * MINUTE).await;
+        rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
+        let mut got = Vec::new();
+        while got.is_empty() {
+            got = rig.receive_all(rig.request(&b, 1)).await;
+        }
+        for delivery in 2..9 {
+            rig.hold(&got[0].handle, Hold::RetryAfter(Duration::from_secs(1))).await.unwrap();
+            rig.pass(Duration::from_secs(1));
+            if goes_on {
+                assert_eq!(rig.receive_all(rig.request(&a, 1)).await.len(), 1);
+            }
+            got.clear();
+            for _ in 0..RECEIVES {
+                got.extend(rig.receive_all(rig.request(&b, 1)).await);
+            }
+            let seen: Vec<_> = got.iter().map(seen).collect();
+            assert_eq!(seen, [of(0, 4_500, delivery, "b")], "{goes_on}");
+        }
+        assert_eq!(rig.broker.counters().filtered.get(), 0);
+        // They are still there, for who comes back.
+        assert_eq!(rig.receive_all(rig.request(&a, 1_000)).await.len(), 1_000);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_for_the_old_version_does_not_keep_retries_of_the_new_one_waiting() {
+    let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
+    let rig = Rig::new(1, settings).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (old, new) = (tags("a"), tags("b"));
+    let come = async |filter, most| rig.receive_all(rig.request(filter, most)).await;
+    assert!(come(&old, 1).await.is_empty() && come(&new, 1).await.is_empty());
+    for _ in 0..60 {
+        rig.store(Some(QueueId::ZERO), &[("a", Some("a"), None); 50], None).await;
+    }
+    rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
+    let mut got = Vec::new();
+    while got.is_empty() {
+        got = come(&new, 1).await;
+    }
+    for delivery in 2..9 {
+        rig.hold(&got[0].handle, Hold::RetryAfter(Duration::from_secs(1))).await.unwrap();
+        rig.pass(Duration::from_secs(1));
+        assert_eq!(come(&old, 1).await.len(), 1, "it is slow");
+        got.clear();
+        for _ in 0..RECEIVES {
+            got.extend(come(&new, 1).await);
+        }
+        assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 3_000, delivery, "b")]);
+    }
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_leased_before_a_start_is_found_behind_what_is_for_others() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (a, b, both) = (tags("a"), tags("b"), tags("a || b"));
+    leased(&rig, &a, "a", 4_500).await;
+    leased(&rig, &b, "b", 500).await;
+    rig.pass(2 * MINUTE);
+    let rig = rig.again();
+    rig.pass(MINUTE);
+    assert_eq!(rig.receive_all(rig.request(&a, 1)).await.len(), 1);
+    let mut got = 0;
+    for _ in 0..RECEIVES {
+        let request = rig.request(&b, 100);
+        got += rig.broker.receive_messages(request).await.unwrap().messages.len();
+    }
+    assert!(got >= 100, "{got}");
+    // The next version wants both, and has not to wait until nobody uses the old one.
+    let mut got = 0;
+    for _ in 0..RECEIVES {
+        let request = rig.request(&both, 1_000);
+        got += rig.broker.receive_messages(request).await.unwrap().messages.len();
+    }
+    assert!(got >= 4_000, "{got}");
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_new_version_goes_on_in_a_full_queue_once_the_old_one_has_not_asked_for_a_minute() {
+    use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;
+    let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
+    let rig = Rig::new(1, settings).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (old, new) = (tags("a"), tags("b"));
+    let come = async |filter, most| rig.receive_all(rig.request(filter, most)).await;
+    assert!(come(&old, 1).await.is_empty() && come(&new, 1).await.is_empty());
+    for _ in 0..MAX_OPEN_IN_QUEUE / 500 {
+        rig.store(Some(QueueId::ZERO), &[("a", Some("a"), None); 500], None).await;
+    }
+    rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
+    for _ in 0..3 {
+        assert!(come(&new, 1).await.is_empty(), "all that may be kept of a queue is");
+    }
+    assert_eq!(come(&old, 1).await.len(), 1);
+    tokio::time::advance(MINUTE + Duration::from_secs(1)).await;
+    let waiting = ReceiveRequest { wait: Duration::from_secs(2), ..rig.request(&new, 1) };
+    let got = rig.broker.receive_messages(waiting).await.unwrap().messages;
+    assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 10_000, 1, "b")]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_at_work_when_something_was_left_for_him_does_not_sleep_on_it() {
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(tags);
+    let mut handles = Vec::new();
+    for (filter, tag) in [(&a, "a"), (&b, "b"), (&c, "c")] {
+        rig.store(Some(QueueId::ZERO), &[(tag, Some(tag), None)], None).await;
+        let had = rig.receive_all(rig.request(filter, 1)).await.remove(0);
+        handles.push(had.handle);
+    }
+    let retry = async |handle: &str| {
+        rig.hold(handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+    };
+    let request = rig.request(&b, 1);
+    let (group, topic) = (rig.broker.group("g", soon()), rig.broker.topic("t", soon()));
+    let (group, topic) = (group.await.unwrap(), topic.await.unwrap());
+    let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+    let ready = rig.broker.state.offsets.ready.get(consumer.key()).unwrap();
+    let receiver = Receiver {
+        consumer,
+        ready,
+        request: &request,
+        filter: id_of(&b),
+        tags: Arc::new(TagFilter::All),
+        others: Vec::new(),
+        attempt: None,
+    };
+    let start = Instant::now();
+    let wait = async || {
+        let until = start + Duration::from_secs(20);
+        rig.broker.wait_for_messages(&receiver, until, false, true).await.unwrap()
+    };
+    // One leaves what is for another one, who has looked already and does not wait yet.
+    retry(&handles[2]).await;
+    assert!(matches!(rig.broker.look_once(&receiver).await, Ok(Look::Left)));
+    retry(&handles[1]).await;
+    assert!(rig.receive_all(rig.request(&a, 1)).await.is_empty());
+    assert!(wait().await);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    // Somebody has it in his hand while the other one looks, and leaves it once he waits.
+    let offsets = &rig.broker.state.offsets;
+    let now = rig.broker.store.lease_time().get();
+    let of_any = (Kind::Again, Line::Any);
+    let taken = offsets.take_due(consumer, of_any, now, 9);
+    assert_eq!(taken.due.len(), 2);
+    assert!(matches!(rig.broker.look_once(&receiver).await, Ok(Look::Nothing)));
+    let (waited, ()) = tokio::join!(wait(), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        offsets.put_back(consumer.key(), &taken, now);
+        assert!(rig.receive_all(rig.request(&a, 1)).await.is_empty());
+    });
+    assert!(waited);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let got = rig.receive_all(request).await;
+    assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 2, "b")]);
+    // What is for the third one keeps nobody of the others awake.
+    assert!(!rig.broker.state.offsets.has_due_for(consumer, receiver.filter, now));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_with_different_filters_get_all_retries_without_a_rest() {
+    const EACH: usize = 40;
+    for settings in [GroupSettings::default(), ordered()] {
+        let settings = GroupSettings { max_attempts: None, ..settings };
+        let rig = Rig::new(1, settings).await;
+        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+        let filters = ["a", "b", "c"].map(tags);
+        let is_ordered = rig.broker.group("g", soon()).await.unwrap().settings().ordered;
+        let mut handles = Vec::new();
+        for (filter, tag) in filters.iter().zip(["a", "b", "c"]) {
+            for number in 0..EACH {
+                let body = format!("{tag}{number}");
+                let message = (body.as_str(), Some(tag), is_ordered.then_some(body.as_str()));
+                rig.store((!is_ordered).then_some(QueueId::ZERO), &[message], None).await;
+            }
+            while handles.len() % EACH != 0 || handles.last().is_none_or(|(of, _)| *of != tag) {
+                let received = rig.receive_all(rig.request(filter, 9)).await;
+                handles.extend(received.into_iter().map(|one| (tag, one.handle)));
+            }
+        }
+        // Each filter has the messages that it names; all come back three times.
+        let done = std::cell::Cell::new(0);
+        let member = async |filter: &Expression| {
+            let wait = Duration::from_secs(30);
+            while done.get() < 3 * EACH {
+                let waiting = ReceiveRequest { wait, ..rig.request(filter, 2) };
+                for message in rig.broker.receive_messages(waiting).await.unwrap().messages {
+                    tokio::task::yield_now().await;
+                    if message.delivery < 4 {
+                        let hold = Hold::RetryAfter(Duration::ZERO);
+                        rig.hold(&message.handle, hold).await.unwrap();
+                    } else {
+                        assert_eq!(rig.ack(&[&message.handle]).await, [true]);
+                        done.set(done.get() + 1);
+                    }
+                }
+                if done.get() == 3 * EACH {
+                    rig.broker.drain();
+                }
+            }
+        };
+        let give_back = async {
+            while rig.broker.waiting() < 6 {
+                tokio::task::yield_now().await;
+            }
+            for (_, handle) in &handles {
+                rig.hold(handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
+            }
+        };
+        let start = Instant::now();
+        let tend = rig.broker.tend_leases();
+        let [a, b, c] = &filters;
+        let members = async {
+            tokio::join!(
+                member(a),
+                member(b),
+                member(c),
+                member(a),
+                member(b),
+                member(c),
+                give_back
+            )
+        };
+        tokio::select! {
+            _ = members => {}
+            () = tend => {}
+        }
+        assert_eq!(done.get(), 3 * EACH);
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
 }

@@ -45,11 +45,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::filtered::{FilterCost, FilterWork};
-pub(crate) use self::order::{Kind, Lock, Place, Rule};
+pub(crate) use self::order::{FilterId, Kind, Line, Lock, Place, Rule};
 use self::order::{Order, Seen, lock_of};
-pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wake, Wish};
+pub(crate) use self::ready::{ANY_TAG, Ready, ReadyTable, Wish};
 pub(crate) use self::standing::{Claim, Standing};
-pub(crate) use self::subscriptions::Mismatch;
+pub(crate) use self::subscriptions::{Mismatch, Past, id_of};
 use crate::broker::clients::hash_of;
 use crate::format::state_record::{
     ChangedLease, GivenRun, LastLease, OpenMessage, OpenState, Run, Transition, Tried,
@@ -94,12 +94,14 @@ pub(crate) struct Open {
     pub(crate) last_delivered: u64,
     /// Hash of who got it last, 0 if he is not known.
     pub(crate) holder: u64,
+    /// The filter of who got it last, or of whom it was left for. Not known after a start.
+    pub(crate) filter: FilterId,
 }
 
 impl Open {
     fn seen(&self) -> Seen {
-        let (state, due, group_hash) = (self.state, self.due, self.group_hash);
-        Seen { state, due, group_hash, next_delivery: self.next_delivery() }
+        let Self { state, due, group_hash, filter, .. } = *self;
+        Seen { state, due, group_hash, filter, next_delivery: self.next_delivery() }
     }
 
     /// Whether it was delivered and nobody has it.
@@ -235,6 +237,8 @@ pub(crate) struct Taken {
     pub(crate) due: Vec<Due>,
     /// Message groups that are to be put back.
     locks: Vec<Lock>,
+    /// Those of them that are for others: for members with this filter, 0 if none is known.
+    pub(crate) left: Vec<(Due, FilterId)>,
 }
 
 impl Taken {
@@ -242,6 +246,7 @@ impl Taken {
     pub(crate) fn append(&mut self, mut more: Self) {
         self.due.append(&mut more.due);
         self.locks.append(&mut more.locks);
+        self.left.append(&mut more.left);
     }
 }
 
@@ -279,6 +284,8 @@ pub(crate) struct Leases {
     order: Option<Order>,
     /// When the broker's timer looks here next.
     pub(crate) timer: Option<u64>,
+    /// The filter of who is given messages, and that of whom others are kept for, while a record of it is applied.
+    pub(super) given_to: (FilterId, FilterId),
 }
 
 impl Leases {
@@ -325,6 +332,12 @@ impl Leases {
         self.queues.get(&queue)?.open.get(&offset)
     }
 
+    /// The first offset behind a message at which one is open.
+    pub(crate) fn open_behind(&self, (queue, offset): Place) -> Option<u64> {
+        let of_queue = self.queues.get(&queue)?;
+        of_queue.open.range(offset.saturating_add(1)..).next().map(|(offset, _)| *offset)
+    }
+
     /// Where the group goes on with fresh messages of a queue at `position`.
     pub(crate) fn cursor(&self, queue: u32, position: u64) -> u64 {
         self.queues.get(&queue).map_or(position, |queue| queue.cursor)
@@ -367,6 +380,10 @@ impl Leases {
         given: Given<'_>,
         position: impl Fn(u32) -> u64,
     ) -> Vec<(QueueId, QueueOffset)> {
+        let has_line =
+            |filter: &FilterId| self.order.as_ref().is_none_or(|order| order.has_line(*filter));
+        let to = Some(self.given_to.0).filter(has_line).unwrap_or_default();
+        let kept_for = Some(self.given_to.1).filter(has_line).unwrap_or_default();
         let holder = self.know(given.holder);
         let (mut touched, mut tried) = (Vec::new(), given.attempt.map(|of| self.tried_by(of)));
         for (at, (queue, cursor)) in given.cursors.iter().enumerate() {
@@ -406,14 +423,19 @@ impl Leases {
                     same_delivery: false,
                     renewed: row.delivery > 1
                         || before.is_some_and(|lease| lease > LeaseId::default()),
-                    due: if is_leased { given.due } else { 0 },
+                    // What is passed over can be given from now on.
+                    due: if is_leased { given.due } else { given.at.get() },
                     lease: if is_leased { given.lease } else { LeaseId::default() },
                     deliveries: row.delivery,
                     group_hash: row.group_hash,
                     client: if is_leased { given.client } else { 0 },
-                    first_delivered: first.filter(|first| *first > 0).unwrap_or(at),
+                    first_delivered: match first {
+                        Some(first) if first > 0 && is_leased => first,
+                        _ => at,
+                    },
                     last_delivered: at,
                     holder: if is_leased { holder } else { 0 },
+                    filter: if is_leased { to } else { kept_for },
                 };
                 self.put((queue, offset), open);
             }
@@ -535,6 +557,7 @@ impl Leases {
                 first_delivered: row.first_delivered.get(),
                 last_delivered: row.last_delivered.get(),
                 holder: row.holder,
+                filter: 0,
             };
             self.put((row.queue.get(), row.offset.get()), one);
         }
@@ -605,15 +628,24 @@ impl Leases {
             return;
         }
         let mut order = Order::new(rule);
-        for (queue, of_queue) in &self.queues {
-            for (offset, open) in &of_queue.open {
+        for (queue, of_queue) in &mut self.queues {
+            for (offset, open) in &mut of_queue.open {
+                open.filter = Some(open.filter).filter(|of| order.has_line(*of)).unwrap_or(0);
                 order.insert((*queue, *offset), open.seen());
             }
         }
         self.order = Some(order);
     }
 
-    /// When the first of a kind is due, of those that nobody has in his hand.
+    /// Whether something can be delivered by now that who has a filter finds at once: what is for him, or what nobody
+    /// left.
+    pub(crate) fn has_due_for(&self, filter: FilterId, now: u64) -> bool {
+        let due = |line| self.order.as_ref().and_then(|order| order.first_of(line));
+        let due = [Line::Own(filter), Line::New(filter)].map(due);
+        due.into_iter().flatten().any(|due| due <= now)
+    }
+
+    /// When the first of a kind is due, of those that nobody has in his hand or left.
     pub(crate) fn first_due(&self, kind: Kind) -> Option<u64> {
         self.order.as_ref()?.first_due(kind)
     }
@@ -626,10 +658,10 @@ impl Leases {
     }
 
     /// Takes up to `room` messages of a kind that are due into the hand.
-    pub(crate) fn take_due(&mut self, kind: Kind, now: u64, room: usize) -> Taken {
+    pub(crate) fn take_due(&mut self, of: (Kind, Line), now: u64, room: usize) -> Taken {
         let mut taken = Taken::default();
         while taken.due.len() < room {
-            let Some((lock, places)) = self.order.as_mut().and_then(|order| order.take(kind, now))
+            let Some((lock, places)) = self.order.as_mut().and_then(|order| order.take(of, now))
             else {
                 break;
             };
@@ -642,19 +674,30 @@ impl Leases {
         taken
     }
 
-    /// Puts back what is in the hand and not given since.
-    pub(crate) fn put_back(&mut self, taken: &Taken) {
-        for due in &taken.due {
-            let now = self.get(due.place).copied();
-            if let (Some(open), Some(order)) = (now, &mut self.order)
-                && !order.rule().ordered
-            {
+    /// Puts back what is in the hand and not given since; what was left and is as it was, for whom it was left for.
+    pub(crate) fn put_back(&mut self, taken: &Taken, now: u64) {
+        let Some(order) = &mut self.order else { return };
+        let is_ordered = order.rule().ordered;
+        for due in taken.due.iter().filter(|_| !is_ordered) {
+            let of_queue = self.queues.get(&due.place.0);
+            if let Some(open) = of_queue.and_then(|queue| queue.open.get(&due.place.1)) {
                 order.insert(due.place, open.seen());
             }
         }
-        if let Some(order) = &mut self.order {
-            taken.locks.iter().for_each(|lock| order.put_back(*lock));
+        for (due, filter) in &taken.left {
+            let of_queue = self.queues.get_mut(&due.place.0);
+            let open = of_queue.and_then(|queue| queue.open.get_mut(&due.place.1));
+            let Some(open) = open.filter(|open| **open == due.open) else { continue };
+            if !is_ordered {
+                order.remove(due.place, open.seen());
+            }
+            let filter = Some(*filter).filter(|of| order.has_line(*of)).unwrap_or_default();
+            let left = Open { filter, ..*open };
+            if order.leave(due.place, left.seen(), now) {
+                *open = left;
+            }
         }
+        taken.locks.iter().for_each(|lock| order.put_back(*lock));
     }
 
     /// What a message waits for, if the group is ordered.
@@ -893,8 +936,12 @@ impl Leases {
             }
             again.arrange(order.rule());
             for kind in [Kind::Again, Kind::Exhausted] {
-                let of_messages = again.first_due(kind);
-                assert_eq!(of_messages, order.first_due(kind), "the order is that of the messages");
+                let first = match kind {
+                    // With those that were left.
+                    Kind::Again => order.first_of(Line::Any),
+                    Kind::Exhausted => order.first_due(kind),
+                };
+                assert_eq!(again.first_due(kind), first, "the order is that of the messages");
             }
         }
     }

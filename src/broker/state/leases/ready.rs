@@ -18,11 +18,15 @@
 //! until somebody looks for another reason, and are passed over then. For that those who wait stand in one line for
 //! each filter, and each knows when he came: whom a message wakes is found by a look at the heads of the lines.
 //!
-//! Who finds that all that is due is for others rests: one of a group looks again each second, the others wait to be
-//! woken.
+//! Who leaves what is for another filter wakes the one who waits longest with that one, once it is back. If nobody
+//! waits, whoever has that filter is at work, and looks whether there is something for him before he waits.
+//!
+//! Who left something rests: one of a group looks again each second whether it is still for others, the others wait to
+//! be woken.
 //!
 //! A group that does not ask for a while is forgotten here, and looked at anew when it asks again: neither memory nor
-//! what an arrival costs depends on how many groups there ever were.
+//! what an arrival costs depends on how many groups there ever were. Which filters its members used is known for ten
+//! minutes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -33,6 +37,7 @@ use tokio::sync::oneshot;
 use crate::message::{GroupId, TopicId};
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
 
+use super::FilterId;
 use super::filtered::{FilterCost, FilterWork};
 use super::subscriptions::Subscriptions;
 
@@ -54,8 +59,7 @@ pub(crate) const ANY_TAG: u64 = u64::MAX;
 /// What somebody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
-    /// Hash of his filter.
-    pub(crate) filter: u64,
+    pub(crate) filter: FilterId,
     /// The mask bits of the tags that he wants; `None`: no tag says that he does not want a message.
     pub(crate) tags: Option<u64>,
 }
@@ -85,7 +89,7 @@ pub(crate) struct Ready {
     /// Counts looks. Relaxed: it decides whether fresh messages or others come first.
     turns: AtomicU32,
     /// Which filters are used by those who ask.
-    pub(crate) subscriptions: Mutex<Subscriptions>,
+    pub(crate) subscriptions: Arc<Mutex<Subscriptions>>,
     /// What these filters did.
     filters: Mutex<FilterWork>,
     /// How many messages receives had room for in the first while after a start, and how many were offered of those
@@ -104,8 +108,6 @@ struct State {
     lines: Vec<Line>,
     /// Places before and behind those that were given out in any line.
     came: (i64, i64),
-    /// Wakes that found nobody.
-    missed: u64,
     ended: bool,
 }
 
@@ -113,7 +115,14 @@ struct State {
 #[derive(Debug)]
 struct Line {
     wish: Wish,
-    waiters: VecDeque<(i64, oneshot::Sender<Wake>)>,
+    waiters: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    came: i64,
+    filter: FilterId,
+    wake: oneshot::Sender<()>,
 }
 
 impl State {
@@ -128,16 +137,28 @@ impl State {
     fn wake(&mut self, tags: u64) -> u64 {
         loop {
             let lines = self.lines.iter_mut().filter(|line| line.wish.may_want(tags));
-            let heads = lines.filter_map(|line| Some((line.waiters.front()?.0, line)));
-            let Some((_, line)) = heads.min_by_key(|(came, _)| *came) else {
-                self.missed = self.missed.wrapping_add(1);
-                return 0;
-            };
-            let Some((_, waiter)) = line.waiters.pop_front() else { return 0 };
-            if waiter.send(Wake::Event).is_ok() {
+            let heads = lines.filter_map(|line| Some((line.waiters.front()?.came, line)));
+            let Some((_, line)) = heads.min_by_key(|(came, _)| *came) else { return 0 };
+            let Some(waiter) = line.waiters.pop_front() else { return 0 };
+            if waiter.wake.send(()).is_ok() {
                 return line.wish.tags.unwrap_or(ANY_TAG);
             }
         }
+    }
+
+    /// Wakes who waits longest of those with a filter. `false`: nobody does.
+    fn wake_for(&mut self, filter: FilterId) -> bool {
+        let is_theirs = |line: &&mut Line| [0, filter].contains(&line.wish.filter);
+        for line in self.lines.iter_mut().filter(is_theirs) {
+            // All of a line have one filter, but in the last one.
+            while let Some(at) = line.waiters.iter().position(|of| of.filter == filter) {
+                let waiter = line.waiters.remove(at);
+                if waiter.is_some_and(|waiter| waiter.wake.send(()).is_ok()) {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     fn waiting(&self) -> usize {
@@ -146,7 +167,7 @@ impl State {
 
     fn forget_those_that_went(&mut self) {
         for line in &mut self.lines {
-            line.waiters.retain(|(_, waiter)| !waiter.is_closed());
+            line.waiters.retain(|waiter| !waiter.wake.is_closed());
         }
         self.lines.retain(|line| !line.waiters.is_empty());
     }
@@ -174,32 +195,22 @@ impl State {
     }
 }
 
-/// Why somebody looks again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wake {
-    /// Something became readable or due, or has become of the group or the topic.
-    Event,
-    /// Somebody with another filter left something.
-    Left,
-}
-
 /// Somebody who waits, until he goes away.
 #[derive(Debug)]
 pub(crate) struct Parked {
     ready: Arc<Ready>,
-    woken: Option<oneshot::Receiver<Wake>>,
+    filter: FilterId,
+    woken: Option<oneshot::Receiver<()>>,
 }
 
 impl Parked {
     /// Resolves when he is to look again.
-    pub(crate) async fn woken(&mut self) -> Wake {
-        let why = match &mut self.woken {
-            // Whoever could wake him is gone: he looks, and finds out.
-            Some(woken) => woken.await.unwrap_or(Wake::Event),
-            None => Wake::Event,
-        };
+    pub(crate) async fn woken(&mut self) {
+        if let Some(woken) = &mut self.woken {
+            // If whoever could wake him is gone he looks, and finds out.
+            let _ = woken.await;
+        }
         self.woken = None;
-        why
     }
 }
 
@@ -208,7 +219,7 @@ impl Drop for Parked {
         let Some(woken) = &mut self.woken else { return };
         woken.close();
         if woken.try_recv().is_ok() {
-            self.ready.wake();
+            self.ready.wake_instead(self.filter);
         }
     }
 }
@@ -237,12 +248,12 @@ impl Drop for Resting {
 }
 
 impl Ready {
-    fn new() -> Self {
+    fn new(subscriptions: Arc<Mutex<Subscriptions>>) -> Self {
         Self {
             state: Mutex::default(),
             begun: AtomicU32::new(0),
             turns: AtomicU32::new(0),
-            subscriptions: Mutex::new(Subscriptions::new()),
+            subscriptions,
             filters: Mutex::default(),
             ration: Mutex::default(),
             asked: AtomicBool::new(true),
@@ -344,25 +355,20 @@ impl Ready {
         lock(&self.state).wake(ANY_TAG);
     }
 
-    /// Wakes the one who waits longest with each other filter, for something that was left. For who was woken by an
-    /// event: those that are woken by this one do not wake others, or it would never end.
-    pub(crate) fn wake_others(&self, wish: Wish) {
+    /// Wakes who waits longest with a filter, for something that is for him.
+    pub(crate) fn wake_for(&self, filter: FilterId) {
+        lock(&self.state).wake_for(filter);
+    }
+
+    /// Wakes somebody in the place of who was woken and had that filter.
+    pub(crate) fn wake_instead(&self, filter: FilterId) {
         let mut state = lock(&self.state);
-        for line in state.lines.iter_mut().filter(|line| line.wish != wish) {
-            while let Some((_, waiter)) = line.waiters.pop_front() {
-                if waiter.send(Wake::Left).is_ok() {
-                    break;
-                }
-            }
+        if !state.wake_for(filter) {
+            state.wake(ANY_TAG);
         }
     }
 
-    /// How often somebody was to be woken and nobody waited.
-    pub(crate) fn missed(&self) -> u64 {
-        lock(&self.state).missed
-    }
-
-    /// For who finds that all is for others: to look again each second, if nobody of the group does so.
+    /// For who waits and left something: to look again each second, if nobody of the group does so.
     pub(crate) fn rest(self: &Arc<Self>) -> Option<Resting> {
         let rests = self.rests.swap(true, Ordering::Acquire);
         (!rests).then(|| Resting { ready: Arc::clone(self), looks_himself: false })
@@ -371,9 +377,9 @@ impl Ready {
     /// Wakes all: they are to look at what has become of the group or the topic.
     pub(crate) fn wake_all(&self) {
         let lines = std::mem::take(&mut lock(&self.state).lines);
-        lines.into_iter().flat_map(|line| line.waiters).for_each(|(_, waiter)| {
+        lines.into_iter().flat_map(|line| line.waiters).for_each(|waiter| {
             // Gone already.
-            let _ = waiter.send(Wake::Event);
+            let _ = waiter.wake.send(());
         });
     }
 
@@ -409,13 +415,14 @@ impl Ready {
         if !state.ended
             && let Some(line) = state.line(wish)
         {
+            let waiter = Waiter { came, filter: wish.filter, wake };
             match in_front {
-                true => line.waiters.push_front((came, wake)),
-                false => line.waiters.push_back((came, wake)),
+                true => line.waiters.push_front(waiter),
+                false => line.waiters.push_back(waiter),
             }
         }
         drop(state);
-        Some(Parked { ready: Arc::clone(self), woken: Some(woken) })
+        Some(Parked { ready: Arc::clone(self), filter: wish.filter, woken: Some(woken) })
     }
 
     fn end(&self) {
@@ -430,6 +437,8 @@ pub(crate) struct ReadyTable {
     all: DashMap<Key, Arc<Ready>, Hasher>,
     /// One without groups is there until the next [`ReadyTable::let_idle_go`].
     of_topic: DashMap<TopicId, Vec<(GroupId, Arc<Ready>)>, Hasher>,
+    /// Known for longer than who asks: which filter is the older one must not turn round in a pause.
+    subscriptions: DashMap<Key, Arc<Mutex<Subscriptions>>, Hasher>,
 }
 
 /// Who has a `Ready` that nobody uses: the two maps.
@@ -446,9 +455,12 @@ impl ReadyTable {
         if let Some(ready) = self.get(key) {
             return ready;
         }
+        let new = || Arc::new(Mutex::new(Subscriptions::new()));
+        let subscriptions = Arc::clone(&self.subscriptions.entry(key).or_insert_with(new));
         // Under the topic's lock both, so that whoever is in the one is in the other.
         let mut of_topic = self.of_topic.entry(key.1).or_default();
-        let ready = Arc::clone(&self.all.entry(key).or_insert_with(|| Arc::new(Ready::new())));
+        let new = || Arc::new(Ready::new(subscriptions));
+        let ready = Arc::clone(&self.all.entry(key).or_insert_with(new));
         if !of_topic.iter().any(|(group, _)| *group == key.0) {
             of_topic.push((key.0, Arc::clone(&ready)));
         }
@@ -488,6 +500,9 @@ impl ReadyTable {
                 of_topic.is_empty()
             });
         }
+        // With a `Ready` there is another one who has it.
+        self.subscriptions
+            .retain(|_, known| Arc::strong_count(known) > 1 || !lock(known).is_over());
     }
 
     /// The group or the topic is gone.
@@ -498,6 +513,7 @@ impl ReadyTable {
         if let Some((_, ready)) = self.all.remove(&key) {
             ready.end();
         }
+        self.subscriptions.remove(&key);
     }
 }
 
@@ -509,7 +525,7 @@ mod tests {
     const ALL: Wish = Wish { filter: 0, tags: None };
 
     fn ready() -> Arc<Ready> {
-        Arc::new(Ready::new())
+        Arc::new(Ready::new(Arc::new(Mutex::new(Subscriptions::new()))))
     }
 
     #[test]
@@ -537,11 +553,11 @@ mod tests {
         // The first was woken and has not looked.
         drop(parked.remove(0));
         assert_eq!(ready.waiting(), 1);
-        assert_eq!(now(parked[0].woken()), Some(Wake::Event));
+        assert_eq!(now(parked[0].woken()), Some(()));
         // He found nothing, and waits before the others again.
         let mut first = ready.park(true, ALL).unwrap();
         ready.arrived(2, ANY_TAG);
-        assert_eq!(now(first.woken()), Some(Wake::Event));
+        assert_eq!(now(first.woken()), Some(()));
         assert_eq!(now(parked[1].woken()), None);
         // Gone before anybody woke him.
         drop(parked);
@@ -560,7 +576,7 @@ mod tests {
     }
 
     fn wish(tags: u64) -> Wish {
-        Wish { filter: tags, tags: Some(tags) }
+        Wish { filter: u32::try_from(tags).unwrap(), tags: Some(tags) }
     }
 
     #[test]
@@ -592,10 +608,36 @@ mod tests {
         assert!(ready.has_listed());
         ready.wake();
         assert_eq!(woken(), [true, true, true, true, false]);
-        ready.wake_others(wish(3));
-        assert_eq!(ready.waiting(), 1);
-        ready.wake_others(ALL);
+        ready.wake_for(2);
+        assert_eq!(ready.waiting(), 1, "nobody waits with that filter");
+        ready.wake_for(3);
         assert_eq!(ready.waiting(), 0);
+    }
+
+    #[test]
+    fn what_was_left_wakes_one_with_its_filter_and_who_goes_away_one_in_his_place() {
+        let ready = ready();
+        let wishes = [wish(1), wish(2), wish(2), wish(3)];
+        let mut parked: Vec<_> =
+            wishes.iter().map(|wish| Some(ready.park(false, *wish).unwrap())).collect();
+        ready.wake_for(2);
+        let waits = |at: usize, parked: &mut Vec<Option<Parked>>| {
+            let parked: &mut Option<Parked> = &mut parked[at];
+            parked.as_mut().is_some_and(|parked| now(parked.woken()).is_none())
+        };
+        assert!([0, 2, 3].map(|at| waits(at, &mut parked)).iter().all(|waits| *waits));
+        parked[1] = None;
+        assert_eq!(ready.waiting(), 2, "the next one with that filter");
+        // Without one anybody: he leaves what is not for him.
+        parked[2] = None;
+        assert_eq!(ready.waiting(), 1);
+        assert!(!waits(0, &mut parked) && waits(3, &mut parked));
+        // Also where those with several filters wait in one line.
+        let more: Vec<_> = (4..20).map(|bit| ready.park(false, wish(1 << bit)).unwrap()).collect();
+        ready.wake_for(1 << 18);
+        assert_eq!(ready.waiting(), more.len());
+        let mut more = more.into_iter();
+        assert_eq!(now(more.nth(14).unwrap().woken()), Some(()));
     }
 
     #[test]
@@ -605,14 +647,10 @@ mod tests {
         let mut parked: Vec<_> =
             many.map(|bit| ready.park(false, wish(1 << bit)).unwrap()).collect();
         ready.arrived(7, 1);
-        assert_eq!(
-            now(parked[MAX_LINES - 1].woken()),
-            Some(Wake::Event),
-            "the first of the mixed line"
-        );
+        assert_eq!(now(parked[MAX_LINES - 1].woken()), Some(()), "the first of the mixed line");
         assert_eq!(ready.waiting(), parked.len() - 1);
         ready.arrived(8, 1 << 1);
-        assert_eq!(now(parked[0].woken()), Some(Wake::Event));
+        assert_eq!(now(parked[0].woken()), Some(()));
         ready.wake_all();
         assert_eq!(ready.waiting(), 0);
     }
@@ -624,11 +662,9 @@ mod tests {
         assert!(ready.rest().is_none());
         let mut parked = ready.park(false, ALL).unwrap();
         resting.looks_himself();
-        assert_eq!((now(parked.woken()), ready.missed()), (None, 0));
+        assert_eq!(now(parked.woken()), None);
         drop(ready.rest().unwrap());
-        assert_eq!((now(parked.woken()), ready.missed()), (Some(Wake::Event), 0));
-        ready.wake();
-        assert_eq!(ready.missed(), 1);
+        assert_eq!(now(parked.woken()), Some(()));
     }
 
     #[test]
@@ -641,8 +677,8 @@ mod tests {
         table.arrived(TopicId::new(3), 0, ANY_TAG);
         assert_eq!(now(parked.woken()), None);
         table.forget(key);
-        assert_eq!(now(parked.woken()), Some(Wake::Event));
-        assert_eq!(now(ready.park(false, ALL).unwrap().woken()), Some(Wake::Event));
+        assert_eq!(now(parked.woken()), Some(()));
+        assert_eq!(now(ready.park(false, ALL).unwrap().woken()), Some(()));
         assert!(table.get(key).is_none());
         table.arrived(key.1, 0, ANY_TAG);
         assert!(!ready.has_listed());

@@ -5,14 +5,30 @@
 //! one filter to the next while both get theirs. What was already delivered to a member is not finished by the filter
 //! of another one.
 //!
-//! Which of two filters is the older one is known since the first receive with each: after a start it is the one that
-//! comes first.
+//! | with `roll` a filter that | is |
+//! | --- | --- |
+//! | came into use before another one that has been in use for ten minutes | the old version, and refused |
+//! | is a third one, while two are in use | refused |
+//! | was out of use and is newer than all that are in use | new again: both are served for ten minutes |
+//!
+//! Which of two is the older one never turns round while somebody comes with each at least every ten minutes, served
+//! or not. After that, and after a start, it is the one that comes first. So the old version is served again as soon as
+//! the newer one is silent for three minutes, and the newer one is never refused when it comes back.
+//!
+//! | a message that a member does not want | is left to those with a filter that wants it |
+//! | --- | --- |
+//! | it was delivered to somebody | if it was used in the last ten minutes |
+//! | it is kept for the other version | if it was used in the last three minutes; one if its queue has no room for more |
+//! | nobody known wants it | in the first minute: they may not have come yet. Not if it waits for a day already |
 
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use xxhash_rust::xxh3::Xxh3;
 
+use super::FilterId;
 use crate::filter::{Expression, Subject};
 use crate::message::OtherFilters;
 
@@ -28,12 +44,17 @@ pub(crate) const ROLL: Duration = Duration::from_secs(600);
 /// For so long what a version wants is kept while nobody asks with it: somebody may work on what he has.
 const SILENT: Duration = Duration::from_secs(180);
 
+/// For somebody who has not come yet nothing is left that was left for so long already: a group that only comes for
+/// less than a minute each time would never be through with it.
+const FORGOTTEN: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// So many different filters are known; of more the one that was not used for longest is forgotten.
 const MAX_FILTERS: usize = 4;
 
 #[derive(Clone, Debug)]
 struct Used {
     filter: Arc<Expression>,
+    id: FilterId,
     since: Instant,
     last: Instant,
     /// When somebody came with it last, served or refused.
@@ -85,31 +106,34 @@ impl Subscriptions {
         }
         self.used.retain(|used| now.saturating_duration_since(used.came) <= KEPT);
         let mismatch = self.compare(filter, rule);
-        if let Some(known) = self.used.iter_mut().find(|used| *used.filter == *filter) {
-            // Who is refused and goes on coming with an old filter does not make it a new one by that.
-            known.came = now;
-        }
-        if let Some(Mismatch { is_refused: true, .. }) = &mismatch {
-            return mismatch;
-        }
+        // Its ten minutes begin anew, or it would take the others' place at once.
+        let own = self.used.iter().find(|used| *used.filter == *filter);
+        let is_back = own.is_some_and(|own| {
+            let in_use = self.used.iter().filter(|used| used.is_in_use(now, rule));
+            let newest = in_use.map(|used| used.since).max();
+            !own.is_in_use(now, rule) && newest.is_some_and(|newest| newest < own.since)
+        });
+        let is_served = mismatch.as_ref().is_none_or(|mismatch| !mismatch.is_refused);
         match self.used.iter_mut().find(|used| *used.filter == *filter) {
             Some(used) => {
-                // A version stays the older one, whoever comes first after a while.
-                if !used.is_in_use(now, rule) && rule != OtherFilters::Roll {
-                    used.since = now;
+                // Who is refused and goes on coming with an old filter does not make it a new one by that.
+                used.came = now;
+                if is_served {
+                    used.since = if is_back { now } else { used.since };
+                    used.last = now;
                 }
-                used.last = now;
             }
-            None => {
+            None if is_served => {
                 if self.used.len() >= MAX_FILTERS
                     && let Some(at) = (0..self.used.len())
                         .min_by_key(|at| self.used.get(*at).map(|used| used.came))
                 {
                     self.used.swap_remove(at);
                 }
-                let filter = Arc::new(filter.clone());
-                self.used.push(Used { filter, since: now, last: now, came: now });
+                let (filter, id) = (Arc::new(filter.clone()), id_of(filter));
+                self.used.push(Used { filter, id, since: now, last: now, came: now });
             }
+            None => {}
         }
         mismatch
     }
@@ -122,26 +146,27 @@ impl Subscriptions {
     /// What there would be to say of a receive with this filter now; notes nothing.
     pub(crate) fn compare(&self, filter: &Expression, rule: OtherFilters) -> Option<Mismatch> {
         let now = Instant::now();
-        let is_new = self.used.iter().all(|used| *used.filter != *filter);
-        let in_use = || self.used.iter().filter(|used| used.is_in_use(now, rule));
+        let past = |at: Instant| now.saturating_duration_since(at);
+        let known = || self.used.iter().filter(|used| past(used.came) <= KEPT);
+        let in_use = || known().filter(|used| used.is_in_use(now, rule));
         let oldest = in_use().min_by_key(|used| used.since);
-        let newest = in_use().max_by_key(|used| used.since);
-        let is_rolled =
-            newest.is_some_and(|newest| now.saturating_duration_since(newest.since) >= ROLL);
-        let of_group = match rule {
-            OtherFilters::Roll if is_rolled => newest,
-            OtherFilters::Warn | OtherFilters::Refuse | OtherFilters::Roll => oldest,
-        };
-        let others = in_use().filter(|used| *used.filter != *filter).count();
+        let is_settled = |used: &&Used| rule == OtherFilters::Roll && past(used.since) >= ROLL;
+        let settled = in_use().filter(is_settled).max_by_key(|used| used.since);
+        let own = known().find(|used| *used.filter == *filter);
+        let is_third = || in_use().filter(|used| *used.filter != *filter).count() > 1;
         let is_refused = match rule {
             OtherFilters::Warn => false,
             OtherFilters::Refuse => true,
-            // One goes on to the next, which is known or the second.
-            OtherFilters::Roll => is_rolled && others > 0 && !is_new || others > 1,
+            // One goes on to the next, which is new or the second.
+            OtherFilters::Roll => {
+                let is_old = |own: &Used| settled.is_some_and(|other| own.since < other.since);
+                let is_in_use = own.is_some_and(|own| own.is_in_use(now, rule));
+                own.is_some_and(is_old) || !is_in_use && is_third()
+            }
         };
-        of_group.filter(|used| *used.filter != *filter).map(|used| Mismatch {
+        settled.or(oldest).filter(|used| *used.filter != *filter).map(|used| Mismatch {
             expected: Arc::clone(&used.filter),
-            is_new,
+            is_new: own.is_none(),
             is_refused,
         })
     }
@@ -155,6 +180,13 @@ impl Subscriptions {
         (used.into_iter().map(|used| Arc::clone(&used.filter)).collect(), self.mismatches)
     }
 
+    /// Whether nothing is known any more that another one, begun anew, would not know.
+    pub(super) fn is_over(&self) -> bool {
+        let now = Instant::now();
+        let is_over = |at: Instant| now.saturating_duration_since(at) > KEPT;
+        is_over(self.since) && self.used.iter().all(|used| is_over(used.came))
+    }
+
     /// The other filters that were used lately: what they want is kept for those who come with them, if the group
     /// changes from one to the next.
     pub(crate) fn others(&self, filter: &Expression) -> Vec<Arc<Expression>> {
@@ -165,22 +197,59 @@ impl Subscriptions {
         others.map(|used| Arc::clone(&used.filter)).collect()
     }
 
-    /// Whether some other filter may want a message: one that was used lately does, or whoever uses one may not have
-    /// come yet. A message that was delivered is left for longer, to those who come back for it.
-    pub(crate) fn may_want(
+    /// For whom a message is left that a filter does not want: for the one that was used last of those that want it,
+    /// or for somebody who may not have come yet, 0. `None`: for nobody.
+    pub(crate) fn left_for(
         &self,
         filter: &Expression,
         message: &impl Subject,
-        was_delivered: bool,
-    ) -> bool {
+        past: Past,
+    ) -> Option<FilterId> {
         let now = Instant::now();
-        let lately = if was_delivered { KEPT } else { SILENT };
+        let lately = match past {
+            Past { was_delivered: true, .. } => KEPT,
+            Past { is_full: false, .. } => SILENT,
+            // What is kept must not keep those from going on who come.
+            Past { is_full: true, .. } => IN_USE,
+        };
         let others = self.used.iter().filter(|used| {
             *used.filter != *filter && now.saturating_duration_since(used.last) <= lately
         });
-        now.saturating_duration_since(self.since) < IN_USE
-            || others.into_iter().any(|used| used.filter.matches(message))
+        let wanting = others.filter(|used| used.filter.matches(message));
+        let last = wanting.max_by_key(|used| used.last).map(|used| used.id);
+        let may_come = now.saturating_duration_since(self.since) < IN_USE && past.waits < FORGOTTEN;
+        last.or(may_come.then_some(0))
     }
+}
+
+/// What a filter is known by.
+pub(crate) fn id_of(filter: &Expression) -> FilterId {
+    /// Takes in what is written.
+    struct Text(Xxh3);
+
+    impl fmt::Write for Text {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.update(text.as_bytes());
+            Ok(())
+        }
+    }
+
+    let mut text = Text(Xxh3::new());
+    // It cannot fail.
+    let _ = write!(text, "{filter}");
+    let [a, b, c, d, ..] = text.0.digest().to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]).max(1)
+}
+
+/// What has become of a message that somebody does not want.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Past {
+    /// Somebody had it; else it is kept for the other version of a filter.
+    pub(crate) was_delivered: bool,
+    /// Its queue has no room for more that is open.
+    pub(crate) is_full: bool,
+    /// For so long it could be delivered, as far as the broker was there.
+    pub(crate) waits: Duration,
 }
 
 #[cfg(test)]
@@ -213,8 +282,11 @@ mod tests {
     }
 
     fn may_want(known: &Subscriptions, own: &str, tag: &'static str) -> bool {
-        known.may_want(&tags(own), &Tagged(tag), true)
+        let past = Past { was_delivered: true, is_full: false, waits: Duration::ZERO };
+        known.left_for(&tags(own), &Tagged(tag), past).is_some()
     }
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     fn in_use(known: &Subscriptions) -> (Vec<String>, u64) {
         let (filters, mismatches) = known.in_use(OtherFilters::Warn);
@@ -332,5 +404,92 @@ mod tests {
         pass(Duration::from_secs(30)).await;
         assert_eq!(note("third"), served(&["new"]));
         assert_eq!(note("new"), told("third", true, &["third"]));
+    }
+
+    /// What there is to say of a filter of a group that goes on from one to the next: whose it is, if it is refused.
+    fn rolled(known: &mut Subscriptions, text: &str) -> Option<String> {
+        let mismatch = known.note(&tags(text), OtherFilters::Roll)?;
+        mismatch.is_refused.then(|| mismatch.expected.to_string())
+    }
+
+    /// Somebody comes every half a minute; who it is and what he is told.
+    async fn come(known: &mut Subscriptions, minutes: u64, told: &[(&str, Option<&str>)]) {
+        for half in 0..2 * minutes {
+            for (text, expected) in told {
+                let found = rolled(known, text);
+                assert_eq!(found.as_deref(), *expected, "{text} after {half} half minutes");
+            }
+            pass(Duration::from_secs(30)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_that_was_rolled_back_and_comes_again_is_the_new_one_again() {
+        let mut known = Subscriptions::new();
+        come(&mut known, 20, &[("old", None)]).await;
+        come(&mut known, 2, &[("old", None), ("new", None)]).await;
+        // Longer than it takes to be out of use, and not so long that it is forgotten.
+        come(&mut known, 4, &[("old", None)]).await;
+        come(&mut known, 10, &[("old", None), ("new", None)]).await;
+        come(&mut known, 30, &[("new", None), ("old", Some("new"))]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_version_that_is_served_while_the_new_one_is_away_does_not_take_its_place() {
+        let mut known = Subscriptions::new();
+        come(&mut known, 20, &[("old", None)]).await;
+        come(&mut known, 10, &[("old", None), ("new", None)]).await;
+        come(&mut known, 60, &[("new", None), ("old", Some("new"))]).await;
+        pass(SILENT).await;
+        come(&mut known, 2, &[("old", None)]).await;
+        come(&mut known, 10, &[("new", None), ("old", None)]).await;
+        come(&mut known, 60, &[("new", None), ("old", Some("new"))]).await;
+        // However long it was away.
+        for minutes in [4, 8, 9, 12, 20, 60] {
+            pass(SILENT).await;
+            come(&mut known, minutes, &[("old", None)]).await;
+            come(&mut known, 10, &[("old", None), ("new", None)]).await;
+            come(&mut known, 5, &[("new", None), ("old", Some("new"))]).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_versions_that_were_all_served_the_newest_is_the_groups_when_it_begins_to_roll() {
+        let mut known = Subscriptions::new();
+        for text in ["one", "two", "three"] {
+            assert!(known.note(&tags(text), OtherFilters::Warn).is_none_or(|of| !of.is_refused));
+            pass(Duration::from_secs(1)).await;
+        }
+        come(&mut known, 9, &[("one", None), ("two", None), ("three", None)]).await;
+        pass(MINUTE).await;
+        come(&mut known, 9, &[("three", None), ("one", Some("three")), ("two", Some("three"))])
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_day_is_not_left_to_somebody_who_may_come() {
+        let known = Subscriptions::new();
+        let left = |waits| {
+            let past = Past { was_delivered: true, is_full: false, waits };
+            known.left_for(&tags("a"), &Tagged("b"), past).is_some()
+        };
+        assert!(left(FORGOTTEN - Duration::from_millis(1)));
+        assert!(!left(FORGOTTEN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_in_a_full_queue_is_left_to_who_comes_at_least_each_minute() {
+        let mut known = Subscriptions::new();
+        assert_eq!(rolled(&mut known, "a"), None);
+        let left = |known: &Subscriptions, is_full| {
+            let past = Past { was_delivered: false, is_full, waits: Duration::ZERO };
+            known.left_for(&tags("b"), &Tagged("a"), past).is_some()
+        };
+        pass(IN_USE).await;
+        assert!(left(&known, true));
+        pass(Duration::from_secs(1)).await;
+        assert_eq!([true, false].map(|is_full| left(&known, is_full)), [false, true]);
+        pass(SILENT - IN_USE).await;
+        assert!(!left(&known, false));
     }
 }

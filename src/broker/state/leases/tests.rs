@@ -338,7 +338,12 @@ impl Game {
         meanwhile: &Meanwhile,
     ) {
         let (offsets, now) = (&self.rig.applier.state.offsets, self.rig.now());
-        let taken = self.rig.with(|consumer| offsets.take_due(consumer, Kind::Again, now, room));
+        let (filter, of_any) = (1 + u32::try_from(now % 3).unwrap(), (Kind::Again, Line::Any));
+        let mut taken = Taken::default();
+        for line in [Line::Own(filter), Line::New(filter), Line::Left(filter)] {
+            let (line, room) = ((Kind::Again, line), room - taken.due.len());
+            taken.append(self.rig.with(|consumer| offsets.take_due(consumer, line, now, room)));
+        }
         for due in &taken.due {
             let is_due = self.model.may_be_due(due.place, now, self.ordered);
             assert!(is_due, "{due:?} of {:?}", self.model);
@@ -349,9 +354,9 @@ impl Game {
             assert_eq!(taken.due.len(), all.min(room), "whatever is due is found");
         }
         // In the hand of one, and of nobody else.
-        let others = self.rig.with(|consumer| offsets.take_due(consumer, Kind::Again, now, 99));
+        let others = self.rig.with(|consumer| offsets.take_due(consumer, of_any, now, 99));
         assert!(others.due.iter().all(|due| !taken.due.contains(due)));
-        self.rig.with(|consumer| offsets.put_back(consumer.key(), &others, (true, 0)));
+        self.rig.with(|consumer| offsets.put_back(consumer.key(), &others, now));
 
         let from = self.rig.with(|consumer| offsets.cursors(consumer, &[queue]))[0].0;
         assert_eq!(from, self.model.end(queue));
@@ -374,9 +379,12 @@ impl Game {
             Some(Truth::Open { lease, .. }) => *lease == due.open.lease,
             _ => false,
         };
-        // Every third one is not wanted any more.
-        let (finished, again): (Vec<_>, Vec<_>) =
-            taken.due.iter().partition(|due| due.place.1 % 3 == 2);
+        // Some are left for others; every third one is not wanted any more.
+        let is_left = |due: &&Due| lasts % 4 == 3 && due.lock() % 2 == 1;
+        let (left, mine): (Vec<_>, Vec<_>) = taken.due.iter().partition(is_left);
+        let (finished, again): (Vec<Due>, Vec<_>) =
+            mine.into_iter().copied().partition(|due| due.place.1 % 3 == 2);
+        let left: Vec<_> = left.into_iter().map(|due| (*due, filter % 3)).collect();
         let giving = Giving {
             again: &again,
             finished: &finished,
@@ -386,10 +394,12 @@ impl Game {
             attempt: None,
             client,
             holder: ["one", "two", ""][(now % 3) as usize],
+            filters: (filter, 0),
         };
         let gave = self.rig.with(|consumer| offsets.give(consumer, &giving)).unwrap();
         let Gave::Done { lease, messages } = gave else { panic!("{gave:?}") };
-        self.rig.with(|consumer| offsets.put_back(consumer.key(), &taken, (true, 0)));
+        taken.left = left;
+        self.rig.with(|consumer| offsets.put_back(consumer.key(), &taken, now));
 
         for due in finished.iter().filter(is_as_it_was) {
             let Some(Truth::Open { lease, renewed, .. }) = self.model.messages.get(&due.place)

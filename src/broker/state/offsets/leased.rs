@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::{Hasher, Offsets, Unit};
 use crate::broker::state::groups::GroupEntry;
 use crate::broker::state::leases::{
-    ANY_TAG, Claim, Due, Given, Kind, Leases, Lock, MAX_OPEN_IN_QUEUE, Open, OpenCount, Place,
-    Repeated, Rule, Size, Standing, Taken, WaitingCount,
+    ANY_TAG, Claim, Due, FilterId, Given, Kind, Leases, Line, Lock, MAX_OPEN_IN_QUEUE, Open,
+    OpenCount, Place, Repeated, Rule, Size, Standing, Taken, WaitingCount,
 };
 use crate::broker::state::topics::TopicEntry;
 use crate::broker::state::{append, append_with};
@@ -89,6 +89,8 @@ pub(crate) struct Giving<'a> {
     pub(crate) client: u64,
     /// Who gets them, for people.
     pub(crate) holder: &'a str,
+    /// His filter, and that of whom the others are kept for.
+    pub(crate) filters: (FilterId, FilterId),
 }
 
 /// A message that was given.
@@ -240,7 +242,7 @@ impl Offsets {
     pub(crate) fn take_due(
         &self,
         consumer: Consumer<'_>,
-        kind: Kind,
+        of: (Kind, Line),
         now: u64,
         room: usize,
     ) -> Taken {
@@ -249,7 +251,7 @@ impl Offsets {
         match &mut unit.leases {
             Some(leases) => {
                 leases.arrange(consumer.rule());
-                let taken = leases.take_due(kind, now, room);
+                let taken = leases.take_due(of, now, room);
                 self.looked_at.add(taken.due.len() as u64);
                 taken
             }
@@ -257,23 +259,14 @@ impl Offsets {
         }
     }
 
-    /// Puts back what was taken, whatever has become of it. With `tells` somebody is woken for what of it is due.
-    pub(crate) fn put_back(
-        &self,
-        key: (GroupId, TopicId),
-        taken: &Taken,
-        (tells, now): (bool, u64),
-    ) {
+    /// Puts back what was taken, whatever has become of it. Somebody is woken for what of it is due, by the timer, but
+    /// not for what was left for others.
+    pub(crate) fn put_back(&self, key: (GroupId, TopicId), taken: &Taken, now: u64) {
         let Some(unit) = self.known(key) else { return };
         let mut unit = lock(&unit);
         if let Some(leases) = &mut unit.leases {
-            leases.put_back(taken);
-            if tells {
-                self.look_again(key, leases);
-            } else if let Some(due) = leases.next_look(now) {
-                // Of what is due by now nobody has to be told; whoever had it may have changed it meanwhile.
-                self.set_timer(key, leases, due);
-            }
+            leases.put_back(taken, now);
+            self.look_again(key, leases);
         }
     }
 
@@ -322,9 +315,11 @@ impl Offsets {
             let lease = LeaseId::default();
             return Ok(Gave::Done { lease, messages: Vec::new() });
         }
-        let Some(end) = self.append_leases(consumer, &mut unit, &transitions, plan.added)? else {
-            return Ok(Gave::Limit);
-        };
+        // No record says for which filter it was: that is nothing to who comes after a start.
+        unit.leases.get_or_insert_default().given_to = giving.filters;
+        let appended = self.append_leases(consumer, &mut unit, &transitions, plan.added);
+        unit.leases.get_or_insert_default().given_to = (0, 0);
+        let Some(end) = appended? else { return Ok(Gave::Limit) };
         let lease = LeaseId { epoch, number: end.get() };
         Ok(Gave::Done { lease, messages: plan.messages })
     }
@@ -483,6 +478,52 @@ impl Offsets {
         let end = append_with(consumer.store, becomes, &transitions)?;
         self.apply_all(consumer.key(), &mut unit, &transitions, end);
         Ok(Some(end))
+    }
+
+    /// Opens what was passed over with a message that was leased to nobody, so many messages with that one, as far as
+    /// the queue has room for them: each is as if it had been passed over alone. Blocks for one append at most.
+    ///
+    /// # Errors
+    /// The append's: they are as they were.
+    pub(crate) fn open_again(
+        &self,
+        consumer: Consumer<'_>,
+        claim: Claim,
+        messages: u32,
+    ) -> Result<(), AppendError> {
+        let Some(unit) = self.known(consumer.key()) else { return Ok(()) };
+        let mut unit = lock(&unit);
+        let (epoch, (queue, first)) = (consumer.store.epoch(), claim.place);
+        if consumer.is_gone(&unit) || unit.standing(claim, epoch) != Standing::Held {
+            return Ok(());
+        }
+        let Some(leases) = &unit.leases else { return Ok(()) };
+        let group_hash = leases.get(claim.place).map_or(0, |open| open.group_hash);
+        let room = MAX_OPEN_IN_QUEUE.saturating_sub(leases.count_in(queue));
+        let cursor = leases.cursor(queue, unit.position_or_begin(queue));
+        let end = leases.open_behind(claim.place).unwrap_or(cursor);
+        let behind = end.saturating_sub(first + 1).min(u64::from(messages) - 1).min(room as u64);
+        let (group, topic) = consumer.key();
+        for behind in [behind, 0] {
+            let count = u32::try_from(behind + 1).unwrap_or(u32::MAX);
+            let run = Run { queue: QueueId::new(queue), first: QueueOffset::new(first), count };
+            let transitions = [Transition::LeasesGiven {
+                group,
+                topic,
+                epoch,
+                at: consumer.store.lease_time(),
+                due: Timestamp::ZERO,
+                attempt: None,
+                client: 0,
+                holder: String::new(),
+                cursors: Vec::new(),
+                runs: vec![GivenRun { run, delivery: 0, group_hash }],
+            }];
+            if self.append_leases(consumer, &mut unit, &transitions, behind)?.is_some() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a message was finished by the lease of a claim. It may be said once the log is durable up to there.
@@ -724,7 +765,16 @@ impl Offsets {
         leases.first_due(Kind::Again).is_some_and(|due| due <= now)
     }
 
-    /// Whether messages can be delivered again by now.
+    /// Whether messages can be delivered again by now that who has a filter finds at once.
+    pub(crate) fn has_due_for(&self, consumer: Consumer<'_>, filter: FilterId, now: u64) -> bool {
+        let Some(unit) = self.known(consumer.key()) else { return false };
+        let mut unit = lock(&unit);
+        let Some(leases) = &mut unit.leases else { return false };
+        leases.arrange(consumer.rule());
+        leases.has_due_for(filter, now)
+    }
+
+    /// Whether messages can be delivered again by now that nobody left.
     pub(crate) fn has_due(&self, consumer: Consumer<'_>, now: u64) -> bool {
         let Some(unit) = self.known(consumer.key()) else { return false };
         let mut unit = lock(&unit);

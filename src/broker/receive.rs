@@ -45,7 +45,9 @@ use super::budget::{Permit, Room};
 use super::dead_letter::dead_letter;
 use super::error::{BrokerError, RequestFault};
 use super::state::groups::GroupEntry;
-use super::state::leases::{Claim, Due, FilterId, Mismatch, Place, Ready, Repeated, Wish, id_of};
+use super::state::leases::{
+    Claim, Due, FilterId, MAX_OPEN_IN_QUEUE, Mismatch, Place, Ready, Repeated, Wish, id_of,
+};
 use super::state::offsets::leased::{Change, Consumer};
 use super::state::topics::TopicEntry;
 use super::topics::within;
@@ -169,6 +171,8 @@ pub(super) struct Receiver<'a> {
     others: Vec<Arc<Expression>>,
     /// Hash of the attempt.
     attempt: Option<u64>,
+    /// Fresh messages of a queue are taken while it has fewer than so many that are open.
+    max_open: usize,
 }
 
 impl Receiver<'_> {
@@ -201,6 +205,15 @@ impl Drop for Woken<'_> {
     }
 }
 
+/// Who receives.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum By {
+    /// A member of the group, whose filter is compared with those of the others.
+    Member,
+    /// The broker itself, while fewer than so many messages of a queue are open.
+    Broker { max_open: usize },
+}
+
 /// What a look came to.
 enum Look {
     Found(Received),
@@ -221,15 +234,19 @@ impl Broker {
         &self,
         request: ReceiveRequest<'_>,
     ) -> Result<Received, BrokerError> {
-        self.receive_as(request, true).await
+        self.receive_as(request, By::Member).await
     }
 
-    /// The same for a member of the group, whose filter is compared with those of the others, or for the broker itself.
+    /// The same for somebody.
     pub(super) async fn receive_as(
         &self,
         request: ReceiveRequest<'_>,
-        is_member: bool,
+        by: By,
     ) -> Result<Received, BrokerError> {
+        let max_open = match by {
+            By::Member => MAX_OPEN_IN_QUEUE,
+            By::Broker { max_open } => max_open,
+        };
         check(&request)?;
         let until = before(request.deadline).min(Instant::now() + request.wait);
         let tags = match request.filter {
@@ -238,7 +255,7 @@ impl Broker {
         };
         let filter = id_of(request.filter);
         let (mut has_caught_up, mut in_front, mut looks, mut is_counted) = (false, false, 0, false);
-        let mut is_other = false;
+        let (mut is_other, mut rested) = (false, false);
         let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
@@ -247,15 +264,18 @@ impl Broker {
             self.admits(&group, request.deadline).await?;
             self.check_readable(&topic)?;
             let ready = self.begun(consumer, request.deadline).await?;
-            let others = match is_member {
-                true => self.check_subscription(consumer, &ready, request.filter, &mut is_other)?,
-                false => Vec::new(),
+            let others = match by {
+                By::Member => {
+                    self.check_subscription(consumer, &ready, request.filter, &mut is_other)?
+                }
+                By::Broker { .. } => Vec::new(),
             };
             let attempt =
                 (!request.attempt.is_empty()).then(|| xxh3_64(request.attempt.as_bytes()));
             let tags = Arc::clone(&tags);
             let request = &request;
-            let receiver = Receiver { consumer, ready, request, filter, tags, others, attempt };
+            let receiver =
+                Receiver { consumer, ready, request, filter, tags, others, attempt, max_open };
             if !std::mem::replace(&mut is_counted, true) && self.is_rationed() {
                 receiver.ready.has_room_for(request.max_messages);
             }
@@ -267,7 +287,13 @@ impl Broker {
             }
             let mut has_left = false;
             match look {
-                Ok(Look::Found(received)) => return Ok(received),
+                Ok(Look::Found(received)) => {
+                    // There may be more of what was left: somebody else looks at it from now on.
+                    if rested {
+                        receiver.ready.wake();
+                    }
+                    return Ok(received);
+                }
                 Ok(Look::Passed) if looks < MAX_LOOKS && Instant::now() < request.deadline => {
                     looks += 1;
                     // It may have been much; others have their turn.
@@ -293,7 +319,7 @@ impl Broker {
                 let _ = timeout_at(before(request.deadline), caught_up).await;
                 let queues = topic.handle().queues();
                 if queues <= FEW_QUEUES {
-                    self.list(consumer, &receiver.ready, 0..queues).await;
+                    self.list(consumer, &receiver.ready, 0..queues, max_open).await;
                 }
                 continue;
             }
@@ -303,7 +329,7 @@ impl Broker {
             }
             let ready = receiver.ready;
             woken = Some(Woken { broker: self, ready, group, topic, filter, has_looked: false });
-            in_front = true;
+            (in_front, rested) = (true, has_left);
         }
     }
 

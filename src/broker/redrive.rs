@@ -8,7 +8,7 @@
 //!
 //! Which go can be said by id, key, reason and time, and how many in a second. One request ends long before its leases
 //! and its caller's patience do; then there is more, and the same request goes on. It looks at what it does not choose
-//! each time, and gives that back.
+//! each time, and gives that back; of more than [`MAX_LOOKED`] it sees the oldest.
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dead_letter::name_of;
 use super::error::BrokerError;
-use super::receive::{MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
+use super::receive::{By, MAX_RECEIVE, ReceiveRequest, Received, ReceivedMessage};
 use super::route::queue_of_group;
 use super::send::check_type;
 use super::settle::GiveBack;
@@ -38,6 +38,9 @@ const LEASE: Duration = Duration::from_secs(60);
 
 /// Bytes of dead letters that are looked at at once.
 const MAX_BYTES: u32 = 4 << 20;
+
+/// So many dead letters are looked at: each of them is open until it went, and stays open when it is given back.
+const MAX_LOOKED: usize = 100_000;
 
 /// How long one request sends back at most: others get back what it looked at and did not choose.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -180,7 +183,8 @@ impl Pace {
     }
 
     fn went(&mut self) {
-        self.next += self.step.unwrap_or_default();
+        // What held the request up is not made up for at once.
+        self.next = self.next.max(Instant::now()) + self.step.unwrap_or_default();
     }
 
     /// Whether there is time for another look.
@@ -227,6 +231,7 @@ impl Broker {
         let wanted: HashSet<MessageId> = request.ids.iter().copied().collect();
         let is_choosy = !wanted.is_empty() || !request.only.is_all();
         let filter = Expression::Tags(TagFilter::All);
+        let by = By::Broker { max_open: MAX_LOOKED };
         let mut pace = Pace::new(request);
         let mut page = RedrivePage::default();
         let (mut went, mut stay) = (0, 0);
@@ -247,8 +252,9 @@ impl Broker {
                 deadline: request.deadline,
             };
             // Their bytes are counted until the next ones are looked at.
-            let Received { messages, permit: _permit } = self.receive_as(receive, false).await?;
+            let Received { messages, permit: _permit } = self.receive_as(receive, by).await?;
             if messages.is_empty() {
+                page.more = looked.left.len() >= MAX_LOOKED;
                 return Ok(page);
             }
             looked.left.extend(messages.iter().map(|message| message.handle.clone()));

@@ -327,6 +327,9 @@ impl Broker {
     }
 }
 
+/// Messages that are given back with one record.
+const GIVEN_BACK: usize = 1_024;
+
 /// Messages that were leased and do not get to anybody: given back when this is dropped, whatever becomes of the
 /// request.
 pub(super) struct GiveBack<'a> {
@@ -346,8 +349,8 @@ impl<'a> GiveBack<'a> {
 
 impl Drop for GiveBack<'_> {
     fn drop(&mut self) {
-        if !self.left.is_empty() {
-            self.broker.give_back(self.group, self.topic, &self.left);
+        for some in self.left.chunks(GIVEN_BACK) {
+            self.broker.give_back(self.group, self.topic, some);
         }
     }
 }

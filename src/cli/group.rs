@@ -426,8 +426,10 @@ async fn redrive(client: &Client, args: &RedriveArgs, output: &mut Output) -> an
         (_, true) => say("a dry run: nothing is changed"),
         _ => {}
     }
-    if more && args.dry_run {
-        say("there may be more");
+    if more {
+        say(
+            "there may be more: of more than 100 000 dead letters the oldest are looked at, and those that stay again",
+        );
     }
     if !stay.is_empty() {
         let what = format!("{} of {all} stay where they are", stay.len());

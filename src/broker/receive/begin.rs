@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::broker::error::BrokerError;
 use crate::broker::offsets::Position;
 use crate::broker::state::groups::GroupEntry;
-use crate::broker::state::leases::{ANY_TAG, Ready};
+use crate::broker::state::leases::{ANY_TAG, MAX_OPEN_IN_QUEUE, Ready};
 use crate::broker::state::offsets::leased::Consumer;
 use crate::broker::state::offsets::{By, Caller, Expected, NewOffset, TopicCommit};
 use crate::broker::state::topics::TopicEntry;
@@ -41,7 +41,7 @@ impl Broker {
             self.bind(group, topic, unbound, deadline).await?;
         }
         self.store.watch(topic.handle());
-        self.list(consumer, &ready, begun..queues).await;
+        self.list(consumer, &ready, begun..queues, MAX_OPEN_IN_QUEUE).await;
         ready.begin(queues);
         if group.is_dead() || topic.handle().is_dead() {
             // Made anew after it was forgotten.
@@ -77,21 +77,22 @@ impl Broker {
         Ok(())
     }
 
-    /// Lists the queues, of some, that have something for a group.
+    /// Lists the queues, of some, that have something for a group, and fewer than `max_open` that are open.
     pub(super) async fn list(
         &self,
         consumer: Consumer<'_>,
         ready: &Ready,
         queues: std::ops::Range<u32>,
+        max_open: usize,
     ) {
         let (topic, queues) = (consumer.topic.handle(), queues.collect::<Vec<_>>());
         for some in queues.chunks(BEGIN_STEP) {
             let cursors = self.state.offsets.cursors(consumer, some);
-            for (queue, (cursor, room)) in some.iter().zip(cursors) {
+            for (queue, (cursor, open)) in some.iter().zip(cursors) {
                 let (id, cursor) = (QueueId::new(*queue), QueueOffset::new(cursor));
                 if self.store.queue_max(topic, id) <= cursor {
                     self.store.tell_behind(topic, id, cursor);
-                } else if room > 0 {
+                } else if open < max_open {
                     ready.arrived(*queue, ANY_TAG);
                 }
             }

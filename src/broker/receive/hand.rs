@@ -11,7 +11,9 @@ use crate::broker::Broker;
 use crate::broker::budget::Room;
 use crate::broker::cut::{self, Most, Stored, Wanted, bytes_of, index_in, is_lost};
 use crate::broker::error::BrokerError;
-use crate::broker::state::leases::{Due, FilterCost, FilterId, Kind, Line, Past, Place, Taken};
+use crate::broker::state::leases::{
+    Due, FilterCost, FilterId, Kind, Line, MAX_OPEN_IN_QUEUE, Past, Place, Taken,
+};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh};
 use crate::filter::Expression;
@@ -24,6 +26,9 @@ use crate::sync::lock;
 
 /// Queues that one look takes into its hand.
 const MAX_QUEUES: usize = 256;
+
+/// After so many queues whose messages find no room in memory a look goes on in no other.
+const MAX_LACKING: usize = 8;
 
 /// Messages that one look goes through for such as are wanted, once it found too few: what is passed over costs one
 /// record for so many.
@@ -92,6 +97,8 @@ pub(super) struct Hand<'a> {
     pub(super) is_cut: bool,
     /// Reads of what is due that failed.
     failures: u32,
+    /// Fresh messages of so many queues found no room in memory.
+    lacking: usize,
     /// What its filter did.
     pub(super) cost: FilterCost<'a>,
     /// Why the look ended before it had all that it wanted.
@@ -140,6 +147,7 @@ impl<'a> Hand<'a> {
             left: 0,
             is_cut: false,
             failures: 0,
+            lacking: 0,
             cost: FilterCost::default(),
             stopped: None,
             failed: None,
@@ -364,8 +372,8 @@ impl Broker {
     /// What has become of an open message that somebody does not want.
     fn past_of(&self, hand: &Hand<'_>, due: &Due) -> Past {
         let was_delivered = due.was_leased();
-        let room = || self.state.offsets.cursors(hand.receiver.consumer, &[due.place.0]);
-        let is_full = !was_delivered && room().iter().any(|(_, room)| *room == 0);
+        let cursor = || self.state.offsets.cursors(hand.receiver.consumer, &[due.place.0]);
+        let is_full = !was_delivered && cursor().iter().any(|(_, open)| *open >= MAX_OPEN_IN_QUEUE);
         let since = due.open.due.max(self.opened.get());
         let waits = self.store.lease_time().get().saturating_sub(since);
         Past { was_delivered, is_full, waits: Duration::from_millis(waits) }
@@ -393,14 +401,16 @@ impl Broker {
     /// Takes fresh messages of the queues that are listed, as many as there is room for.
     pub(super) async fn gather_fresh(&self, hand: &mut Hand<'_>) -> Result<(), BrokerError> {
         let half = hand.room().div_ceil(2);
-        while hand.stopped.is_none() && hand.room() > 0 && hand.queues.len() < MAX_QUEUES {
+        let goes_on = |hand: &Hand<'_>| hand.stopped.is_none() && hand.room() > 0;
+        while goes_on(hand) && hand.queues.len() < MAX_QUEUES && hand.lacking < MAX_LACKING {
             let Some(queue) = hand.receiver.ready.take() else { break };
             let at = hand.queues.len();
             let fresh = Fresh { queue, ..Fresh::default() };
             // In the hand before anything is awaited: it goes back whatever happens.
             hand.queues.push(InHand { fresh, room: 0, has_more: true });
             let cursors = self.state.offsets.cursors(hand.receiver.consumer, &[queue]);
-            let Some((cursor, room)) = cursors.first().copied() else { continue };
+            let Some((cursor, open)) = cursors.first().copied() else { continue };
+            let room = hand.receiver.max_open.saturating_sub(open);
             if let Some(in_hand) = hand.queues.get_mut(at) {
                 (in_hand.fresh.from, in_hand.fresh.to, in_hand.room) = (cursor, cursor, room);
             }
@@ -413,7 +423,7 @@ impl Broker {
             let from = fresh.to;
             // What is passed over is not for this group, or not what it wants.
             let is_passed = fresh.messages.is_empty() && fresh.to > fresh.from;
-            if hand.stopped.is_none() && hand.room() > 0 {
+            if goes_on(hand) && hand.lacking == 0 {
                 let through = if has_filter || is_passed { scan } else { 0 };
                 self.read_fresh(hand, at, hand.room(), through).await?;
                 let to = hand.queues.get(at).map_or(from, |queue| queue.fresh.to);
@@ -529,6 +539,7 @@ impl Broker {
                 Ok(Some(batches)) => batches,
                 // For who has room for it; what lies behind it waits for that.
                 Ok(None) => {
+                    hand.lacking += 1;
                     next = first + u64::from(skip);
                     break;
                 }

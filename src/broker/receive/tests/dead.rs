@@ -697,3 +697,53 @@ async fn a_run_that_cannot_be_read_and_cannot_be_a_dead_letter_yet_loses_none_of
         rig.broker.close().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_dead_letter_is_chosen_behind_more_others_than_a_member_may_have_open() {
+    use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    let messages = vec![("x", None, None); 1_000];
+    for _ in 0..MAX_OPEN_IN_QUEUE / 1_000 {
+        rig.store(Some(QueueId::ZERO), &messages, None).await;
+        let received = rig.receive(1_000).await;
+        let entry = |one: &ReceivedMessage| (one.handle.clone(), Hold::RetryAfter(MINUTE));
+        let entries: Vec<_> = received.iter().map(entry).collect();
+        let entries = entries.iter().map(|(handle, hold)| ExtendEntry { handle, hold: *hold });
+        let held = rig.broker.extend("g", "t", &entries.collect::<Vec<_>>(), soon()).await.unwrap();
+        assert!(held.len() == 1_000 && held.iter().all(Result::is_ok));
+        let bury = SettleRequest {
+            group: "g",
+            topic: "t",
+            ids: &[],
+            max: 1_000,
+            action: WaitingAction::DeadLetter,
+            deadline: soon(),
+        };
+        assert_eq!(rig.broker.settle_waiting(&bury).await.unwrap().len(), 1_000);
+    }
+    rig.send_to(0, "the last one").await;
+    let last = rig.receive(1).await.remove(0).handle;
+    rig.broker.forward_to_dead_letters("g", "t", (&last, 0), soon()).await.unwrap();
+    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+    rig.broker.store.caught_up(topic.handle()).await;
+    let only = OnlySuch { reason: Some(DeadReason::GivenUp), ..OnlySuch::default() };
+    let redrive = RedriveRequest {
+        group: "g",
+        ids: &[],
+        only,
+        max: 9,
+        per_second: None,
+        for_all: false,
+        run: Run::Real,
+        deadline: soon(),
+    };
+    let page = rig.broker.redrive(&redrive).await.unwrap();
+    assert_eq!((page.dead_letters.len(), page.more), (1, false));
+    assert_eq!(page.dead_letters[0].fault, None);
+    // The others are given back: who reads dead letters gets them.
+    let filter = all();
+    let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 10) };
+    let read = rig.broker.receive_messages(dead).await.unwrap().messages;
+    assert_eq!((read.len(), read[0].queue_offset.get(), read[0].delivery), (10, 0, 1));
+    rig.broker.close().unwrap();
+}

@@ -1,7 +1,7 @@
 //! Which messages of a group are for which of its members.
 
 use super::*;
-use crate::broker::state::leases::{Kind, Line, id_of};
+use crate::broker::state::leases::{Kind, Line, MAX_OPEN_IN_QUEUE, id_of};
 use crate::message::TopicId;
 
 #[tokio::test(start_paused = true)]
@@ -510,7 +510,6 @@ async fn what_was_leased_before_a_start_is_found_behind_what_is_for_others() {
 
 #[tokio::test(start_paused = true)]
 async fn the_new_version_goes_on_in_a_full_queue_once_the_old_one_has_not_asked_for_a_minute() {
-    use crate::broker::state::leases::MAX_OPEN_IN_QUEUE;
     let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
     let rig = Rig::new(1, settings).await;
     let tags = |text| Expression::parse(Language::Tags, text).unwrap();
@@ -559,6 +558,7 @@ async fn who_was_at_work_when_something_was_left_for_him_does_not_sleep_on_it() 
         tags: Arc::new(TagFilter::All),
         others: Vec::new(),
         attempt: None,
+        max_open: MAX_OPEN_IN_QUEUE,
     };
     let start = Instant::now();
     let wait = async || {

@@ -221,18 +221,17 @@ impl Offsets {
         (!unbound.is_empty()).then_some(unbound)
     }
 
-    /// Where a group goes on with fresh messages of some queues, and how many it can get there.
+    /// Where a group goes on with fresh messages of some queues, and how many it has open there.
     pub(crate) fn cursors(&self, consumer: Consumer<'_>, queues: &[u32]) -> Vec<(u64, usize)> {
-        let Some(unit) = self.known(consumer.key()) else { return vec![(0, 0); queues.len()] };
+        let Some(unit) = self.known(consumer.key()) else {
+            return vec![(0, usize::MAX); queues.len()];
+        };
         let unit = lock(&unit);
         let cursor = |queue: &u32| {
             let position = unit.position_or_begin(*queue);
             match &unit.leases {
-                Some(leases) => {
-                    let room = MAX_OPEN_IN_QUEUE.saturating_sub(leases.count_in(*queue));
-                    (leases.cursor(*queue, position), room)
-                }
-                None => (position, MAX_OPEN_IN_QUEUE),
+                Some(leases) => (leases.cursor(*queue, position), leases.count_in(*queue)),
+                None => (position, 0),
             }
         };
         queues.iter().map(cursor).collect()

@@ -21,6 +21,9 @@ use crate::sync::lock;
 /// The most groups, or queues of its topics, in one answer; of the last topic all queues are in it.
 const MAX_PAGE: u32 = 10_000;
 
+/// Once the filters in an answer come to so many bytes, it ends.
+const MAX_FILTERS_LEN: usize = 1 << 20;
+
 /// The most retry delays of a group.
 const MAX_DELAYS: u32 = 64;
 
@@ -63,7 +66,8 @@ pub struct FiltersInUse {
     pub mismatches: u64,
     /// Conditions that were looked at for messages, but for those of members that want all.
     pub steps: u64,
-    /// Messages with a property that a condition compares with a number, and that is none: the comparison is unknown.
+    /// Looks at messages with a property that a condition compares with a number, and that is none: the comparison is
+    /// unknown.
     pub faults: u64,
     /// The beginning of the name of the last such property; empty: none.
     pub last_fault: String,
@@ -192,7 +196,7 @@ impl Broker {
     }
 
     /// A group and the topics that it has committed offsets of, by rising id after `after`, until `limit` queues are
-    /// reached; `limit` is at most 10 000.
+    /// reached, or the filters of their members come to 1 MiB; `limit` is at most 10 000.
     ///
     /// # Errors
     /// There is no such group, `limit` is too large, or what is to be told is not durable in time.
@@ -209,9 +213,9 @@ impl Broker {
         self.settled(self.state.groups.applied(), deadline).await?;
         // A topic has a queue at least.
         let (ids, mut more) = self.state.offsets.topics_of(entry.id(), after, limit as usize);
-        let (mut topics, mut queues) = (Vec::new(), 0);
+        let (mut topics, mut queues, mut len) = (Vec::new(), 0, 0);
         for id in ids {
-            if queues >= limit as usize {
+            if queues >= limit as usize || len >= MAX_FILTERS_LEN {
                 more = true;
                 break;
             }
@@ -220,6 +224,7 @@ impl Broker {
             let progress = self.progress_in(&entry, &topic, 0, u32::MAX, deadline).await?;
             queues += progress.len();
             let filters = self.filters_in_use(&entry, id);
+            len += filters.filters.iter().map(String::len).sum::<usize>();
             topics.push(GroupTopic { name: topic.name().into(), id, queues: progress, filters });
         }
         let group = Group { name: entry.name().into(), id: entry.id(), settings: entry.settings() };

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Broker;
+use super::error::BrokerError;
 use super::state::leases::{Kind, Line};
 use super::state::offsets::leased::Consumer;
 use crate::format::attributes::DeadReason;
@@ -154,7 +155,10 @@ impl Broker {
                 let Err(error) = buried else { continue };
                 let (group, topic) = (group.name(), topic.name());
                 tracing::warn!(%error, group, topic, "a dead letter cannot be stored");
-                if let Err(error) = self.keep_for_later(consumer, *due) {
+                // Without room for a moment it stays due: its message group waits for it.
+                if !matches!(error, BrokerError::Overloaded { .. })
+                    && let Err(error) = self.keep_for_later(consumer, *due)
+                {
                     tracing::warn!(%error, group, topic, "nor can it be put off");
                 }
                 // Others wait behind it: the rest of these is for the next look.

@@ -186,7 +186,7 @@ impl Collector for Numbers {
             ("conditions", "Filters in SQL that were parsed", None, counters.conditions.get()),
             (
                 "filter_faults",
-                "Messages with text where filters compare numbers",
+                "Comparisons of filters with a number that met text, at each look at a message",
                 None,
                 counters.filter_faults.get(),
             ),

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::hand::{Candidate, Hand, Lost};
 use super::{Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
 use crate::broker::cut::bytes_of;
-use crate::broker::dead_letter::Death;
+use crate::broker::dead_letter::{Buried, Death};
 use crate::broker::error::BrokerError;
 use crate::broker::handle::Handle;
 use crate::broker::settle::GiveBack;
@@ -94,6 +94,7 @@ impl Broker {
         let permit = hand.memory.permit.take();
         hand.is_given = true;
         drop(hand);
+        let is_left_to_any = left_for.contains(&0);
         // Once it is back: who has that filter and does not wait yet looks for it before he does.
         let left_for = left_for.into_iter().chain(has_kept.then_some(kept_for));
         left_for.filter(|of| *of != 0).for_each(|of| receiver.ready.wake_for(of));
@@ -128,6 +129,10 @@ impl Broker {
                 None => Ok(Look::Nothing),
             };
         }
+        // Nobody is told when that may be had: somebody else looks at it from now on.
+        if is_left_to_any {
+            receiver.ready.wake();
+        }
         let len = messages.iter().map(|message| bytes_of(&message.batch)).sum();
         self.counters.receives.add(1);
         self.counters.received_messages.add(messages.len() as u64);
@@ -154,7 +159,8 @@ impl Broker {
             let consumer = receiver.consumer;
             let buried = self.bury_stored(consumer, due, (stored, death), deadline).await;
             match buried {
-                Ok(_) => self.counters.gone.add(u64::from(messages) - 1),
+                Ok(Buried::Done { .. }) => self.counters.gone.add(u64::from(messages) - 1),
+                Ok(Buried::Stale) => {}
                 Err(error) => {
                     let what = "messages that cannot be decoded are no dead letter yet";
                     tracing::warn!(%error, messages, "{what}");

@@ -11,7 +11,10 @@
 //! | --- | --- |
 //! | all but the body, which cannot be decompressed | says what its sender said of it, and has an empty body |
 //! | nothing: its record is damaged | says where it was, and nothing else |
-//! | nothing, nor of those behind it | is one for the run of them, and says how many they are; if it cannot be stored now each comes again by itself |
+//! | nothing, nor of those behind it | is one for the run of them, and says how many they are |
+//!
+//! Of such fresh messages nothing is leased. One append set holds their dead letters and that the group goes on behind
+//! them: killed anywhere, it has both or comes to them again.
 //!
 //! The bytes that cannot be decoded stay where they are, as long as their topic keeps them; the dead letter names the
 //! place. It does not go back to its topic, for an empty message was never sent.
@@ -20,6 +23,7 @@
 //! anybody may read it like another topic. What fails there for its own group stays there, or it would come back for
 //! ever.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,8 +35,9 @@ use super::cut::{Stored, index_in, is_lost};
 use super::error::BrokerError;
 use super::handle::Handle;
 use super::settle::retry_delay;
-use super::state::leases::{Claim, Due};
-use super::state::offsets::leased::{Change, Consumer, DEAD_LETTERS, FinishedBy};
+use super::state::leases::{Claim, Due, FilterId, Place};
+use super::state::offsets::Offsets;
+use super::state::offsets::leased::{Change, Consumer, DEAD_LETTERS, FinishedBy, Fresh, Passing};
 use super::state::topics::{Creation, Origin as MadeBy, TopicEntry};
 use crate::format::attributes::{self, DeadLetter, DeadReason};
 use crate::format::batch::{self, Batch, MetaView, NewMeta};
@@ -45,6 +50,9 @@ use crate::store::{AppendError, NewRecord};
 
 /// How long dead letters are kept: 30 days.
 const RETENTION_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
+
+/// Dead letters of one append set.
+const MAX_LETTERS: usize = 64;
 
 /// Why a message is to be a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,12 +70,34 @@ impl From<DeadReason> for Death {
     }
 }
 
+/// Fresh messages of a queue that cannot be decoded.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) stored: Stored,
+    /// Offset of each that becomes a dead letter, rising, and for how many messages it stands.
+    pub(super) letters: VecDeque<(u64, u32)>,
+    /// What is passed over with them, and what stays open. None of it is given.
+    pub(super) fresh: Fresh,
+    /// For members with this filter, 0 if none is known.
+    pub(super) kept_for: FilterId,
+}
+
+/// What a group knows of a message that is to be a dead letter.
+struct Life<'a> {
+    place: Place,
+    deliveries: u32,
+    /// When it was delivered first and last; 0: never.
+    delivered: [u64; 2],
+    last_client: &'a str,
+}
+
 /// What became of a message that is to be a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Buried {
     /// It is one, or there is nothing left of it.
     Done { end: PhysicalOffset },
-    /// Its lease was not in force any more, or it was to be one because its record could not be read, and it can.
+    /// Its lease was not in force any more, or its group goes on elsewhere, or it was to be one because its record
+    /// could not be read and it can.
     Stale,
 }
 
@@ -151,21 +181,20 @@ impl Broker {
         deadline: Instant,
     ) -> Result<Buried, BrokerError> {
         let client = self.state.offsets.holder(consumer.key(), &due.open).unwrap_or_default();
-        let letter = self.letter(consumer, stored, (due, &client), (death, deadline)).await?;
+        let life = Life {
+            place: due.place,
+            deliveries: due.open.deliveries,
+            delivered: [due.open.first_delivered, due.open.last_delivered],
+            last_client: &client,
+        };
+        let letter = self.letter(consumer, &stored, life, (death, deadline)).await?;
         loop {
-            let record = match &letter {
-                // Whoever could not read it before can do so now.
-                Letter::Sound => return Ok(Buried::Stale),
-                Letter::Copy { batch, attributes, .. } => {
-                    let dead = self.dead_letter_topic(consumer.group.name(), deadline).await?;
-                    let info = batch::check(batch)?;
-                    let batch = batch.clone();
-                    let attributes = attributes.clone();
-                    let queue = QueueId::ZERO;
-                    vec![NewRecord::message_with(dead.handle(), queue, batch, &info, attributes)]
-                }
-                Letter::Nothing => Vec::new(),
-            };
+            // Whoever could not read it before can do so now.
+            if matches!(letter, Letter::Sound) {
+                return Ok(Buried::Stale);
+            }
+            let record = self.record_of_letter(consumer, &letter, deadline).await?;
+            let record = record.into_iter().collect();
             let by = match death.reason {
                 DeadReason::GivenUp => FinishedBy::Holder,
                 DeadReason::Attempts | DeadReason::Undecodable | DeadReason::Operator => {
@@ -197,15 +226,89 @@ impl Broker {
         }
     }
 
+    /// Makes dead letters of fresh messages that cannot be decoded. One append set holds those of some of them and that
+    /// the group has come past these; `lost` is what is left to do. `Stale`: the group goes on elsewhere by now.
+    ///
+    /// # Errors
+    /// What is left is as it was, unless [`BrokerError::stored`] says otherwise.
+    pub(super) async fn bury_fresh(
+        &self,
+        consumer: Consumer<'_>,
+        lost: &mut Lost,
+        deadline: Instant,
+    ) -> Result<Buried, BrokerError> {
+        let (mut most, mut buried) = (MAX_LETTERS, Buried::Stale);
+        while lost.fresh.from < lost.fresh.to {
+            let some: Vec<_> = lost.letters.iter().take(most).copied().collect();
+            let mut records = Vec::with_capacity(some.len());
+            for (offset, messages) in &some {
+                let place = (lost.fresh.queue, *offset);
+                let life = Life { place, deliveries: 0, delivered: [0; 2], last_client: "" };
+                let death = Death { messages: *messages, ..DeadReason::Undecodable.into() };
+                let letter = self.letter(consumer, &lost.stored, life, (death, deadline)).await?;
+                records.extend(self.record_of_letter(consumer, &letter, deadline).await?);
+            }
+            let (letters, messages) = (records.len() as u64, some.iter().map(|(_, of)| *of));
+            let messages: u64 = messages.map(u64::from).sum();
+            let fresh = &lost.fresh;
+            let to = lost.letters.get(some.len()).map_or(fresh.to, |(offset, _)| *offset);
+            let kept = fresh.kept.iter().take_while(|(offset, _)| *offset < to);
+            let kept: Vec<_> = kept.copied().collect();
+            let (count, queue, from) = (kept.len(), fresh.queue, fresh.from);
+            let part = Fresh { queue, from, to, kept, ..Fresh::default() };
+            match self.state.offsets.bury_fresh(consumer, (&part, lost.kept_for), records) {
+                Ok(Passing::Done { end }) => {
+                    self.counters.dead_letters.add(letters);
+                    self.counters.gone.add(messages.saturating_sub(letters));
+                    let passed = (to - from).saturating_sub(messages + count as u64);
+                    self.counters.filtered.add(passed);
+                    lost.letters.drain(..some.len());
+                    lost.fresh.kept.drain(..count);
+                    lost.fresh.from = to;
+                    buried = Buried::Done { end };
+                }
+                Ok(Passing::Moved) => return Ok(Buried::Stale),
+                Ok(Passing::Limit) => {
+                    return Err(BrokerError::OpenLimit { limit: Offsets::MAX_OPEN });
+                }
+                Err(AppendError::NotReady) if letters == 0 => self.space(deadline).await?,
+                Err(AppendError::NotReady) => self.space_for_messages(deadline).await?,
+                Err(AppendError::TooLarge { .. }) if some.len() > 1 => most = some.len() / 2,
+                // As with one.
+                Err(AppendError::Deleted) if !consumer.topic.handle().is_dead() => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(buried)
+    }
+
+    /// What is to be stored of a letter, if anything is.
+    async fn record_of_letter(
+        &self,
+        consumer: Consumer<'_>,
+        letter: &Letter,
+        deadline: Instant,
+    ) -> Result<Option<NewRecord>, BrokerError> {
+        let Letter::Copy { batch, attributes, .. } = letter else { return Ok(None) };
+        let dead = self.dead_letter_topic(consumer.group.name(), deadline).await?;
+        let info = batch::check(batch)?;
+        let (batch, attributes) = (batch.clone(), attributes.clone());
+        let record =
+            NewRecord::message_with(dead.handle(), QueueId::ZERO, batch, &info, attributes);
+        Ok(Some(record))
+    }
+
     /// The copy of a message, and what is said of it.
     async fn letter(
         &self,
         consumer: Consumer<'_>,
-        stored: Stored,
-        (due, last_client): (Due, &str),
+        stored: &Stored,
+        life: Life<'_>,
         (Death { mut reason, messages, told_tries }, deadline): (Death, Instant),
     ) -> Result<Letter, BrokerError> {
-        let offset = QueueOffset::new(due.place.1);
+        let offset = QueueOffset::new(life.place.1);
         let (record, is_undecodable) = match stored {
             Stored::Gone => return Ok(Letter::Nothing),
             Stored::Damaged => (None, true),
@@ -215,7 +318,7 @@ impl Broker {
         let (mut copy, mut permit) = (None, None);
         let mut id = MessageId { epoch: Epoch::new(0), offset: PhysicalOffset::ZERO, index: 0 };
         let (mut redriven, mut store_time) = (0, Timestamp::ZERO);
-        if let Some(record) = &record {
+        if let Some(record) = record {
             let Some(index) = index_in(record, offset) else { return Ok(Letter::Nothing) };
             id = MessageId { epoch: record.epoch, offset: record.offset, index };
             store_time = record.store_time;
@@ -250,17 +353,17 @@ impl Broker {
         let batch = copy.unwrap_or_else(|| batch::one(&NewMeta::default(), b""));
         let origin = DeadLetter {
             reason,
-            deliveries: due.open.deliveries,
+            deliveries: life.deliveries,
             messages,
             topic: consumer.topic.id(),
-            queue: QueueId::new(due.place.0),
+            queue: QueueId::new(life.place.0),
             queue_offset: offset,
             id,
             store_time,
             topic_name: consumer.topic.name(),
-            first_delivered: Timestamp::new(due.open.first_delivered),
-            last_delivered: Timestamp::new(due.open.last_delivered),
-            last_client,
+            first_delivered: Timestamp::new(life.delivered[0]),
+            last_delivered: Timestamp::new(life.delivered[1]),
+            last_client: life.last_client,
             redriven,
             is_back: false,
             told_tries,

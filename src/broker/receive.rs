@@ -5,7 +5,7 @@
 //! 2. Take into the hand: queues that may have fresh messages, and messages that are due again. Nobody else finds them
 //!    meanwhile, and what was taken and not given goes back, whatever becomes of the request.
 //! 3. Read, and leave out what the filter does not want, and what there is no room for to decompress. What cannot be
-//!    decoded becomes a dead letter in step 4.
+//!    decoded becomes a dead letter if it is the first that a queue has; else a look goes so far and no further.
 //! 4. Give: one record says what is leased, what was passed over, and where the group goes on. The lock is held for
 //!    that alone, and what changed since the reading is left out.
 //! 5. Nothing: wait for a message, for one that is due, or for the end of the time, and look again.
@@ -24,11 +24,13 @@
 //! | this one | a receive from its request to its answer, and its waiting |
 //! | `begin.rs` | a group's first positions in a topic, and where it looks first |
 //! | `hand.rs` | steps 2 and 3: what one look takes, reads and leaves |
+//! | `lost.rs` | of step 3: fresh messages that cannot be decoded |
 //! | `give.rs` | step 4: what of it is leased, and the messages of the answer |
 
 mod begin;
 mod give;
 mod hand;
+mod lost;
 #[cfg(test)]
 mod tests;
 
@@ -178,6 +180,14 @@ pub(super) struct Receiver<'a> {
 impl Receiver<'_> {
     fn wish(&self) -> Wish {
         Wish { filter: self.filter, tags: self.tags.mask() }
+    }
+
+    /// The filter of the members for whom messages are kept, 0 if there are several.
+    fn kept_for(&self) -> FilterId {
+        match self.others.as_slice() {
+            [other] => id_of(other),
+            [] | [_, ..] => 0,
+        }
     }
 }
 

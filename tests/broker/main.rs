@@ -20,6 +20,7 @@
 //! | `ids.rs` | a story of its own: ids of topics when the record that gave one rots |
 //! | `rotten.rs` | a story of its own: records of a group's deliveries that rot |
 //! | `sets.rs` | a story of its own: several messages in one call, and power cuts at every write of it |
+//! | `undecoded.rs` | a story of its own: a group comes to what cannot be decoded, and is interrupted |
 //!
 //! Nothing runs beside the test, so a script always does the same, and a seed always draws the same scripts. One that
 //! fails is made shorter and printed. `PROPTEST_CASES` asks for so many others, `SEED` for those of one seed.
@@ -44,6 +45,7 @@ mod rules;
 mod script;
 mod seen;
 mod sets;
+mod undecoded;
 mod world;
 
 use std::cell::RefCell;

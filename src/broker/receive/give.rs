@@ -3,28 +3,20 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::hand::{Candidate, Hand, Lost};
+use super::hand::{Candidate, Hand};
 use super::{Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
 use crate::broker::cut::bytes_of;
-use crate::broker::dead_letter::{Buried, Death};
 use crate::broker::error::BrokerError;
 use crate::broker::handle::Handle;
-use crate::broker::settle::GiveBack;
-use crate::broker::state::leases::{Claim, FilterId, Place, Repeated, id_of};
+use crate::broker::state::leases::{FilterId, Place, Repeated};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
 use crate::broker::{Broker, clients};
-use crate::format::attributes::DeadReason;
 use crate::message::{LeaseId, MessageId, QueueId, QueueOffset, Timestamp};
 use crate::store::AppendError;
 
 /// Bytes of the name of who gets messages that are kept.
 const MAX_HOLDER: usize = 128;
-
-/// How long a receive that has other messages makes dead letters.
-const BURY: Duration = Duration::from_millis(500);
 
 impl Broker {
     /// Leases what is in the hand.
@@ -40,10 +32,7 @@ impl Broker {
         let mut has_passed = hand.buried > 0 || fresh.iter().any(|fresh| fresh.to > fresh.from);
         let is_old_empty = hand.again.is_empty() && hand.finished.is_empty();
         let is_empty = !has_passed && is_old_empty;
-        let kept_for = match receiver.others.as_slice() {
-            [other] => id_of(other),
-            [] | [_, ..] => 0,
-        };
+        let kept_for = receiver.kept_for();
         let (due, (delivered, now), gave) = loop {
             // Who finds nothing is answered with that.
             if self.is_draining() && !(is_empty && repeated.due.is_empty()) {
@@ -78,14 +67,13 @@ impl Broker {
                 Err(error) => return Err(error.into()),
             }
         };
-        let (lease, mut messages) = match gave {
+        let (lease, messages) = match gave {
             Gave::Done { lease, messages } => (lease, messages),
             Gave::Limit => return Err(BrokerError::OpenLimit { limit: Offsets::MAX_OPEN }),
             // Who looks again finds out what is gone.
             Gave::Deleted => return Ok(Look::Passed),
         };
         let candidates = std::mem::take(&mut hand.candidates);
-        let lost = std::mem::take(&mut hand.lost);
         let has_left = hand.left > 0;
         let has_passed = has_passed || !hand.finished.is_empty() || hand.is_cut;
         let left_for: HashSet<FilterId> = hand.taken.left.iter().map(|(_, of)| *of).collect();
@@ -98,10 +86,6 @@ impl Broker {
         // Once it is back: who has that filter and does not wait yet looks for it before he does.
         let left_for = left_for.into_iter().chain(has_kept.then_some(kept_for));
         left_for.filter(|of| *of != 0).for_each(|of| receiver.ready.wake_for(of));
-        if !lost.is_empty() {
-            let places: HashSet<Place> = lost.iter().map(|lost| lost.place).collect();
-            messages.retain(|given| !places.contains(&given.place));
-        }
         // Others may go on where this one stopped.
         let (offsets, filter) = (&self.state.offsets, receiver.filter);
         if offsets.has_due_for(receiver.consumer, filter, now.get()) {
@@ -115,12 +99,6 @@ impl Broker {
             Some(self.received(receiver.consumer, candidate, of, given.is_first))
         });
         let messages: Vec<_> = received.collect();
-        if !lost.is_empty() {
-            let mut back = GiveBack::new(self, request.group, request.topic);
-            back.left.extend(messages.iter().map(|message| message.handle.clone()));
-            self.bury_fresh(receiver, lost, lease).await;
-            back.left.clear();
-        }
         if messages.is_empty() {
             return match stopped {
                 Some(error) => Err(error),
@@ -137,45 +115,6 @@ impl Broker {
         self.counters.receives.add(1);
         self.counters.received_messages.add(messages.len() as u64);
         Ok(Look::Found(Received { messages, permit: permit.map(|all| all.shrunk_to(len)) }))
-    }
-
-    /// Makes dead letters of fresh messages that cannot be decoded, and were leased to nobody to keep them. What cannot
-    /// be one within half a second is left to the next look: others are in the answer, and their time goes on.
-    async fn bury_fresh(&self, receiver: &Receiver<'_>, lost: Vec<Lost>, lease: LeaseId) {
-        let deadline = receiver.request.deadline.min(Instant::now() + BURY);
-        let mut later = Vec::new();
-        for Lost { place, stored, messages } in lost {
-            if deadline <= Instant::now() {
-                later.push((place, messages));
-                continue;
-            }
-            let claim = Claim { place, lease, is_first: true };
-            let Some(mut due) = self.state.offsets.held(receiver.consumer, claim) else { continue };
-            // Nobody got it.
-            let open = &mut due.open;
-            (open.deliveries, open.first_delivered, open.last_delivered) = (0, 0, 0);
-            open.holder = 0;
-            let death = Death { messages, ..DeadReason::Undecodable.into() };
-            let consumer = receiver.consumer;
-            let buried = self.bury_stored(consumer, due, (stored, death), deadline).await;
-            match buried {
-                Ok(Buried::Done { .. }) => self.counters.gone.add(u64::from(messages) - 1),
-                Ok(Buried::Stale) => {}
-                Err(error) => {
-                    let what = "messages that cannot be decoded are no dead letter yet";
-                    tracing::warn!(%error, messages, "{what}");
-                    later.push((place, messages));
-                }
-            }
-        }
-        // All of a run come again, one by one: what can be read then is given.
-        for (place, messages) in later {
-            let claim = Claim { place, lease, is_first: true };
-            let opened = self.state.offsets.open_again(receiver.consumer, claim, messages);
-            if let Err(error) = opened {
-                tracing::debug!(%error, "what cannot be decoded stays leased to nobody");
-            }
-        }
     }
 
     fn received(

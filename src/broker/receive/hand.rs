@@ -10,6 +10,7 @@ use super::Receiver;
 use crate::broker::Broker;
 use crate::broker::budget::Room;
 use crate::broker::cut::{self, Most, Stored, Wanted, bytes_of, index_in, is_lost};
+use crate::broker::dead_letter::Lost;
 use crate::broker::error::BrokerError;
 use crate::broker::state::leases::{
     Due, FilterCost, FilterId, Kind, Line, MAX_OPEN_IN_QUEUE, Past, Place, Taken,
@@ -61,14 +62,8 @@ pub(super) struct InHand {
     /// So many of it may be given.
     pub(super) room: usize,
     pub(super) has_more: bool,
-}
-
-/// A fresh message that cannot be decoded.
-pub(super) struct Lost {
-    pub(super) place: Place,
-    pub(super) stored: Stored,
-    /// For so many it stands.
-    pub(super) messages: u32,
+    /// What comes next cannot be decoded, and is for another look.
+    pub(super) is_before_lost: bool,
 }
 
 /// What one look has in its hand; whatever becomes of it, all goes back in the end.
@@ -80,10 +75,10 @@ pub(super) struct Hand<'a> {
     pub(super) finished: Vec<Due>,
     pub(super) again: Vec<Due>,
     pub(super) candidates: Vec<Candidate>,
-    /// Fresh messages that cannot be decoded.
-    pub(super) lost: Vec<Lost>,
-    /// So many that are due could not be decoded, and became dead letters.
+    /// So many times messages that could not be decoded became dead letters.
     pub(super) buried: usize,
+    /// Dead letters of fresh messages cannot be made now.
+    pub(super) cannot_bury: bool,
     pub(super) bytes: u64,
     /// For these bytes, and for what is decompressed.
     pub(super) memory: Room<'a>,
@@ -138,8 +133,8 @@ impl<'a> Hand<'a> {
             finished: Vec::new(),
             again: Vec::new(),
             candidates: Vec::new(),
-            lost: Vec::new(),
             buried: 0,
+            cannot_bury: false,
             bytes: 0,
             memory,
             max_bytes,
@@ -159,8 +154,7 @@ impl<'a> Hand<'a> {
         if self.bytes >= self.max_bytes {
             return 0;
         }
-        let taken = self.candidates.len() + self.lost.len();
-        (self.receiver.request.max_messages as usize).saturating_sub(taken)
+        (self.receiver.request.max_messages as usize).saturating_sub(self.candidates.len())
     }
 
     /// Bytes of memory that it takes to have anything at all, if there was something and no room for it.
@@ -180,15 +174,6 @@ impl<'a> Hand<'a> {
     fn leave(&mut self, due: Due, filter: FilterId) {
         self.left += 1;
         self.taken.left.push((due, filter));
-    }
-
-    /// Takes a fresh message of a queue that cannot be decoded: it is leased like others, and given to nobody.
-    fn lose(&mut self, at: usize, message: (u64, u32), (stored, messages): (Stored, u32)) {
-        if let Some(in_hand) = self.queues.get_mut(at) {
-            let place = (in_hand.fresh.queue, message.0);
-            self.lost.push(Lost { place, stored, messages });
-            in_hand.fresh.messages.push(message);
-        }
     }
 }
 
@@ -407,7 +392,8 @@ impl Broker {
             let at = hand.queues.len();
             let fresh = Fresh { queue, ..Fresh::default() };
             // In the hand before anything is awaited: it goes back whatever happens.
-            hand.queues.push(InHand { fresh, room: 0, has_more: true });
+            let in_hand = InHand { fresh, room: 0, has_more: true, is_before_lost: false };
+            hand.queues.push(in_hand);
             let cursors = self.state.offsets.cursors(hand.receiver.consumer, &[queue]);
             let Some((cursor, open)) = cursors.first().copied() else { continue };
             let room = hand.receiver.max_open.saturating_sub(open);
@@ -419,7 +405,10 @@ impl Broker {
         let has_filter = !matches!(hand.receiver.request.filter, Expression::Tags(TagFilter::All));
         let mut scan = SCAN;
         for at in 0..hand.queues.len() {
-            let Some(InHand { has_more: true, fresh, .. }) = hand.queues.get(at) else { continue };
+            let in_hand = hand.queues.get(at);
+            let Some(InHand { has_more: true, is_before_lost: false, fresh, .. }) = in_hand else {
+                continue;
+            };
             let from = fresh.to;
             // What is passed over is not for this group, or not what it wants.
             let is_passed = fresh.messages.is_empty() && fresh.to > fresh.from;
@@ -474,13 +463,24 @@ impl Broker {
                 return Ok(());
             }
         };
-        let is_damaged = matches!(outcome, ReadOutcome::Damaged { .. });
         let (records, next, max, gone) = match outcome {
             ReadOutcome::Records { records, next, range } => (records, next, range.max, 0),
             ReadOutcome::Empty { next, range } => (Vec::new(), next, range.max, 0),
-            ReadOutcome::Damaged { next, range, .. } => {
-                // The first of them stands for all.
-                (Vec::new(), next, range.max, next.get().saturating_sub(from + 1))
+            ReadOutcome::Damaged { at: first, next, range } => {
+                let (first, to) = (first.get().max(from), next.get());
+                // What is in front of them the filter does not want.
+                self.counters.filtered.add(first - from);
+                in_hand.fresh.to = first;
+                // One stands for all.
+                let messages = u32::try_from(to.saturating_sub(first)).unwrap_or(u32::MAX);
+                let lost = Lost {
+                    stored: Stored::Damaged,
+                    letters: [(first, messages)].into(),
+                    fresh: Fresh { queue, from: first, to, ..Fresh::default() },
+                    kept_for: 0,
+                };
+                self.pass_lost(hand, at, (lost, None), range.max.get()).await;
+                return Ok(());
             }
             ReadOutcome::OutOfRange { range } => {
                 let next = range.min.max(QueueOffset::new(from));
@@ -494,11 +494,7 @@ impl Broker {
         let mut next = next.get();
         let (mut left, mut kept) = (room, 0);
         let open = in_hand.room;
-        if is_damaged {
-            let messages = u32::try_from(next - from).unwrap_or(u32::MAX);
-            hand.lose(at, (from, 0), (Stored::Damaged, messages));
-            left -= 1;
-        }
+        let mut lost = None;
         for record in records {
             let skip = from.saturating_sub(record.first_queue_offset.get());
             let skip = u16::try_from(skip).unwrap_or(u16::MAX);
@@ -517,6 +513,7 @@ impl Broker {
                 bytes: hand.max_bytes - hand.bytes,
             };
             let wanted = cut::wanted(&record, skip, most, filters);
+            let is_known = wanted.is_ok();
             let (wanted, batches) = match wanted {
                 Ok(wanted) if wanted.indexes.is_empty() => (wanted, Ok(Some(Vec::new()))),
                 Ok(wanted) => {
@@ -531,8 +528,7 @@ impl Broker {
                     (Wanted { indexes, next, ..Wanted::default() }, Err(error))
                 }
             };
-            let Wanted { mut indexes, kept: of_others, next: behind, group_hash, cost, .. } =
-                wanted;
+            let Wanted { indexes, kept: of_others, next: behind, group_hash, cost, .. } = wanted;
             self.counters.filter_faults.add(cost.faults);
             hand.cost.add(&cost);
             let batches = match batches {
@@ -545,12 +541,17 @@ impl Broker {
                 }
                 Err(error) if is_lost(&error) => {
                     tracing::error!(%error, "messages cannot be decoded");
-                    left -= indexes.len();
-                    for index in indexes.drain(..) {
-                        let stored = Stored::Undecodable(record.clone());
-                        hand.lose(at, (first + u64::from(index), group_hash), (stored, 1));
-                    }
-                    Vec::new()
+                    let offset = |index: u16| first + u64::from(index);
+                    let kept = of_others.iter().map(|index| (offset(*index), group_hash));
+                    let (kept, to) = (kept.collect(), offset(behind));
+                    next = offset(skip);
+                    let fresh = Fresh { queue, from: next, to, kept, ..Fresh::default() };
+                    let letters = indexes.iter().map(|index| (offset(*index), 1)).collect();
+                    let (stored, kept_for) =
+                        (Stored::Undecodable(record), hand.receiver.kept_for());
+                    let of_them = Lost { stored, letters, fresh, kept_for };
+                    lost = Some((of_them, is_known.then_some(group_hash)));
+                    break;
                 }
                 Err(error) => {
                     hand.stopped = Some(error);
@@ -577,20 +578,29 @@ impl Broker {
                 break;
             }
         }
-        // Those that a dead letter stands for count when there is one.
-        self.counters.gone.add(if is_damaged { 0 } else { gone });
+        self.counters.gone.add(gone);
         let passed = next.saturating_sub(from).saturating_sub(gone + (room - left + kept) as u64);
         self.counters.filtered.add(passed);
         if let Some(in_hand) = hand.queues.get_mut(at) {
             in_hand.fresh.to = in_hand.fresh.to.max(next);
             in_hand.room -= room - left + kept;
-            in_hand.has_more = next < max.get();
-            if !in_hand.has_more {
-                let (topic, next) = (hand.receiver.consumer.topic, QueueOffset::new(next));
-                self.store.tell_behind(topic.handle(), QueueId::new(queue), next);
-            }
+        }
+        match lost {
+            Some(lost) => self.pass_lost(hand, at, lost, max.get()).await,
+            None => self.was_read(hand, at, max.get()),
         }
         Ok(())
+    }
+
+    /// Notes whether a queue in the hand, which ends at `max`, has more than was read.
+    pub(super) fn was_read(&self, hand: &mut Hand<'_>, at: usize, max: u64) {
+        let Some(in_hand) = hand.queues.get_mut(at) else { return };
+        let (queue, next) = (in_hand.fresh.queue, in_hand.fresh.to);
+        in_hand.has_more = next < max;
+        if !in_hand.has_more {
+            let (topic, next) = (hand.receiver.consumer.topic, QueueOffset::new(next));
+            self.store.tell_behind(topic.handle(), QueueId::new(queue), next);
+        }
     }
 }
 

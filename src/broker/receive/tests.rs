@@ -3,6 +3,7 @@
 mod bounds;
 mod dead;
 mod filters;
+mod lost;
 mod memory;
 mod order;
 mod refused;

@@ -236,6 +236,12 @@ impl TopicTable {
         (u64::try_from(unit.names.len()).unwrap_or(u64::MAX), unit.queues)
     }
 
+    /// As if the topics had so many queues together; for tests.
+    #[cfg(test)]
+    pub(crate) fn pretend_queues(&self, queues: u64) {
+        lock(&self.unit).queues = queues;
+    }
+
     /// Up to `limit` topics with names after `after`, in byte order, whether there are more, and the position up to
     /// which the log must be durable before anybody may hear of it.
     pub(crate) fn list(

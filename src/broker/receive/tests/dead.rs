@@ -612,7 +612,7 @@ async fn a_redrive_at_a_limited_rate_ends_before_its_callers_time_and_the_next_o
 }
 
 /// The disk is short of space from now on, or not any more.
-async fn set_short(rig: &Rig, is_short: bool) {
+pub(super) async fn set_short(rig: &Rig, is_short: bool) {
     rig.disk.set_capacity(is_short.then_some(1));
     rig.pass(Duration::from_secs(2));
     while rig.broker.status().store.disk_is_short != is_short {
@@ -622,7 +622,7 @@ async fn set_short(rig: &Rig, is_short: bool) {
 }
 
 /// The same after a stop and a start between which a byte of the log was changed, or changed back.
-fn damaged(rig: Rig, body: &[u8], at: &mut Option<u64>) -> Rig {
+pub(super) fn damaged(rig: Rig, body: &[u8], at: &mut Option<u64>) -> Rig {
     let Rig { broker, clock, disk } = rig;
     broker.close().unwrap();
     drop(broker);

@@ -332,12 +332,6 @@ impl Leases {
         self.queues.get(&queue)?.open.get(&offset)
     }
 
-    /// The first offset behind a message at which one is open.
-    pub(crate) fn open_behind(&self, (queue, offset): Place) -> Option<u64> {
-        let of_queue = self.queues.get(&queue)?;
-        of_queue.open.range(offset.saturating_add(1)..).next().map(|(offset, _)| *offset)
-    }
-
     /// Where the group goes on with fresh messages of a queue at `position`.
     pub(crate) fn cursor(&self, queue: u32, position: u64) -> u64 {
         self.queues.get(&queue).map_or(position, |queue| queue.cursor)

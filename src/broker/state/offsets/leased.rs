@@ -113,6 +113,17 @@ pub(crate) enum Gave {
     Limit,
 }
 
+/// What became of fresh messages that were to be passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passing {
+    /// The group goes on behind them.
+    Done { end: PhysicalOffset },
+    /// Nothing: the group goes on elsewhere by now, or it or the topic is being deleted.
+    Moved,
+    /// Nothing: there are too many open messages, or too many positions.
+    Limit,
+}
+
 /// Who finishes a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FinishedBy {
@@ -293,31 +304,15 @@ impl Offsets {
             return Ok(Gave::Deleted);
         }
         self.looked_at.add(giving.fresh.iter().map(|fresh| fresh.messages.len() as u64).sum());
-        let now = consumer.store.lease_time().get();
-        let mut leases = unit.leases.take();
-        if let Some(leases) = &mut leases {
-            leases.arrange(consumer.rule());
-        }
-        let plan = match &leases {
-            Some(leases) => Plan::of(&unit, leases, giving, now),
-            None => {
-                let mut none = Leases::default();
-                none.arrange(consumer.rule());
-                Plan::of(&unit, &none, giving, now)
-            }
-        };
-        unit.leases = leases;
-        let epoch = consumer.store.epoch();
-        let at = consumer.store.lease_time();
+        let plan = plan_of(consumer, &mut unit, giving);
+        let (epoch, at) = (consumer.store.epoch(), consumer.store.lease_time());
         let transitions = plan.transitions(key, (epoch, at), giving);
         if transitions.is_empty() {
             let lease = LeaseId::default();
             return Ok(Gave::Done { lease, messages: Vec::new() });
         }
-        // No record says for which filter it was: that is nothing to who comes after a start.
-        unit.leases.get_or_insert_default().given_to = giving.filters;
-        let appended = self.append_leases(consumer, &mut unit, &transitions, plan.added);
-        unit.leases.get_or_insert_default().given_to = (0, 0);
+        let (filters, added) = (giving.filters, plan.added);
+        let appended = self.append_given(consumer, &mut unit, (&transitions, added), filters, None);
         let Some(end) = appended? else { return Ok(Gave::Limit) };
         let lease = LeaseId { epoch, number: end.get() };
         Ok(Gave::Done { lease, messages: plan.messages })
@@ -479,50 +474,41 @@ impl Offsets {
         Ok(Some(end))
     }
 
-    /// Opens what was passed over with a message that was leased to nobody, so many messages with that one, as far as
-    /// the queue has room for them: each is as if it had been passed over alone. Blocks for one append at most.
+    /// Passes over fresh messages of a queue that nobody is given, together with what becomes of them: all of it or
+    /// nothing. What is kept of them is open, for members with `kept_for`. Blocks for one append at most.
     ///
     /// # Errors
-    /// The append's: they are as they were.
-    pub(crate) fn open_again(
+    /// The append's: the group is where it was, and nothing is stored. After `NotReady` await space and call again.
+    pub(crate) fn bury_fresh(
         &self,
         consumer: Consumer<'_>,
-        claim: Claim,
-        messages: u32,
-    ) -> Result<(), AppendError> {
-        let Some(unit) = self.known(consumer.key()) else { return Ok(()) };
+        (fresh, kept_for): (&Fresh, FilterId),
+        becomes: Vec<NewRecord>,
+    ) -> Result<Passing, AppendError> {
+        let key = consumer.key();
+        let Some(unit) = self.known(key) else { return Ok(Passing::Moved) };
         let mut unit = lock(&unit);
-        let (epoch, (queue, first)) = (consumer.store.epoch(), claim.place);
-        if consumer.is_gone(&unit) || unit.standing(claim, epoch) != Standing::Held {
-            return Ok(());
+        if consumer.is_gone(&unit) {
+            return Ok(Passing::Moved);
         }
-        let Some(leases) = &unit.leases else { return Ok(()) };
-        let group_hash = leases.get(claim.place).map_or(0, |open| open.group_hash);
-        let room = MAX_OPEN_IN_QUEUE.saturating_sub(leases.count_in(queue));
-        let cursor = leases.cursor(queue, unit.position_or_begin(queue));
-        let end = leases.open_behind(claim.place).unwrap_or(cursor);
-        let behind = end.saturating_sub(first + 1).min(u64::from(messages) - 1).min(room as u64);
-        let (group, topic) = consumer.key();
-        for behind in [behind, 0] {
-            let count = u32::try_from(behind + 1).unwrap_or(u32::MAX);
-            let run = Run { queue: QueueId::new(queue), first: QueueOffset::new(first), count };
-            let transitions = [Transition::LeasesGiven {
-                group,
-                topic,
-                epoch,
-                at: consumer.store.lease_time(),
-                due: Timestamp::ZERO,
-                attempt: None,
-                client: 0,
-                holder: String::new(),
-                cursors: Vec::new(),
-                runs: vec![GivenRun { run, delivery: 0, group_hash }],
-            }];
-            if self.append_leases(consumer, &mut unit, &transitions, behind)?.is_some() {
-                break;
-            }
+        let fresh = std::slice::from_ref(fresh);
+        let giving = Giving { fresh, filters: (0, kept_for), ..Giving::default() };
+        let plan = plan_of(consumer, &mut unit, &giving);
+        if plan.cursors.is_empty() {
+            return Ok(Passing::Moved);
         }
-        Ok(())
+        let (epoch, at) = (consumer.store.epoch(), consumer.store.lease_time());
+        let transitions = plan.transitions(key, (epoch, at), &giving);
+        let (transitions, filters) = ((transitions.as_slice(), plan.added), giving.filters);
+        let appended =
+            self.append_given(consumer, &mut unit, transitions, filters, Some(becomes))?;
+        Ok(appended.map_or(Passing::Limit, |end| Passing::Done { end }))
+    }
+
+    /// Whether so many messages of a group may be open besides those that are.
+    pub(crate) fn may_open(&self, consumer: Consumer<'_>, messages: u64) -> bool {
+        let unit = self.known(consumer.key());
+        unit.is_some_and(|unit| self.has_room(&lock(&unit), &[], messages))
     }
 
     /// Whether a message was finished by the lease of a claim. It may be said once the log is durable up to there.
@@ -817,15 +803,34 @@ impl Offsets {
         &self,
         consumer: Consumer<'_>,
         unit: &mut Unit,
-        transitions: &[Transition],
-        added: u64,
+        (transitions, added): (&[Transition], u64),
+        becomes: Option<Vec<NewRecord>>,
     ) -> Result<Option<PhysicalOffset>, AppendError> {
         if !self.has_room(unit, transitions, added) {
             return Ok(None);
         }
-        let end = append(consumer.store, transitions)?;
+        let end = match becomes {
+            Some(records) => append_with(consumer.store, records, transitions)?,
+            None => append(consumer.store, transitions)?,
+        };
         self.apply_all(consumer.key(), unit, transitions, end);
         Ok(Some(end))
+    }
+
+    /// The same of what is given to a filter and kept for another one. No record says for which: that is nothing to who
+    /// comes after a start.
+    fn append_given(
+        &self,
+        consumer: Consumer<'_>,
+        unit: &mut Unit,
+        transitions: (&[Transition], u64),
+        filters: (FilterId, FilterId),
+        becomes: Option<Vec<NewRecord>>,
+    ) -> Result<Option<PhysicalOffset>, AppendError> {
+        unit.leases.get_or_insert_default().given_to = filters;
+        let appended = self.append_leases(consumer, unit, transitions, becomes);
+        unit.leases.get_or_insert_default().given_to = (0, 0);
+        appended
     }
 
     /// Applies transitions of a record, just appended or found again, and counts what they come to.
@@ -924,7 +929,7 @@ impl Offsets {
     ) -> Result<Settled, AppendError> {
         let mut end = unit.applied;
         if !transitions.is_empty() {
-            match self.append_leases(consumer, unit, transitions, added)? {
+            match self.append_leases(consumer, unit, (transitions, added), None)? {
                 Some(appended) => end = appended,
                 None => results.iter_mut().for_each(|result| *result = None),
             }
@@ -945,6 +950,25 @@ impl Settled {
     fn nothing(count: usize) -> Self {
         Self { results: vec![None; count], end: PhysicalOffset::ZERO, has_due: false }
     }
+}
+
+/// What of a giving is still true, of messages in the order of now.
+fn plan_of(consumer: Consumer<'_>, unit: &mut Unit, giving: &Giving<'_>) -> Plan {
+    let now = consumer.store.lease_time().get();
+    let mut leases = unit.leases.take();
+    if let Some(leases) = &mut leases {
+        leases.arrange(consumer.rule());
+    }
+    let plan = match &leases {
+        Some(leases) => Plan::of(unit, leases, giving, now),
+        None => {
+            let mut none = Leases::default();
+            none.arrange(consumer.rule());
+            Plan::of(unit, &none, giving, now)
+        }
+    };
+    unit.leases = leases;
+    plan
 }
 
 /// To an ordered group: the messages in the hand before which nothing of their message group is open, but what is in

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mainstem::message::{FlushMode, GroupSettings, InitialPosition, TopicSettings, TopicType};
+use mainstem::broker::{Caller, Position, ResetRequest, Run};
+use mainstem::message::{
+    FlushMode, GroupSettings, InitialPosition, QueueOffset, TopicSettings, TopicType,
+};
 use mainstem::testing::SimDisk;
 
 use crate::consumer::{GROUP, TOPIC, body_of};
@@ -133,5 +136,70 @@ fn a_group_whose_records_rot_gets_messages_again_and_misses_none() {
             let mut rig = Rig::open(&rig.kill(), &SETUP, WALL + 3_600_000).unwrap();
             assert_eq!(receive_all(&mut rig), BTreeSet::new(), "{case}");
         }
+    }
+}
+
+/// What was acknowledged of six messages before the group was taken back, where to, and how many it got then.
+const BACK: [(usize, u64, u32); 5] = [(6, 0, 2), (6, 3, 1), (3, 1, 2), (3, 4, 1), (0, 2, 2)];
+
+/// It used to be where it was before, with what it was to get again behind it.
+#[test]
+fn a_group_that_was_taken_back_by_a_record_that_rots_gets_what_it_was_taken_back_for() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
+    for ((acked, to, again), ordered) in
+        BACK.into_iter().flat_map(|case| [false, true].map(|ordered| (case, ordered)))
+    {
+        let case = format!("{acked} acked, back to {to}, {again} again, ordered: {ordered}");
+        let Life { disk, mut sent, .. } = live(InitialPosition::Earliest, ordered, true);
+        let mut rig = Rig::open(&disk, &SETUP, WALL).unwrap();
+        let got: Vec<_> = receive(&mut rig, 9).into_iter().collect();
+        assert_eq!(got.len(), 6);
+        let mut finished: BTreeSet<_> =
+            got.iter().take(acked).map(|(body, _)| body.clone()).collect();
+        let handles: Vec<_> = got.into_iter().take(acked).map(|(_, handle)| handle).collect();
+        assert_eq!(rig.ack(handles).unwrap().unwrap(), vec![true; acked]);
+        rig.settle();
+        let mut begun = rig.appended();
+        let broker = rig.broker.clone();
+        let reset = rig.carry(async move {
+            let request = ResetRequest {
+                group: GROUP,
+                topic: TOPIC,
+                queue: None,
+                to: Position::Offset(QueueOffset::new(to)),
+                caller: Caller::default(),
+                run: Run::Real,
+            };
+            broker.reset_offsets(request, late()).await.map(drop)
+        });
+        reset.unwrap().unwrap();
+        let at = rotten_at(&mut rig, &mut begun);
+        // From there on it is to get all again.
+        finished.retain(|body| body.parse::<u64>().unwrap() < to);
+        for (body, handle) in receive(&mut rig, again) {
+            assert_eq!(rig.ack(vec![handle]).unwrap().unwrap(), [true]);
+            finished.insert(body);
+        }
+        assert_eq!(finished.len(), (to as usize).min(acked) + again as usize, "{case}");
+        rig.send(0, "last", None).unwrap().unwrap();
+        sent.insert("last".to_owned());
+        rig.settle();
+        let disk = rig.kill();
+        let log = disk.paths().into_iter().find(|path| path.ends_with("00000000000000000000.log"));
+        disk.corrupt(&log.unwrap(), at, 1).unwrap();
+        let mut rig = Rig::open(&disk, &SETUP, WALL).unwrap();
+        let report: Vec<_> = rig.broker.start_report().iter().map(ToString::to_string).collect();
+        let report = report.join("\n");
+        assert!(report.contains("groups may get messages again"), "{case}: {report}");
+        let got = receive_all(&mut rig);
+        let is_wanted = |body: &&String| {
+            let offset = body.parse::<u64>().unwrap_or(u64::MAX);
+            offset >= to && !finished.contains(*body)
+        };
+        let mut wanted = sent.iter().filter(is_wanted);
+        assert!(wanted.all(|one| got.contains(one)), "{case}: only {got:?} came");
+        let mut rig = Rig::open(&rig.kill(), &SETUP, WALL + 3_600_000).unwrap();
+        assert_eq!(receive_all(&mut rig), BTreeSet::new(), "{case}");
     }
 }

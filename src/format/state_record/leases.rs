@@ -71,6 +71,7 @@ const TRIED_LEN: usize = 56;
 pub(super) const MAX_ROWS: usize = 800;
 const _: () = assert!(MAX_ROWS * OPEN_LEN < 1 << 16, "a field fits its length");
 const _: () = assert!(TRIED_LEN <= OPEN_LEN, "and one of the shorter rows too");
+const _: () = assert!(MAX_ROWS.is_multiple_of(2), "both cursors of a queue stand in one field");
 
 const STATE: u32 = 0xff;
 const SAME_DELIVERY: u32 = 256;

@@ -934,13 +934,19 @@ fn put_rows(out: &mut Vec<u8>, tag: u16, rows: &[u8]) {
     }
 }
 
-/// Cursors and runs in parts that fit their fields.
+/// Cursors and runs in parts that fit their fields. No run stands in a part before a cursor, which says where the
+/// group was before it got the run.
 fn chunks<'a>(
     cursors: &'a [(QueueId, QueueOffset)],
     runs: &'a [GivenRun],
 ) -> impl Iterator<Item = (&'a [(QueueId, QueueOffset)], &'a [GivenRun])> {
-    let count = cursors.len().max(runs.len()).div_ceil(leases::MAX_ROWS);
-    (0..count).map(move |part| (chunk(cursors, part), chunk(runs, part)))
+    let parts = |rows: usize| rows.div_ceil(leases::MAX_ROWS);
+    let without_runs = parts(cursors.len()).saturating_sub(1);
+    let count = without_runs + parts(runs.len()).max(1);
+    (0..count).map(move |part| {
+        let runs = part.checked_sub(without_runs).map(|part| chunk(runs, part));
+        (chunk(cursors, part), runs.unwrap_or_default())
+    })
 }
 
 fn chunk<T>(rows: &[T], part: usize) -> &[T] {

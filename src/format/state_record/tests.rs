@@ -415,7 +415,9 @@ fn very_many_leases_become_several_transitions_that_mean_the_same() {
         .collect();
     let given: Vec<_> =
         runs.iter().map(|run| GivenRun { run: *run, delivery: 1, group_hash: 0 }).collect();
-    let cursors: Vec<_> = (0..5_000).map(|n| (QueueId::new(n), QueueOffset::new(7))).collect();
+    // Where the group was in a queue, and where it is.
+    let pair = |n| [7, 9].map(|offset| (QueueId::new(n), QueueOffset::new(offset)));
+    let cursors: Vec<_> = (0..2_500).flat_map(pair).collect();
     let transition = Transition::LeasesGiven {
         group,
         topic,
@@ -430,9 +432,11 @@ fn very_many_leases_become_several_transitions_that_mean_the_same() {
     };
     let (mut found, mut found_cursors) = (Vec::new(), Vec::new());
     for transition in read(&run_of(&[transition])).unwrap() {
-        let Transition::LeasesGiven { runs, cursors, .. } = transition else { panic!() };
+        let Transition::LeasesGiven { runs, cursors: of_part, .. } = transition else { panic!() };
+        assert!(of_part.chunks(2).all(|pair| pair[0].0 == pair[1].0), "none is cut");
         found.extend(runs);
-        found_cursors.extend(cursors);
+        found_cursors.extend(of_part);
+        assert!(found.is_empty() || found_cursors.len() == cursors.len(), "cursors come first");
     }
     assert_eq!((found, found_cursors), (given, cursors));
     let mut found = Vec::new();

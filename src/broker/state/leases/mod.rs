@@ -278,7 +278,8 @@ pub(crate) struct Leases {
     /// Who got open messages last, by hash.
     holders: HashMap<u64, Holder, Hasher>,
     /// Queues of which a replay met no record that says what became of the next messages: it is damaged. The group is
-    /// where it was before, and gets again what later records say that it got.
+    /// where it was before, and gets again what later records say that it got. One that was taken back by a damaged
+    /// record shows by the next of these too, which begins before where it was: see `go_back`.
     behind: HashSet<u32, Hasher>,
     /// Made when somebody asks what is due.
     order: Option<Order>,
@@ -382,11 +383,15 @@ impl Leases {
         let (mut touched, mut tried) = (Vec::new(), given.attempt.map(|of| self.tried_by(of)));
         for (at, (queue, cursor)) in given.cursors.iter().enumerate() {
             if given.cursors.get(at + 1).is_some_and(|(next, _)| next == queue) {
-                let known = self.cursor(queue.get(), position(queue.get()));
-                match cursor.get() > known {
-                    true => self.behind.insert(queue.get()),
-                    false => self.behind.remove(&queue.get()),
+                let (queue, from) = (queue.get(), cursor.get());
+                let known = self.cursor(queue, position(queue));
+                match from > known {
+                    true => self.behind.insert(queue),
+                    false => self.behind.remove(&queue),
                 };
+                if from < known {
+                    self.go_back(queue, from);
+                }
             }
             if self.behind.contains(&queue.get()) {
                 continue;
@@ -522,6 +527,19 @@ impl Leases {
                 self.let_go((queue.get(), offset), open);
             }
         }
+    }
+
+    /// A record that took the group back in a queue, to `from` or before, is damaged: it gets again what comes from
+    /// there on. What is open in front of it stays so, as nothing says that it is finished.
+    fn go_back(&mut self, queue: u32, from: u64) {
+        let of_queue = self.queue(queue, from);
+        of_queue.cursor = from;
+        let fresh: Vec<_> = of_queue.open.range(from..).map(|(offset, _)| *offset).collect();
+        for offset in fresh {
+            self.take_out((queue, offset));
+        }
+        self.ended.retain(|place, _| place.0 != queue || place.1 < from);
+        self.ends.retain(|(place, _)| place.0 != queue || place.1 < from);
     }
 
     /// A part of a snapshot.

@@ -198,6 +198,8 @@ struct Woken<'a> {
     group: Arc<GroupEntry>,
     topic: Arc<TopicEntry>,
     filter: FilterId,
+    /// He was the one who looks again each second at what was left.
+    rested: bool,
     has_looked: bool,
 }
 
@@ -209,7 +211,8 @@ impl Drop for Woken<'_> {
         let Broker { store, state, .. } = self.broker;
         let consumer = Consumer { store, group: &self.group, topic: &self.topic };
         let now = store.lease_time().get();
-        if self.ready.has_listed() || state.offsets.has_due_for(consumer, self.filter, now) {
+        let has_due = || state.offsets.has_due_for(consumer, self.filter, now);
+        if self.rested || self.ready.has_listed() || has_due() {
             self.ready.wake_instead(self.filter);
         }
     }
@@ -338,8 +341,9 @@ impl Broker {
                 return Ok(Received::default());
             }
             let ready = receiver.ready;
-            woken = Some(Woken { broker: self, ready, group, topic, filter, has_looked: false });
             (in_front, rested) = (true, has_left);
+            let (broker, has_looked) = (self, false);
+            woken = Some(Woken { broker, ready, group, topic, filter, rested, has_looked });
         }
     }
 

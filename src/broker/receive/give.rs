@@ -1,6 +1,5 @@
 //! What of a look is leased, and the messages of its answer.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use super::hand::{Candidate, Hand};
@@ -8,7 +7,7 @@ use super::{Look, MAX_INVISIBLE, Received, ReceivedMessage, Receiver};
 use crate::broker::cut::bytes_of;
 use crate::broker::error::BrokerError;
 use crate::broker::handle::Handle;
-use crate::broker::state::leases::{FilterId, Place, Repeated};
+use crate::broker::state::leases::{Place, Repeated};
 use crate::broker::state::offsets::Offsets;
 use crate::broker::state::offsets::leased::{Consumer, Fresh, Gave, Giving};
 use crate::broker::{Broker, clients};
@@ -76,11 +75,12 @@ impl Broker {
         let candidates = std::mem::take(&mut hand.candidates);
         let has_left = hand.left > 0;
         let has_passed = has_passed || !hand.finished.is_empty() || hand.is_cut;
-        let left_for: HashSet<FilterId> = hand.taken.left.iter().map(|(_, of)| *of).collect();
+        let left_for = hand.left_for();
         let has_kept = fresh.iter().any(|fresh| !fresh.kept.is_empty());
         let stopped = hand.stopped.take().or(hand.failed.take());
         let permit = hand.memory.permit.take();
         hand.is_given = true;
+        self.counters.filter_faults.add(hand.cost.faults);
         drop(hand);
         let is_left_to_any = left_for.contains(&0);
         // Once it is back: who has that filter and does not wait yet looks for it before he does.

@@ -107,15 +107,29 @@ impl Drop for Hand<'_> {
         for queue in &self.queues {
             self.receiver.ready.put_back(queue.fresh.queue, queue.has_more || !self.is_given);
         }
+        if !self.is_given {
+            // What could not be compared counts with the look that comes to something; the work was done.
+            (self.cost.faults, self.cost.last_fault) = (0, None);
+            // Nobody was told of it. What others had left stays so.
+            self.taken.left.clear();
+        }
         if !matches!(self.receiver.request.filter, Expression::Tags(TagFilter::All)) {
             self.receiver.ready.filtered(&self.cost);
         }
-        if !self.is_given {
-            // Nobody was told of it.
-            self.taken.left.clear();
-        }
         let now = self.receiver.consumer.store.lease_time().get();
         self.offsets.put_back(self.receiver.consumer.key(), &self.taken, now);
+        if self.is_given {
+            return;
+        }
+        // Who looked meanwhile did not find it.
+        let of_others: HashSet<FilterId> =
+            self.taken.was_left.iter().map(|due| due.open.filter).collect();
+        for filter in of_others {
+            match filter {
+                0 => self.receiver.ready.wake_unless_one_rests(),
+                filter => self.receiver.ready.wake_for(filter),
+            }
+        }
     }
 }
 
@@ -168,6 +182,15 @@ impl<'a> Hand<'a> {
     /// How many messages that are due were looked at and are not given.
     fn passed(&self) -> usize {
         self.left + self.finished.len() + self.buried
+    }
+
+    /// For whom something of what was taken is left, now or still.
+    pub(super) fn left_for(&self) -> HashSet<FilterId> {
+        let done: HashSet<Place> =
+            self.again.iter().chain(&self.finished).map(|due| due.place).collect();
+        let still = self.taken.was_left.iter().filter(|due| !done.contains(&due.place));
+        let still = still.map(|due| due.open.filter);
+        self.taken.left.iter().map(|(_, of)| *of).chain(still).collect()
     }
 
     /// Leaves a message that is due to members with another filter, 0 if none is known.
@@ -307,7 +330,6 @@ impl Broker {
                 self.bury_due(hand, *due, stored).await;
                 continue;
             };
-            self.counters.filter_faults.add(wanted.cost.faults);
             hand.cost.add(&wanted.cost);
             if wanted.indexes.first() != Some(&index) {
                 // It is kept for members that want it, those included that may come back for what they were given.
@@ -529,7 +551,6 @@ impl Broker {
                 }
             };
             let Wanted { indexes, kept: of_others, next: behind, group_hash, cost, .. } = wanted;
-            self.counters.filter_faults.add(cost.faults);
             hand.cost.add(&cost);
             let batches = match batches {
                 Ok(Some(batches)) => batches,

@@ -3,6 +3,7 @@
 use super::*;
 use crate::broker::state::leases::{Kind, Line, MAX_OPEN_IN_QUEUE, id_of};
 use crate::message::TopicId;
+use crate::message::{Epoch, PhysicalOffset};
 
 #[tokio::test(start_paused = true)]
 async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
@@ -318,6 +319,11 @@ async fn what_a_filter_costs_and_cannot_compare_is_counted_for_the_group_and_the
         described.unwrap().topics.remove(0).filters
     };
     let filter = Expression::parse(Language::Sql, "TAGS > 10").unwrap();
+    // A look that comes to nothing looks at all of them too.
+    rig.broker.state.offsets.pretend_open(Offsets::MAX_OPEN);
+    let refused = rig.broker.receive_messages(rig.request(&filter, 9)).await;
+    assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+    rig.broker.state.offsets.pretend_open(0);
     let received = rig.receive_all(rig.request(&filter, 9)).await;
     assert_eq!(received.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 1, "a")]);
     let told = filters().await;
@@ -592,6 +598,87 @@ async fn who_was_at_work_when_something_was_left_for_him_does_not_sleep_on_it() 
     assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 2, "b")]);
     // What is for the third one keeps nobody of the others awake.
     assert!(!rig.broker.state.offsets.has_due_for(consumer, receiver.filter, now));
+    rig.broker.close().unwrap();
+}
+
+/// It used to be as if nobody had left it, and all were told of it again.
+#[tokio::test]
+async fn what_was_left_is_still_left_after_a_look_that_came_to_nothing() {
+    for settings in [GroupSettings::default(), ordered()] {
+        let rig = Rig::new(2, settings).await;
+        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+        let (a, b) = (tags("a"), tags("b"));
+        rig.store(Some(QueueId::ZERO), &[("a", Some("a"), None)], None).await;
+        assert_eq!(rig.receive_all(rig.request(&a, 1)).await.len(), 1);
+        rig.pass(MINUTE);
+        let (group, topic) = (rig.broker.group("g", soon()), rig.broker.topic("t", soon()));
+        let (group, topic) = (group.await.unwrap(), topic.await.unwrap());
+        let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+        let offsets = &rig.broker.state.offsets;
+        let is_new = || offsets.has_due_for(consumer, id_of(&b), consumer.store.lease_time().get());
+        assert!(is_new());
+        assert!(rig.receive_all(rig.request(&b, 1)).await.is_empty());
+        assert!(!is_new(), "left for the other one");
+        rig.store(Some(QueueId::new(1)), &[("b", Some("b"), None)], None).await;
+        offsets.pretend_open(Offsets::MAX_OPEN);
+        for _ in 0..4 {
+            let refused = rig.broker.receive_messages(rig.request(&b, 9)).await;
+            assert!(matches!(refused, Err(BrokerError::OpenLimit { .. })), "{refused:?}");
+            assert!(!is_new());
+        }
+        offsets.pretend_open(1);
+        let got = rig.receive_all(rig.request(&b, 9)).await;
+        assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(1, 0, 1, "b")]);
+        let got = rig.receive_all(rig.request(&a, 9)).await;
+        assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "a")]);
+        rig.broker.close().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_since_another_had_what_is_left_for_him_in_his_hand_gets_it_when_that_one_goes() {
+    let rig = Rig::new(2, GroupSettings::default()).await;
+    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+    let (a, b) = (tags("a"), tags("b"));
+    rig.store(Some(QueueId::ZERO), &[("a", Some("a"), None)], None).await;
+    assert_eq!(rig.receive_all(rig.request(&a, 1)).await.len(), 1);
+    rig.pass(MINUTE);
+    assert!(rig.receive_all(rig.request(&b, 1)).await.is_empty());
+    // It takes some time to decompress what comes again.
+    let large = "0".repeat(4 << 20);
+    let record = [(large.as_str(), Some("b"), None); 2];
+    rig.store(Some(QueueId::new(1)), &record, Some(Codec::Lz4)).await;
+    let both = ReceiveRequest { max_bytes: 8 << 20, ..rig.request(&b, 4) };
+    let both = rig.broker.receive_messages(both).await.unwrap().messages;
+    assert_eq!((both.len(), rig.ack(&[&both[1].handle]).await), (2, vec![true]));
+    for other in 0..2 {
+        let place = (Epoch::new(0), PhysicalOffset::new(other));
+        rig.broker.unpacked.put(place, vec![0; 16 << 20].into());
+    }
+    rig.pass(MINUTE);
+    let (group, topic) = (rig.broker.group("g", soon()), rig.broker.topic("t", soon()));
+    let (group, topic) = (group.await.unwrap(), topic.await.unwrap());
+    let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+    let now = rig.broker.store.lease_time().get();
+    let is_there = || rig.broker.state.offsets.has_due_for(consumer, id_of(&a), now);
+    let mut looks;
+    loop {
+        looks = Box::pin(rig.broker.receive_messages(rig.request(&b, 1)));
+        assert!(crate::testing::now(looks.as_mut()).is_none());
+        // In some looks what others left comes first.
+        if !is_there() {
+            break;
+        }
+    }
+    let waits = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&a, 1) };
+    let (received, ()) = tokio::join!(rig.broker.receive_messages(waits), async {
+        while rig.broker.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(looks);
+    });
+    let got = received.unwrap().messages;
+    assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 0, 2, "a")]);
     rig.broker.close().unwrap();
 }
 

@@ -239,6 +239,8 @@ pub(crate) struct Taken {
     locks: Vec<Lock>,
     /// Those of them that are for others: for members with this filter, 0 if none is known.
     pub(crate) left: Vec<(Due, FilterId)>,
+    /// Those that somebody had left before.
+    pub(crate) was_left: Vec<Due>,
 }
 
 impl Taken {
@@ -247,6 +249,7 @@ impl Taken {
         self.due.append(&mut more.due);
         self.locks.append(&mut more.locks);
         self.left.append(&mut more.left);
+        self.was_left.append(&mut more.was_left);
     }
 }
 
@@ -683,10 +686,14 @@ impl Leases {
                 taken.due.extend(open.map(|open| Due { place, open }));
             }
         }
+        if matches!(of.1, Line::Left(_)) {
+            taken.was_left.clone_from(&taken.due);
+        }
         taken
     }
 
-    /// Puts back what is in the hand and not given since; what was left and is as it was, for whom it was left for.
+    /// Puts back what is in the hand and not given since; what was left, now or before, and is as it was, for whom it
+    /// was left for.
     pub(crate) fn put_back(&mut self, taken: &Taken, now: u64) {
         let Some(order) = &mut self.order else { return };
         let is_ordered = order.rule().ordered;
@@ -696,14 +703,15 @@ impl Leases {
                 order.insert(due.place, open.seen());
             }
         }
-        for (due, filter) in &taken.left {
+        let was_left = taken.was_left.iter().map(|due| (due, due.open.filter));
+        for (due, filter) in taken.left.iter().map(|(due, of)| (due, *of)).chain(was_left) {
             let of_queue = self.queues.get_mut(&due.place.0);
             let open = of_queue.and_then(|queue| queue.open.get_mut(&due.place.1));
             let Some(open) = open.filter(|open| **open == due.open) else { continue };
             if !is_ordered {
                 order.remove(due.place, open.seen());
             }
-            let filter = Some(*filter).filter(|of| order.has_line(*of)).unwrap_or_default();
+            let filter = Some(filter).filter(|of| order.has_line(*of)).unwrap_or_default();
             let left = Open { filter, ..*open };
             if order.leave(due.place, left.seen(), now) {
                 *open = left;

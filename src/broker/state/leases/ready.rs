@@ -355,6 +355,13 @@ impl Ready {
         lock(&self.state).wake(ANY_TAG);
     }
 
+    /// Wakes who waits longest, unless somebody looks again each second.
+    pub(crate) fn wake_unless_one_rests(&self) {
+        if !self.rests.load(Ordering::Acquire) {
+            self.wake();
+        }
+    }
+
     /// Wakes who waits longest with a filter, for something that is for him.
     pub(crate) fn wake_for(&self, filter: FilterId) {
         lock(&self.state).wake_for(filter);

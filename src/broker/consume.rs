@@ -28,7 +28,7 @@ use super::clients::LastingStream;
 use super::cut::bytes_of;
 use super::error::BrokerError;
 use super::receive::check_duration;
-use super::receive::{MAX_INVISIBLE, MAX_RECEIVE, MAX_WAIT, ReceiveRequest, Received};
+use super::receive::{By, MAX_INVISIBLE, MAX_RECEIVE, MAX_WAIT, ReceiveRequest, Received};
 use super::settle::{ExtendEntry, Extended};
 use super::topics::within;
 use crate::filter::Expression;
@@ -472,7 +472,8 @@ fn receive(
             attempt: "",
             deadline: Instant::now() + MAX_WAIT + PATIENCE,
         };
-        broker.receive_messages(request).await
+        // What keeps a queue from being read does not end the leases of messages of others.
+        broker.receive_as(request, By::Member).await
     })
 }
 

@@ -181,9 +181,11 @@ impl Broker {
         deadline: Instant,
     ) -> Result<Buried, BrokerError> {
         let client = self.state.offsets.holder(consumer.key(), &due.open).unwrap_or_default();
+        let is_unseen = death.reason == DeadReason::Undecodable && due.open.last_delivered == 0;
         let life = Life {
             place: due.place,
-            deliveries: due.open.deliveries,
+            // Put off is not delivered.
+            deliveries: if is_unseen { 0 } else { due.open.deliveries },
             delivered: [due.open.first_delivered, due.open.last_delivered],
             last_client: &client,
         };
@@ -227,7 +229,8 @@ impl Broker {
     }
 
     /// Makes dead letters of fresh messages that cannot be decoded. One append set holds those of some of them and that
-    /// the group has come past these; `lost` is what is left to do. `Stale`: the group goes on elsewhere by now.
+    /// the group has come past these; `lost` is what is left to do. `Stale`: the group goes on elsewhere by now, or
+    /// the time is over and some are left.
     ///
     /// # Errors
     /// What is left is as it was, unless [`BrokerError::stored`] says otherwise.
@@ -266,6 +269,10 @@ impl Broker {
                     lost.fresh.kept.drain(..count);
                     lost.fresh.from = to;
                     buried = Buried::Done { end };
+                    tokio::task::yield_now().await;
+                    if to < lost.fresh.to && deadline <= Instant::now() {
+                        return Ok(Buried::Stale);
+                    }
                 }
                 Ok(Passing::Moved) => return Ok(Buried::Stale),
                 Ok(Passing::Limit) => {

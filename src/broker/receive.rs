@@ -160,6 +160,21 @@ pub struct Received {
     pub messages: Vec<ReceivedMessage>,
     /// Keeps the answer's bytes counted until it has left.
     pub permit: Option<Permit>,
+    /// There are none, and this keeps a queue from being read.
+    held_up: Option<BrokerError>,
+}
+
+impl Received {
+    /// The same for who wants to know why there are none.
+    ///
+    /// # Errors
+    /// What keeps a queue from being read.
+    pub(super) fn or_why(self) -> Result<Self, BrokerError> {
+        match self.held_up {
+            Some(error) => Err(error),
+            None => Ok(self),
+        }
+    }
 }
 
 /// A receive that goes on.
@@ -235,6 +250,8 @@ enum Look {
     /// Something is due, and not for this one now: for members with another filter, or for whoever asks when more of it
     /// may be offered.
     Left,
+    /// Nothing but queues that nobody gets on in, for this reason.
+    HeldUp(BrokerError),
     Nothing,
 }
 
@@ -247,10 +264,10 @@ impl Broker {
         &self,
         request: ReceiveRequest<'_>,
     ) -> Result<Received, BrokerError> {
-        self.receive_as(request, By::Member).await
+        self.receive_as(request, By::Member).await?.or_why()
     }
 
-    /// The same for somebody.
+    /// The same for somebody, to whom it is no fault that a queue cannot be read.
     pub(super) async fn receive_as(
         &self,
         request: ReceiveRequest<'_>,
@@ -268,7 +285,7 @@ impl Broker {
         };
         let filter = id_of(request.filter);
         let (mut has_caught_up, mut in_front, mut looks, mut is_counted) = (false, false, 0, false);
-        let (mut is_other, mut rested) = (false, false);
+        let (mut is_other, mut rested, mut held_up) = (false, false, None);
         let mut woken: Option<Woken<'_>> = None;
         loop {
             let group = self.group(request.group, request.deadline).await?;
@@ -314,6 +331,7 @@ impl Broker {
                     continue;
                 }
                 Ok(Look::Left) => has_left = true,
+                Ok(Look::HeldUp(error)) => held_up = Some(error),
                 Ok(Look::Passed | Look::Nothing) => {}
                 Err(BrokerError::Rebuilding) => {
                     self.wait_for_rebuild(until).await?;
@@ -336,9 +354,12 @@ impl Broker {
                 }
                 continue;
             }
+            let has_held_up = receiver.ready.has_held_up();
+            let has_left = has_left || has_held_up;
+            held_up = held_up.filter(|_| has_held_up);
             if !self.wait_for_messages(&receiver, until, in_front, has_left).await? {
                 self.still_there(&topic, request.deadline).await?;
-                return Ok(Received::default());
+                return Ok(Received { held_up, ..Received::default() });
             }
             let ready = receiver.ready;
             (in_front, rested) = (true, has_left);
@@ -424,9 +445,14 @@ impl Broker {
                 () = self.refuses(Some(receiver.consumer.group)) => true,
             }
         });
-        let looks = woken.await.unwrap_or(end < until);
+        let woken = woken.await;
+        let has_rested = woken.is_err() && end < until;
+        let looks = woken.unwrap_or(has_rested);
         if let Some(resting) = resting.take_if(|_| looks) {
             resting.looks_himself();
+            if has_rested {
+                ready.try_held_up();
+            }
         }
         Ok(looks)
     }

@@ -252,7 +252,8 @@ impl Broker {
                 deadline: request.deadline,
             };
             // Their bytes are counted until the next ones are looked at.
-            let Received { messages, permit: _permit } = self.receive_as(receive, by).await?;
+            let received = self.receive_as(receive, by).await?.or_why()?;
+            let Received { messages, permit: _permit, .. } = received;
             if messages.is_empty() {
                 page.more = looked.left.len() >= MAX_LOOKED;
                 return Ok(page);

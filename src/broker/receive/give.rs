@@ -79,9 +79,14 @@ impl Broker {
         let has_kept = fresh.iter().any(|fresh| !fresh.kept.is_empty());
         let stopped = hand.stopped.take().or(hand.failed.take());
         let permit = hand.memory.permit.take();
+        let held_up = hand.held_up.take().filter(|_| hand.queues.iter().any(|of| of.is_held_up));
         hand.is_given = true;
         self.counters.filter_faults.add(hand.cost.faults);
         drop(hand);
+        if held_up.is_some() {
+            // Whoever waits and finds nothing else tries again in a second; this one may have something else.
+            receiver.ready.wake_unless_one_rests();
+        }
         let is_left_to_any = left_for.contains(&0);
         // Once it is back: who has that filter and does not wait yet looks for it before he does.
         let left_for = left_for.into_iter().chain(has_kept.then_some(kept_for));
@@ -100,11 +105,12 @@ impl Broker {
         });
         let messages: Vec<_> = received.collect();
         if messages.is_empty() {
-            return match stopped {
-                Some(error) => Err(error),
-                None if has_passed => Ok(Look::Passed),
-                None if has_left => Ok(Look::Left),
-                None => Ok(Look::Nothing),
+            return match (stopped, held_up) {
+                (Some(error), _) => Err(error),
+                _ if has_passed => Ok(Look::Passed),
+                (None, Some(error)) => Ok(Look::HeldUp(error)),
+                _ if has_left => Ok(Look::Left),
+                _ => Ok(Look::Nothing),
             };
         }
         // Nobody is told when that may be had: somebody else looks at it from now on.
@@ -114,7 +120,8 @@ impl Broker {
         let len = messages.iter().map(|message| bytes_of(&message.batch)).sum();
         self.counters.receives.add(1);
         self.counters.received_messages.add(messages.len() as u64);
-        Ok(Look::Found(Received { messages, permit: permit.map(|all| all.shrunk_to(len)) }))
+        let permit = permit.map(|all| all.shrunk_to(len));
+        Ok(Look::Found(Received { messages, permit, held_up: None }))
     }
 
     fn received(

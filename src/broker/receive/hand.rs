@@ -48,6 +48,9 @@ const MAX_AGAIN: usize = 128;
 /// Reads of one look that may fail before it goes on without the rest of what is due.
 const MAX_FAILED: u32 = 8;
 
+/// How long a queue stays held up before anybody tries again.
+const HELD_UP_MS: u64 = 1_000;
+
 /// A message that may be given.
 pub(super) struct Candidate {
     pub(super) place: Place,
@@ -64,6 +67,8 @@ pub(super) struct InHand {
     pub(super) has_more: bool,
     /// What comes next cannot be decoded, and is for another look.
     pub(super) is_before_lost: bool,
+    /// Nor can it be buried now.
+    pub(super) is_held_up: bool,
 }
 
 /// What one look has in its hand; whatever becomes of it, all goes back in the end.
@@ -100,12 +105,20 @@ pub(super) struct Hand<'a> {
     pub(super) stopped: Option<BrokerError>,
     /// Why a message that is due could not be read.
     pub(super) failed: Option<BrokerError>,
+    /// Why a queue is held up.
+    pub(super) held_up: Option<BrokerError>,
 }
 
 impl Drop for Hand<'_> {
     fn drop(&mut self) {
+        let now = self.receiver.consumer.store.lease_time().get();
         for queue in &self.queues {
-            self.receiver.ready.put_back(queue.fresh.queue, queue.has_more || !self.is_given);
+            let (ready, number) = (&self.receiver.ready, queue.fresh.queue);
+            if queue.is_held_up && self.is_given {
+                ready.hold_up(number, now.saturating_add(HELD_UP_MS));
+            } else {
+                ready.put_back(number, queue.has_more || !self.is_given);
+            }
         }
         if !self.is_given {
             // What could not be compared counts with the look that comes to something; the work was done.
@@ -116,7 +129,6 @@ impl Drop for Hand<'_> {
         if !matches!(self.receiver.request.filter, Expression::Tags(TagFilter::All)) {
             self.receiver.ready.filtered(&self.cost);
         }
-        let now = self.receiver.consumer.store.lease_time().get();
         self.offsets.put_back(self.receiver.consumer.key(), &self.taken, now);
         if self.is_given {
             return;
@@ -160,6 +172,7 @@ impl<'a> Hand<'a> {
             cost: FilterCost::default(),
             stopped: None,
             failed: None,
+            held_up: None,
         }
     }
 
@@ -410,12 +423,18 @@ impl Broker {
         let half = hand.room().div_ceil(2);
         let goes_on = |hand: &Hand<'_>| hand.stopped.is_none() && hand.room() > 0;
         while goes_on(hand) && hand.queues.len() < MAX_QUEUES && hand.lacking < MAX_LACKING {
-            let Some(queue) = hand.receiver.ready.take() else { break };
+            let now = self.store.lease_time().get();
+            let Some(queue) = hand.receiver.ready.take(now) else { break };
             let at = hand.queues.len();
             let fresh = Fresh { queue, ..Fresh::default() };
             // In the hand before anything is awaited: it goes back whatever happens.
-            let in_hand = InHand { fresh, room: 0, has_more: true, is_before_lost: false };
-            hand.queues.push(in_hand);
+            hand.queues.push(InHand {
+                fresh,
+                room: 0,
+                has_more: true,
+                is_before_lost: false,
+                is_held_up: false,
+            });
             let cursors = self.state.offsets.cursors(hand.receiver.consumer, &[queue]);
             let Some((cursor, open)) = cursors.first().copied() else { continue };
             let room = hand.receiver.max_open.saturating_sub(open);

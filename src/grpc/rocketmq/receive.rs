@@ -294,7 +294,7 @@ impl Found {
     /// Sends it all, and gives back what the client was not there for any more.
     async fn leave(self, broker: &Broker, out: &Out) {
         let Self { group, topic, is_bound, delivery, received } = self;
-        let Received { messages, mut permit } = received;
+        let Received { messages, mut permit, .. } = received;
         let handles = messages.iter().map(|message| message.handle.clone()).collect();
         let mut left = Left { broker, group, topic, is_bound, handles, handed: 0 };
         let mut frames = BytesMut::new();

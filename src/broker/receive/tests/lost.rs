@@ -3,6 +3,7 @@
 use super::dead::{damaged, set_short};
 use super::*;
 use crate::broker::state::topics::TopicTable;
+use crate::broker::{ConsumeRequest, Consumed};
 use crate::format::attributes::{self, DeadReason};
 
 impl Rig {
@@ -218,5 +219,95 @@ async fn of_a_groups_own_dead_letters_what_cannot_be_read_is_passed_over_without
     assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "the next one")]);
     let counters = rig.broker.counters();
     assert_eq!((counters.dead_letters.get(), counters.gone.get()), (0, 1));
+    rig.broker.close().unwrap();
+}
+
+/// One of a group tries, and neither the others nor who has other messages are disturbed by that.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_cannot_be_buried_is_tried_each_second_whoever_waits_and_passed_once_it_can_be()
+{
+    let rig = Rig::with_run(1, ordered()).await;
+    rig.broker.state.topics.pretend_queues(TopicTable::MAX_QUEUES);
+    let topic = rig.broker.topic("t", soon()).await.unwrap();
+    let group = rig.broker.group("g", soon()).await.unwrap();
+    let consumer = Consumer { store: &rig.broker.store, group: &group, topic: &topic };
+    let ready = rig.broker.begun(consumer, soon()).await.unwrap();
+    let parked = |wait: u64| {
+        let broker = Arc::clone(&rig.broker);
+        tokio::spawn(async move {
+            let (filter, deadline) = (all(), Instant::now() + MINUTE);
+            let request = ReceiveRequest {
+                group: "g",
+                topic: "t",
+                filter: &filter,
+                max_messages: 9,
+                max_bytes: 1 << 20,
+                invisible: MINUTE,
+                client: None,
+                holder: "somebody",
+                wait: Duration::from_secs(wait),
+                attempt: "",
+                deadline,
+            };
+            broker.receive_messages(request).await.map(|received| received.messages)
+        })
+    };
+    let start = Instant::now();
+    let waiting: Vec<_> = (0..50).map(|_| parked(5)).collect();
+    let mut told = 0;
+    for answer in waiting {
+        match answer.await.unwrap() {
+            Err(BrokerError::TopicLimit { .. }) => told += 1,
+            other => assert_eq!(other.unwrap().len(), 0),
+        }
+    }
+    assert!(start.elapsed() >= Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(told > 0, "nobody learns why");
+    // Each looks when he comes, and once more for what was acknowledged by then.
+    let looks = ready.turn();
+    assert!((103..=200).contains(&looks), "{looks} looks of 50 in five seconds");
+
+    let waiting = parked(20);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!waiting.is_finished());
+    rig.broker.state.topics.pretend_queues(1);
+    let got = waiting.await.unwrap().unwrap();
+    assert_eq!(got.iter().map(seen).collect::<Vec<_>>(), [of(0, 3, 1, "behind")]);
+    assert_eq!(rig.letters().await, [(0, 3)]);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_on_with_other_queues_while_a_run_cannot_be_buried() {
+    let rig = Rig::with_run(2, ordered()).await;
+    rig.broker.state.topics.pretend_queues(TopicTable::MAX_QUEUES);
+    rig.send_to(1, "other").await;
+    let request = ConsumeRequest {
+        group: "g".to_owned(),
+        topic: "t".to_owned(),
+        filter: all(),
+        filter_len: 0,
+        invisible: MINUTE,
+        holder: "somebody".to_owned(),
+    };
+    let place = rig.broker.consume_place().unwrap();
+    let mut stream = rig.broker.consume(place, request).await.unwrap();
+    stream.add_credits(100, 1 << 20).unwrap();
+    let mut next = async || match stream.next().await.unwrap() {
+        Consumed::Messages(mut received) => received.messages.remove(0),
+        Consumed::Settled(settled) => panic!("{settled:?}"),
+    };
+    let other = next().await;
+    assert_eq!(seen(&other), of(1, 0, 1, "other"));
+    // As long as a receive of the stream waits, and longer.
+    let more = tokio::time::timeout(2 * MAX_WAIT, next()).await;
+    assert!(more.is_err(), "{more:?}");
+    // What it has is still its own.
+    assert_eq!(rig.ack(&[&other.handle]).await, [true]);
+    rig.send_to(1, "another").await;
+    assert_eq!(seen(&next().await), of(1, 1, 1, "another"));
+    rig.broker.state.topics.pretend_queues(1);
+    assert_eq!(seen(&next().await), of(0, 3, 1, "behind"));
+    drop(stream);
     rig.broker.close().unwrap();
 }

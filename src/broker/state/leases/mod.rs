@@ -393,7 +393,7 @@ impl Leases {
                     false => self.behind.remove(&queue),
                 };
                 if from < known {
-                    self.go_back(queue, from);
+                    self.go_back(queue, from, given.lease);
                 }
             }
             if self.behind.contains(&queue.get()) {
@@ -533,8 +533,11 @@ impl Leases {
     }
 
     /// A record that took the group back in a queue, to `from` or before, is damaged: it gets again what comes from
-    /// there on. What is open in front of it stays so, as nothing says that it is finished.
-    fn go_back(&mut self, queue: u32, from: u64) {
+    /// there on. What is open in front of it stays so, as nothing says that it is finished. As after that record nothing
+    /// that was leased before this one is in force.
+    fn go_back(&mut self, queue: u32, from: u64, lease: LeaseId) {
+        let before = LeaseId { number: lease.number.saturating_sub(1), ..lease };
+        self.revoked.insert(queue, before);
         let of_queue = self.queue(queue, from);
         of_queue.cursor = from;
         let fresh: Vec<_> = of_queue.open.range(from..).map(|(offset, _)| *offset).collect();

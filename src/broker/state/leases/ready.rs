@@ -9,6 +9,10 @@
 //! | idle | it is listed | |
 //! | listed | | |
 //! | in a hand | it is noted | listed, if there is more or something was noted; else idle |
+//! | held up | | |
+//!
+//! A queue is held up by something in front of its messages that cannot be got past now. Nothing that arrives changes
+//! that: it is listed again after a second, by whoever looks then, or rests until then.
 //!
 //! Who finds nothing parks. Whenever something is listed that was not, the one who waits longest is woken, and who
 //! puts back a queue that has more wakes the next: as many as there is work for, one after the other. Who is woken and
@@ -77,6 +81,8 @@ enum Place {
     Listed { told: u64 },
     /// With the tags of what arrived meanwhile.
     InHand { noted: Option<u64> },
+    /// Nobody gets past what is in front.
+    HeldUp,
 }
 
 /// What a group has to look at of a topic.
@@ -104,6 +110,8 @@ pub(crate) struct Ready {
 #[derive(Debug, Default)]
 struct State {
     listed: VecDeque<u32>,
+    /// Each until when, on the clock of leases.
+    held_up: VecDeque<(u32, u64)>,
     places: HashMap<u32, Place, Hasher>,
     lines: Vec<Line>,
     /// Places before and behind those that were given out in any line.
@@ -320,13 +328,15 @@ impl Ready {
                 state.places.insert(queue, Place::Listed { told });
             }
             Some(Place::InHand { noted }) => *noted = Some(noted.unwrap_or(0) | tags),
+            Some(Place::HeldUp) => {}
         }
     }
 
-    /// Takes the queue into the hand that is listed for longest.
-    pub(crate) fn take(&self) -> Option<u32> {
+    /// Takes the queue into the hand that is listed for longest, or was held up until `now`.
+    pub(crate) fn take(&self, now: u64) -> Option<u32> {
         let mut state = lock(&self.state);
-        let queue = state.listed.pop_front()?;
+        let held = state.held_up.pop_front_if(|(_, until)| *until <= now);
+        let queue = held.map(|(queue, _)| queue).or_else(|| state.listed.pop_front())?;
         state.places.insert(queue, Place::InHand { noted: None });
         Some(queue)
     }
@@ -336,12 +346,33 @@ impl Ready {
         let mut state = lock(&self.state);
         let noted = match state.places.remove(&queue) {
             Some(Place::InHand { noted }) => noted,
-            Some(Place::Listed { .. }) | None => None,
+            Some(Place::Listed { .. } | Place::HeldUp) | None => None,
         };
         if has_more {
             state.list(queue, ANY_TAG);
         } else if let Some(tags) = noted {
             state.list(queue, tags);
+        }
+    }
+
+    /// Puts a queue back that is held up: nobody takes it before `until`, unless they are listed again.
+    pub(crate) fn hold_up(&self, queue: u32, until: u64) {
+        let mut state = lock(&self.state);
+        state.places.insert(queue, Place::HeldUp);
+        state.held_up.push_back((queue, until));
+    }
+
+    /// Whether queues are held up.
+    pub(crate) fn has_held_up(&self) -> bool {
+        !lock(&self.state).held_up.is_empty()
+    }
+
+    /// Lists what is held up, for who looks now.
+    pub(crate) fn try_held_up(&self) {
+        let mut state = lock(&self.state);
+        while let Some((queue, _)) = state.held_up.pop_front() {
+            state.places.insert(queue, Place::Listed { told: ANY_TAG });
+            state.listed.push_back(queue);
         }
     }
 
@@ -536,17 +567,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_up_is_nobodys_until_its_time_is_over_or_somebody_tries() {
+        let ready = ready();
+        ready.arrived(3, ANY_TAG);
+        assert_eq!(ready.take(10), Some(3));
+        ready.hold_up(3, 20);
+        ready.arrived(3, ANY_TAG);
+        assert_eq!((ready.take(19), ready.has_listed(), ready.has_held_up()), (None, false, true));
+        assert_eq!((ready.take(20), ready.has_held_up()), (Some(3), false));
+        ready.hold_up(3, 30);
+        ready.arrived(4, ANY_TAG);
+        ready.try_held_up();
+        assert!(ready.has_listed() && !ready.has_held_up());
+        assert_eq!([ready.take(20), ready.take(20), ready.take(40)], [Some(4), Some(3), None]);
+        ready.put_back(3, false);
+        ready.arrived(3, ANY_TAG);
+        assert_eq!(ready.take(20), Some(3), "it is a queue like others again");
+    }
+
+    #[test]
     fn a_queue_is_in_one_hand_at_a_time_and_comes_back_if_something_arrived_meanwhile() {
         let ready = ready();
         [7, 3, 7].into_iter().for_each(|queue| ready.arrived(queue, ANY_TAG));
-        assert_eq!([ready.take(), ready.take(), ready.take()], [Some(7), Some(3), None]);
+        assert_eq!([ready.take(0), ready.take(0), ready.take(0)], [Some(7), Some(3), None]);
         ready.arrived(7, ANY_TAG);
         assert!(!ready.has_listed());
         ready.put_back(7, false);
         ready.put_back(3, false);
-        assert_eq!([ready.take(), ready.take()], [Some(7), None]);
+        assert_eq!([ready.take(0), ready.take(0)], [Some(7), None]);
         ready.put_back(7, true);
-        assert_eq!(ready.take(), Some(7));
+        assert_eq!(ready.take(0), Some(7));
     }
 
     #[test]
@@ -568,7 +618,7 @@ mod tests {
         assert_eq!(now(parked[1].woken()), None);
         // Gone before anybody woke him.
         drop(parked);
-        ready.put_back(ready.take().unwrap(), true);
+        ready.put_back(ready.take(0).unwrap(), true);
         assert_eq!(ready.waiting(), 0);
     }
 
@@ -599,7 +649,7 @@ mod tests {
         assert_eq!(woken(), [false, false, true, false, false], "nobody names the tag");
         ready.arrived(7, 2);
         assert_eq!(woken(), [false, false, true, false, false], "he looks at whatever there is");
-        assert_eq!(ready.take(), Some(7));
+        assert_eq!(ready.take(0), Some(7));
         ready.arrived(7, 2);
         ready.put_back(7, false);
         assert_eq!(woken(), [false, true, true, false, false], "it was noted with its tag");
@@ -607,7 +657,7 @@ mod tests {
         assert_eq!(woken(), [false, true, true, false, false], "somebody was woken for that tag");
         ready.arrived(7, 1);
         assert_eq!(woken(), [true, true, true, false, false]);
-        assert_eq!(ready.take(), Some(7));
+        assert_eq!(ready.take(0), Some(7));
         ready.put_back(7, false);
         ready.arrived(8, 0);
         ready.arrived(8, 4);

@@ -181,8 +181,7 @@ impl CommitLog {
         })
     }
 
-    /// The record from `at` to `end`, in one read of the disk at most. `None`: no sound record lies just there, or the
-    /// window does not have it yet.
+    /// The record from `at` to `end`, in one read of the disk at most. `None`: no sound record lies just there.
     fn read_whole(
         &self,
         at: PhysicalOffset,

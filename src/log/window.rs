@@ -17,13 +17,15 @@ const LONGEST: usize = 16 << 10;
 const NEAR: u64 = 4 << 10;
 
 /// Bytes of the log as they were when they were read. For the time of a few reads: it does not see what becomes of them
-/// meanwhile, and may hold what was not written yet.
+/// meanwhile.
 #[derive(Default)]
 pub(crate) struct Window {
     at: PhysicalOffset,
     bytes: Vec<u8>,
     /// Behind what was asked for last.
     last: Option<PhysicalOffset>,
+    /// The disk has refused something before it: there nothing is read along.
+    refused: PhysicalOffset,
 }
 
 impl Window {
@@ -44,15 +46,33 @@ impl Window {
         }
         let is_next = last.is_some_and(|last| at >= last && at.since(last) <= NEAR);
         if !self.holds(at, len) {
-            let left = usize::try_from(segment.end().since(at)).unwrap_or(usize::MAX);
-            let along = (self.bytes.len() * 2).clamp(LEAST, MOST).min(left);
-            // What lies behind them may be what the disk refuses.
-            if !(is_next && len < along && self.fill(segment, at, along).is_ok()) {
+            let along = if is_next { self.along(segment, at) } else { 0 };
+            if along <= len || !self.read_along(segment, at, along) {
                 self.fill(segment, at, len)?;
             }
         }
         let from = usize::try_from(at.since(self.at)).unwrap_or(usize::MAX);
         Ok(self.bytes.get(from..).and_then(|bytes| bytes.get(..len)))
+    }
+
+    /// How much to read from `at` on. What this process is writing may be undone yet, and other bytes may come there:
+    /// only what is published is read along.
+    fn along(&self, segment: &Segment, at: PhysicalOffset) -> usize {
+        let published = segment.published();
+        let end = if published > segment.base() { published } else { segment.end() };
+        let left = end.get().saturating_sub(at.get());
+        let most = (self.bytes.len() * 2).clamp(LEAST, MOST);
+        if at < self.refused { 0 } else { usize::try_from(left).unwrap_or(usize::MAX).min(most) }
+    }
+
+    /// What lies behind may be what the disk refuses: then what is asked for is read by itself, up to there.
+    fn read_along(&mut self, segment: &Segment, at: PhysicalOffset, len: usize) -> bool {
+        let read = self.fill(segment, at, len);
+        if let Err(error) = &read {
+            tracing::debug!(%error, "what lies behind a record was not read along");
+            self.refused = at.plus(len as u64);
+        }
+        read.is_ok()
     }
 
     fn holds(&self, at: PhysicalOffset, len: usize) -> bool {
@@ -149,9 +169,32 @@ mod tests {
             disk.fail(FaultRule { operation, path_contains: None, nth: 1, times, error });
         };
         refuse(Times::Once);
-        assert!(reads(&mut window, &segment, 6_000, 1_000));
-        refuse(Times::Count(2));
-        assert!(window.get(&segment, PhysicalOffset::new(7_000), 1_000).is_err());
-        assert!(reads(&mut window, &segment, 7_000, 1_000), "and once more it is there");
+        let before = disk.calls(Operation::Read);
+        for n in 6..20 {
+            assert!(reads(&mut window, &segment, n * 1_000, 1_000));
+        }
+        assert_eq!(disk.calls(Operation::Read) - before, 15, "it is not asked again and again");
+        refuse(Times::Once);
+        assert!(window.get(&segment, PhysicalOffset::new(20_000), 1_000).is_err());
+        assert!(reads(&mut window, &segment, 20_000, 1_000), "and once more it is there");
+        let before = disk.calls(Operation::Read);
+        assert!((23..30).all(|n| reads(&mut window, &segment, n * 1_000, 1_000)));
+        assert_eq!(disk.calls(Operation::Read) - before, 1, "behind it neighbours come along");
+    }
+
+    #[test]
+    fn what_is_not_published_yet_is_not_read_along() {
+        let disk = SimDisk::new();
+        let segment = segment(&disk);
+        segment.publish(PhysicalOffset::new(8_000));
+        let mut window = Window::default();
+        assert!((5..7).all(|n| reads(&mut window, &segment, n * 1_000, 1_000)));
+        // Whoever wrote it took it back, and other bytes came.
+        let other = &mut [IoSlice::new(&[99; 1_000])];
+        segment.write_all(other, PhysicalOffset::new(8_000)).unwrap();
+        segment.publish(PhysicalOffset::new(9_000));
+        assert!(reads(&mut window, &segment, 7_000, 1_000));
+        let bytes = window.get(&segment, PhysicalOffset::new(8_000), 1_000).unwrap();
+        assert_eq!(bytes, Some(&[99; 1_000][..]));
     }
 }

@@ -289,7 +289,7 @@ fn what_is_written_behind_a_read_is_found_by_the_next_though_it_was_read_along()
         rig.settle();
         let (at, shared) = (placed.offset, &rig.store.shared);
         assert_eq!(shared.via(at), Via::Disk);
-        // From the third on its place was read along before it was written.
+        // Whatever lies behind the record before, its place was looked at before it was written.
         match shared.load(&topic, at, placed.end, May::Disk, nearby) {
             Loaded::Record(record) => assert_eq!(body(&record.batch), [n; 900]),
             _ => panic!("record {n} is not found"),

@@ -142,9 +142,7 @@ impl<'a> Totals<'a> {
     fn add(&mut self, index: u16, raw: &'a [u8], count: u16) -> Result<(), BatchError> {
         let mut repeated = RepeatedTotals::default();
         let meta = MetaView::walk(index, raw, |field| repeated.add(index, field))?;
-        for again in 0..count {
-            self.add_body(index + again, meta.body_len())?;
-        }
+        self.add_body(index, meta.body_len())?;
         self.add_tag(index, meta.tag())?;
         self.add_message_group(index, meta.message_group())?;
         let tag_len = meta.tag().map_or(0, str::len);
@@ -159,6 +157,9 @@ impl<'a> Totals<'a> {
         })?;
         // At most 33 entries for each of at most 10 000 messages.
         self.index_entries += (repeated.keys as u32 + u32::from(id.is_some())) * u32::from(count);
+        for again in 1..count {
+            self.add_body(index + again, meta.body_len())?;
+        }
         Ok(())
     }
 

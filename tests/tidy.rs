@@ -241,12 +241,13 @@ const FENCES: &[(&str, &[&str])] = &[
 
 /// Which files of `log` a file of it may name; the store introduces the others to each other.
 const LOG: &[(&str, &[&str])] = &[
-    ("commit_log", &["parts", "walk"]),
+    ("commit_log", &["parts", "walk", "window"]),
     ("consume_queue", &["paged", "parts"]),
     ("index", &["paged", "parts"]),
     ("paged", &[]),
     ("parts", &[]),
     ("walk", &["commit_log"]),
+    ("window", &[]),
 ];
 
 /// The same of `format`: a layout knows the pieces it is made of, and no other layout.

@@ -28,6 +28,11 @@ use tonic::transport::Channel;
 
 const TOPIC: &str = "bench";
 const BODY: usize = 1 << 10;
+/// As the `mainstem` command has it: both servers, and the load.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Callers that share a connection.
 const TOGETHER: usize = 16;
 

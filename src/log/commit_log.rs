@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
+use super::window::Window;
 use crate::file::FileError;
 use crate::file::segment::Segment;
 use crate::format::identity::Identity;
@@ -135,7 +136,8 @@ impl CommitLog {
         Ok(header.map(|header| (header, segment)))
     }
 
-    /// The record from `at` to `end`, all checksums verified; a sound one that ends elsewhere is given too.
+    /// The record from `at` to `end`, all checksums verified; a sound one that ends elsewhere is given too. What is
+    /// read of the disk goes by way of `window`, which the caller keeps for the reads that follow.
     ///
     /// # Errors
     /// As [`CommitLog::header`].
@@ -144,10 +146,11 @@ impl CommitLog {
         at: PhysicalOffset,
         end: PhysicalOffset,
         via: Via,
+        window: &mut Window,
     ) -> Result<ReadRecord, FileError> {
-        // Mostly it is what it is said to be: one read of the disk instead of two.
+        // Mostly it is what it is said to be: one read of the disk instead of two, or none.
         if via == Via::Disk
-            && let Some(record) = self.read_whole(at, end)?
+            && let Some(record) = self.read_whole(at, end, window)?
         {
             return Ok(record);
         }
@@ -178,11 +181,12 @@ impl CommitLog {
         })
     }
 
-    /// The record from `at` to `end`, in one read of the disk. `None`: no sound record lies just there.
+    /// The record from `at` to `end`, in one read of the disk at most. `None`: no sound record lies just there.
     fn read_whole(
         &self,
         at: PhysicalOffset,
         end: PhysicalOffset,
+        window: &mut Window,
     ) -> Result<Option<ReadRecord>, FileError> {
         let Some(segment) = self.segment_at(at) else { return Ok(None) };
         let is_within = at >= segment.base().plus(PAGE_LEN as u64) && end <= segment.end();
@@ -190,17 +194,35 @@ impl CommitLog {
         if !is_within || len < HEADER_LEN {
             return Ok(None);
         }
-        let mut bytes = vec![0; len];
-        segment.read_exact(at, &mut bytes)?;
-        let Ok(header) = RecordHeader::decode(&bytes, at, self.salt(&segment)) else {
+        let mut alone = Vec::new();
+        let bytes = match window.get(&segment, at, len)? {
+            Some(bytes) => bytes,
+            None => {
+                alone.resize(len, 0);
+                segment.read_exact(at, &mut alone)?;
+                &alone
+            }
+        };
+        let Ok(header) = RecordHeader::decode(bytes, at, self.salt(&segment)) else {
             return Ok(None);
         };
         let body_end = HEADER_LEN + header.attributes_len as usize + header.payload_len as usize;
-        if header.end() != end || body_end > len {
+        let Some(body) = bytes.get(HEADER_LEN..body_end).filter(|_| header.end() == end) else {
+            return Ok(None);
+        };
+        if verify_body(&header, body).is_err() {
             return Ok(None);
         }
-        let body = Bytes::from(bytes).slice(HEADER_LEN..body_end);
-        Ok(verify_body(&header, &body).is_ok().then_some(ReadRecord::Whole(header, body)))
+        // The window is for others too.
+        let body = if alone.is_empty() {
+            Bytes::copy_from_slice(body)
+        } else {
+            alone.truncate(body_end);
+            let mut body = Bytes::from(alone);
+            body.advance(HEADER_LEN);
+            body
+        };
+        Ok(Some(ReadRecord::Whole(header, body)))
     }
 }
 

@@ -15,28 +15,28 @@
 //! `rebuilt`, `delete` and `adopt_sealed` do I/O, never under a lock. Locks: a shard of the positions, and a shard of a
 //! part, held for at most 64 entries; never both.
 //!
-//! **Memory**, counted by `memory_bytes`: a queue costs 42 to 85 bytes as a position (by the load of its table), 56 to
-//! 112 more in each part that has entries of it, and its entries 32 bytes each in steps of four or a quarter.
+//! **Memory**, counted by `memory_bytes`: a queue costs 27 to 36 bytes as a position, 73 to 114 if it is the only one
+//! of its topic (by the load of its table; each id below it among its sixteen costs 24 bytes, known or not), 56 to 112
+//! more in each part that has entries of it, and its entries 32 bytes each in steps of four or a quarter.
 
 mod first;
 mod part;
+mod positions;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::Guard;
-use foldhash::fast::RandomState;
 
 pub(crate) use self::first::First;
 pub(crate) use self::part::QueuePart;
-use self::part::{CompactKey, Sharded, find_in_order};
+use self::part::find_in_order;
+use self::positions::{Position, Positions};
 use super::paged::{
     FileCheck, FileState, PageError, Pages, Reader, Scrubbed, SealedError, SealedFiles,
     SealedSegment,
 };
 use super::parts::{Listed, Parts};
-use super::{Packed64, SHARDS, table_bytes};
 use crate::file::FileError;
 use crate::file::disk::Disk;
 use crate::format::consume_queue::{
@@ -45,7 +45,6 @@ use crate::format::consume_queue::{
 use crate::format::pages::{Header, Kind};
 use crate::format::snapshot::QueuePosition;
 use crate::message::{PhysicalOffset, QueueKey, QueueOffset, TopicId};
-use crate::sync::{Mutex, lock};
 
 /// Memory of a queue's first entry in a segment, at most: its slot, and room for four entries.
 pub(crate) const QUEUE_COST: u64 = 248;
@@ -77,40 +76,6 @@ pub(crate) enum Lookup {
     },
 }
 
-/// What outlives the parts: 36 bytes with the key.
-#[derive(Clone, Copy)]
-struct Position {
-    /// At least of what is sealed or was restored; the parts know what follows, so that `put` need not come here.
-    next: Packed64,
-    first_segment: Packed64,
-    last_segment: Packed64,
-}
-
-impl Position {
-    const fn next(&self) -> QueueOffset {
-        QueueOffset::new(self.next.get())
-    }
-
-    const fn first_segment(&self) -> PhysicalOffset {
-        PhysicalOffset::new(self.first_segment.get())
-    }
-
-    const fn last_segment(&self) -> PhysicalOffset {
-        PhysicalOffset::new(self.last_segment.get())
-    }
-
-    fn full(&self, key: CompactKey) -> QueuePosition {
-        QueuePosition {
-            key: key.key(),
-            next: self.next(),
-            first_segment: self.first_segment(),
-            last_segment: self.last_segment(),
-        }
-    }
-}
-
-type Positions = HashMap<CompactKey, Position, RandomState>;
-
 /// The first run of a queue in memory that ends behind an offset, seen from that offset.
 enum InMemory {
     /// Its entries were copied.
@@ -125,7 +90,7 @@ enum InMemory {
 
 /// The entries of all queues of a store.
 pub(crate) struct ConsumeQueues {
-    positions: Sharded<Positions>,
+    positions: Positions,
     parts: Parts<QueuePart>,
     files: SealedFiles,
 }
@@ -134,7 +99,7 @@ impl ConsumeQueues {
     /// No queues, no segments. `dir` is where the `.cq` files are; it must exist before a file is written.
     pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, store_id: [u8; 16]) -> Self {
         Self {
-            positions: Sharded::new(),
+            positions: Positions::new(),
             parts: Parts::new(),
             files: SealedFiles::new(disk, dir, store_id, Kind::ConsumeQueue),
         }
@@ -150,14 +115,14 @@ impl ConsumeQueues {
     pub(crate) fn put(&self, key: QueueKey, entry: &QueueEntry) {
         self.parts.with_newest(|newest| {
             if newest.part.put_and_tell(key, entry) {
-                self.advance(key, QueueOffset::ZERO, newest.base, newest.base);
+                self.has_entry(key, newest.base, QueueOffset::ZERO);
             }
         });
     }
 
     /// Tells of an entry in a sealed segment, met by a walk: only the queue's position follows from it.
     pub(crate) fn observe(&self, key: QueueKey, base: PhysicalOffset, entry: &QueueEntry) {
-        self.advance(key, entry.queue_end(), base, base);
+        self.has_entry(key, base, entry.queue_end());
     }
 
     /// The queue offset behind the last entry whose record ends at or below `limit`.
@@ -190,34 +155,13 @@ impl ConsumeQueues {
 
     /// Tells what a snapshot knows about a queue. Nothing moves back.
     pub(crate) fn restore_position(&self, position: QueuePosition) {
-        let QueuePosition { key, next, first_segment, last_segment } = position;
-        self.advance(key, next, first_segment, last_segment);
+        self.positions.advance(&position);
     }
 
-    #[inline]
-    fn advance(
-        &self,
-        key: QueueKey,
-        next: QueueOffset,
-        first_segment: PhysicalOffset,
-        last_segment: PhysicalOffset,
-    ) {
-        let Some(shard) = self.positions.of(key) else { return };
-        let mut shard = lock(shard);
-        let position = shard.entry(CompactKey::new(key)).or_insert(Position {
-            next: Packed64::new(next.get()),
-            first_segment: Packed64::new(first_segment.get()),
-            last_segment: Packed64::new(last_segment.get()),
-        });
-        if position.next() < next {
-            position.next = Packed64::new(next.get());
-        }
-        if position.first_segment() > first_segment {
-            position.first_segment = Packed64::new(first_segment.get());
-        }
-        if position.last_segment() < last_segment {
-            position.last_segment = Packed64::new(last_segment.get());
-        }
+    /// The segment at `base` has entries of the queue, which goes on at `next` at least.
+    fn has_entry(&self, key: QueueKey, base: PhysicalOffset, next: QueueOffset) {
+        let known = QueuePosition { key, next, first_segment: base, last_segment: base };
+        self.positions.advance(&known);
     }
 
     /// The offset that the queue's next message gets; 0 for a queue never heard of.
@@ -228,29 +172,17 @@ impl ConsumeQueues {
     /// All queues as they stand now, in no order.
     pub(crate) fn positions(&self) -> Vec<QueuePosition> {
         let parts = self.parts.list();
-        // At once: what a vector of a million leaves behind while it grows stays with the allocator.
-        let count = self.positions.0.iter().map(|shard| lock(shard).len()).sum();
-        let mut all = Vec::with_capacity(count);
-        for shard in &self.positions.0 {
-            let known = all.len();
-            all.extend(lock(shard).iter().map(|(key, position)| position.full(*key)));
-            for position in all.iter_mut().skip(known) {
-                let in_memory = newest_range(&parts, position.key).map(|(_, end)| end);
-                position.next = position.next.max(in_memory.unwrap_or_default());
-            }
-        }
-        all
+        self.positions.all(|position| {
+            let in_memory = newest_range(&parts, position.key).map(|(_, end)| end);
+            position.next = position.next.max(in_memory.unwrap_or_default());
+        })
     }
 
     /// Forgets the positions of the queues of deleted topics, which are sorted, in one pass over all there are. Their
     /// entries stay with their segments.
     pub(crate) fn remove_topics(&self, topics: &[TopicId]) {
-        if topics.is_empty() {
-            return;
-        }
-        for shard in &self.positions.0 {
-            let mut shard = lock(shard);
-            shard.retain(|key, _| topics.binary_search(&TopicId::new(key.topic.get())).is_err());
+        if !topics.is_empty() {
+            self.positions.remove_topics(topics);
         }
     }
 
@@ -266,10 +198,7 @@ impl ConsumeQueues {
         self.write(&part, &rows, end)?;
         // Before the part leaves, so that no next offset is seen to move back. Queues of deleted topics stay away.
         for row in &rows {
-            let Some(shard) = self.positions.of(row.key) else { continue };
-            if let Some(position) = lock(shard).get_mut(&CompactKey::new(row.key)) {
-                position.next = Packed64::new(position.next.get().max(row.next.get()));
-            }
+            self.positions.sealed(row.key, row.next);
         }
         self.parts.retire(base);
         Ok(())
@@ -422,21 +351,15 @@ impl ConsumeQueues {
 
     /// What all of it takes of memory: positions and parts.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let positions =
-            self.positions.0.iter().map(|shard| {
-                table_bytes(lock(shard).capacity(), size_of::<(CompactKey, Position)>())
-            });
         let parts = self.parts.list();
         let parts = parts.iter().map(|listed| listed.part.memory_bytes());
-        (SHARDS * size_of::<Mutex<Positions>>()) as u64
-            + positions.sum::<u64>()
-            + parts.sum::<u64>()
+        self.positions.memory_bytes() + parts.sum::<u64>()
     }
 
     fn view(&self, key: QueueKey) -> Option<View> {
         // First, so that of a part that is not in the list the position knows.
         let parts = self.parts.list();
-        let position = *lock(self.positions.of(key)?).get(&CompactKey::new(key))?;
+        let position = self.positions.get(key)?;
         let in_memory = newest_range(&parts, key).map_or(QueueOffset::ZERO, |(_, end)| end);
         let next = position.next().max(in_memory);
         Some(View { parts, position, next })
@@ -641,28 +564,36 @@ fn in_memory(
 /// The queue's row in the directory of a file.
 fn find_row(file: &mut Reader<'_>, key: QueueKey) -> Result<Option<DirectoryRow>, PageError> {
     let sections = Sections::of(file.header()).map_err(|_| PageError::Damaged { page: 0 })?;
-    search(sections.queues, key, |at| {
+    // Who asks for one queue after the other mostly asks in their order.
+    let guess = file.noted().map(|at| at.saturating_add(1));
+    let found = search(sections.queues, key, guess, |at| {
         let bytes = file.row::<DIRECTORY_ROW_LEN>(sections.directory_row_at(at))?;
         DirectoryRow::decode(&bytes).map_err(|_| PageError::Damaged { page: 0 })
-    })
+    })?;
+    Ok(found.map(|(at, row)| {
+        file.note(at);
+        row
+    }))
 }
 
 /// Finds a queue among `count` rows in order: by halving, but within a topic the ids of the queues say how many rows
 /// lie between two of them at most. Mostly all of them have entries, so there the row is tried first: a page that is
-/// looked at costs a read, and halving a directory of a million queues looks at 13.
+/// looked at costs a read, and halving a directory of a million queues looks at 13. The search begins with row `guess`,
+/// if there is one, and gives the number of the row that it found with it.
 fn search<E>(
     count: u64,
     key: QueueKey,
+    guess: Option<u64>,
     mut row_at: impl FnMut(u64) -> Result<DirectoryRow, E>,
-) -> Result<Option<DirectoryRow>, E> {
+) -> Result<Option<(u64, DirectoryRow)>, E> {
     let (mut low, mut high) = (0, count);
-    let mut guess = None;
+    let mut guess = guess.filter(|guess| *guess < count);
     while low < high {
         let was_guessed = guess.is_some();
         let at = guess.take().unwrap_or(low + (high - low) / 2);
         let row = row_at(at)?;
         let is_before = match row.key.cmp(&key) {
-            std::cmp::Ordering::Equal => return Ok(Some(row)),
+            std::cmp::Ordering::Equal => return Ok(Some((at, row))),
             order => order == std::cmp::Ordering::Less,
         };
         if is_before {

@@ -3,6 +3,7 @@
 //! | file            | what                                                                                   |
 //! | --------------- | -------------------------------------------------------------------------------------- |
 //! | `commit_log`    | segments behind one physical offset: find, read                                         |
+//! | `window`        | what of it was read last, for who reads record by record                               |
 //! | `walk`          | one segment as the disk has it, record by record                                       |
 //! | `consume_queue` | the entries of all queues: memory parts and sealed `.cq` files                         |
 //! | `index`         | key hash to physical offsets: memory parts and sealed `.idx` files                     |
@@ -17,6 +18,7 @@ pub(crate) mod index;
 pub(crate) mod paged;
 mod parts;
 pub(crate) mod walk;
+pub(crate) mod window;
 
 /// Both structures are cut into this many shards, so that readers and the one writer rarely meet at a lock.
 const SHARDS: usize = 64;

@@ -552,17 +552,24 @@ pub(crate) enum PageError {
     Damaged { page: u64 },
 }
 
-/// Pages that a reader keeps, at most.
+/// Pages that a reader keeps, at most, and files of which he keeps a note.
 const KEPT: usize = 8;
 
 /// The pages that somebody read last, verified: who looks for several things one after the other mostly looks at the
 /// same. For the time of a few reads; it does not see what becomes of the disk meanwhile.
 #[derive(Default)]
-pub(crate) struct Pages(VecDeque<Page>);
+pub(crate) struct Pages {
+    pages: VecDeque<Page>,
+    /// What readers noted of a file, for those who come next.
+    notes: VecDeque<(FileName, u64)>,
+}
+
+/// Of a file: the segment's base, and which file of that name.
+type FileName = (PhysicalOffset, u64);
 
 struct Page {
-    /// Of the file: the segment's base, which file of that name, and the page's number.
-    name: (PhysicalOffset, u64, u64),
+    /// The page's number with it.
+    name: (FileName, u64),
     bytes: Box<[u8; PAGE_LEN]>,
 }
 
@@ -570,17 +577,33 @@ impl Pages {
     /// The page of that name; if it is not there, one that `read` fills.
     fn get<E>(
         &mut self,
-        name: (PhysicalOffset, u64, u64),
+        name: (FileName, u64),
         read: impl FnOnce(&mut [u8; PAGE_LEN]) -> Result<(), E>,
     ) -> Result<Option<&[u8; PAGE_LEN]>, E> {
-        if let Some(index) = self.0.iter().position(|page| page.name == name) {
-            return Ok(self.0.get(index).map(|page| &*page.bytes));
+        if let Some(index) = self.pages.iter().position(|page| page.name == name) {
+            return Ok(self.pages.get(index).map(|page| &*page.bytes));
         }
-        let oldest = if self.0.len() < KEPT { None } else { self.0.pop_front() };
+        let oldest = if self.pages.len() < KEPT { None } else { self.pages.pop_front() };
         let mut bytes = oldest.map_or_else(|| Box::new([0; PAGE_LEN]), |page| page.bytes);
         read(&mut bytes)?;
-        self.0.push_back(Page { name, bytes });
-        Ok(self.0.back().map(|page| &*page.bytes))
+        self.pages.push_back(Page { name, bytes });
+        Ok(self.pages.back().map(|page| &*page.bytes))
+    }
+
+    fn noted(&self, file: FileName) -> Option<u64> {
+        let mut notes = self.notes.iter();
+        notes.find_map(|(of, note)| (*of == file).then_some(*note))
+    }
+
+    fn note(&mut self, file: FileName, note: u64) {
+        if let Some((_, known)) = self.notes.iter_mut().find(|(of, _)| *of == file) {
+            *known = note;
+            return;
+        }
+        if self.notes.len() >= KEPT {
+            self.notes.pop_front();
+        }
+        self.notes.push_back((file, note));
     }
 }
 
@@ -600,6 +623,20 @@ impl<'a> Reader<'a> {
 
     pub(crate) const fn header(&self) -> &Header {
         &self.file.header
+    }
+
+    /// What was noted of this file, as long as the pages are kept.
+    pub(crate) fn noted(&self) -> Option<u64> {
+        self.pages.noted(self.name())
+    }
+
+    /// Notes a number for the next reader of this file.
+    pub(crate) fn note(&mut self, number: u64) {
+        self.pages.note(self.name(), number);
+    }
+
+    const fn name(&self) -> FileName {
+        (self.file.header.base, self.generation)
     }
 
     /// Fills `out` from byte `at` of the stream on.
@@ -626,7 +663,7 @@ impl<'a> Reader<'a> {
     fn content(&mut self, number: u64) -> Result<&[u8], PageError> {
         let damaged = || PageError::Damaged { page: number };
         let file = self.file;
-        let page = self.pages.get((file.header.base, self.generation, number), |page| {
+        let page = self.pages.get((self.name(), number), |page| {
             let position = number.saturating_mul(PAGE_LEN as u64);
             match read_exact_at(&*file.file, page, position) {
                 Err(FileError::TooShort { .. }) => return Err(damaged()),

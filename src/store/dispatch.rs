@@ -103,7 +103,7 @@ pub(super) fn index_hashes(
     hashes.clear();
     let [keys, ids] =
         [IndexKind::Key, IndexKind::Id].map(|kind| KeyHasher::new(seed, kind, header.topic));
-    for meta in Batch::parse(batch)?.metas() {
+    for meta in Batch::parse(batch)?.distinct_metas() {
         let meta = meta?;
         hashes.extend(meta.keys().map(|key| keys.hash(key.as_bytes())));
         hashes.extend(meta.id().map(|id| ids.hash(id.as_bytes())));

@@ -18,6 +18,7 @@
 
 mod allocate;
 mod append;
+mod applier;
 mod arrivals;
 mod checkpoint;
 mod clean;
@@ -44,6 +45,7 @@ mod scrub;
 mod seal;
 mod signal;
 mod spares;
+mod status;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -54,7 +56,6 @@ mod watermarks;
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
@@ -75,21 +76,20 @@ use self::watermarks::Marks;
 use crate::clock::{Clock, SteadyClock, StoreClock};
 use crate::file::disk::Disk;
 use crate::file::segment::Segment;
-use crate::format::DecodeError;
 use crate::format::identity::Identity;
-use crate::format::state_record::SessionBatch;
 use crate::log::commit_log::CommitLog;
 use crate::log::consume_queue::{ConsumeQueues, Lookup};
 use crate::log::index::{Coverage, Indexes};
 use crate::log::paged::{Pages, SealedError};
 use crate::message::{
-    Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, SessionMark, Timestamp,
-    TopicId, TopicSettings,
+    Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
+    TopicSettings,
 };
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
 
 pub use self::allocate::AllocateWorker;
 pub use self::append::{NewRecord, Placed};
+pub use self::applier::{Applier, StateSnapshot};
 pub use self::arrivals::Arrivals;
 pub use self::clean::CleanWorker;
 pub use self::config::StoreConfig;
@@ -112,6 +112,8 @@ pub use self::repair::{
 pub use self::scrub::ScrubWorker;
 pub use self::seal::SealWorker;
 pub use self::signal::Progress;
+pub(crate) use self::status::StoreMetrics;
+pub use self::status::{HeldBy, StoreStatus, Unfinished};
 pub use self::topics::{TopicHandle, Topics};
 pub use self::verify::{Finding, FindingKind, Verified, Verifier, VerifySummary};
 pub use self::waiters::Arrival;
@@ -122,186 +124,10 @@ pub use crate::log::index::Order;
 /// At most so many segments are finished and not sealed; appends wait at the end of the next.
 const MAX_UNSEALED: usize = 2;
 
-/// The state above the store, as far as the store has to know it: handed down at open, called in replay and for
-/// snapshots.
-pub trait Applier: Send + Sync + 'static {
-    /// A snapshot's state, once, before any `apply`.
-    ///
-    /// # Errors
-    /// The state cannot be decoded or contradicts itself; the open fails.
-    fn restore(&self, topics: &Topics, state: &[u8]) -> Result<(), DecodeError>;
-
-    /// A state record that ends at `end`, in log order, in replay only. What `restore` contained comes again and is to
-    /// be passed over. Last may come, with the end of the log, which id of a topic is next by the messages there are.
-    ///
-    /// # Errors
-    /// As `restore`.
-    fn apply(
-        &self,
-        topics: &Topics,
-        transitions: &[u8],
-        end: PhysicalOffset,
-    ) -> Result<(), DecodeError>;
-
-    /// A batch of a producer session that was found in the log, in log order, in replay only. As with `apply`, what
-    /// `restore` contained comes again.
-    fn stored(&self, mark: SessionMark, batch: &SessionBatch);
-
-    /// Records of a queue of a watched topic can be read since a moment ago. `tags` has the mask bits of all their
-    /// tags, or all bits if they are not known. Called by the dispatcher and by the flush worker, so it must not block.
-    fn readable(&self, queue: QueueKey, tags: u64) {
-        let _ = (queue, tags);
-    }
-
-    /// What the clock of leases read last, as far as the state that was replayed knows. It goes on from there, once
-    /// all is replayed: leases neither freeze nor end when the machine's clock was turned before a restart.
-    fn lease_clock(&self) -> Timestamp {
-        Timestamp::ZERO
-    }
-
-    /// Whether messages of a topic may be open: delivered, and not finished. Called by the clean worker of what is
-    /// about to be deleted, and so is [`Applier::is_open`].
-    fn has_open(&self, topic: TopicId) -> bool {
-        let _ = topic;
-        false
-    }
-
-    /// Whether a message is open among those of a topic in these queues, rising, at these offsets.
-    fn is_open(&self, topic: TopicId, rows: &[(QueueId, Range<QueueOffset>)]) -> bool {
-        let _ = (topic, rows);
-        false
-    }
-
-    /// The state as it is now. Called by the seal worker and by `close`.
-    fn snapshot(&self, topics: &Topics) -> StateSnapshot;
-}
-
-/// The state above the store at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StateSnapshot {
-    /// In the form that `restore` takes.
-    pub state: Vec<u8>,
-    /// The end of the last state record that it contains.
-    pub applied: PhysicalOffset,
-}
-
 /// The store failed or was closed before the position was durable: it may be stored or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("store is poisoned by a failed sync, or closed")]
 pub struct Poisoned;
-
-/// Counts what has no other trace.
-#[derive(Debug, Default)]
-pub(crate) struct StoreMetrics {
-    pub(crate) syncs: Counter,
-    pub(crate) damaged_reads: Counter,
-    pub(crate) damage_found: Counter,
-    pub(crate) scrubbed_bytes: Counter,
-    pub(crate) scrub_passes: Counter,
-    /// Wall time of the last complete pass of the scrub, 0 before the first. Relaxed: it orders nothing.
-    pub(crate) scrubbed_at: AtomicU64,
-    pub(crate) rebuilt: Counter,
-    pub(crate) deleted_segments: Counter,
-    pub(crate) deleted_bytes: Counter,
-    /// Segments that were deleted with open messages in them.
-    pub(crate) unfinished_deleted: Counter,
-    pub(crate) images: Counter,
-    pub(crate) image_bytes: Counter,
-}
-
-/// A number that only grows. Relaxed: it orders nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn increment(&self) {
-        self.add(1);
-    }
-
-    pub(crate) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// The store as an operator sees it.
-#[derive(Clone, Debug)]
-pub struct StoreStatus {
-    /// CommitLog segments.
-    pub segments: usize,
-    /// Those whose entries are in memory, the active one included.
-    pub unsealed: usize,
-    /// Bytes that may still be written to the file system; 0 if it does not say.
-    pub disk_free: u64,
-    /// Byte ranges of the log that cannot be read, as far as the start, reads and the scrub have met them.
-    pub damaged: Vec<Range<PhysicalOffset>>,
-    /// Of this store.
-    pub store_id: [u8; 16],
-    /// Memory of the entries of unsealed segments and of queue positions, in bytes.
-    pub entry_memory: u64,
-    /// Successful syncs of the log since open.
-    pub syncs: u64,
-    /// Reads that met damage since open.
-    pub damaged_reads: u64,
-    /// Queue and index files made again since open.
-    pub rebuilt: u64,
-    /// Segments deleted since open.
-    pub deleted_segments: u64,
-    /// Their bytes.
-    pub deleted_bytes: u64,
-    /// Segments that stay beyond retention, as a message in them was delivered and is not finished.
-    pub unfinished: Unfinished,
-    /// Segments deleted since open though there was one: there were too many of them, or no space.
-    pub unfinished_deleted: u64,
-    /// State images taken since open.
-    pub images: u64,
-    /// Their bytes.
-    pub image_bytes: u64,
-    /// Where the newest durable state image begins.
-    pub newest_image: Option<PhysicalOffset>,
-    /// Which topics keep sealed segments, most segments first; a segment counts for the one that keeps it for longest.
-    pub held: Vec<HeldBy>,
-    /// Segments that work under way keeps from being deleted.
-    pub pinned_segments: usize,
-    /// Files of deleted segments that are kept to become the next ones: each takes the bytes of one.
-    pub spare_segments: usize,
-    /// Less is free than `disk_reserve`: sends are refused.
-    pub disk_is_short: bool,
-    /// How far wall time is behind the store clock, which stands still until it has caught up: somebody turned the
-    /// machine's clock back.
-    pub clock_behind: Duration,
-    /// Damaged ranges of the log that were met since open and were not known before.
-    pub damage_found: u64,
-    /// Bytes that the scrub has read since open.
-    pub scrubbed_bytes: u64,
-    /// Passes over all finished segments that the scrub has completed since open.
-    pub scrub_passes: u64,
-    /// When the last of them ended, by the machine's clock.
-    pub scrubbed_at: Option<Timestamp>,
-}
-
-/// How much of the log stays for messages that were delivered and are not finished.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unfinished {
-    /// Sealed segments in which nothing else is alive.
-    pub segments: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
-/// How much of the log a topic keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldBy {
-    /// Its incarnation.
-    pub topic: TopicId,
-    /// Sealed segments that stay for it.
-    pub segments: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
 
 /// What all handles and workers share.
 pub(crate) struct Shared {
@@ -979,43 +805,6 @@ impl Store {
     /// segments are still there.
     pub fn state_may_be_missing(&self) -> bool {
         self.shared.state_may_be_missing || self.shared.indexes.is_any_lacking()
-    }
-
-    /// Facts for operators.
-    pub fn status(&self) -> StoreStatus {
-        let shared = &self.shared;
-        let segments = shared.log.segments();
-        let sealed = shared.marks.sealed.get();
-        StoreStatus {
-            segments: segments.len(),
-            unsealed: segments.iter().filter(|segment| segment.base() >= sealed).count(),
-            disk_free: shared.disk.free_space(&shared.config.dir).unwrap_or_default(),
-            damaged: Vec::clone(&shared.damage.ranges()),
-            store_id: shared.identity.store_id,
-            entry_memory: shared.queues.memory_bytes() + shared.indexes.memory_bytes(),
-            syncs: shared.metrics.syncs.get(),
-            damaged_reads: shared.metrics.damaged_reads.get(),
-            rebuilt: shared.metrics.rebuilt.get(),
-            deleted_segments: shared.metrics.deleted_segments.get(),
-            deleted_bytes: shared.metrics.deleted_bytes.get(),
-            unfinished: *lock(&shared.unfinished),
-            unfinished_deleted: shared.metrics.unfinished_deleted.get(),
-            images: shared.metrics.images.get(),
-            image_bytes: shared.metrics.image_bytes.get(),
-            newest_image: shared.newest_image(),
-            held: lock(&shared.held).clone(),
-            pinned_segments: shared.pins.count(),
-            spare_segments: shared.spares.count(),
-            disk_is_short: shared.disk_is_short.load(Ordering::Relaxed),
-            clock_behind: shared.store_clock.ahead_of(shared.clock.now()),
-            damage_found: shared.metrics.damage_found.get(),
-            scrubbed_bytes: shared.metrics.scrubbed_bytes.get(),
-            scrub_passes: shared.metrics.scrub_passes.get(),
-            scrubbed_at: match shared.metrics.scrubbed_at.load(Ordering::Relaxed) {
-                0 => None,
-                at => Some(Timestamp::new(at)),
-            },
-        }
     }
 
     /// A verification of all that is flushed now, files and log: see [`Verifier`].

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::error::ReadError;
-use super::read::{HeaderAt, Loaded, May, StoredRecord};
+use super::read::{HeaderAt, Loaded, May, Nearby, StoredRecord};
 use super::topics::TopicHandle;
 use crate::format::batch::Batch;
 use crate::format::index::{IndexKind, key_hash};
@@ -113,6 +113,7 @@ impl Shared {
             found: Found { messages: Vec::new(), next: None, complete: true, reason: None },
             bytes: 0,
             examined: 0,
+            nearby: Nearby::default(),
         };
         if self.damage.overlaps(&window) {
             page.incomplete(IncompleteReason::Damaged);
@@ -161,6 +162,7 @@ struct Page<'a> {
     found: Found,
     bytes: usize,
     examined: usize,
+    nearby: Nearby,
 }
 
 /// Whether the page goes on.
@@ -230,7 +232,8 @@ impl Page<'_> {
         let is_wanted =
             header.topic == request.topic.id() && (request.begin..=request.end).contains(&time);
         if is_wanted && !self.shared.is_gone(&request.topic, &header) {
-            match self.shared.load(&request.topic, at, header.end(), May::Disk) {
+            let (topic, nearby) = (&request.topic, &mut self.nearby);
+            match self.shared.load(topic, at, header.end(), May::Disk, nearby) {
                 Loaded::Record(record) => {
                     if self.take(record)? == Go::Full {
                         return Ok(Go::Full);

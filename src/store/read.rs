@@ -24,7 +24,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
 use super::Shared;
 use super::error::ReadError;
@@ -37,6 +37,7 @@ use crate::format::record::{HEADER_LEN, RecordHeader};
 use crate::log::commit_log::{ReadRecord, Via};
 use crate::log::consume_queue::Lookup;
 use crate::log::paged::Pages;
+use crate::log::window::Window;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
 };
@@ -175,6 +176,14 @@ pub(super) enum May {
     Disk,
 }
 
+/// What a read keeps for the one that follows: of the log and of the queues' files. Who reads one queue after the
+/// other, in the order in which they got their records, finds most of it here.
+#[derive(Default)]
+pub(super) struct Nearby {
+    window: Window,
+    pages: Pages,
+}
+
 /// A record that was let out, or why not.
 pub(super) enum Loaded {
     Record(StoredRecord),
@@ -232,6 +241,7 @@ impl Shared {
         at: PhysicalOffset,
         end: PhysicalOffset,
         may: May,
+        nearby: &mut Nearby,
     ) -> Loaded {
         if end > self.readable_end(topic) {
             return Loaded::NotYet;
@@ -240,7 +250,7 @@ impl Shared {
         if via == Via::Disk && may == May::Memory {
             return Loaded::NeedsDisk;
         }
-        let found = self.log.read(at, end, via);
+        let found = self.log.read(at, end, via, &mut nearby.window);
         // Here and not below: what the disk refuses for long enough looks the same there, and may be sound.
         if matches!(found, Ok(ReadRecord::Damaged)) {
             self.found_damage(at..end);
@@ -249,7 +259,7 @@ impl Shared {
             Ok(ReadRecord::Whole(header, body))
                 if header.topic == topic.id() && header.end() == end =>
             {
-                Loaded::Record(stored(&header, &body, via))
+                Loaded::Record(stored(&header, body, via))
             }
             // Told apart after the read: a segment goes at any time.
             Ok(ReadRecord::Damaged) if self.deleted.contains(at) => Loaded::Gone,
@@ -346,7 +356,7 @@ impl Shared {
         &self,
         request: &ReadRequest,
         may: May,
-        pages: &mut Pages,
+        nearby: &mut Nearby,
     ) -> Result<Option<ReadOutcome>, ReadError> {
         let range = match self.queue_range(&request.topic, request.queue, may)? {
             Bounds::Range(range) => range,
@@ -360,7 +370,7 @@ impl Shared {
             return Ok(Some(ReadOutcome::OutOfRange { range }));
         }
         let (found, messages, bytes) = (Vec::new(), 0, 0);
-        let mut read = Read { shared: self, request, may, pages, range, found, messages, bytes };
+        let mut read = Read { shared: self, request, may, nearby, range, found, messages, bytes };
         let stop = read.run()?;
         read.answer(stop)
     }
@@ -371,8 +381,8 @@ impl Shared {
         request: &ReadRequest,
         may: May,
     ) -> Result<Option<ReadOutcome>, ReadError> {
-        let pages = &mut Pages::default();
-        let range = match self.read(request, may, pages)? {
+        let nearby = &mut Nearby::default();
+        let range = match self.read(request, may, nearby)? {
             Some(ReadOutcome::OutOfRange { range }) if request.from < range.min => range,
             outcome => return Ok(outcome),
         };
@@ -384,7 +394,7 @@ impl Shared {
         let of_kept = QueueRange { min: request.from, ..range };
         let (found, messages, bytes) = (Vec::new(), 0, 0);
         let mut read =
-            Read { shared: self, request, may, pages, range: of_kept, found, messages, bytes };
+            Read { shared: self, request, may, nearby, range: of_kept, found, messages, bytes };
         let stop = read.run()?;
         if read.found.iter().any(|record| record.offset < topic.purged_below()) {
             return gone;
@@ -401,8 +411,8 @@ impl Shared {
         may: May,
     ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
         let begun = Instant::now();
-        let pages = &mut Pages::default();
-        let Some(first) = self.read(request, may, pages)? else { return Ok(None) };
+        let nearby = &mut Nearby::default();
+        let Some(first) = self.read(request, may, nearby)? else { return Ok(None) };
         let mut ahead = Vec::new();
         let ReadOutcome::Records { records, .. } = &first else { return Ok(Some((first, ahead))) };
         let mut left = request.max_bytes.saturating_sub(bytes_of(records));
@@ -414,7 +424,7 @@ impl Shared {
                 break;
             }
             (request.queue, request.from, request.max_bytes) = (queue, from, left);
-            let read = self.read(&request, may, pages);
+            let read = self.read(&request, may, nearby);
             let Ok(Some(ReadOutcome::Records { records, next, range })) = read else { break };
             let Some(rest) = left.checked_sub(bytes_of(&records)) else { break };
             left = rest;
@@ -458,7 +468,7 @@ impl Shared {
         if is_purged || is_gone {
             return Ok(None);
         }
-        match self.load(&topic, at, header.end(), May::Disk) {
+        match self.load(&topic, at, header.end(), May::Disk, &mut Nearby::default()) {
             Loaded::Record(record) => Ok(Some(record)),
             Loaded::Damaged => Err(ReadError::Damaged { at }),
             Loaded::Refused(error) => Err(error.into()),
@@ -507,8 +517,10 @@ fn bytes_of(records: &[StoredRecord]) -> usize {
     records.iter().map(len_of).sum()
 }
 
-fn stored(header: &RecordHeader, body: &Bytes, via: Via) -> StoredRecord {
-    let batch_at = header.attributes_len as usize;
+/// Of a body that is as long as the header says.
+fn stored(header: &RecordHeader, mut body: Bytes, via: Via) -> StoredRecord {
+    let attributes = body.slice(..header.attributes_len as usize);
+    body.advance(attributes.len());
     StoredRecord {
         epoch: header.epoch,
         offset: header.physical_offset,
@@ -517,8 +529,8 @@ fn stored(header: &RecordHeader, body: &Bytes, via: Via) -> StoredRecord {
         store_time: header.store_time,
         queue: header.queue,
         topic: header.topic,
-        attributes: body.slice(..batch_at),
-        batch: body.slice(batch_at..batch_at + header.payload_len as usize),
+        attributes,
+        batch: body,
         is_in_place: via == Via::Mapping,
     }
 }
@@ -538,7 +550,7 @@ struct Read<'a> {
     shared: &'a Shared,
     request: &'a ReadRequest,
     may: May,
-    pages: &'a mut Pages,
+    nearby: &'a mut Nearby,
     range: QueueRange,
     found: Vec<StoredRecord>,
     messages: usize,
@@ -580,7 +592,10 @@ impl Read<'_> {
             entries.clear();
             let lookup = match self.may {
                 May::Memory => queues.lookup_hot(key, next, LOOKUP, &mut entries),
-                May::Disk => self.shared.lookup_on_disk(key, next, &mut entries, self.pages)?,
+                May::Disk => {
+                    let pages = &mut self.nearby.pages;
+                    self.shared.lookup_on_disk(key, next, &mut entries, pages)?
+                }
             };
             match lookup {
                 Lookup::Found => {}
@@ -637,7 +652,8 @@ impl Read<'_> {
         if full && !self.found.is_empty() {
             return Ok(Some(Stop::At(next)));
         }
-        Ok(match self.shared.load(&self.request.topic, entry.offset, end, self.may) {
+        let topic = &self.request.topic;
+        Ok(match self.shared.load(topic, entry.offset, end, self.may, self.nearby) {
             Loaded::Record(record) => {
                 self.bytes += entry.len as usize;
                 self.messages += usize::from(entry.messages);

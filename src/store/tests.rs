@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::read::{Loaded, May, Nearby};
 use super::*;
 use crate::clock::ManualClock;
+use crate::file::Operation;
 use crate::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
 use crate::format::record::record_len;
 use crate::format::state_record::Transition;
+use crate::log::commit_log::Via;
 use crate::message::{FlushMode, Retention, TopicId, TopicSettings, TopicType};
 use crate::testing::{CrashChoice, SimDisk, TopicsOnly, now};
 
@@ -28,10 +31,14 @@ fn config() -> StoreConfig {
 
 impl Rig {
     fn open(disk: SimDisk) -> Self {
+        Self::open_with(disk, config())
+    }
+
+    fn open_with(disk: SimDisk, config: StoreConfig) -> Self {
         let clock = Arc::new(ManualClock::new(Timestamp::new(1_000_000_000)));
         let applier = Arc::new(TopicsOnly::default());
         let (store, workers) =
-            Store::open_stepped(Arc::new(disk.clone()), clock.clone(), config(), applier.clone())
+            Store::open_stepped(Arc::new(disk.clone()), clock.clone(), config, applier.clone())
                 .unwrap();
         Self { disk, clock, applier, store, workers: Some(workers) }
     }
@@ -235,6 +242,59 @@ fn a_read_goes_on_in_other_queues_as_far_as_its_bytes_go_in_memory_and_off_the_d
 
     let rig = rig.close_and_reopen();
     reads_along(&rig, &rig.store.topics().get(TopicId::new(1)).unwrap());
+}
+
+#[test]
+fn queues_that_got_their_records_in_turn_are_read_with_few_reads_of_the_disk() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 40, FlushMode::Async);
+    for queue in 0..40 {
+        rig.send(&topic, queue, "k", &[queue as u8; 900]);
+    }
+    rig.settle();
+    let rig = rig.close_and_reopen();
+    let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
+    let others: Vec<_> = (1..40).map(|n| (QueueId::new(n), QueueOffset::ZERO)).collect();
+    let request = ReadRequest {
+        topic,
+        queue: QueueId::ZERO,
+        from: QueueOffset::ZERO,
+        max_messages: 10,
+        max_bytes: 1 << 20,
+        filter: Arc::new(TagFilter::All),
+    };
+    // It may be over sooner: where the clock says so.
+    let mut reads = u64::MAX;
+    for _ in 0..100 {
+        let before = rig.disk.calls(Operation::Read);
+        let (_, ahead) = now(rig.store.read_ahead(request.clone(), &others)).unwrap().unwrap();
+        for (ahead, n) in ahead.iter().zip(1_u8..) {
+            assert_eq!(body(&ahead.records[0].batch), [n; 900]);
+        }
+        if ahead.len() == 39 {
+            reads = reads.min(rig.disk.calls(Operation::Read) - before);
+        }
+    }
+    // One alone, then 16 KiB and what follows of some 40; the queues were put in memory by the start.
+    assert!(reads <= 4, "{reads} reads for 40 records");
+}
+
+#[test]
+fn what_is_written_behind_a_read_is_found_by_the_next_though_it_was_read_along() {
+    let mut rig = Rig::open_with(SimDisk::new(), StoreConfig { hot_bytes: 0, ..config() });
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    let nearby = &mut Nearby::default();
+    for n in 0..6_u8 {
+        let placed = rig.send(&topic, 0, "k", &[n; 900]);
+        rig.settle();
+        let (at, shared) = (placed.offset, &rig.store.shared);
+        assert_eq!(shared.via(at), Via::Disk);
+        // Whatever lies behind the record before, its place was looked at before it was written.
+        match shared.load(&topic, at, placed.end, May::Disk, nearby) {
+            Loaded::Record(record) => assert_eq!(body(&record.batch), [n; 900]),
+            _ => panic!("record {n} is not found"),
+        }
+    }
 }
 
 #[test]

@@ -86,7 +86,8 @@ pub fn check(batch: &[u8]) -> Result<BatchInfo, BatchError> {
         return Err(BatchError::BatchTooLarge { limit: limits::BATCH_LEN as u64, found });
     }
     let mut totals = Totals::default();
-    let outer = Outer::walk(batch, limits::MESSAGES, |index, raw| totals.add(index, raw))?;
+    let outer =
+        Outer::walk(batch, limits::MESSAGES, |index, raw, count| totals.add(index, raw, count))?;
     let codec = Codec::from_number(outer.codec).ok_or(BatchError::Codec { codec: outer.codec })?;
     let stated = u64::from(outer.bodies_len);
     if totals.bodies_len != stated {
@@ -137,8 +138,8 @@ struct Totals<'a> {
 }
 
 impl<'a> Totals<'a> {
-    /// Checks the message at `index` and counts it in.
-    fn add(&mut self, index: u16, raw: &'a [u8]) -> Result<(), BatchError> {
+    /// Checks the message at `index` and counts it in, as often as it stands there.
+    fn add(&mut self, index: u16, raw: &'a [u8], count: u16) -> Result<(), BatchError> {
         let mut repeated = RepeatedTotals::default();
         let meta = MetaView::walk(index, raw, |field| repeated.add(index, field))?;
         self.add_body(index, meta.body_len())?;
@@ -155,7 +156,10 @@ impl<'a> Totals<'a> {
             found,
         })?;
         // At most 33 entries for each of at most 10 000 messages.
-        self.index_entries += repeated.keys as u32 + u32::from(id.is_some());
+        self.index_entries += (repeated.keys as u32 + u32::from(id.is_some())) * u32::from(count);
+        for again in 1..count {
+            self.add_body(index + again, meta.body_len())?;
+        }
         Ok(())
     }
 

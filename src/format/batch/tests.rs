@@ -567,6 +567,33 @@ proptest! {
     }
 
     #[test]
+    fn messages_that_say_the_same_are_counted_each_and_shown_once_for_each_run(
+        runs in prop::collection::vec((0..4_usize, 1..60_usize), 1..8),
+    ) {
+        let keyed = NewMeta { keys: vec!["k", "l"], id: Some("i"), ..NewMeta::default() };
+        let tagged = NewMeta { tag: Some("t"), ..NewMeta::default() };
+        let bare = NewMeta::default();
+        let kinds = [(keyed, "one"), (tagged, "four"), (bare.clone(), "four"), (bare, "twelve")];
+        let messages: Vec<_> = runs.iter().flat_map(|(kind, len)| [*kind].repeat(*len)).collect();
+        let all = messages.iter().map(|kind| (kinds[*kind].0.clone(), kinds[*kind].1.as_bytes()));
+        let batch = batch_of(&all.collect::<Vec<_>>());
+        let info = check(&batch).unwrap();
+        assert_walks(&batch, &info);
+        let of = |kind| messages.iter().filter(|message| **message == kind).count();
+        prop_assert_eq!(usize::from(info.message_count), messages.len());
+        prop_assert_eq!(info.index_entries as usize, 3 * of(0));
+        prop_assert_eq!(info.has_untagged, of(1) < messages.len());
+        let bodies = 3 * of(0) + 4 * (of(1) + of(2)) + 6 * of(3);
+        prop_assert_eq!(info.bodies_len as usize, bodies);
+        let mut shown = messages;
+        shown.dedup();
+        let batch = Batch::parse(&batch).unwrap();
+        let distinct = batch.distinct_metas().map(|meta| meta.unwrap().body_len());
+        let lens = shown.iter().map(|kind| kinds[*kind].1.len() as u32);
+        prop_assert_eq!(distinct.collect::<Vec<_>>(), lens.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn changed_batch_is_refused_or_walks(
         messages in prop::collection::vec(made(), 1..4),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),

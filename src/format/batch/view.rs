@@ -26,7 +26,7 @@ impl<'a> Batch<'a> {
     /// It is malformed, empty, or has more messages than a record can count.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BatchError> {
         // A record counts to 65 535. Today's limit is no reason to refuse what was stored under another.
-        let outer = Outer::walk(bytes, u16::MAX, |_, _| Ok(()))?;
+        let outer = Outer::walk(bytes, u16::MAX, |_, _, _| Ok(()))?;
         Ok(Self { outer })
     }
 
@@ -66,6 +66,26 @@ impl<'a> Batch<'a> {
             }
             // Counted as u16 when the batch was parsed; the last one's successor is never used.
             index = index.wrapping_add(1);
+            Some(meta)
+        })
+    }
+
+    /// The metas without those that say the same as the one before: many that were sent together have nothing of their
+    /// own. The first malformed one ends the walk.
+    pub fn distinct_metas(
+        &self,
+    ) -> impl Iterator<Item = Result<MetaView<'a>, BatchError>> + use<'a> {
+        let mut fields = Fields::of(self.outer.metas);
+        let mut index = 0_u16;
+        iter::from_fn(move || {
+            let before = fields.rest();
+            let meta = next_meta(&mut fields, index).transpose()?;
+            if meta.is_err() {
+                fields = Fields::of(&[]);
+                return Some(meta);
+            }
+            // As many as were counted when the batch was parsed.
+            index = index.wrapping_add(1).wrapping_add(fields.skip_again(before, u16::MAX));
             Some(meta)
         })
     }
@@ -152,11 +172,12 @@ pub(super) struct Outer<'a> {
 }
 
 impl<'a> Outer<'a> {
-    /// Walks a batch's own fields and gives every encoded meta with its index to `each`.
+    /// Walks a batch's own fields and gives every encoded meta to `each`: with the index of its message, and how many
+    /// messages from that one on have the same, which are not given again.
     pub(super) fn walk(
         batch: &'a [u8],
         max_messages: u16,
-        mut each: impl FnMut(u16, &'a [u8]) -> Result<(), BatchError>,
+        mut each: impl FnMut(u16, &'a [u8], u16) -> Result<(), BatchError>,
     ) -> Result<Self, BatchError> {
         let malformed = |problem| BatchError::Malformed { problem };
         let mut outer = Self {
@@ -170,7 +191,9 @@ impl<'a> Outer<'a> {
         let mut metas_len = 0;
         let mut last = 0;
         let mut fields = Fields::of(batch);
-        while let Some(field) = fields.next().map_err(malformed)? {
+        loop {
+            let before = fields.rest();
+            let Some(field) = fields.next().map_err(malformed)? else { break };
             let number = field.number;
             in_order(last, number).map_err(malformed)?;
             last = number;
@@ -181,9 +204,11 @@ impl<'a> Outer<'a> {
                         let limit = u64::from(max_messages);
                         return Err(BatchError::TooManyMessages { limit, found: limit + 1 });
                     }
-                    each(outer.message_count, raw)?;
-                    outer.message_count += 1;
-                    metas_len = batch.len() - fields.rest_len();
+                    let room = max_messages - outer.message_count - 1;
+                    let count = 1 + fields.skip_again(before, room);
+                    each(outer.message_count, raw, count)?;
+                    outer.message_count += count;
+                    metas_len = batch.len() - fields.rest().len();
                 }
                 BATCH_CODEC => outer.codec = field.u32().map_err(malformed)?,
                 BATCH_BODIES_LEN => outer.bodies_len = field.u32().map_err(malformed)?,

@@ -147,9 +147,27 @@ impl<'a> Fields<'a> {
         Self { rest: message }
     }
 
-    /// How many bytes have not been walked yet.
-    pub(super) fn rest_len(&self) -> usize {
-        self.rest.len()
+    /// What has not been walked yet.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Passes over fields that are byte for byte like the one that was walked last, which stands at the begin of
+    /// `before`, and says how many: at most `most`.
+    pub(super) fn skip_again(&mut self, before: &'a [u8], most: u16) -> u16 {
+        let len = before.len() - self.rest.len();
+        let mut again = 0;
+        // Each is compared with the one before it, several at a time while they last.
+        for together in [16, 1] {
+            while most - again >= together
+                && let Some(next) = self.rest.get(..len * usize::from(together))
+                && before.get(usize::from(again) * len..).is_some_and(|from| from.starts_with(next))
+            {
+                self.rest = self.rest.get(next.len()..).unwrap_or_default();
+                again += together;
+            }
+        }
+        again
     }
 
     /// The next field, `None` at the end. After an error there is no next.

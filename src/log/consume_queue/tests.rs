@@ -505,16 +505,18 @@ fn many_segments_are_read_through_few_open_files() {
     assert_eq!(queues.files.open_files(), 256);
 }
 
-/// The row of `key` among those of `keys`, and how many were looked at.
-fn found(keys: &[QueueKey], key: QueueKey) -> (Option<u64>, u32) {
+/// The row of `key` among those of `keys`, and how many were looked at, `guess` first.
+fn found(keys: &[QueueKey], key: QueueKey, guess: Option<u64>) -> (Option<u64>, u32) {
     let mut looked_at = 0;
-    let row = search(keys.len() as u64, key, |at| {
+    let row = search(keys.len() as u64, key, guess, |at| {
         looked_at += 1;
         let (first, next) = (QueueOffset::ZERO, QueueOffset::new(1));
         let key = keys[usize::try_from(at).unwrap()];
         Ok::<_, ()>(DirectoryRow { key, entries: 1, first, next, start: at })
     });
-    (row.unwrap().map(|row| row.start), looked_at)
+    let row = row.unwrap();
+    assert!(row.as_ref().is_none_or(|(at, row)| *at == row.start));
+    (row.map(|(at, _)| at), looked_at)
 }
 
 #[test]
@@ -537,17 +539,26 @@ fn a_queue_is_found_in_a_large_directory_by_few_looks_and_one_that_is_not_there_
         keys.dedup();
         let every = keys.len() / 997 + 1;
         for (at, key) in keys.iter().enumerate().step_by(every) {
-            let (row, looked_at) = found(&keys, *key);
-            assert_eq!(row, Some(at as u64));
+            let number = at as u64;
+            let (row, looked_at) = found(&keys, *key, None);
+            assert_eq!(row, Some(number));
             assert!(looked_at <= most, "{looked_at} of {} for {key:?}", keys.len());
+            assert_eq!(found(&keys, *key, Some(number)), (Some(number), 1));
+            // A wrong guess costs a look, and how far it was off may cost as much as if there had been none.
+            for wrong in [0, number.saturating_sub(1), number + 1, number / 2, u64::MAX] {
+                let (row, looked_at) = found(&keys, *key, Some(wrong));
+                assert_eq!(row, Some(number));
+                assert!(looked_at <= most + 2, "{looked_at} for {key:?}, {wrong} guessed");
+            }
             let next = QueueKey { queue: QueueId::new(key.queue.get().wrapping_add(1)), ..*key };
             if keys.get(at + 1) != Some(&next) && next > *key {
-                assert_eq!(found(&keys, next).0, None);
+                assert_eq!(found(&keys, next, None).0, None);
+                assert_eq!(found(&keys, next, Some(number + 1)).0, None);
             }
         }
-        assert_eq!(found(&keys, key(u64::MAX, 0)).0, None);
+        assert_eq!(found(&keys, key(u64::MAX, 0), None).0, None);
     }
-    assert_eq!(found(&[], key(0, 0)), (None, 0));
+    assert_eq!(found(&[], key(0, 0), Some(0)), (None, 0));
 }
 
 #[test]

@@ -608,6 +608,39 @@ async fn a_redrive_at_a_limited_rate_ends_before_its_callers_time_and_the_next_o
     assert_eq!(went, [12, 8]);
     assert!(start.elapsed() >= Duration::from_secs(20));
     rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_held_a_redrive_up_is_not_made_up_for_by_going_faster_than_may_be() {
+    const LETTERS: u32 = 6;
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in 0..LETTERS {
+        rig.send_to(0, &body.to_string()).await;
+        let message = rig.receive(1).await.remove(0);
+        let given_up = (message.handle.as_str(), 0);
+        rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+    }
+    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+    rig.broker.store.caught_up(topic.handle()).await;
+    let request = RedriveRequest {
+        group: "g",
+        ids: &[],
+        only: OnlySuch::default(),
+        max: LETTERS,
+        per_second: NonZeroU32::new(1),
+        for_all: false,
+        run: Run::Real,
+        deadline: soon(),
+    };
+    // It has no room to look at them until all of them might have gone.
+    let others = rig.broker.replies.try_take(u64::MAX).unwrap();
+    let (page, held_until) = tokio::join!(rig.broker.redrive(&request), async {
+        tokio::time::sleep(2 * Duration::from_secs(LETTERS.into())).await;
+        drop(others);
+        Instant::now()
+    });
+    assert_eq!(page.unwrap().dead_letters.len(), LETTERS as usize);
+    assert!(held_until.elapsed() >= Duration::from_secs(u64::from(LETTERS) - 1));
     rig.broker.close().unwrap();
 }
 

@@ -132,6 +132,32 @@ async fn the_room_for_decompressing_is_counted_while_a_dead_letter_is_made() {
     rig.broker.close().unwrap();
 }
 
+/// It used to be put off to the end of the last pause, and its message group with it.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_finds_no_room_is_one_as_soon_as_there_is_some_and_lets_the_next_come() {
+    let settings = GroupSettings {
+        max_attempts: Some(1),
+        retry_delays_ms: vec![12 * 60 * 60 * 1_000],
+        ..ordered()
+    };
+    let rig = rig(1, settings).await;
+    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    assert_eq!(rig.seen(1).await, [of(0, 0, 1, "0")]);
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    for _ in 0..3 {
+        assert!(!rig.broker.tend_due().await);
+        assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    }
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 1);
+    let next = rig.receive(1).await;
+    assert_eq!((next[0].queue_offset.get(), next[0].delivery), (1, 1));
+    rig.broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn a_receive_takes_no_more_of_a_record_than_it_asks_for_but_for_the_last_message() {
     let rig = Rig::new(1, GroupSettings::default()).await;

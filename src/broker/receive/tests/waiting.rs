@@ -363,3 +363,70 @@ async fn who_may_not_have_old_leases_yet_gets_a_new_message_at_once() {
     assert!(parked <= 7, "{parked}");
     rig.broker.close().unwrap();
 }
+
+/// Messages whose leases from before a start are over are offered a few at a time: who passes them over is told by no
+/// timer when they may be had.
+#[tokio::test(start_paused = true)]
+async fn who_finds_something_and_leaves_more_to_anybody_has_another_look_after_that() {
+    for is_first_look in [true, false] {
+        // Others come first in the one look, and new ones in the other.
+        for turn in 0..2 {
+            let rig = Rig::new(1, GroupSettings::default()).await;
+            rig.store(Some(QueueId::ZERO), &[("old", Some("b"), None)], None).await;
+            assert_eq!(rig.receive(1).await.len(), 1);
+            rig.pass(MINUTE - Duration::from_secs(1));
+            let rig = rig.again();
+            for _ in 0..turn {
+                rig.send_to(0, "one look").await;
+                assert_eq!(rig.seen(1).await, [of(0, 1, 1, "one look")]);
+            }
+            let tags = |text| Expression::parse(Language::Tags, text).unwrap();
+            let (a, b) = (tags("a"), tags("b"));
+            let wait = Duration::from_secs(25);
+            let finds = ReceiveRequest { wait, ..rig.request(&a, 1) };
+            let sleeps = ReceiveRequest { wait, ..rig.request(&b, 1) };
+            let parked = async |count| {
+                while rig.broker.waiting() < count {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let send = async || {
+                rig.store(Some(QueueId::ZERO), &[("new", Some("a"), None)], None).await;
+            };
+            let found = async {
+                if is_first_look {
+                    // Who finds it comes when the other one waits already, and neither knew of what is over.
+                    parked(1).await;
+                    rig.pass(Duration::from_secs(1));
+                    send().await;
+                }
+                let found = rig.broker.receive_messages(finds).await.unwrap().messages;
+                assert_eq!(found.iter().map(seen).collect::<Vec<_>>(), [of(0, 1 + turn, 1, "new")]);
+                // From now on as much of it as there is may be had.
+                rig.pass(Duration::from_secs(10));
+            };
+            let slept = async {
+                if !is_first_look {
+                    // Both left it: the first one looks each second, and the other one sleeps.
+                    parked(1).await;
+                }
+                rig.broker.receive_messages(sleeps).await.unwrap().messages
+            };
+            let sent = async {
+                if !is_first_look {
+                    parked(2).await;
+                    send().await;
+                }
+            };
+            if !is_first_look {
+                rig.pass(Duration::from_secs(1));
+            }
+            let start = Instant::now();
+            let (slept, (), ()) = tokio::join!(slept, found, sent);
+            let slept: Vec<_> = slept.iter().map(seen).collect();
+            assert_eq!(slept, [of(0, 0, 2, "old")], "{is_first_look} {turn}");
+            assert!(start.elapsed() < wait, "{:?}", start.elapsed());
+            rig.broker.close().unwrap();
+        }
+    }
+}

@@ -158,6 +158,36 @@ async fn a_dead_letter_that_finds_no_room_is_one_as_soon_as_there_is_some_and_le
     rig.broker.close().unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn dead_letters_that_find_no_room_keep_those_of_other_groups_waiting_once_and_not_each() {
+    const GROUPS: u64 = 5;
+    let rig = rig(2, GroupSettings::default()).await;
+    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.send_to(1, "needs little").await;
+    let once = GroupSettings { max_attempts: Some(1), ..GroupSettings::default() };
+    let filter = all();
+    for number in 0..GROUPS {
+        let group = format!("g{number}");
+        rig.broker.create_group(&group, &once, soon()).await.unwrap();
+        let request = ReceiveRequest { group: &group, ..rig.request(&filter, 2) };
+        let got: Vec<_> = rig.receive_all(request).await.iter().map(seen).collect();
+        assert_eq!(got, [of(0, 0, 1, "0"), of(1, 0, 1, "needs little")]);
+    }
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    let start = Instant::now();
+    assert!(!rig.broker.tend_due().await);
+    let waited = start.elapsed();
+    assert!(waited <= 2 * Duration::from_secs(2), "{waited:?}, and one waits for two seconds");
+    assert_eq!(rig.broker.counters().dead_letters.get(), GROUPS, "what needs little went on");
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 2 * GROUPS);
+    assert_eq!(rig.broker.in_work().replies, 0);
+    rig.broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn a_receive_takes_no_more_of_a_record_than_it_asks_for_but_for_the_last_message() {
     let rig = Rig::new(1, GroupSettings::default()).await;

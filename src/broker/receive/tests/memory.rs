@@ -271,19 +271,7 @@ async fn who_waits_for_room_to_decompress_and_goes_away_leaves_it_to_the_next() 
         let wait = Duration::from_secs(20);
         tokio::spawn(async move {
             let filter = all();
-            let request = ReceiveRequest {
-                holder: "",
-                group: "g",
-                topic: "t",
-                filter: &filter,
-                max_messages: 4,
-                max_bytes: 1,
-                invisible: MINUTE,
-                client: None,
-                wait,
-                attempt: "",
-                deadline: soon(),
-            };
+            let request = ReceiveRequest { max_bytes: 1, wait, ..receive_request(&filter, 4) };
             broker.receive_messages(request).await.unwrap()
         })
     };
@@ -324,27 +312,18 @@ async fn bombs_in_many_queues_are_decompressed_within_the_bound_and_others_are_s
     for _ in 0..MESSAGES {
         let broker = Arc::clone(&rig.broker);
         receivers.spawn(async move {
-            let filter = Expression::parse(Language::Tags, "small").unwrap();
+            let filter = tags("small");
             let request = ReceiveRequest {
-                holder: "",
-                group: "g",
-                topic: "t",
-                filter: &filter,
-                max_messages: 1,
                 max_bytes: 1,
-                invisible: MINUTE,
-                client: None,
                 wait: Duration::from_secs(25),
-                attempt: "",
                 deadline: Instant::now() + Duration::from_secs(120),
+                ..receive_request(&filter, 1)
             };
             let received = broker.receive_messages(request).await.unwrap();
             received.messages.iter().map(|one| (one.queue, one.delivery)).collect::<Vec<_>>()
         });
     }
-    while rig.broker.waiting() < MESSAGES {
-        tokio::task::yield_now().await;
-    }
+    rig.until_wait(MESSAGES).await;
     let bomb = bomb_with_a_small_one();
     for queue in 0..QUEUES {
         rig.send_batch_to(queue, bomb.clone()).await;

@@ -280,10 +280,21 @@ fn not_decompressible(tags: &[&str]) -> bytes::Bytes {
 }
 
 impl Rig {
-    /// The dead letters of `g`, as another group reads them.
-    async fn dead(&self) -> Vec<ReceivedMessage> {
+    /// Makes a dead letter of a message that `g` has.
+    async fn give_up(&self, handle: &str) {
+        self.broker.forward_to_dead_letters("g", "t", (handle, 0), soon()).await.unwrap();
+    }
+
+    /// Waits until all dead letters of `g` can be read. Returns their topic.
+    async fn dead_letters(&self) -> Arc<TopicEntry> {
         let dead = self.broker.state.topics.get("%DLQ%g").unwrap();
         self.broker.store.caught_up(dead.handle()).await;
+        dead
+    }
+
+    /// The dead letters of `g`, as another group reads them.
+    async fn dead(&self) -> Vec<ReceivedMessage> {
+        self.dead_letters().await;
         let name = "readers";
         self.broker.create_group(name, &GroupSettings::default(), soon()).await.unwrap();
         let filter = all();

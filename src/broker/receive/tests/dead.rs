@@ -146,12 +146,11 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
         rig.send_to(0, "a").await;
         rig.send_to(0, "b").await;
         for handle in rig.bodies(2).await.1 {
-            rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await.unwrap();
+            rig.give_up(&handle).await;
         }
-        let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+        let topic = rig.dead_letters().await;
         let month = Duration::from_secs(30 * 24 * 60 * 60).as_millis() as u64;
         assert_eq!(topic.settings().retention.time_ms, Some(month));
-        rig.broker.store.caught_up(topic.handle()).await;
         let filter = all();
         let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 9) };
         let mut handles = Vec::new();
@@ -391,7 +390,7 @@ async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_
     assert_eq!(rig.receive_all(others).await.len(), 1);
     for (for_all, redriven) in [(false, 1), (true, 2)] {
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
+        rig.give_up(&message.handle).await;
         let redrive = RedriveRequest { for_all, ..redrive_request() };
         assert_eq!(rig.broker.redrive(&redrive).await.unwrap().dead_letters.len(), 1);
         let received = rig.receive_all(others).await;
@@ -447,7 +446,7 @@ async fn what_went_back_to_one_group_costs_the_others_few_records() {
     for n in 0..200 {
         rig.send_to(0, &n.to_string()).await;
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
+        rig.give_up(&message.handle).await;
     }
     assert_eq!(rig.receive_all(others(200)).await.len(), 200);
     let redrive = RedriveRequest { max: 200, ..redrive_request() };
@@ -485,12 +484,10 @@ async fn of_dead_letters_those_of_a_reason_a_key_and_a_time_go_back_and_no_more_
             let buried = rig.broker.settle_waiting(&request).await.unwrap();
             assert_eq!(buried[0].fault, None);
         } else {
-            let given_up = (message.handle.as_str(), 0);
-            rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+            rig.give_up(&message.handle).await;
         }
     }
-    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
-    rig.broker.store.caught_up(topic.handle()).await;
+    rig.dead_letters().await;
     let redrive = async |only: OnlySuch<'_>, max, per_second, run| {
         let (per_second, deadline) =
             (NonZeroU32::new(per_second), Instant::now() + Duration::from_secs(15));
@@ -540,11 +537,9 @@ async fn a_redrive_at_a_limited_rate_ends_before_its_callers_time_and_the_next_o
     for body in 0..20 {
         rig.send_to(0, &body.to_string()).await;
         let message = rig.receive(1).await.remove(0);
-        let given_up = (message.handle.as_str(), 0);
-        rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+        rig.give_up(&message.handle).await;
     }
-    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
-    rig.broker.store.caught_up(topic.handle()).await;
+    rig.dead_letters().await;
     let (mut went, start) = (Vec::new(), Instant::now());
     loop {
         let request = RedriveRequest {
@@ -573,11 +568,9 @@ async fn what_held_a_redrive_up_is_not_made_up_for_by_going_faster_than_may_be()
     for body in 0..LETTERS {
         rig.send_to(0, &body.to_string()).await;
         let message = rig.receive(1).await.remove(0);
-        let given_up = (message.handle.as_str(), 0);
-        rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+        rig.give_up(&message.handle).await;
     }
-    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
-    rig.broker.store.caught_up(topic.handle()).await;
+    rig.dead_letters().await;
     let request =
         RedriveRequest { max: LETTERS, per_second: NonZeroU32::new(1), ..redrive_request() };
     // It has no room to look at them until all of them might have gone.
@@ -703,9 +696,8 @@ async fn a_dead_letter_is_chosen_behind_more_others_than_a_member_may_have_open(
     }
     rig.send_to(0, "the last one").await;
     let last = rig.receive(1).await.remove(0).handle;
-    rig.broker.forward_to_dead_letters("g", "t", (&last, 0), soon()).await.unwrap();
-    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
-    rig.broker.store.caught_up(topic.handle()).await;
+    rig.give_up(&last).await;
+    rig.dead_letters().await;
     let only = OnlySuch { reason: Some(DeadReason::GivenUp), ..OnlySuch::default() };
     let redrive = RedriveRequest { only, ..redrive_request() };
     let page = rig.broker.redrive(&redrive).await.unwrap();

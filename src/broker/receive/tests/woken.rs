@@ -134,7 +134,7 @@ impl Source {
             }
             Self::FirstOfItsGroupAcked => assert_eq!(rig.ack(&[handle]).await, [true]),
             Self::FirstOfItsGroupGivenUp => {
-                broker.forward_to_dead_letters("g", "t", (handle, 0), soon()).await.unwrap();
+                rig.give_up(handle).await;
             }
         }
     }
@@ -167,7 +167,7 @@ async fn prepared(source: Source) -> (Rig, String) {
         | Source::ResetBack
         | Source::CommitBack => assert_eq!(rig.ack(&[&handle]).await, [true]),
         Source::Redriven => {
-            rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await.unwrap();
+            rig.give_up(&handle).await;
         }
         _ => {}
     }

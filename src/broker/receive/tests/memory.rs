@@ -188,6 +188,51 @@ async fn dead_letters_that_find_no_room_keep_those_of_other_groups_waiting_once_
     rig.broker.close().unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn in_an_ordered_group_no_dead_letter_comes_before_one_of_its_message_group_that_finds_no_room()
+ {
+    let rig = rig(1, GroupSettings { max_attempts: Some(1), ..ordered() }).await;
+    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.store(Some(QueueId::ZERO), &[("behind", Some("small"), None)], None).await;
+    let filter = tags("small");
+    let got: Vec<_> = rig.receive_all(rig.request(&filter, 2)).await.iter().map(seen).collect();
+    assert_eq!(got, [of(0, 0, 1, "0"), of(0, 5, 1, "behind")]);
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    assert!(!rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    let dead: Vec<_> = rig.dead().await.iter().map(seen).collect();
+    assert_eq!(dead, [of(0, 0, 1, "0"), of(0, 1, 1, "behind")]);
+    rig.broker.close().unwrap();
+}
+
+/// More than one look leaves.
+#[tokio::test(start_paused = true)]
+async fn however_many_dead_letters_of_a_group_find_no_room_all_are_made_once_there_is_some() {
+    const QUEUES: u32 = 20;
+    let rig = rig(QUEUES, GroupSettings { max_attempts: Some(1), ..Default::default() }).await;
+    for queue in 0..QUEUES {
+        rig.send_batch_to(queue, bomb_with_a_small_one()).await;
+    }
+    let filter = tags("small");
+    assert_eq!(rig.receive_all(rig.request(&filter, QUEUES)).await.len(), QUEUES as usize);
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    for _ in 0..3 {
+        assert!(!rig.broker.tend_due().await);
+        assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    }
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), u64::from(QUEUES));
+    assert_eq!(rig.broker.state.offsets.next_timer(), None);
+    rig.broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn a_receive_takes_no_more_of_a_record_than_it_asks_for_but_for_the_last_message() {
     let rig = Rig::new(1, GroupSettings::default()).await;

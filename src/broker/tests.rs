@@ -55,6 +55,17 @@ fn to(topic: &str, len: usize) -> SendRequest<'_> {
     }
 }
 
+/// The begins of some queues.
+fn begins(queues: u32) -> Vec<PullStart> {
+    let begin = |queue| PullStart { queue: QueueId::new(queue), offset: QueueOffset::ZERO };
+    (0..queues).map(begin).collect()
+}
+
+/// A stream of `t` whose answers have about so many bytes.
+fn stream_of(queues: &[PullStart], max_bytes: u32) -> PullStreamRequest<'_> {
+    PullStreamRequest { topic: "t", queues, max_bytes, tags: "", epoch: None, group: None }
+}
+
 const SETTINGS: TopicSettings = TopicSettings::open(1, FlushMode::Sync, TopicType::Normal);
 
 #[tokio::test]
@@ -182,18 +193,9 @@ async fn a_stream_reads_queues_along_in_their_turns_in_memory_and_off_the_disk()
             deadline: soon(),
         };
         assert_eq!(broker.pull(last).await.unwrap().records.len(), 1, "all is dispatched");
-        let starts: Vec<_> = (0..QUEUES)
-            .map(|queue| PullStart { queue: QueueId::new(queue), offset: QueueOffset::ZERO })
-            .collect();
-        let request = PullStreamRequest {
-            topic: "t",
-            queues: &starts,
-            // A queue whole, and some of the next ones.
-            max_bytes: 100_000,
-            tags: "",
-            epoch: None,
-            group: None,
-        };
+        let starts = begins(QUEUES);
+        // A queue whole, and some of the next ones.
+        let request = stream_of(&starts, 100_000);
         let mut stream = broker.pull_stream(request).await.unwrap();
         let (mut most, mut turns) = (0, Vec::new());
         let mut next = vec![0; QUEUES as usize];
@@ -233,17 +235,8 @@ async fn a_stream_at_the_ends_of_its_queues_is_woken_by_each_and_leaves_nobody_p
     let (broker, _dir) = broker(BrokerConfig::default());
     let settings = TopicSettings::open(QUEUES, FlushMode::Async, TopicType::Normal);
     broker.create_topic("t", settings, soon()).await.unwrap();
-    let starts: Vec<_> = (0..QUEUES)
-        .map(|queue| PullStart { queue: QueueId::new(queue), offset: QueueOffset::ZERO })
-        .collect();
-    let request = PullStreamRequest {
-        topic: "t",
-        queues: &starts,
-        max_bytes: 100_000,
-        tags: "",
-        epoch: None,
-        group: None,
-    };
+    let starts = begins(QUEUES);
+    let request = stream_of(&starts, 100_000);
     let mut stream = broker.pull_stream(request).await.unwrap();
     for (round, queues) in [vec![255], vec![0, 200, 128], vec![200]].into_iter().enumerate() {
         let sends = async {
@@ -286,17 +279,8 @@ async fn a_stream_ends_with_its_topic_whatever_it_has_read() {
         let send = SendRequest { queue: Some(QueueId::new(queue)), ..to("t", 5_000) };
         broker.send(send).await.unwrap();
     }
-    let starts: Vec<_> = (0..8)
-        .map(|queue| PullStart { queue: QueueId::new(queue), offset: QueueOffset::ZERO })
-        .collect();
-    let request = PullStreamRequest {
-        topic: "t",
-        queues: &starts,
-        max_bytes: 100_000,
-        tags: "",
-        epoch: None,
-        group: None,
-    };
+    let starts = begins(8);
+    let request = stream_of(&starts, 100_000);
     let mut stream = broker.pull_stream(request).await.unwrap();
     let read = stream.next().await.unwrap();
     broker.delete_topic("t", soon()).await.unwrap();
@@ -353,15 +337,8 @@ async fn a_stream_that_is_overtaken_by_a_purge_ends_there_and_one_that_is_not_go
                     queue: QueueId::new(queue),
                     offset: QueueOffset::new(offset),
                 });
-                let request = PullStreamRequest {
-                    topic: "t",
-                    queues: &queues,
-                    // A few records.
-                    max_bytes: 500,
-                    tags: "",
-                    epoch: None,
-                    group: None,
-                };
+                // A few records.
+                let request = stream_of(&queues, 500);
                 let mut stream = broker.pull_stream(request).await.unwrap();
                 while at < MESSAGES {
                     match stream.next().await {
@@ -428,15 +405,8 @@ async fn a_stream_at_the_end_of_a_topic_that_is_deleted_and_made_again_ends_and_
         let settings = TopicSettings::open(1, FlushMode::Async, TopicType::Normal);
         broker.create_topic("t", settings, soon()).await.unwrap();
         broker.send(to("t", 100)).await.unwrap();
-        let queues = [PullStart { queue: QueueId::ZERO, offset: QueueOffset::ZERO }];
-        let request = PullStreamRequest {
-            topic: "t",
-            queues: &queues,
-            max_bytes: 1_000,
-            tags: "",
-            epoch: None,
-            group: None,
-        };
+        let queues = begins(1);
+        let request = stream_of(&queues, 1_000);
         let mut stream = broker.pull_stream(request).await.unwrap();
         let read = stream.next().await.unwrap();
         assert_eq!(read.parts[0].1.records.len(), 1);
@@ -491,15 +461,8 @@ async fn a_stream_ends_in_the_turn_of_the_queue_that_cannot_be_read_on_whatever_
             PullStart { queue: QueueId::new(queue), offset }
         })
         .collect();
-    let request = PullStreamRequest {
-        topic: "t",
-        queues: &starts,
-        // Two records of a queue, never all of it.
-        max_bytes: 11_000,
-        tags: "",
-        epoch: None,
-        group: None,
-    };
+    // Two records of a queue, never all of it.
+    let request = stream_of(&starts, 11_000);
     let mut stream = broker.pull_stream(request).await.unwrap();
     let mut turns = Vec::new();
     let end = loop {

@@ -50,8 +50,56 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
 }
 
+fn tags(text: &str) -> Expression {
+    Expression::parse(Language::Tags, text).unwrap()
+}
+
 fn all() -> Expression {
-    Expression::parse(Language::Tags, "*").unwrap()
+    tags("*")
+}
+
+/// A receive of `g` from `t` that does not wait.
+fn receive_request(filter: &Expression, max_messages: u32) -> ReceiveRequest<'_> {
+    ReceiveRequest {
+        group: "g",
+        topic: "t",
+        filter,
+        max_messages,
+        max_bytes: 1 << 20,
+        invisible: MINUTE,
+        client: None,
+        holder: "somebody",
+        wait: Duration::ZERO,
+        attempt: "",
+        deadline: soon(),
+    }
+}
+
+/// Up to nine dead letters of `g`, whichever come first.
+fn redrive_request() -> RedriveRequest<'static> {
+    RedriveRequest {
+        group: "g",
+        ids: &[],
+        only: OnlySuch::default(),
+        max: 9,
+        per_second: None,
+        for_all: false,
+        run: Run::Real,
+        deadline: soon(),
+    }
+}
+
+/// What a push consumer of `g` says of itself.
+fn introduction() -> Introduction {
+    Introduction {
+        kind: ClientKind::PushConsumer,
+        language: String::new(),
+        version: String::new(),
+        hostname: String::new(),
+        group: Some("g".to_owned()),
+        topics: Vec::new(),
+        subscriptions: Vec::new(),
+    }
 }
 
 fn open(disk: &SimDisk, clock: &Arc<ManualClock>) -> Arc<Broker> {
@@ -121,18 +169,13 @@ impl Rig {
     }
 
     fn request<'a>(&self, filter: &'a Expression, max_messages: u32) -> ReceiveRequest<'a> {
-        ReceiveRequest {
-            group: "g",
-            topic: "t",
-            filter,
-            max_messages,
-            max_bytes: 1 << 20,
-            invisible: MINUTE,
-            client: None,
-            holder: "somebody",
-            wait: Duration::ZERO,
-            attempt: "",
-            deadline: soon(),
+        receive_request(filter, max_messages)
+    }
+
+    /// Waits until so many wait for messages.
+    async fn until_wait(&self, count: usize) {
+        while self.broker.waiting() < count {
+            tokio::task::yield_now().await;
         }
     }
 
@@ -238,10 +281,21 @@ fn not_decompressible(tags: &[&str]) -> bytes::Bytes {
 }
 
 impl Rig {
-    /// The dead letters of `g`, as another group reads them.
-    async fn dead(&self) -> Vec<ReceivedMessage> {
+    /// Makes a dead letter of a message that `g` has.
+    async fn give_up(&self, handle: &str) {
+        self.broker.forward_to_dead_letters("g", "t", (handle, 0), soon()).await.unwrap();
+    }
+
+    /// Waits until all dead letters of `g` can be read. Returns their topic.
+    async fn dead_letters(&self) -> Arc<TopicEntry> {
         let dead = self.broker.state.topics.get("%DLQ%g").unwrap();
         self.broker.store.caught_up(dead.handle()).await;
+        dead
+    }
+
+    /// The dead letters of `g`, as another group reads them.
+    async fn dead(&self) -> Vec<ReceivedMessage> {
+        self.dead_letters().await;
         let name = "readers";
         self.broker.create_group(name, &GroupSettings::default(), soon()).await.unwrap();
         let filter = all();

@@ -562,3 +562,36 @@ async fn what_the_disk_has_no_room_for_as_a_dead_letter_stays_and_becomes_one_la
     let dead = rig.receive_of("h", "%DLQ%once");
     assert_eq!(all_seen(&dead), [of(0, 1, "b"), of(1, 1, "a")], "as they were due");
 }
+
+/// The next segment is not there yet, whatever the disk has room for.
+#[tokio::test(start_paused = true)]
+async fn dead_letters_that_the_log_has_no_room_for_yet_stay_due_and_are_waited_for_once_for_all() {
+    const GROUPS: u64 = 3;
+    let mut rig = Rig::new();
+    let names: Vec<_> = (0..GROUPS).map(|number| format!("once-{number}")).collect();
+    let once = GroupSettings {
+        max_attempts: Some(1),
+        retry_delays_ms: vec![12 * 60 * 60 * 1_000],
+        ..GroupSettings::default()
+    };
+    rig.send("a");
+    for name in &names {
+        rig.run(async |broker| broker.create_group(name, &once, soon()).await.map(drop)).unwrap();
+        assert_eq!(rig.receive(name).len(), 1);
+    }
+    rig.pass(MINUTE);
+    // Without the thread that makes segments.
+    let broker = Arc::clone(&rig.broker);
+    for len in [10_000, 1_000, 100, 1] {
+        let deadline = || Instant::now() + Duration::from_millis(100);
+        while broker.send(SendRequest { deadline: deadline(), ..to("f", len) }).await.is_ok() {}
+    }
+    let start = Instant::now();
+    assert!(!broker.tend_due().await);
+    let waited = start.elapsed();
+    assert!(waited <= 2 * Duration::from_secs(2), "{waited:?}, and one waits for two seconds");
+    assert_eq!(broker.counters().dead_letters.get(), 0);
+    rig.workers.settle();
+    assert!(rig.run(async |broker| broker.tend_due().await));
+    assert_eq!(broker.counters().dead_letters.get(), GROUPS);
+}

@@ -369,11 +369,14 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::broker::BrokerConfig;
+    use crate::broker::{BrokerConfig, MAX_CLIENTS, SendRequest};
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
+    use crate::format::batch::{BatchBuilder, NewMeta};
+    use crate::message::{FlushMode, Timestamp, TopicSettings, TopicType};
     use crate::proto::rocketmq as v2;
     use crate::store::StoreConfig;
+    use crate::testing::{ManualClock, SimDisk};
     use crate::wire::Frames;
 
     /// A request that panics as soon as it is looked at.
@@ -459,6 +462,66 @@ mod tests {
             attempt_id: Some("try".to_owned()),
         };
         assert_eq!(request, wanted);
+    }
+
+    /// A push consumer is served whether there is room to know it or not. Nobody could tell when one that is not known
+    /// is gone: what it has comes again after a minute, and not after hours.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_leased_to_a_client_that_is_one_too_many_to_be_known_comes_again_after_a_minute()
+     {
+        let clock = Arc::new(ManualClock::new(Timestamp::new(1_000_000)));
+        let (segment_size, flush) = (4 << 20, FlushMode::Async);
+        let store = StoreConfig { segment_size, flush, ..StoreConfig::new("/data") };
+        let disk = Arc::new(SimDisk::new());
+        let broker = Broker::open(disk, clock.clone(), store, BrokerConfig::default()).unwrap().0;
+        let soon = || Instant::now() + Duration::from_secs(30);
+        let topic = TopicSettings::open(1, FlushMode::Async, TopicType::Normal);
+        broker.create_topic("t", topic, soon()).await.unwrap();
+        let asks = async |id| {
+            let resource = |name: &str| Resource { name: name.to_owned(), ..Resource::default() };
+            let request = Request {
+                group: Some(resource("g")),
+                message_queue: Some(Queue { topic: Some(resource("t")) }),
+                batch_size: 1,
+                auto_renew: true,
+                ..Request::default()
+            };
+            let caller = Caller { id, language: "JAVA", version: "5.0.7" };
+            receive(&broker, caller, None, soon(), request).await.unwrap()
+        };
+        let send = async || {
+            let mut batch = BatchBuilder::new();
+            batch.push(&NewMeta::default(), b"x");
+            let (queue, batch) = (None, batch.finish());
+            let request = SendRequest { topic: "t", queue, batch, session: None, deadline: soon() };
+            broker.send(request).await.unwrap();
+        };
+        send().await;
+        let known = asks("known").await.unwrap();
+        assert_eq!((known.is_bound, known.delivery.invisible), (true, time::wire(RENEWED)));
+        for other in 1..MAX_CLIENTS {
+            let caller = Caller { id: &other.to_string(), language: "", version: "" };
+            assert!(clients::receives(&broker, caller, "g", None, true));
+        }
+        send().await;
+        let unknown = asks("one too many").await.unwrap();
+        assert_eq!(
+            (unknown.is_bound, unknown.delivery.invisible),
+            (false, time::wire(NOT_RENEWED))
+        );
+        assert_eq!(broker.clients(), MAX_CLIENTS);
+        let of = |found: &Found| {
+            let message = &found.received.messages[0];
+            (message.queue_offset.get(), message.delivery)
+        };
+        assert_eq!((of(&known), of(&unknown)), ((0, 1), (1, 1)));
+        clock.advance(Duration::from_millis(59_999));
+        assert!(broker.tend_clients() & broker.tend_due().await);
+        assert!(asks("1").await.is_none());
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(of(&asks("1").await.unwrap()), (1, 2));
+        assert!(asks("2").await.is_none(), "what the known one has is its own");
+        broker.close().unwrap();
     }
 
     fn wait(asked: Option<u64>, left: u64) -> (u64, bool) {

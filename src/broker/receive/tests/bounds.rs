@@ -281,16 +281,7 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
         rig.send_to(0, body).await;
     }
     let known = |rig: &Rig, id: &str| {
-        let introduction = Introduction {
-            kind: ClientKind::PushConsumer,
-            language: String::new(),
-            version: String::new(),
-            hostname: String::new(),
-            group: Some("g".to_owned()),
-            topics: Vec::new(),
-            subscriptions: Vec::new(),
-        };
-        assert!(rig.broker.introduce_client(id, introduction, None, None));
+        assert!(rig.broker.introduce_client(id, introduction(), None, None));
     };
     let filter = all();
     let hours = 3 * 60 * MINUTE;
@@ -335,16 +326,7 @@ async fn what_is_leased_to_a_client_for_as_long_as_it_lives_ends_with_it_and_can
 async fn what_a_client_has_for_as_long_as_it_lives_ends_with_the_time_that_was_said() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     rig.send_to(0, "a").await;
-    let introduction = Introduction {
-        kind: ClientKind::PushConsumer,
-        language: String::new(),
-        version: String::new(),
-        hostname: String::new(),
-        group: Some("g".to_owned()),
-        topics: Vec::new(),
-        subscriptions: Vec::new(),
-    };
-    assert!(rig.broker.introduce_client("one", introduction, None, None));
+    assert!(rig.broker.introduce_client("one", introduction(), None, None));
     let filter = all();
     let hours = 3 * 60 * MINUTE;
     let request = rig.request(&filter, 1);

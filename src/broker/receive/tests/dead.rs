@@ -62,16 +62,7 @@ async fn what_cannot_be_decompressed_is_a_dead_letter_without_body_that_does_not
         assert_eq!(letter.reason, DeadReason::Undecodable);
         assert_eq!((letter.queue_offset.get(), letter.deliveries, letter.messages), (1, 0, 1));
         assert_eq!((letter.id.epoch, letter.id.offset), (lost.epoch, lost.offset));
-        let request = RedriveRequest {
-            group: "g",
-            ids: &[],
-            max: 9,
-            only: OnlySuch::default(),
-            per_second: None,
-            for_all: false,
-            run: Run::Real,
-            deadline: soon(),
-        };
+        let request = redrive_request();
         let redriven = rig.broker.redrive(&request).await.unwrap().dead_letters;
         assert_eq!(redriven[0].fault, Some(RedriveFault::NoBody));
         rig.broker.close().unwrap();
@@ -155,12 +146,11 @@ async fn what_fails_among_a_groups_own_dead_letters_stays_there_and_keeps_nothin
         rig.send_to(0, "a").await;
         rig.send_to(0, "b").await;
         for handle in rig.bodies(2).await.1 {
-            rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await.unwrap();
+            rig.give_up(&handle).await;
         }
-        let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
+        let topic = rig.dead_letters().await;
         let month = Duration::from_secs(30 * 24 * 60 * 60).as_millis() as u64;
         assert_eq!(topic.settings().retention.time_ms, Some(month));
-        rig.broker.store.caught_up(topic.handle()).await;
         let filter = all();
         let dead = ReceiveRequest { topic: "%DLQ%g", ..rig.request(&filter, 9) };
         let mut handles = Vec::new();
@@ -233,10 +223,7 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
     rig.broker.delete_topic("gone", soon()).await.unwrap();
 
     let redrive = async |rig: &Rig, ids: &[MessageId], max, run| {
-        let deadline = soon();
-        let (only, per_second, for_all) = (OnlySuch::default(), None, false);
-        let request =
-            RedriveRequest { group: "g", ids, only, max, per_second, for_all, run, deadline };
+        let request = RedriveRequest { ids, max, run, ..redrive_request() };
         rig.broker.redrive(&request).await.unwrap().dead_letters
     };
     let planned = redrive(&rig, &[], 9, Run::Dry).await;
@@ -268,16 +255,7 @@ async fn dead_letters_go_back_once_and_those_that_cannot_stay() {
     let left = redrive(&rig, &[], 9, Run::Real).await;
     assert_eq!(faults(&left), [Some(RedriveFault::NoTopic)], "it stays, and can be tried again");
     assert_eq!(rig.broker.counters().redriven.get(), 1, "since the start");
-    let none = RedriveRequest {
-        group: "nobody",
-        ids: &[],
-        max: 1,
-        only: OnlySuch::default(),
-        per_second: None,
-        for_all: false,
-        run: Run::Dry,
-        deadline: soon(),
-    };
+    let none = RedriveRequest { group: "nobody", max: 1, run: Run::Dry, ..redrive_request() };
     assert!(matches!(rig.broker.redrive(&none).await, Err(BrokerError::UnknownGroup { .. })));
     let many = RedriveRequest { max: MAX_RECEIVE + 1, ..none };
     assert!(matches!(rig.broker.redrive(&many).await, Err(BrokerError::TooLarge { .. })));
@@ -412,17 +390,8 @@ async fn what_goes_back_is_for_its_group_unless_all_are_to_get_it_and_keeps_its_
     assert_eq!(rig.receive_all(others).await.len(), 1);
     for (for_all, redriven) in [(false, 1), (true, 2)] {
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
-        let redrive = RedriveRequest {
-            group: "g",
-            ids: &[],
-            max: 9,
-            only: OnlySuch::default(),
-            per_second: None,
-            for_all,
-            run: Run::Real,
-            deadline: soon(),
-        };
+        rig.give_up(&message.handle).await;
+        let redrive = RedriveRequest { for_all, ..redrive_request() };
         assert_eq!(rig.broker.redrive(&redrive).await.unwrap().dead_letters.len(), 1);
         let received = rig.receive_all(others).await;
         assert_eq!(received.len(), usize::from(for_all), "{for_all}");
@@ -477,19 +446,10 @@ async fn what_went_back_to_one_group_costs_the_others_few_records() {
     for n in 0..200 {
         rig.send_to(0, &n.to_string()).await;
         let message = rig.receive(1).await.remove(0);
-        rig.broker.forward_to_dead_letters("g", "t", (&message.handle, 0), soon()).await.unwrap();
+        rig.give_up(&message.handle).await;
     }
     assert_eq!(rig.receive_all(others(200)).await.len(), 200);
-    let redrive = RedriveRequest {
-        group: "g",
-        ids: &[],
-        max: 200,
-        only: OnlySuch::default(),
-        per_second: None,
-        for_all: false,
-        run: Run::Real,
-        deadline: soon(),
-    };
+    let redrive = RedriveRequest { max: 200, ..redrive_request() };
     assert_eq!(rig.broker.redrive(&redrive).await.unwrap().dead_letters.len(), 200);
     let topic = rig.broker.state.topics.get("t").unwrap();
     rig.broker.store.caught_up(topic.handle()).await;
@@ -524,17 +484,14 @@ async fn of_dead_letters_those_of_a_reason_a_key_and_a_time_go_back_and_no_more_
             let buried = rig.broker.settle_waiting(&request).await.unwrap();
             assert_eq!(buried[0].fault, None);
         } else {
-            let given_up = (message.handle.as_str(), 0);
-            rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+            rig.give_up(&message.handle).await;
         }
     }
-    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
-    rig.broker.store.caught_up(topic.handle()).await;
+    rig.dead_letters().await;
     let redrive = async |only: OnlySuch<'_>, max, per_second, run| {
-        let (ids, for_all, deadline) = (&[][..], false, Instant::now() + Duration::from_secs(15));
-        let per_second = NonZeroU32::new(per_second);
-        let request =
-            RedriveRequest { group: "g", ids, only, max, per_second, for_all, run, deadline };
+        let (per_second, deadline) =
+            (NonZeroU32::new(per_second), Instant::now() + Duration::from_secs(15));
+        let request = RedriveRequest { only, max, per_second, run, deadline, ..redrive_request() };
         rig.broker.redrive(&request).await.unwrap()
     };
     let all = redrive(OnlySuch::default(), 9, 0, Run::Dry).await;
@@ -580,22 +537,16 @@ async fn a_redrive_at_a_limited_rate_ends_before_its_callers_time_and_the_next_o
     for body in 0..20 {
         rig.send_to(0, &body.to_string()).await;
         let message = rig.receive(1).await.remove(0);
-        let given_up = (message.handle.as_str(), 0);
-        rig.broker.forward_to_dead_letters("g", "t", given_up, soon()).await.unwrap();
+        rig.give_up(&message.handle).await;
     }
-    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
-    rig.broker.store.caught_up(topic.handle()).await;
+    rig.dead_letters().await;
     let (mut went, start) = (Vec::new(), Instant::now());
     loop {
         let request = RedriveRequest {
-            group: "g",
-            ids: &[],
-            only: OnlySuch::default(),
             max: 100,
             per_second: NonZeroU32::new(1),
-            for_all: false,
-            run: Run::Real,
             deadline: Instant::now() + Duration::from_secs(15),
+            ..redrive_request()
         };
         let page = rig.broker.redrive(&request).await.unwrap();
         assert!(page.dead_letters.iter().all(|one| one.fault.is_none()));
@@ -608,6 +559,29 @@ async fn a_redrive_at_a_limited_rate_ends_before_its_callers_time_and_the_next_o
     assert_eq!(went, [12, 8]);
     assert!(start.elapsed() >= Duration::from_secs(20));
     rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_held_a_redrive_up_is_not_made_up_for_by_going_faster_than_may_be() {
+    const LETTERS: u32 = 6;
+    let rig = Rig::new(1, GroupSettings::default()).await;
+    for body in 0..LETTERS {
+        rig.send_to(0, &body.to_string()).await;
+        let message = rig.receive(1).await.remove(0);
+        rig.give_up(&message.handle).await;
+    }
+    rig.dead_letters().await;
+    let request =
+        RedriveRequest { max: LETTERS, per_second: NonZeroU32::new(1), ..redrive_request() };
+    // It has no room to look at them until all of them might have gone.
+    let others = rig.broker.replies.try_take(u64::MAX).unwrap();
+    let (page, held_until) = tokio::join!(rig.broker.redrive(&request), async {
+        tokio::time::sleep(2 * Duration::from_secs(LETTERS.into())).await;
+        drop(others);
+        Instant::now()
+    });
+    assert_eq!(page.unwrap().dead_letters.len(), LETTERS as usize);
+    assert!(held_until.elapsed() >= Duration::from_secs(u64::from(LETTERS) - 1));
     rig.broker.close().unwrap();
 }
 
@@ -643,7 +617,6 @@ async fn what_nobody_had_and_cannot_be_a_dead_letter_yet_loses_no_delivery_by_th
         ..GroupSettings::default()
     };
     let rig = Rig::new(1, settings).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (old, new) = (tags("a"), tags("b"));
     for filter in [&old, &new] {
         assert!(rig.receive_all(rig.request(filter, 1)).await.is_empty());
@@ -723,20 +696,10 @@ async fn a_dead_letter_is_chosen_behind_more_others_than_a_member_may_have_open(
     }
     rig.send_to(0, "the last one").await;
     let last = rig.receive(1).await.remove(0).handle;
-    rig.broker.forward_to_dead_letters("g", "t", (&last, 0), soon()).await.unwrap();
-    let topic = rig.broker.state.topics.get("%DLQ%g").unwrap();
-    rig.broker.store.caught_up(topic.handle()).await;
+    rig.give_up(&last).await;
+    rig.dead_letters().await;
     let only = OnlySuch { reason: Some(DeadReason::GivenUp), ..OnlySuch::default() };
-    let redrive = RedriveRequest {
-        group: "g",
-        ids: &[],
-        only,
-        max: 9,
-        per_second: None,
-        for_all: false,
-        run: Run::Real,
-        deadline: soon(),
-    };
+    let redrive = RedriveRequest { only, ..redrive_request() };
     let page = rig.broker.redrive(&redrive).await.unwrap();
     assert_eq!((page.dead_letters.len(), page.more), (1, false));
     assert_eq!(page.dead_letters[0].fault, None);

@@ -15,7 +15,7 @@ async fn what_the_filter_does_not_want_is_finished_by_passing_over_it() {
     for message in messages {
         rig.store(queue, &[message], None).await;
     }
-    let filter = Expression::parse(Language::Tags, "BB").unwrap();
+    let filter = tags("BB");
     let received = rig.receive_all(rig.request(&filter, 9)).await;
     let got: Vec<_> = received.iter().map(seen).collect();
     assert_eq!(got, [of(0, 1, 1, "2"), of(0, 4, 1, "2")]);
@@ -64,7 +64,6 @@ async fn what_one_member_was_given_is_not_finished_by_the_filter_of_another() {
     let rig = Rig::new(1, GroupSettings::default()).await;
     let queue = Some(QueueId::ZERO);
     rig.store(queue, &[("a", Some("a"), None), ("b", Some("b"), None)], None).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (any, a, b) = (tags("a || b"), tags("a"), tags("b"));
     let first = rig.receive_all(rig.request(&any, 1)).await.remove(0);
     rig.hold(&first.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
@@ -96,7 +95,6 @@ async fn a_group_may_refuse_members_with_another_filter_as_long_as_the_first_is_
     )
     .await;
     rig.send_to(0, "x").await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (a, all) = (tags("a"), all());
     assert!(rig.receive_all(rig.request(&all, 1)).await.len() == 1);
     let refused = rig.broker.receive_messages(rig.request(&a, 1)).await;
@@ -123,14 +121,11 @@ async fn what_is_due_and_nobody_wants_is_not_looked_at_again_and_again() {
 #[tokio::test]
 async fn who_waits_for_a_tag_sleeps_while_others_come_and_passes_them_over_with_the_first_of_his() {
     let rig = Rig::new(1, GroupSettings::default()).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let filter = tags("a");
     let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
     let parked = || rig.broker.counters().parked.get();
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         for _ in 0..50 {
             rig.store(Some(QueueId::ZERO), &[("other", Some("b"), None)], None).await;
             rig.store(Some(QueueId::ZERO), &[("none", None, None)], None).await;
@@ -153,7 +148,6 @@ async fn who_waits_for_a_tag_sleeps_while_others_come_and_passes_them_over_with_
 #[tokio::test(start_paused = true)]
 async fn what_is_due_for_a_member_with_another_filter_wakes_him_and_nobody_again_and_again() {
     let rig = Rig::new(1, GroupSettings::default()).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (any, a, b) = (tags("a || b"), tags("a"), tags("b"));
     rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
     let first = rig.receive_all(rig.request(&any, 1)).await.remove(0);
@@ -173,9 +167,7 @@ async fn what_is_due_for_a_member_with_another_filter_wakes_him_and_nobody_again
         rig.hold(&received[0].handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
     };
     let back = async {
-        while rig.broker.waiting() < 5 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(5).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         rig.hold(&first.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
     };
@@ -195,7 +187,6 @@ async fn while_a_group_goes_on_to_another_filter_each_member_gets_what_its_own_w
     for settings in [GroupSettings::default(), ordered()] {
         let is_ordered = settings.ordered;
         let rig = Rig::new(1, GroupSettings { other_filters: roll, ..settings }).await;
-        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
         let (old, new, third) = (tags("a || both"), tags("b || both"), tags("c"));
         let (of_old, of_new) = (rig.request(&old, 9), rig.request(&new, 9));
         assert!(rig.receive_all(of_old).await.is_empty());
@@ -235,7 +226,6 @@ async fn while_a_group_goes_on_to_another_filter_each_member_gets_what_its_own_w
 async fn in_an_ordered_group_what_is_kept_for_others_holds_what_comes_behind_it() {
     let settings = GroupSettings { other_filters: OtherFilters::Roll, ..ordered() };
     let rig = Rig::new(1, settings).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (old, new) = (tags("a"), tags("b"));
     let (of_old, of_new) = (rig.request(&old, 9), rig.request(&new, 9));
     assert!(rig.receive_all(of_old).await.is_empty());
@@ -262,7 +252,6 @@ async fn in_an_ordered_group_what_is_kept_for_others_holds_what_comes_behind_it(
 #[tokio::test(start_paused = true)]
 async fn what_no_filter_in_use_wants_is_finished_though_several_are_in_use() {
     let rig = Rig::new(1, GroupSettings::default()).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let [gone, b, c] = ["a", "b", "c"].map(tags);
     rig.store(Some(QueueId::ZERO), &[("a", Some("a"), None); 20], None).await;
     assert_eq!(rig.receive_all(rig.request(&gone, 20)).await.len(), 20);
@@ -282,7 +271,6 @@ async fn what_no_filter_in_use_wants_is_finished_though_several_are_in_use() {
 #[tokio::test(start_paused = true)]
 async fn members_that_all_find_what_is_for_none_of_them_do_not_wake_each_other_for_ever() {
     let rig = Rig::new(1, GroupSettings::default()).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let [gone, a, b] = ["z", "a", "b"].map(tags);
     rig.store(Some(QueueId::ZERO), &[("z", Some("z"), None)], None).await;
     let had = rig.receive_all(rig.request(&gone, 1)).await.remove(0);
@@ -292,9 +280,7 @@ async fn members_that_all_find_what_is_for_none_of_them_do_not_wake_each_other_f
         async {
             let received = rig.broker.receive_messages(waiting(&a));
             let (received, ()) = tokio::join!(received, async {
-                while rig.broker.waiting() < 2 {
-                    tokio::task::yield_now().await;
-                }
+                rig.until_wait(2).await;
                 rig.hold(&had.handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
             });
             received
@@ -364,7 +350,6 @@ async fn a_group_that_comes_for_a_while_each_time_is_through_with_what_its_filte
     // By the filters that are known from one time to the next, or else by how long a message waits.
     for (minutes, times) in [(5, 3), (120, 12)] {
         let rig = Rig::new(1, GroupSettings::default()).await;
-        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
         let (both, a) = (tags("a || b"), tags("a"));
         rig.store(Some(QueueId::ZERO), &[("b", Some("b"), None)], None).await;
         assert_eq!(rig.receive_all(rig.request(&both, 1)).await.len(), 1);
@@ -385,7 +370,6 @@ async fn a_group_that_comes_for_a_while_each_time_is_through_with_what_its_filte
 async fn which_version_of_a_filter_is_the_older_one_does_not_turn_round_in_a_pause() {
     let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
     let rig = Rig::new(1, settings).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (old, new) = (tags("a"), tags("b"));
     let come = async |filter| rig.broker.receive_messages(rig.request(filter, 1)).await;
     come(&old).await.unwrap();
@@ -428,7 +412,6 @@ async fn however_much_is_due_for_others_a_retry_waits_for_few_receives() {
     // The others go on asking, or are gone since a while.
     for goes_on in [true, false] {
         let rig = Rig::new(1, GroupSettings::default()).await;
-        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
         let (a, b) = (tags("a"), tags("b"));
         leased(&rig, &a, "a", 4_500).await;
         rig.pass(MINUTE);
@@ -462,7 +445,6 @@ async fn however_much_is_due_for_others_a_retry_waits_for_few_receives() {
 async fn what_is_kept_for_the_old_version_does_not_keep_retries_of_the_new_one_waiting() {
     let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
     let rig = Rig::new(1, settings).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (old, new) = (tags("a"), tags("b"));
     let come = async |filter, most| rig.receive_all(rig.request(filter, most)).await;
     assert!(come(&old, 1).await.is_empty() && come(&new, 1).await.is_empty());
@@ -490,7 +472,6 @@ async fn what_is_kept_for_the_old_version_does_not_keep_retries_of_the_new_one_w
 #[tokio::test(start_paused = true)]
 async fn what_was_leased_before_a_start_is_found_behind_what_is_for_others() {
     let rig = Rig::new(1, GroupSettings::default()).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (a, b, both) = (tags("a"), tags("b"), tags("a || b"));
     leased(&rig, &a, "a", 4_500).await;
     leased(&rig, &b, "b", 500).await;
@@ -518,7 +499,6 @@ async fn what_was_leased_before_a_start_is_found_behind_what_is_for_others() {
 async fn the_new_version_goes_on_in_a_full_queue_once_the_old_one_has_not_asked_for_a_minute() {
     let settings = GroupSettings { other_filters: OtherFilters::Roll, ..GroupSettings::default() };
     let rig = Rig::new(1, settings).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let (old, new) = (tags("a"), tags("b"));
     let come = async |filter, most| rig.receive_all(rig.request(filter, most)).await;
     assert!(come(&old, 1).await.is_empty() && come(&new, 1).await.is_empty());
@@ -540,7 +520,6 @@ async fn the_new_version_goes_on_in_a_full_queue_once_the_old_one_has_not_asked_
 #[tokio::test(start_paused = true)]
 async fn who_was_at_work_when_something_was_left_for_him_does_not_sleep_on_it() {
     let rig = Rig::new(1, GroupSettings::default()).await;
-    let tags = |text| Expression::parse(Language::Tags, text).unwrap();
     let [a, b, c] = ["a", "b", "c"].map(tags);
     let mut handles = Vec::new();
     for (filter, tag) in [(&a, "a"), (&b, "b"), (&c, "c")] {
@@ -586,9 +565,7 @@ async fn who_was_at_work_when_something_was_left_for_him_does_not_sleep_on_it() 
     assert_eq!(taken.due.len(), 2);
     assert!(matches!(rig.broker.look_once(&receiver).await, Ok(Look::Nothing)));
     let (waited, ()) = tokio::join!(wait(), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         offsets.put_back(consumer.key(), &taken, now);
         assert!(rig.receive_all(rig.request(&a, 1)).await.is_empty());
     });
@@ -688,7 +665,6 @@ async fn members_with_different_filters_get_all_retries_without_a_rest() {
     for settings in [GroupSettings::default(), ordered()] {
         let settings = GroupSettings { max_attempts: None, ..settings };
         let rig = Rig::new(1, settings).await;
-        let tags = |text| Expression::parse(Language::Tags, text).unwrap();
         let filters = ["a", "b", "c"].map(tags);
         let is_ordered = rig.broker.group("g", soon()).await.unwrap().settings().ordered;
         let mut handles = Vec::new();
@@ -725,9 +701,7 @@ async fn members_with_different_filters_get_all_retries_without_a_rest() {
             }
         };
         let give_back = async {
-            while rig.broker.waiting() < 6 {
-                tokio::task::yield_now().await;
-            }
+            rig.until_wait(6).await;
             for (_, handle) in &handles {
                 rig.hold(handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
             }

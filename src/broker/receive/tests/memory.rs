@@ -132,6 +132,107 @@ async fn the_room_for_decompressing_is_counted_while_a_dead_letter_is_made() {
     rig.broker.close().unwrap();
 }
 
+/// It used to be put off to the end of the last pause, and its message group with it.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_finds_no_room_is_one_as_soon_as_there_is_some_and_lets_the_next_come() {
+    let settings = GroupSettings {
+        max_attempts: Some(1),
+        retry_delays_ms: vec![12 * 60 * 60 * 1_000],
+        ..ordered()
+    };
+    let rig = rig(1, settings).await;
+    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    assert_eq!(rig.seen(1).await, [of(0, 0, 1, "0")]);
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    for _ in 0..3 {
+        assert!(!rig.broker.tend_due().await);
+        assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    }
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 1);
+    let next = rig.receive(1).await;
+    assert_eq!((next[0].queue_offset.get(), next[0].delivery), (1, 1));
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_that_find_no_room_keep_those_of_other_groups_waiting_once_and_not_each() {
+    const GROUPS: u64 = 5;
+    let rig = rig(2, GroupSettings::default()).await;
+    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.send_to(1, "needs little").await;
+    let once = GroupSettings { max_attempts: Some(1), ..GroupSettings::default() };
+    let filter = all();
+    for number in 0..GROUPS {
+        let group = format!("g{number}");
+        rig.broker.create_group(&group, &once, soon()).await.unwrap();
+        let request = ReceiveRequest { group: &group, ..rig.request(&filter, 2) };
+        let got: Vec<_> = rig.receive_all(request).await.iter().map(seen).collect();
+        assert_eq!(got, [of(0, 0, 1, "0"), of(1, 0, 1, "needs little")]);
+    }
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    let start = Instant::now();
+    assert!(!rig.broker.tend_due().await);
+    let waited = start.elapsed();
+    assert!(waited <= 2 * Duration::from_secs(2), "{waited:?}, and one waits for two seconds");
+    assert_eq!(rig.broker.counters().dead_letters.get(), GROUPS, "what needs little went on");
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 2 * GROUPS);
+    assert_eq!(rig.broker.in_work().replies, 0);
+    rig.broker.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_an_ordered_group_no_dead_letter_comes_before_one_of_its_message_group_that_finds_no_room()
+ {
+    let rig = rig(1, GroupSettings { max_attempts: Some(1), ..ordered() }).await;
+    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.store(Some(QueueId::ZERO), &[("behind", Some("small"), None)], None).await;
+    let filter = tags("small");
+    let got: Vec<_> = rig.receive_all(rig.request(&filter, 2)).await.iter().map(seen).collect();
+    assert_eq!(got, [of(0, 0, 1, "0"), of(0, 5, 1, "behind")]);
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    assert!(!rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    let dead: Vec<_> = rig.dead().await.iter().map(seen).collect();
+    assert_eq!(dead, [of(0, 0, 1, "0"), of(0, 1, 1, "behind")]);
+    rig.broker.close().unwrap();
+}
+
+/// More than one look leaves.
+#[tokio::test(start_paused = true)]
+async fn however_many_dead_letters_of_a_group_find_no_room_all_are_made_once_there_is_some() {
+    const QUEUES: u32 = 20;
+    let rig = rig(QUEUES, GroupSettings { max_attempts: Some(1), ..Default::default() }).await;
+    for queue in 0..QUEUES {
+        rig.send_batch_to(queue, bomb_with_a_small_one()).await;
+    }
+    let filter = tags("small");
+    assert_eq!(rig.receive_all(rig.request(&filter, QUEUES)).await.len(), QUEUES as usize);
+    rig.pass(MINUTE);
+    rig.forget_unpacked();
+    let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
+    for _ in 0..3 {
+        assert!(!rig.broker.tend_due().await);
+        assert_eq!(rig.broker.counters().dead_letters.get(), 0);
+    }
+    drop(others);
+    assert!(rig.broker.tend_due().await);
+    assert_eq!(rig.broker.counters().dead_letters.get(), u64::from(QUEUES));
+    assert_eq!(rig.broker.state.offsets.next_timer(), None);
+    rig.broker.close().unwrap();
+}
+
 #[tokio::test]
 async fn a_receive_takes_no_more_of_a_record_than_it_asks_for_but_for_the_last_message() {
     let rig = Rig::new(1, GroupSettings::default()).await;
@@ -215,19 +316,7 @@ async fn who_waits_for_room_to_decompress_and_goes_away_leaves_it_to_the_next() 
         let wait = Duration::from_secs(20);
         tokio::spawn(async move {
             let filter = all();
-            let request = ReceiveRequest {
-                holder: "",
-                group: "g",
-                topic: "t",
-                filter: &filter,
-                max_messages: 4,
-                max_bytes: 1,
-                invisible: MINUTE,
-                client: None,
-                wait,
-                attempt: "",
-                deadline: soon(),
-            };
+            let request = ReceiveRequest { max_bytes: 1, wait, ..receive_request(&filter, 4) };
             broker.receive_messages(request).await.unwrap()
         })
     };
@@ -268,27 +357,18 @@ async fn bombs_in_many_queues_are_decompressed_within_the_bound_and_others_are_s
     for _ in 0..MESSAGES {
         let broker = Arc::clone(&rig.broker);
         receivers.spawn(async move {
-            let filter = Expression::parse(Language::Tags, "small").unwrap();
+            let filter = tags("small");
             let request = ReceiveRequest {
-                holder: "",
-                group: "g",
-                topic: "t",
-                filter: &filter,
-                max_messages: 1,
                 max_bytes: 1,
-                invisible: MINUTE,
-                client: None,
                 wait: Duration::from_secs(25),
-                attempt: "",
                 deadline: Instant::now() + Duration::from_secs(120),
+                ..receive_request(&filter, 1)
             };
             let received = broker.receive_messages(request).await.unwrap();
             received.messages.iter().map(|one| (one.queue, one.delivery)).collect::<Vec<_>>()
         });
     }
-    while rig.broker.waiting() < MESSAGES {
-        tokio::task::yield_now().await;
-    }
+    rig.until_wait(MESSAGES).await;
     let bomb = bomb_with_a_small_one();
     for queue in 0..QUEUES {
         rig.send_batch_to(queue, bomb.clone()).await;

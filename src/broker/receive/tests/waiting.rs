@@ -9,26 +9,20 @@ async fn who_waits_is_woken_by_a_message_and_by_one_that_comes_back() {
     let filter = all();
     let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         rig.send_to(3, "a").await;
     });
     let first = received.unwrap().messages;
     assert_eq!(first.iter().map(seen).collect::<Vec<_>>(), [of(3, 0, 1, "a")]);
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         rig.hold(&first[0].handle, Hold::RetryAfter(Duration::ZERO)).await.unwrap();
     });
     let second = received.unwrap().messages;
     assert_eq!(second.iter().map(seen).collect::<Vec<_>>(), [of(3, 0, 2, "a")]);
     // Neither a disabled group nor a broker that stops keeps anybody waiting.
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         let change = GroupChange { enabled: Some(false), ..GroupChange::default() };
         rig.broker.update_group("g", &change, soon()).await.unwrap();
     });
@@ -44,19 +38,8 @@ async fn who_is_woken_and_goes_away_before_he_took_anything_wakes_the_next() {
         let broker = Arc::clone(&rig.broker);
         async move {
             let filter = all();
-            let request = ReceiveRequest {
-                holder: "",
-                group: "g",
-                topic: "t",
-                filter: &filter,
-                max_messages: 8,
-                max_bytes: 1 << 20,
-                invisible: MINUTE,
-                client: None,
-                wait: Duration::from_secs(20),
-                attempt: "",
-                deadline: soon(),
-            };
+            let request =
+                ReceiveRequest { wait: Duration::from_secs(20), ..receive_request(&filter, 8) };
             broker.receive_messages(request).await.unwrap().messages
         }
     };
@@ -122,9 +105,7 @@ async fn a_group_that_does_not_ask_for_a_while_costs_arrivals_nothing_and_gets_a
     let filter = all();
     let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         (0..3).for_each(|_| rig.broker.tend_idle());
         rig.send_to(3, "c").await;
     });
@@ -142,9 +123,7 @@ async fn who_waits_finds_what_other_settings_of_the_group_let_him_have() {
     let filter = all();
     let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         let change = GroupChange { ordered: Some(false), ..GroupChange::default() };
         rig.broker.update_group("g", &change, soon()).await.unwrap();
     });
@@ -161,9 +140,7 @@ async fn the_timer_wakes_who_waits_when_a_lease_is_over() {
     let filter = all();
     let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 9) };
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         rig.pass(MINUTE);
         rig.broker.tend_due().await;
     });
@@ -185,19 +162,8 @@ async fn share(flush: FlushMode, settings: GroupSettings, queues: u32) {
         tasks.push(tokio::spawn(async move {
             let filter = all();
             loop {
-                let request = ReceiveRequest {
-                    holder: "",
-                    group: "g",
-                    topic: "t",
-                    filter: &filter,
-                    max_messages: 3,
-                    max_bytes: 1 << 20,
-                    invisible: MINUTE,
-                    client: None,
-                    wait: Duration::from_secs(25),
-                    attempt: "",
-                    deadline: soon(),
-                };
+                let request =
+                    ReceiveRequest { wait: Duration::from_secs(25), ..receive_request(&filter, 3) };
                 let received = match broker.receive_messages(request).await {
                     Err(BrokerError::Draining) => return,
                     received => received.unwrap().messages,
@@ -256,25 +222,12 @@ async fn one_message_ends_one_wait_however_many_there_are() {
         let broker = Arc::clone(&rig.broker);
         tasks.spawn(async move {
             let filter = all();
-            let request = ReceiveRequest {
-                holder: "",
-                group: "g",
-                topic: "t",
-                filter: &filter,
-                max_messages: 8,
-                max_bytes: 1 << 20,
-                invisible: MINUTE,
-                client: None,
-                wait: Duration::from_secs(25),
-                attempt: "",
-                deadline: soon(),
-            };
+            let request =
+                ReceiveRequest { wait: Duration::from_secs(25), ..receive_request(&filter, 8) };
             broker.receive_messages(request).await.unwrap().messages.len()
         });
     }
-    while rig.broker.waiting() < 10_000 {
-        tokio::task::yield_now().await;
-    }
+    rig.until_wait(10_000).await;
     let parked = rig.broker.counters().parked.get();
     rig.send_to(1, "a").await;
     assert_eq!(tasks.join_next().await.unwrap().unwrap(), 1);
@@ -322,9 +275,7 @@ async fn what_nobody_got_is_given_back_at_once_and_wakes_who_waits() {
     let filter = all();
     let waiting = ReceiveRequest { wait: MINUTE / 2, ..rig.request(&filter, 3) };
     let (waited, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         rig.broker.give_back("g", "t", &handles[1..]);
     });
     let waited: Vec<_> = waited.unwrap().messages.iter().map(seen).collect();
@@ -348,9 +299,7 @@ async fn who_may_not_have_old_leases_yet_gets_a_new_message_at_once() {
     let waiting = ReceiveRequest { wait: Duration::from_secs(5), ..rig.request(&filter, 1) };
     let start = Instant::now();
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-        while rig.broker.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        rig.until_wait(1).await;
         rig.send_to(0, "new").await;
     });
     let received = received.unwrap().messages;
@@ -362,4 +311,65 @@ async fn who_may_not_have_old_leases_yet_gets_a_new_message_at_once() {
     let parked = rig.broker.counters().parked.get();
     assert!(parked <= 7, "{parked}");
     rig.broker.close().unwrap();
+}
+
+/// Messages whose leases from before a start are over are offered a few at a time: who passes them over is told by no
+/// timer when they may be had.
+#[tokio::test(start_paused = true)]
+async fn who_finds_something_and_leaves_more_to_anybody_has_another_look_after_that() {
+    for is_first_look in [true, false] {
+        // Others come first in the one look, and new ones in the other.
+        for turn in 0..2 {
+            let rig = Rig::new(1, GroupSettings::default()).await;
+            rig.store(Some(QueueId::ZERO), &[("old", Some("b"), None)], None).await;
+            assert_eq!(rig.receive(1).await.len(), 1);
+            rig.pass(MINUTE - Duration::from_secs(1));
+            let rig = rig.again();
+            for _ in 0..turn {
+                rig.send_to(0, "one look").await;
+                assert_eq!(rig.seen(1).await, [of(0, 1, 1, "one look")]);
+            }
+            let (a, b) = (tags("a"), tags("b"));
+            let wait = Duration::from_secs(25);
+            let finds = ReceiveRequest { wait, ..rig.request(&a, 1) };
+            let sleeps = ReceiveRequest { wait, ..rig.request(&b, 1) };
+            let send = async || {
+                rig.store(Some(QueueId::ZERO), &[("new", Some("a"), None)], None).await;
+            };
+            let found = async {
+                if is_first_look {
+                    // Who finds it comes when the other one waits already, and neither knew of what is over.
+                    rig.until_wait(1).await;
+                    rig.pass(Duration::from_secs(1));
+                    send().await;
+                }
+                let found = rig.broker.receive_messages(finds).await.unwrap().messages;
+                assert_eq!(found.iter().map(seen).collect::<Vec<_>>(), [of(0, 1 + turn, 1, "new")]);
+                // From now on as much of it as there is may be had.
+                rig.pass(Duration::from_secs(10));
+            };
+            let slept = async {
+                if !is_first_look {
+                    // Both left it: the first one looks each second, and the other one sleeps.
+                    rig.until_wait(1).await;
+                }
+                rig.broker.receive_messages(sleeps).await.unwrap().messages
+            };
+            let sent = async {
+                if !is_first_look {
+                    rig.until_wait(2).await;
+                    send().await;
+                }
+            };
+            if !is_first_look {
+                rig.pass(Duration::from_secs(1));
+            }
+            let start = Instant::now();
+            let (slept, (), ()) = tokio::join!(slept, found, sent);
+            let slept: Vec<_> = slept.iter().map(seen).collect();
+            assert_eq!(slept, [of(0, 0, 2, "old")], "{is_first_look} {turn}");
+            assert!(start.elapsed() < wait, "{:?}", start.elapsed());
+            rig.broker.close().unwrap();
+        }
+    }
 }

@@ -125,11 +125,7 @@ impl Source {
                 assert_eq!(broker.settle_waiting(&retry).await.unwrap().len(), 1);
             }
             Self::Redriven => {
-                let (run, deadline) = (Run::Real, soon());
-                let (group, ids, max, for_all) = ("g", [].as_slice(), 1, false);
-                let (only, per_second) = (OnlySuch::default(), None);
-                let redrive =
-                    RedriveRequest { group, ids, only, max, per_second, for_all, run, deadline };
+                let redrive = RedriveRequest { max: 1, ..redrive_request() };
                 assert_eq!(broker.redrive(&redrive).await.unwrap().dead_letters.len(), 1);
             }
             Self::NotOrderedAnyMore => {
@@ -138,7 +134,7 @@ impl Source {
             }
             Self::FirstOfItsGroupAcked => assert_eq!(rig.ack(&[handle]).await, [true]),
             Self::FirstOfItsGroupGivenUp => {
-                broker.forward_to_dead_letters("g", "t", (handle, 0), soon()).await.unwrap();
+                rig.give_up(handle).await;
             }
         }
     }
@@ -155,16 +151,7 @@ async fn prepared(source: Source) -> (Rig, String) {
         }
         false => rig.send_to(0, "first").await,
     }
-    let introduction = Introduction {
-        kind: ClientKind::PushConsumer,
-        language: String::new(),
-        version: String::new(),
-        hostname: String::new(),
-        group: Some("g".to_owned()),
-        topics: Vec::new(),
-        subscriptions: Vec::new(),
-    };
-    assert!(rig.broker.introduce_client(CLIENT, introduction, None, None));
+    assert!(rig.broker.introduce_client(CLIENT, introduction(), None, None));
     let filter = all();
     let client = matches!(source, Source::ClientGone).then_some(CLIENT);
     let request = ReceiveRequest { client, ..rig.request(&filter, 1) };
@@ -180,7 +167,7 @@ async fn prepared(source: Source) -> (Rig, String) {
         | Source::ResetBack
         | Source::CommitBack => assert_eq!(rig.ack(&[&handle]).await, [true]),
         Source::Redriven => {
-            rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), soon()).await.unwrap();
+            rig.give_up(&handle).await;
         }
         _ => {}
     }
@@ -195,9 +182,7 @@ async fn whatever_makes_a_message_deliverable_ends_the_wait_for_one() {
         let filter = all();
         let waiting = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&filter, 1) };
         let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-            while rig.broker.waiting() == 0 {
-                tokio::task::yield_now().await;
-            }
+            rig.until_wait(1).await;
             source.happens(&rig, &handle).await;
         });
         let received: Vec<_> = received.unwrap().messages.iter().map(seen).collect();
@@ -226,9 +211,7 @@ async fn what_may_not_be_received_ends_the_wait_and_is_there_once_it_may_be() {
     };
     for (of_group, queue) in [(true, 7), (false, 9)] {
         let (refused, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
-            while rig.broker.waiting() == 0 {
-                tokio::task::yield_now().await;
-            }
+            rig.until_wait(1).await;
             set(of_group, false).await;
         });
         match refused {

@@ -533,8 +533,8 @@ impl Leases {
     }
 
     /// A record that took the group back in a queue, to `from` or before, is damaged: it gets again what comes from
-    /// there on. What is open in front of it stays so, as nothing says that it is finished. As after that record nothing
-    /// that was leased before this one is in force.
+    /// there on. What is open in front of it stays so, as nothing says that it is finished. As after that record,
+    /// nothing that was leased before this one is in force.
     fn go_back(&mut self, queue: u32, from: u64, lease: LeaseId) {
         let before = LeaseId { number: lease.number.saturating_sub(1), ..lease };
         self.revoked.insert(queue, before);

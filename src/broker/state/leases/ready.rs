@@ -335,8 +335,15 @@ impl Ready {
     /// Takes the queue into the hand that is listed for longest, or was held up until `now`.
     pub(crate) fn take(&self, now: u64) -> Option<u32> {
         let mut state = lock(&self.state);
-        let held = state.held_up.pop_front_if(|(_, until)| *until <= now);
-        let queue = held.map(|(queue, _)| queue).or_else(|| state.listed.pop_front())?;
+        let held =
+            state.held_up.front().filter(|(_, until)| *until <= now).map(|(queue, _)| *queue);
+        let queue = match held {
+            Some(queue) => {
+                state.held_up.pop_front();
+                queue
+            }
+            None => state.listed.pop_front()?,
+        };
         state.places.insert(queue, Place::InHand { noted: None });
         Some(queue)
     }

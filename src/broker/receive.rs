@@ -160,8 +160,10 @@ pub struct Received {
     pub messages: Vec<ReceivedMessage>,
     /// Keeps the answer's bytes counted until it has left.
     pub permit: Option<Permit>,
-    /// There are none, and this keeps a queue from being read.
+    /// There are none, and this keeps a queue from being read, as he has tried.
     held_up: Option<BrokerError>,
+    /// There are none, and there may be some in a queue that is held up.
+    pub(super) is_held_up: bool,
 }
 
 impl Received {
@@ -227,7 +229,7 @@ impl Drop for Woken<'_> {
         let consumer = Consumer { store, group: &self.group, topic: &self.topic };
         let now = store.lease_time().get();
         let has_due = || state.offsets.has_due_for(consumer, self.filter, now);
-        if self.rested || self.ready.has_listed() || has_due() {
+        if self.rested || self.ready.has_listed() || self.ready.has_held_up() || has_due() {
             self.ready.wake_instead(self.filter);
         }
     }
@@ -310,17 +312,16 @@ impl Broker {
                 receiver.ready.has_room_for(request.max_messages);
             }
             let look = self.look_once(&receiver).await;
-            if look.is_ok()
-                && let Some(woken) = &mut woken
-            {
-                woken.has_looked = true;
+            if let (Some(woken), Ok(look)) = (&mut woken, &look) {
+                // There may be more behind what was passed over.
+                woken.has_looked = !matches!(look, Look::Passed);
             }
             let mut has_left = false;
             match look {
                 Ok(Look::Found(received)) => {
                     // There may be more of what was left: somebody else looks at it from now on.
                     if rested {
-                        receiver.ready.wake();
+                        receiver.ready.wake_unless_one_rests();
                     }
                     return Ok(received);
                 }
@@ -331,7 +332,7 @@ impl Broker {
                     continue;
                 }
                 Ok(Look::Left) => has_left = true,
-                Ok(Look::HeldUp(error)) => held_up = Some(error),
+                Ok(Look::HeldUp(error)) => (held_up, has_left) = (Some(error), true),
                 Ok(Look::Passed | Look::Nothing) => {}
                 Err(BrokerError::Rebuilding) => {
                     self.wait_for_rebuild(until).await?;
@@ -354,12 +355,16 @@ impl Broker {
                 }
                 continue;
             }
-            let has_held_up = receiver.ready.has_held_up();
-            let has_left = has_left || has_held_up;
-            held_up = held_up.filter(|_| has_held_up);
-            if !self.wait_for_messages(&receiver, until, in_front, has_left).await? {
+            let waited = self.wait_for_messages(&receiver, until, in_front, &mut has_left).await;
+            if !matches!(waited, Ok(true)) && has_left {
+                receiver.ready.wake_unless_one_rests();
+            }
+            if !waited? {
                 self.still_there(&topic, request.deadline).await?;
-                return Ok(Received { held_up, ..Received::default() });
+                // Somebody may have got past it meanwhile.
+                let is_held_up = receiver.ready.has_held_up();
+                let held_up = held_up.filter(|_| is_held_up);
+                return Ok(Received { held_up, is_held_up, ..Received::default() });
             }
             let ready = receiver.ready;
             (in_front, rested) = (true, has_left);
@@ -405,13 +410,14 @@ impl Broker {
     }
 
     /// Waits until there may be a message; `false`: the time is over, or the broker stops. Who left something does not
-    /// look at that again for a second, and then only one of the group.
+    /// look at that again for a second, and then only one of the group; so does who waits behind a queue that is held
+    /// up, which is noted in `has_left`.
     async fn wait_for_messages(
         &self,
         receiver: &Receiver<'_>,
         until: Instant,
         in_front: bool,
-        has_left: bool,
+        has_left: &mut bool,
     ) -> Result<bool, BrokerError> {
         let mut draining = self.draining.subscribe();
         if *draining.borrow_and_update() || until <= Instant::now() {
@@ -431,8 +437,9 @@ impl Broker {
         if offsets.has_due_for(receiver.consumer, receiver.filter, now) || ready.has_listed() {
             return Ok(true);
         }
-        // Parked before this too: who ends his rest wakes somebody else.
-        let mut resting = if has_left { ready.rest() } else { None };
+        // Parked before this too: who ends his rest, or holds a queue up, wakes somebody else.
+        *has_left |= ready.has_held_up();
+        let mut resting = if *has_left { ready.rest() } else { None };
         self.counters.parked.add(1);
         let end = match &resting {
             Some(_) => until.min(Instant::now() + REST),

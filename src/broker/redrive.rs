@@ -253,9 +253,9 @@ impl Broker {
             };
             // Their bytes are counted until the next ones are looked at.
             let received = self.receive_as(receive, by).await?.or_why()?;
-            let Received { messages, permit: _permit, .. } = received;
+            let Received { messages, permit: _permit, is_held_up, .. } = received;
             if messages.is_empty() {
-                page.more = looked.left.len() >= MAX_LOOKED;
+                page.more = looked.left.len() >= MAX_LOOKED || is_held_up;
                 return Ok(page);
             }
             looked.left.extend(messages.iter().map(|message| message.handle.clone()));

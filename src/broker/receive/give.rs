@@ -83,10 +83,6 @@ impl Broker {
         hand.is_given = true;
         self.counters.filter_faults.add(hand.cost.faults);
         drop(hand);
-        if held_up.is_some() {
-            // Whoever waits and finds nothing else tries again in a second; this one may have something else.
-            receiver.ready.wake_unless_one_rests();
-        }
         let is_left_to_any = left_for.contains(&0);
         // Once it is back: who has that filter and does not wait yet looks for it before he does.
         let left_for = left_for.into_iter().chain(has_kept.then_some(kept_for));
@@ -121,7 +117,7 @@ impl Broker {
         self.counters.receives.add(1);
         self.counters.received_messages.add(messages.len() as u64);
         let permit = permit.map(|all| all.shrunk_to(len));
-        Ok(Look::Found(Received { messages, permit, held_up: None }))
+        Ok(Look::Found(Received { messages, permit, ..Received::default() }))
     }
 
     fn received(

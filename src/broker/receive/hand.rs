@@ -114,11 +114,15 @@ impl Drop for Hand<'_> {
         let now = self.receiver.consumer.store.lease_time().get();
         for queue in &self.queues {
             let (ready, number) = (&self.receiver.ready, queue.fresh.queue);
-            if queue.is_held_up && self.is_given {
+            if queue.is_held_up {
                 ready.hold_up(number, now.saturating_add(HELD_UP_MS));
             } else {
                 ready.put_back(number, queue.has_more || !self.is_given);
             }
+        }
+        if self.queues.iter().any(|queue| queue.is_held_up) {
+            // Whoever waits tries again in a second; this one may have something else.
+            self.receiver.ready.wake_unless_one_rests();
         }
         if !self.is_given {
             // What could not be compared counts with the look that comes to something; the work was done.

@@ -6,7 +6,7 @@
 //! | has something of the queue in front of them | in front of them: they are for the next look |
 //! | nothing in front of them | behind them, with the record that has their dead letters |
 //! | these cannot be made now | behind them, and each open by itself, to become one later |
-//! | nor may so many be open, or it is not known what they would wait for in an ordered group | in front of them: the queue is held up, one of the group tries again each second, and who finds nothing else in his time is told why |
+//! | nor may so many be open, or it is not known what they would wait for in an ordered group | in front of them: the queue is held up, one of the group tries again each second, and who tried and finds nothing else in his time is told why |
 
 use std::time::Duration;
 

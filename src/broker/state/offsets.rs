@@ -41,7 +41,7 @@ use dashmap::DashMap;
 use tokio::sync::Notify;
 
 use super::groups::GroupEntry;
-use super::leases::{ANY_TAG, Leases, ReadyTable, Size};
+use super::leases::{Leases, ReadyTable, Size};
 use super::topics::TopicEntry;
 use super::{Source, append};
 use crate::broker::counters::Counter;
@@ -457,7 +457,7 @@ impl Offsets {
         }
         // Wherever the group goes on now there may be messages for it.
         if let Some(ready) = self.ready.get(key) {
-            change.offsets.iter().for_each(|(queue, _)| ready.arrived(queue.get(), ANY_TAG));
+            change.offsets.iter().for_each(|(queue, _)| ready.moved(queue.get()));
         }
         if let Some(epoch) = change.revoked {
             let lease = LeaseId { epoch, number: end.get() };

@@ -548,7 +548,7 @@ async fn who_was_at_work_when_something_was_left_for_him_does_not_sleep_on_it() 
     let start = Instant::now();
     let wait = async || {
         let until = start + Duration::from_secs(20);
-        rig.broker.wait_for_messages(&receiver, until, false, true).await.unwrap()
+        rig.broker.wait_for_messages(&receiver, until, false, &mut true).await.unwrap()
     };
     // One leaves what is for another one, who has looked already and does not wait yet.
     retry(&handles[2]).await;

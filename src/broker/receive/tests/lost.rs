@@ -311,3 +311,20 @@ async fn a_stream_goes_on_with_other_queues_while_a_run_cannot_be_buried() {
     drop(stream);
     rig.broker.close().unwrap();
 }
+
+#[tokio::test]
+async fn a_group_that_goes_on_behind_what_held_it_up_gets_what_is_there_at_once() {
+    let rig = Rig::with_run(1, ordered()).await;
+    rig.broker.state.topics.pretend_queues(TopicTable::MAX_QUEUES);
+    assert!(matches!(rig.fails().await, BrokerError::TopicLimit { .. }));
+    // Within a second nobody tries again.
+    assert_eq!(rig.seen(9).await, []);
+    let (caller, run) = (Caller::default(), Run::Real);
+    let to = Position::Latest;
+    let (group, topic, queue) = ("g", "t", None);
+    let reset = ResetRequest { group, topic, queue, to, caller, run };
+    rig.broker.reset_offsets(reset, soon()).await.unwrap();
+    rig.send_to(0, "new").await;
+    assert_eq!(rig.seen(9).await, [of(0, 4, 1, "new")]);
+    rig.broker.close().unwrap();
+}

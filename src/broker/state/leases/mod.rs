@@ -534,7 +534,7 @@ impl Leases {
 
     /// A record that took the group back in a queue, to `from` or before, is damaged: it gets again what comes from
     /// there on. What is open in front of it stays so, as nothing says that it is finished. As after that record,
-    /// nothing that was leased before this one is in force.
+    /// nothing that was leased before this one is in force; what else was lost with it comes once more.
     fn go_back(&mut self, queue: u32, from: u64, lease: LeaseId) {
         let before = LeaseId { number: lease.number.saturating_sub(1), ..lease };
         self.revoked.insert(queue, before);

@@ -332,6 +332,18 @@ impl Ready {
         }
     }
 
+    /// The group goes on elsewhere in a queue: what held it up may lie behind.
+    pub(crate) fn moved(&self, queue: u32) {
+        let mut state = lock(&self.state);
+        if state.places.get(&queue) == Some(&Place::HeldUp) {
+            state.held_up.retain(|(held, _)| *held != queue);
+            state.list(queue, ANY_TAG);
+            return;
+        }
+        drop(state);
+        self.arrived(queue, ANY_TAG);
+    }
+
     /// Takes the queue into the hand that is listed for longest, or was held up until `now`.
     pub(crate) fn take(&self, now: u64) -> Option<u32> {
         let mut state = lock(&self.state);
@@ -590,6 +602,10 @@ mod tests {
         ready.put_back(3, false);
         ready.arrived(3, ANY_TAG);
         assert_eq!(ready.take(20), Some(3), "it is a queue like others again");
+        ready.hold_up(3, 30);
+        [3, 5].iter().for_each(|queue| ready.moved(*queue));
+        assert!(!ready.has_held_up());
+        assert_eq!([ready.take(40), ready.take(40), ready.take(40)], [Some(3), Some(5), None]);
     }
 
     #[test]

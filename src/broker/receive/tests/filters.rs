@@ -628,10 +628,6 @@ async fn who_waits_since_another_had_what_is_left_for_him_in_his_hand_gets_it_wh
     let both = ReceiveRequest { max_bytes: 8 << 20, ..rig.request(&b, 4) };
     let both = rig.broker.receive_messages(both).await.unwrap().messages;
     assert_eq!((both.len(), rig.ack(&[&both[1].handle]).await), (2, vec![true]));
-    for other in 0..2 {
-        let place = (Epoch::new(0), PhysicalOffset::new(other));
-        rig.broker.unpacked.put(place, vec![0; 16 << 20].into());
-    }
     rig.pass(MINUTE);
     let (group, topic) = (rig.broker.group("g", soon()), rig.broker.topic("t", soon()));
     let (group, topic) = (group.await.unwrap(), topic.await.unwrap());
@@ -640,11 +636,20 @@ async fn who_waits_since_another_had_what_is_left_for_him_in_his_hand_gets_it_wh
     let is_there = || rig.broker.state.offsets.has_due_for(consumer, id_of(&a), now);
     let mut looks;
     loop {
+        for other in 0..2 {
+            let place = (Epoch::new(0), PhysicalOffset::new(other));
+            rig.broker.unpacked.put(place, vec![0; 16 << 20].into());
+        }
         looks = Box::pin(rig.broker.receive_messages(rig.request(&b, 1)));
-        assert!(crate::testing::now(looks.as_mut()).is_none());
-        // In some looks what others left comes first.
-        if !is_there() {
-            break;
+        match crate::testing::now(looks.as_mut()) {
+            // In some looks what others left comes first.
+            None if is_there() => {}
+            None => break,
+            // Decompressed before anybody could wait for it: once more.
+            Some(got) => {
+                let got = got.unwrap().messages;
+                rig.broker.give_back("g", "t", &[got[0].handle.clone()]);
+            }
         }
     }
     let waits = ReceiveRequest { wait: Duration::from_secs(20), ..rig.request(&a, 1) };

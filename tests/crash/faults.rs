@@ -538,14 +538,21 @@ fn a_read_that_the_disk_refuses_once_is_an_error_and_loses_nothing() {
     disk.fail(rule(Operation::Read, "commitlog", 1, Times::Once, Fault::Eio));
     assert!(matches!(now(rig.store.by_id(id)), Some(Err(ReadError::File(_)))));
     assert!(rig.by_id(id).is_some());
-    // Found before it: that goes out, and the refusal meets the next read.
-    disk.fail(rule(Operation::Read, "commitlog", 3, Times::Once, Fault::Eio));
-    match rig.try_read(&topic, 0, 0, 100).unwrap() {
-        ReadOutcome::Records { records, next, .. } => {
-            assert_eq!((records.len(), next.get()), (2, 2));
+    // The second comes with what lies behind it. If that is refused it is read alone; if that is refused too, what was
+    // found before it goes out, and the refusal meets the next read.
+    for (times, all) in [(Times::Once, 5), (Times::Count(2), 1)] {
+        disk.fail(rule(Operation::Read, "commitlog", 2, times, Fault::Eio));
+        match rig.try_read(&topic, 0, 0, 100).unwrap() {
+            ReadOutcome::Records { records, next, .. } => {
+                assert_eq!((records.len(), next.get()), (all, all as u64));
+            }
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
+        disk.clear_faults();
     }
+    disk.fail(rule(Operation::Read, "commitlog", 1, Times::Once, Fault::Eio));
+    assert!(matches!(rig.try_read(&topic, 0, 1, 100), Err(ReadError::File(_))));
+    assert_eq!(rig.read_all(&topic, 0).len(), 5);
 }
 
 #[test]

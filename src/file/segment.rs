@@ -116,6 +116,11 @@ impl Segment {
         Self::open(disk, &dir.join(name), header.base, header.len).map(Some)
     }
 
+    /// Whether the caller alone has the segment, and nobody a slice of it. So it stays if nobody finds it any more.
+    pub fn is_unused(segment: &Arc<Self>) -> bool {
+        Arc::strong_count(segment) == 1 && Arc::strong_count(&segment.mapping) == 1
+    }
+
     /// Gives up a deleted segment and keeps its file, under a temporary name: durable with a sync of the directory,
     /// and not to be written to before. `None`: slices of it are still read, the file has another name or length, or a
     /// read of it failed once; then it is as it was.

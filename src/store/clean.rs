@@ -128,6 +128,7 @@ impl CleanWorker {
         if shared.is_poisoned() || shared.is_closed() {
             return Progress::Idle(IDLE);
         }
+        shared.spares.let_go();
         self.look_at_disk(&shared);
         if let Some(image) = &mut self.image {
             return match image.step(&shared) {

@@ -14,6 +14,8 @@ use std::time::Duration;
 use super::Shared;
 use super::checkpoint::CheckpointFile;
 use super::signal::Progress;
+use crate::file::segment::Segment;
+use crate::log::commit_log::CommitLog;
 use crate::message::PhysicalOffset;
 use crate::sync::{Arc, Ordering, fence};
 
@@ -21,6 +23,17 @@ use crate::sync::{Arc, Ordering, fence};
 const CHECKPOINT_IDLE: Duration = Duration::from_millis(50);
 /// How long the worker sleeps when nothing is appended.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// The segments with bytes between both. No others are held while the disk works: one that is deleted meanwhile is in
+/// nobody's use, and becomes the next (`spares.rs`).
+pub(super) fn unsynced(
+    log: &CommitLog,
+    flushed: PhysicalOffset,
+    target: PhysicalOffset,
+) -> Vec<Arc<Segment>> {
+    let is_unsynced = |segment: &&Arc<Segment>| segment.end() > flushed && segment.base() < target;
+    log.segments().iter().filter(is_unsynced).map(Arc::clone).collect()
+}
 
 /// The state of the flush worker.
 pub struct FlushWorker {
@@ -79,10 +92,7 @@ impl FlushWorker {
 
     fn sync(&mut self, flushed: PhysicalOffset, target: PhysicalOffset) {
         let shared = Arc::clone(&self.shared);
-        for segment in shared.log.segments().iter() {
-            if segment.end() <= flushed || segment.base() >= target {
-                continue;
-            }
+        for segment in unsynced(&shared.log, flushed, target) {
             if let Err(error) = segment.sync() {
                 shared.poison(&format!("sync of the log at {flushed}: {error}"));
                 return;

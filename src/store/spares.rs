@@ -16,7 +16,8 @@
 //!
 //! A file that somebody still reads, that has a second name (a backup may share it), that has another size than the
 //! next segment, or of which bytes were lost or could not be read once is unlinked, and so is all that is deleted
-//! while space is short. Of a bad sector that nobody came across yet nothing is known: as in any file, an unclean
+//! while space is short. Who lets go of an unlinked file last waits for the file system to free it, a fifth of a second
+//! for 256 MiB: that is always the clean worker, which keeps what others still have until they do not. Of a bad sector that nobody came across yet nothing is known: as in any file, an unclean
 //! start that comes to it before the log has written over it is refused. A clean stop unlinks the spares, and a start
 //! what is left.
 
@@ -31,7 +32,11 @@ pub(super) const MAX_SPARES: usize = 2;
 
 /// The files that wait to become segments. Filled and emptied by the clean worker, used by the allocate worker.
 #[derive(Default)]
-pub(super) struct Spares(Mutex<Vec<Spare>>);
+pub(super) struct Spares {
+    files: Mutex<Vec<Spare>>,
+    /// Segments whose files are unlinked, and that somebody still reads.
+    in_use: Mutex<Vec<Arc<Segment>>>,
+}
 
 impl Spares {
     /// How many more are wanted.
@@ -41,23 +46,37 @@ impl Spares {
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.files).len()
     }
 
     /// One of them, which is the caller's now.
     pub(super) fn take(&self) -> Option<Spare> {
-        lock(&self.0).pop()
+        lock(&self.files).pop()
     }
 
     /// Keeps files whose temporary names are durable.
     pub(super) fn keep(&self, spares: Vec<Spare>) {
-        lock(&self.0).extend(spares);
+        lock(&self.files).extend(spares);
+    }
+
+    /// Keeps a segment whose file is about to be unlinked while others have it.
+    fn keep_until_unused(&self, segment: Arc<Segment>) {
+        lock(&self.in_use).push(segment);
+    }
+
+    /// Lets go of the segments that nobody has any more.
+    pub(super) fn let_go(&self) {
+        lock(&self.in_use).retain(|segment| !Segment::is_unused(segment));
     }
 }
 
 impl Shared {
     /// Makes a spare of a deleted segment that is not listed any more. `None`: its file is not fit, and still there.
     pub(super) fn spare(&self, segment: Arc<Segment>, kept: usize) -> Option<Spare> {
+        if !Segment::is_unused(&segment) {
+            self.spares.keep_until_unused(segment);
+            return None;
+        }
         // Where bytes were lost the disk may give none.
         let range = segment.base()..segment.end();
         let is_whole = !self.lost.overlaps(&range) && !self.damage.overlaps(&range);
@@ -68,7 +87,7 @@ impl Shared {
         if !is_fit {
             return None;
         }
-        // Nobody finds it any more, so who does not have it now never will.
+        // Nobody finds it any more, so nobody has it since.
         let segment = Arc::into_inner(segment)?;
         let dir = self.config.dir.join(FileKind::Segment.directory());
         segment.into_spare(&*self.disk, &dir).unwrap_or_else(|error| {

@@ -11,6 +11,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::file::Operation;
 use crate::format::batch::{BatchBuilder, NewMeta, TagFilter, check};
+use crate::format::names::FileKind;
 use crate::format::record::record_len;
 use crate::format::state_record::Transition;
 use crate::log::commit_log::Via;
@@ -825,6 +826,54 @@ fn what_went_by_its_size_does_not_come_back_when_what_lay_behind_it_is_deleted()
         assert_eq!(rig.range(1, 1), (10, 10), "after a clean stop: {is_clean}");
         assert_eq!(rig.range(2, 0), (0, 1));
     }
+}
+
+/// The list of all segments was held: one that was deleted meanwhile was in use, and became no other.
+#[test]
+fn a_sync_holds_no_segment_but_those_that_it_makes_durable() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    rig.settle();
+    rig.fill(&topic, 0, 2);
+    rig.sync();
+    let flushed = rig.store.watermarks().appended;
+    while rig.store.watermarks().appended.get() / config().segment_size == 2 {
+        rig.send(&topic, 0, "k", &[7; 1_000]);
+    }
+    let held = flush::unsynced(&rig.store.shared.log, flushed, rig.store.watermarks().appended);
+    let bases: Vec<_> = held.iter().map(|segment| segment.base().get() >> 16).collect();
+    assert_eq!(bases, [2, 3]);
+    let all = rig.store.shared.log.segments();
+    let unused: Vec<_> = all.iter().map(Segment::is_unused).collect();
+    assert_eq!(unused, [true, true, false, false]);
+}
+
+/// Who let go of a deleted segment last waited for the file system to free it: mostly the flush worker, and with it all
+/// who waited for a sync.
+#[test]
+fn who_still_reads_a_deleted_segment_does_not_have_to_free_it() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    rig.settle();
+    rig.fill(&topic, 0, 3);
+    let first = rig.store.shared.log.segment_at(PhysicalOffset::ZERO).unwrap();
+    let slice = first.bytes(PhysicalOffset::new(8_192), 4).unwrap();
+    let known = Arc::downgrade(&first);
+    let (id, below) = (topic.id(), rig.store.watermarks().appended);
+    let (before, queues, purged) = (Timestamp::ZERO, Vec::new(), PhysicalOffset::ZERO);
+    rig.transition(&Transition::TopicExpired { id, below, before, queues, purged });
+    rig.clean();
+    let status = rig.store.status();
+    assert_eq!((status.deleted_segments, status.spare_segments), (3, 2), "{status:?}");
+    let name = FileKind::Segment.name(PhysicalOffset::ZERO);
+    assert!(!rig.disk.paths().iter().any(|path| path.ends_with(&name)), "its file is unlinked");
+    drop(first);
+    rig.workers.as_mut().unwrap().clean.step();
+    assert!(known.upgrade().is_some(), "there is a slice of it");
+    drop(slice);
+    assert!(known.upgrade().is_some(), "it was not freed with its last slice");
+    rig.workers.as_mut().unwrap().clean.step();
+    assert!(known.upgrade().is_none(), "the clean worker lets it go");
 }
 
 /// The look came before the seal, and the next one a minute later: so long sends were refused for want of space.

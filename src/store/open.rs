@@ -127,7 +127,7 @@ impl Store {
         if segment.is_none() {
             let next = match ready.take() {
                 Some(next) => next,
-                None => Arc::new(allocate::make_segment(&config, &found.identity, &*disk, tail)?),
+                None => Arc::new(allocate::first_segment(&config, &found.identity, &*disk, tail)?),
             };
             tail = next.base().plus(PAGE_LEN as u64);
             found.log.push(Arc::clone(&next));

@@ -828,6 +828,40 @@ fn what_went_by_its_size_does_not_come_back_when_what_lay_behind_it_is_deleted()
     }
 }
 
+/// Zeros double what the disk writes. A sync is faster for them, but few syncs make no difference.
+#[test]
+fn a_segment_is_filled_with_zeros_only_where_syncs_are_small() {
+    const LEN: u64 = 1 << 20;
+    let mut rig = Rig::open_with(SimDisk::new(), StoreConfig { segment_size: LEN, ..config() });
+    let topic = rig.topic(1, 1, FlushMode::Sync);
+    let writes = |rig: &Rig| {
+        let of_new_segments = |(operation, path): &(Operation, PathBuf)| {
+            *operation == Operation::Write
+                && path.extension().is_some_and(|end| end == "tmp")
+                && path.parent().is_some_and(|dir| dir.ends_with("commitlog"))
+        };
+        rig.disk.journal().iter().filter(|call| of_new_segments(call)).count()
+    };
+    rig.settle();
+    // Sixteen calls for the zeros, one for the header: of the first segment, and of the one made ahead.
+    assert_eq!(writes(&rig), 2 * 17);
+    // How the segment is made that is next once a segment was filled.
+    let mut next = |sends_a_sync: usize| {
+        let segments = |rig: &Rig| rig.store.watermarks().appended.get() / LEN;
+        let (before, begun) = (writes(&rig), segments(&rig));
+        while segments(&rig) == begun {
+            for _ in 0..sends_a_sync {
+                rig.send(&topic, 0, "k", &[7; 10_000]);
+            }
+            rig.sync();
+        }
+        writes(&rig) - before
+    };
+    assert_eq!([next(1), next(6)], [17, 17], "a header and zeros behind groups of up to 61 KB");
+    assert_eq!([next(7), next(7)], [1, 1], "a header alone behind groups of 71 KB");
+    assert_eq!([next(1), next(1)], [17, 17], "zeros again");
+}
+
 /// The list of all segments was held: one that was deleted meanwhile was in use, and became no other.
 #[test]
 fn a_sync_holds_no_segment_but_those_that_it_makes_durable() {

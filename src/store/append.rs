@@ -18,12 +18,12 @@ use super::error::{AppendError, SpaceError};
 use super::topics::TopicHandle;
 use crate::file::FileError;
 use crate::file::segment::Segment;
-use crate::format::attributes;
 use crate::format::batch::BatchInfo;
 use crate::format::record::{
     ALIGN, HEADER_LEN, RecordFlags, RecordHeader, RecordKind, payload_crc, record_len,
 };
 use crate::format::segment_header::PAGE_LEN;
+use crate::format::{attributes, crc32c, crc32c_behind};
 use crate::log::walk::mark_end;
 use crate::log::{consume_queue, index};
 use crate::message::{
@@ -98,14 +98,15 @@ impl Class {
 }
 
 impl NewRecord {
-    /// A record of messages: `batch` as it was checked, `info` what the check found. Computes the payload checksum, on
-    /// the caller's thread and before any lock.
+    /// A record of messages: `batch` as it was checked, `info` what the check found, with the payload checksum: bytes
+    /// that change in memory since are found by who reads the record.
     pub fn message(
         topic: &Arc<TopicHandle>,
         queue: QueueId,
         batch: Bytes,
         info: &BatchInfo,
     ) -> Self {
+        debug_assert_eq!(info.checksum, crc32c(&batch), "what was found in this batch");
         let mut flags = RecordFlags::default();
         if info.has_untagged {
             flags = flags.with(RecordFlags::HAS_UNTAGGED);
@@ -123,7 +124,7 @@ impl NewRecord {
             group_hash: info.group_hash,
             index_entries: info.index_entries,
             attributes: Bytes::new(),
-            payload_crc: payload_crc(&[], &batch),
+            payload_crc: info.checksum,
             payload: batch,
             class: Class::Messages,
         }
@@ -149,9 +150,8 @@ impl NewRecord {
         info: &BatchInfo,
         attributes: Bytes,
     ) -> Self {
-        let record = Self::message(topic, queue, Bytes::new(), info);
-        let payload_crc = payload_crc(&attributes, &batch);
-        Self { attributes, payload: batch, payload_crc, ..record }
+        let payload_crc = crc32c_behind(crc32c(&attributes), &batch, info.checksum);
+        Self { attributes, payload_crc, ..Self::message(topic, queue, batch, info) }
     }
 
     /// Bytes of the record of a batch, which belongs to a producer session or to none.

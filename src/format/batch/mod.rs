@@ -52,7 +52,7 @@ pub use self::tag_filter::{TagFilter, TagFilterError, Tags};
 pub use self::view::{Batch, MetaView};
 use self::view::{Outer, Repeated};
 pub use self::wire::Malformed;
-use super::crc32c;
+use super::{crc32c, crc32c_behind};
 
 /// What a record header, the queues and the Index need to know about a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub struct BatchInfo {
     pub codec: Codec,
     /// Bytes of the uncompressed bodies.
     pub bodies_len: u32,
+    /// CRC32C of all bytes of the batch.
+    pub checksum: u32,
 }
 
 /// Checks a batch on its way in: structure, text, limits, lengths that lie, the checksum of the bodies. Compressed
@@ -98,6 +100,8 @@ pub fn check(batch: &[u8]) -> Result<BatchInfo, BatchError> {
     if found != outer.bodies_crc {
         return Err(BatchError::Checksum { expected: outer.bodies_crc, found });
     }
+    // The bodies are the last field, and nearly all of the batch: they are summed up once.
+    let before = batch.get(..batch.len() - outer.bodies.len()).unwrap_or_default();
     Ok(BatchInfo {
         message_count: outer.message_count,
         tag_bits: if outer.message_count == 1 { totals.last_tag_hash } else { totals.tag_mask },
@@ -107,6 +111,7 @@ pub fn check(batch: &[u8]) -> Result<BatchInfo, BatchError> {
         index_entries: totals.index_entries,
         codec,
         bodies_len: outer.bodies_len,
+        checksum: crc32c_behind(crc32c(before), outer.bodies, found),
     })
 }
 

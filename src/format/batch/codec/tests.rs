@@ -305,7 +305,10 @@ proptest! {
             let info = check(&batch).unwrap();
             let plain = builder_of(&bodies);
             prop_assert!(batch.len() <= plain.len());
-            prop_assert_eq!(info, super::super::BatchInfo { codec: info.codec, ..check(&plain.finish()).unwrap() });
+            let (codec, checksum) = (info.codec, info.checksum);
+            let of_plain = check(&plain.finish()).unwrap();
+            prop_assert_eq!(info, super::super::BatchInfo { codec, checksum, ..of_plain });
+            prop_assert_eq!(checksum, crate::format::crc32c(&batch));
             let parsed = Batch::parse(&batch).unwrap();
             let unpacked = unpack(&batch).unwrap();
             let found: Vec<_> = parsed.messages_in(&unpacked).map(|message| message.unwrap().1).collect();

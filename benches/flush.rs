@@ -3,7 +3,8 @@
 //! N tasks each append 1 KiB to a sync topic and wait until it is durable, again and again, on one runtime thread
 //! beside the store's own threads. What a group comes to (messages by syncs) is measured first; the control then
 //! writes and syncs groups of just that size on one thread. The rate counts syncs. `…/full` compares messages a second
-//! with a loop of full groups of N: what the waiters would get if no sync ever started with a part of them.
+//! with a loop of full groups of N: what the waiters would get if no sync ever started with a part of them. The
+//! control's file is filled with zeros in all cases, the log's segments where groups are small (`store/allocate.rs`).
 #![expect(clippy::expect_used, clippy::panic, reason = "a bench that cannot go on ends")]
 
 mod measure;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use mainstem::file::segment::Prefill;
 use mainstem::message::FlushMode;
 use measure::rig::{Drive, PlainFile, Prepared, QUEUES, Rig, config};
 use measure::{Bench, Case, Slice, process_cpu};
@@ -46,7 +48,7 @@ fn measure_waiters(bench: &mut Bench, name: &str, waiters: u32) {
     let facts = serde_json::json!({ "messages_per_sync": group });
     bench.note(name, &format!("{group} messages a sync"), facts);
 
-    let file = PlainFile::new(&dir, segment);
+    let file = PlainFile::new(&dir, segment, Prefill::Zeros);
     let reach = (waiters >= 10).then_some(0.8);
     let control = "pwrite + CRC32C + fdatasync of groups of the same size, one thread";
     let case = Case { name: name.to_owned(), control, unit: "sync", reach };

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::hint::black_box;
 
 use bytes::Bytes;
+use mainstem::file::segment::Prefill;
 use mainstem::format::crc32c;
 use mainstem::message::{FlushMode, Timestamp};
 use mainstem::store::{FindRequest, IndexKind, Order};
@@ -56,7 +57,7 @@ fn measure_place(bench: &mut Bench, place: &str, segment: u64, keys: u64, names:
     bench.note(&format!("query/1M/{place}"), &text, serde_json::json!({ "keys": keys }));
     // Of the sealed ones: the last segment is not.
     let asked = if place == "sealed" { keys - keys / 8 } else { keys };
-    let file = PlainFile::new(&dir, bench.pick(512 << 20, 32 << 20));
+    let file = PlainFile::new(&dir, bench.pick(512 << 20, 32 << 20), Prefill::Zeros);
     for (what, name) in ["hit", "miss"].into_iter().zip(names) {
         if !bench.wants(name) {
             continue;

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use mainstem::clock::SystemClock;
 use mainstem::file::disk::{Access, Disk as _, RealDisk};
+use mainstem::file::segment::Prefill;
 use mainstem::format::crc32c;
 use mainstem::message::FlushMode;
 use mainstem::store::Store;
@@ -181,7 +182,7 @@ fn measure_stop(bench: &mut Bench, name: String, stop: &str) {
     let store = dir.join("store");
     let segment = SEGMENT.to_string();
     child(&["child-make", &store.to_string_lossy(), &segment, "0", &bytes.to_string()]);
-    let file = PlainFile::new(&dir, bytes);
+    let file = PlainFile::new(&dir, bytes, Prefill::Zeros);
     let opened = || child(&["child-open", &store.to_string_lossy(), &segment, stop]);
     // The first opening of a store that was not closed is an unclean one in either case.
     let first = opened();

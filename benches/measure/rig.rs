@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use mainstem::clock::SystemClock;
-use mainstem::file::disk::{Disk, RealDisk};
+use mainstem::file::disk::{Access, Disk, RealDisk};
+use mainstem::file::segment::Prefill;
 use mainstem::format::batch::{BatchBuilder, BatchInfo, NewMeta, check};
 use mainstem::format::crc32c;
 use mainstem::format::record::record_len;
@@ -183,33 +184,41 @@ pub(crate) fn key(number: u64) -> String {
     format!("order-{number:010}")
 }
 
-/// A file like a segment: as long, prefilled in the same way, written from its begin to its end, again and again.
+/// A file like a segment: as long, written from its begin to its end, again and again.
 pub(crate) struct PlainFile {
     file: File,
     path: PathBuf,
     len: u64,
+    prefill: Prefill,
     next: Mutex<u64>,
 }
 
 impl PlainFile {
-    /// Makes it: real blocks, zeros, synced.
-    pub(crate) fn new(dir: &Path, len: u64) -> Self {
+    /// Makes it: real blocks, zeros if wanted, synced.
+    pub(crate) fn new(dir: &Path, len: u64, prefill: Prefill) -> Self {
         let path = dir.join("plain");
         let made = RealDisk.create(&path).expect("the file is made");
         made.allocate(len).expect("the file gets its blocks");
         let file = File::options().read(true).write(true).open(&path).expect("the file opens");
-        let zeros = vec![0; 64 << 10];
-        for position in (0..len).step_by(zeros.len()) {
-            file.write_all_at(&zeros, position).expect("zeros are written");
+        if prefill == Prefill::Zeros {
+            let zeros = vec![0; 64 << 10];
+            for position in (0..len).step_by(zeros.len()) {
+                file.write_all_at(&zeros, position).expect("zeros are written");
+            }
         }
         file.sync_all().expect("the file is synced");
-        Self { file, path, len, next: Mutex::new(0) }
+        Self { file, path, len, prefill, next: Mutex::new(0) }
     }
 
-    /// Makes room for `bytes` more: back to the begin if they do not fit, all of it clean as a new segment is.
+    /// Makes room for `bytes` more: back to the begin if they do not fit, all of it as a new segment is.
     pub(crate) fn rest(&self, bytes: u64) {
         let mut next = self.next.lock().expect("no writer panicked");
         if *next + bytes > self.len {
+            if self.prefill == Prefill::Blocks {
+                self.file.set_len(0).expect("the file gives its blocks back");
+                let same = RealDisk.open(&self.path, Access::ReadWrite).expect("the file opens");
+                same.allocate(self.len).expect("the file gets its blocks");
+            }
             self.sync();
             *next = 0;
         }
@@ -238,7 +247,7 @@ impl PlainFile {
 
     /// Forgets its cached pages.
     pub(crate) fn drop_cache(&self) {
-        let file = RealDisk.open(&self.path, mainstem::file::disk::Access::Read);
+        let file = RealDisk.open(&self.path, Access::Read);
         file.expect("the file opens").drop_cache(0..u64::MAX).expect("the cache is dropped");
     }
 }

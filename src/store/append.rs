@@ -98,8 +98,7 @@ impl Class {
 }
 
 impl NewRecord {
-    /// A record of messages: `batch` as it was checked, `info` what the check found, with the payload checksum: bytes
-    /// that change in memory since are found by who reads the record.
+    /// A record of messages: `batch` as it was checked, `info` what the check found. Its checksum becomes the record's.
     pub fn message(
         topic: &Arc<TopicHandle>,
         queue: QueueId,

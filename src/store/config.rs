@@ -17,7 +17,7 @@ pub struct StoreConfig {
     /// A segment rolls also when its entries in memory (queues and index) reach so many bytes.
     pub unsealed_memory: u64,
     /// The broker-wide default: of topics that name no mode, and of state that belongs to no topic. With `Sync`,
-    /// segments are filled with zeros ahead of use, which makes each later sync cheaper.
+    /// segments are filled with zeros ahead of use, which makes each later sync cheaper, but where syncs are large.
     pub flush: FlushMode,
     /// While nobody waits for durability, bytes are synced at least so often.
     pub flush_interval: Duration,

@@ -15,7 +15,9 @@ use crate::format::names::FileKind;
 use crate::format::record::record_len;
 use crate::format::state_record::Transition;
 use crate::log::commit_log::Via;
-use crate::message::{FlushMode, Retention, TopicId, TopicSettings, TopicType};
+use crate::message::{
+    FlushMode, Retention, SessionId, SessionMark, TopicId, TopicSettings, TopicType,
+};
 use crate::testing::{CrashChoice, SimDisk, TopicsOnly, now};
 
 struct Rig {
@@ -826,6 +828,19 @@ fn what_went_by_its_size_does_not_come_back_when_what_lay_behind_it_is_deleted()
         assert_eq!(rig.range(1, 1), (10, 10), "after a clean stop: {is_clean}");
         assert_eq!(rig.range(2, 0), (0, 1));
     }
+}
+
+#[test]
+fn what_the_broker_says_of_a_large_batch_is_covered_by_the_checksum_of_its_record() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    let batch = batch("k", &[7; 12_000]);
+    let mark = SessionMark { session: SessionId::new(1), epoch: 1, sequence: 1 };
+    let info = check(&batch).unwrap();
+    let record = NewRecord::message_in_session(&topic, QueueId::ZERO, batch, &info, &mark);
+    rig.store.append_one(record).unwrap();
+    rig.settle();
+    assert_eq!(rig.bodies(&topic, 0), [[7; 12_000]]);
 }
 
 /// Zeros double what the disk writes. A sync is faster for them, but few syncs make no difference.

@@ -167,6 +167,14 @@ fn info_counts_group_and_index_entries() {
 }
 
 #[test]
+fn the_checksum_of_a_batch_is_of_all_its_bytes() {
+    for len in [0, 1, 4_000, 9_000, 100_000] {
+        let batch = batch_of(&[(full_meta(), &vec![b'x'; len]), (full_meta(), b"second")]);
+        assert_eq!(check(&batch).unwrap().checksum, crc32c(&batch), "{len}");
+    }
+}
+
+#[test]
 fn batch_of_empty_bodies_needs_none_of_the_fields_behind_the_metas() {
     let batch = batch_of(&[(NewMeta::default(), b""), (NewMeta::default(), b"")]);
     assert_eq!(&batch[..], [0x0a, 0, 0x0a, 0]);

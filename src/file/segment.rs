@@ -1,10 +1,10 @@
 //! One fixed-size file of the CommitLog: write, publish, read, sync.
 //!
-//! A segment is made whole before it gets its name: temporary name, real blocks, zeros, header page, sync, rename,
-//! sync of the directory. From then on its length never changes. When it is deleted and nobody reads it any more, its
-//! file may get a temporary name again and become another segment, with what it held behind the first page of records.
-//! Positions are given as physical offsets; the file position is the offset minus the segment's base, and the header
-//! page counts.
+//! A segment is made whole before it gets its name: temporary name, real blocks, zeros if wanted, header page, sync,
+//! rename, sync of the directory. From then on its length never changes. When it is deleted and nobody reads it any
+//! more, its file may get a temporary name again and become another segment, with what it held behind the first page
+//! of records. Positions are given as physical offsets; the file position is the offset minus the segment's base, and
+//! the header page counts.
 //!
 //! - One descriptor for writing and syncing, from `open` on: the kernel reports a failed write-back once per
 //!   descriptor, a fresh one could miss it.
@@ -17,7 +17,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use bytes::Bytes;
 
@@ -118,7 +118,12 @@ impl Segment {
 
     /// Whether the caller alone has the segment, and nobody a slice of it. So it stays if nobody finds it any more.
     pub fn is_unused(segment: &Arc<Self>) -> bool {
-        Arc::strong_count(segment) == 1 && Arc::strong_count(&segment.mapping) == 1
+        if Arc::strong_count(segment) != 1 {
+            return false;
+        }
+        // Who had the segment may have made slices of it before.
+        fence(Ordering::Acquire);
+        Arc::strong_count(&segment.mapping) == 1
     }
 
     /// Gives up a deleted segment and keeps its file, under a temporary name: durable with a sync of the directory,

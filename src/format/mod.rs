@@ -219,7 +219,7 @@ pub fn crc32c_with(initial: u32, parts: &[&[u8]]) -> u32 {
 }
 
 /// CRC32C of what has the CRC32C `first`, and `second` behind it, whose own CRC32C is known. `second` is read again
-/// only where that costs less than a sum without its bytes: [`JOIN_FROM`].
+/// only where that costs less than a sum without its bytes: below 8 KiB.
 pub fn crc32c_behind(first: u32, second: &[u8], known: u32) -> u32 {
     if second.len() < JOIN_FROM {
         return crc32c_with(!first, &[second]);

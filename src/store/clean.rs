@@ -128,7 +128,11 @@ impl CleanWorker {
         if shared.is_poisoned() || shared.is_closed() {
             return Progress::Idle(IDLE);
         }
-        shared.spares.let_go();
+        if shared.free_unused_segment() {
+            // As behind a sweep.
+            self.looked_at_disk = None;
+            return Progress::Worked;
+        }
         self.look_at_disk(&shared);
         if let Some(image) = &mut self.image {
             return match image.step(&shared) {
@@ -702,9 +706,7 @@ impl Shared {
             log_begins = self.log.min().get(),
             "segments deleted"
         );
-        // Space came back.
-        self.allocate_signal.wake();
-        self.space.notify_waiters();
+        self.space_came_back();
         Ok(true)
     }
 

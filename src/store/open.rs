@@ -318,6 +318,7 @@ impl Shared {
             seal.snapshot_now();
             flush.record(true);
             self.unlink_spares();
+            while self.free_unused_segment() {}
         }
         let outcome = match &*lock(&self.poison_reason) {
             None => Ok(()),

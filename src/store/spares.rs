@@ -16,10 +16,10 @@
 //!
 //! A file that somebody still reads, that has a second name (a backup may share it), that has another size than the
 //! next segment, or of which bytes were lost or could not be read once is unlinked, and so is all that is deleted
-//! while space is short. Who lets go of an unlinked file last waits for the file system to free it, a fifth of a second
-//! for 256 MiB: that is always the clean worker, which keeps what others still have until they do not. Of a bad sector that nobody came across yet nothing is known: as in any file, an unclean
-//! start that comes to it before the log has written over it is refused. A clean stop unlinks the spares, and a start
-//! what is left.
+//! while space is short. Who lets go of an unlinked file last waits for the file system to free it, a fifth of a
+//! second for 256 MiB: while the store runs that is the clean worker, which keeps what others still have until they do
+//! not. Of a bad sector that nobody came across yet nothing is known: as in any file, an unclean start that comes to
+//! it before the log has written over it is refused. A clean stop unlinks the spares, and a start what is left.
 
 use super::Shared;
 use crate::file::FileError;
@@ -64,9 +64,13 @@ impl Spares {
         lock(&self.in_use).push(segment);
     }
 
-    /// Lets go of the segments that nobody has any more.
-    pub(super) fn let_go(&self) {
-        lock(&self.in_use).retain(|segment| !Segment::is_unused(segment));
+    /// Frees one of those that nobody has any more. `true`: there was one.
+    fn free_unused(&self) -> bool {
+        let mut in_use = lock(&self.in_use);
+        let unused = in_use.iter().position(Segment::is_unused);
+        let segment = unused.map(|at| in_use.swap_remove(at));
+        drop(in_use);
+        segment.is_some()
     }
 }
 
@@ -94,6 +98,21 @@ impl Shared {
             tracing::warn!(%error, "the file of a deleted segment is not used again");
             None
         })
+    }
+
+    /// Frees a deleted segment that was read until now. `true`: there was one, and there may be more.
+    pub(super) fn free_unused_segment(&self) -> bool {
+        let is_any_gone = self.spares.free_unused();
+        if is_any_gone {
+            self.space_came_back();
+        }
+        is_any_gone
+    }
+
+    /// Tells who waits for room on the disk.
+    pub(super) fn space_came_back(&self) {
+        self.allocate_signal.wake();
+        self.space.notify_waiters();
     }
 
     pub(super) fn unlink_spare(&self, spare: &Spare) -> Result<(), FileError> {

@@ -80,6 +80,8 @@ const ROOMS: &[Room] = &[
             "bytes",
             // Digests of bodies: see the fence.
             "crc_fast",
+            // Many futures in one task.
+            "futures_util",
             "hyper",
             "hyper_util",
             "md5",
@@ -142,11 +144,12 @@ const ROOMS: &[Room] = &[
     Room {
         name: "bench",
         // Generated types in one file of it: the control is a server of the same API. Of `grpc` the settings of the
-        // port, which the control shares.
+        // port and what runs its calls, which the control shares.
         knows: &[
             "child",
             "client",
             "format::batch",
+            "grpc::calls",
             "grpc::listen",
             "message",
             "proto",
@@ -220,6 +223,7 @@ const ROOMS: &[Room] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("memmap2", &["file/mapping.rs"]),
     ("rustix", &["bench/pace.rs", "file/"]),
+    ("futures_util", &["grpc/calls.rs"]),
     ("getrandom", &["child.rs", "file/disk.rs", "client/producer/"]),
     ("lz4_flex", &["format/batch/codec.rs"]),
     ("rcgen", &["server/certificate.rs"]),

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::ready;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -33,6 +33,7 @@ use super::load::sample;
 use super::relay::{Reader, Relay, RelayError, Topic};
 use crate::child::Addresses;
 use crate::format::batch::{Batch, BatchError};
+use crate::grpc::calls::Calls;
 use crate::grpc::listen;
 use crate::proto;
 use crate::proto::broker_server::{Broker, BrokerServer};
@@ -81,7 +82,12 @@ pub(crate) async fn serve(
             stream.set_nodelay(true)?;
             let service = TowerToHyperService::new(prepared.clone());
             let io = TokioIo::new(stream);
-            tokio::spawn(listen::settings(listen::CONNECTION_WINDOW).serve_connection(io, service));
+            tokio::spawn(async move {
+                let mut calls = Calls::default();
+                let served = listen::settings(listen::CONNECTION_WINDOW, calls.taken_by())
+                    .serve_connection(io, service);
+                calls.run_with(pin!(served)).await
+            });
         }
     };
     tokio::select! {

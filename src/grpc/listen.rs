@@ -19,8 +19,9 @@
 //! must not end, for some of them never open it again; those of the native protocol hold streams over which they send
 //! and consume for as long as they live. An age would break these for nothing.
 //!
-//! The loop, each connection and each call are tasks; all end with [`Drain`]: the loop stops accepting, connections
-//! tell their clients to go away and finish what they have begun, and what has not ended in time is dropped.
+//! The loop and each connection, with its calls, are tasks; all end with [`Drain`]: the loop stops accepting,
+//! connections tell their clients to go away and finish what they have begun, and what has not ended in time is
+//! dropped.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -38,6 +39,7 @@ use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 
 use super::Guarded;
+use super::calls::{Calls, NewCalls};
 use super::opening::{self, Security};
 use crate::broker::{Connected, Unserved};
 use crate::sync::{Mutex, lock};
@@ -228,18 +230,19 @@ async fn connection(
     };
     let broker = Arc::clone(service.broker());
     let (service, outgoing) = service.of_connection(peer, local);
-    let served = settings(place.window)
+    let mut calls = Calls::default();
+    let served = settings(place.window, calls.taken_by())
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
-        ended = served.as_mut() => ended,
+        ended = calls.run_with(served.as_mut()) => ended,
         () = outgoing.stalled(|| broker.is_pressed_by_answers() || broker.is_pressed()) => {
             tracing::warn!(%peer, "the client does not read its answers, closed");
             return;
         }
         () = stopped(&mut drain) => {
             served.as_mut().graceful_shutdown();
-            served.await
+            calls.run_with(served.as_mut()).await
         }
     };
     if let Err(error) = ended {
@@ -252,9 +255,9 @@ async fn stopped(drain: &mut Drain) {
     let _ = drain.wait_for(|stop| *stop).await;
 }
 
-/// How HTTP/2 is spoken: also by whoever is compared with this server.
-pub(crate) fn settings(window: u32) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+/// How HTTP/2 is spoken, and who takes the calls: also by whoever is compared with this server.
+pub(crate) fn settings(window: u32, calls: NewCalls) -> http2::Builder<NewCalls> {
+    let mut builder = http2::Builder::new(calls);
     builder
         .timer(TokioTimer::new())
         .adaptive_window(false)

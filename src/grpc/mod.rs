@@ -3,6 +3,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | [`listen`] | the port: accept loop, HTTP/2 settings, caps, drain |
+//! | `calls.rs` | the calls of a connection, in its task |
 //! | `opening.rs` | how a connection begins: TLS or not, and the preface of HTTP/2 |
 //! | [`tls`] | a certificate and its key, from PEM to what the port needs |
 //! | `serve.rs` | what surrounds every call: panics, and the bytes of requests and answers |
@@ -13,8 +14,9 @@
 //! | [`native`] | `mainstem.v1`, one file per family of calls |
 //! | [`rocketmq`] | `apache.rocketmq.v2`, likewise |
 //!
-//! Runs on tokio tasks: one that accepts, one per connection, one per call.
+//! Runs on tokio tasks: one that accepts, one per connection with its calls.
 
+pub(crate) mod calls;
 pub(crate) mod codec;
 pub(crate) mod listen;
 pub(crate) mod native;

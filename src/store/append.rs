@@ -337,12 +337,21 @@ impl Tail {
     }
 }
 
-/// Aborts the process if a panic unwinds past it: the tail may be half changed.
-pub(super) struct AbortOnPanic;
+/// Aborts the process if a panic that began behind it unwinds past it: the tail may be half changed.
+pub(super) struct AbortOnPanic {
+    /// A panic is on its way already, and what is dropped on it appends.
+    is_panicking: bool,
+}
+
+impl AbortOnPanic {
+    pub(super) fn new() -> Self {
+        Self { is_panicking: std::thread::panicking() }
+    }
+}
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.is_panicking {
             std::process::abort();
         }
     }
@@ -372,7 +381,7 @@ impl Shared {
         self.admit(records, need)?;
         let shown = {
             let mut tail = lock(&self.tail);
-            let _guard = AbortOnPanic;
+            let _guard = AbortOnPanic::new();
             let stored = self.store_set(&mut tail, records, need);
             stored.map(|()| show(&tail.scratch.placed))
         };

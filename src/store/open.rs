@@ -265,7 +265,7 @@ impl Store {
     ) -> std::io::Result<JoinHandle<W>> {
         let shared = Arc::clone(&self.shared);
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let _guard = append::AbortOnPanic;
+            let _guard = append::AbortOnPanic::new();
             while !shared.stopping.load(Ordering::Acquire) {
                 if let Progress::Idle(limit) = step(&mut worker) {
                     signal(&shared).sleep(limit);

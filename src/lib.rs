@@ -24,7 +24,7 @@
 //! | 7 | [`offline`] | what is done to a store on which no broker runs: verify, dump, rebuild | `broker`, `store`, `file::disk`, floor 0 |
 //! | 7 | [`telemetry`] | what the process logs to stderr | – |
 //! | 7 | `child` | a process of this executable that serves, and its directory | – |
-//! | 7 | `bench` | measures a broker beside a server that does nothing | `child`, `client`, `grpc::listen`, `wire`, [`proto`], `format::batch`, floor 0 |
+//! | 7 | `bench` | measures a broker beside a server that does nothing | `child`, `client`, `grpc::calls`, `grpc::listen`, `wire`, [`proto`], `format::batch`, floor 0 |
 //! | 7 | [`cli`] | the command line: `serve` runs a [`server`], `store` works on a stopped one, every other command asks a [`client`] | `client`, `server`, `offline`, `child`, `bench`, `http::probe`, `config`, `telemetry`, errors of `store` and `file`, `format::batch`, `format::record`, floor 0 |
 //!
 //! Two doors beside the floors: [`proto`] holds the generated types of `proto/`, which `grpc`, `client` and the control

@@ -14,12 +14,13 @@
 //! wake a thread each time. A turn ends when nobody is woken any more, or after [`ROUNDS`].
 //!
 //! A call begins as soon as it was received, and ends with its connection, in the middle of its work if need be: as it
-//! does when its client takes it back.
+//! does when its client takes it back. One that panics ends alone.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -28,28 +29,71 @@ use hyper::rt::Executor;
 
 use crate::sync::{Mutex, lock};
 
-/// How often a task is polled in one turn: then others have theirs.
+/// How often a connection and its calls are polled in one turn of their task: then others have theirs.
 const ROUNDS: usize = 32;
 
-type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A call, until it has ended.
+struct Call(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
 
-/// Takes the calls of one connection from HTTP/2.
-#[derive(Clone, Default)]
-pub(crate) struct NewCalls(Arc<Mutex<Vec<Call>>>);
+impl Call {
+    /// Runs what may panic. What is half changed then is behind locks that end the process when they are poisoned.
+    fn guarded<T>(act: impl FnOnce() -> T) -> Option<T> {
+        let done = catch_unwind(AssertUnwindSafe(act));
+        if done.is_err() {
+            tracing::error!("a call panicked outside of its handler; it is given up");
+        }
+        done.ok()
+    }
+
+    fn give_up(&mut self) {
+        let call = self.0.take();
+        Self::guarded(|| drop(call));
+    }
+}
+
+impl Future for Call {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(call) = &mut self.0 else { return Poll::Ready(()) };
+        if let Some(Poll::Pending) = Self::guarded(|| call.as_mut().poll(cx)) {
+            return Poll::Pending;
+        }
+        self.give_up();
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// Takes the calls of one connection from HTTP/2. Each call has one too, so those who wait here would keep themselves.
+#[derive(Clone)]
+pub(crate) struct NewCalls {
+    waiting: Weak<Mutex<Vec<Call>>>,
+    turn: Arc<Turn>,
+}
 
 impl<F> Executor<F> for NewCalls
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, call: F) {
-        lock(&self.0).push(Box::pin(call));
+        // Without a connection it is given up.
+        if let Some(waiting) = self.waiting.upgrade() {
+            lock(&waiting).push(Call(Some(Box::pin(call))));
+            Wake::wake_by_ref(&self.turn);
+        }
     }
 }
 
 /// The calls of one connection.
 #[derive(Default)]
 pub(crate) struct Calls {
-    new: NewCalls,
+    new: Arc<Mutex<Vec<Call>>>,
     running: FuturesUnordered<Call>,
     turn: Arc<Turn>,
 }
@@ -57,7 +101,7 @@ pub(crate) struct Calls {
 impl Calls {
     /// Who takes new ones from HTTP/2.
     pub(crate) fn taken_by(&self) -> NewCalls {
-        self.new.clone()
+        NewCalls { waiting: Arc::downgrade(&self.new), turn: Arc::clone(&self.turn) }
     }
 
     /// Runs the connection and its calls until the connection has ended. Dropped before, it may be called again.
@@ -71,13 +115,13 @@ impl Calls {
                 if let Poll::Ready(ended) = connection.as_mut().poll(&mut of_turn) {
                     return Poll::Ready(ended);
                 }
-                self.running.extend(lock(&self.new.0).drain(..));
+                self.running.extend(lock(&self.new).drain(..));
                 while let Poll::Ready(Some(())) = self.running.poll_next_unpin(&mut of_turn) {}
                 if self.turn.ends() {
                     return Poll::Pending;
                 }
             }
-            self.turn.put_off();
+            // It is still marked as woken, so nobody else asks for the next turn.
             cx.waker().wake_by_ref();
             Poll::Pending
         })
@@ -109,11 +153,6 @@ impl Turn {
     fn ends(&self) -> bool {
         let ends = self.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire);
         ends.is_ok()
-    }
-
-    /// The task has to be polled again whoever is woken.
-    fn put_off(&self) {
-        self.state.swap(WOKEN, Ordering::AcqRel);
     }
 }
 
@@ -218,23 +257,67 @@ mod tests {
         }
     }
 
+    /// Those that were received with the end used to keep each other for ever.
     #[test]
-    fn calls_are_given_up_with_their_connection() {
+    fn calls_are_given_up_with_their_connection_also_those_that_did_not_begin() {
+        let (_, waker) = task();
+        for ends_at_once in [false, true] {
+            let mut calls = Calls::default();
+            let new = calls.taken_by();
+            let held = Arc::new(());
+            let mut of_call = Some(Arc::clone(&held));
+            let connection = poll_fn(|_| {
+                if let Some(held) = of_call.take() {
+                    // As HTTP/2 has it: each call could begin others.
+                    let executor = new.clone();
+                    new.execute(async move {
+                        std::future::pending::<()>().await;
+                        drop((held, executor));
+                    });
+                }
+                if ends_at_once { Poll::Ready(()) } else { Poll::Pending }
+            });
+            {
+                let connection = pin!(connection);
+                let run = pin!(calls.run_with(connection));
+                let polled = run.poll(&mut Context::from_waker(&waker));
+                assert_eq!(polled.is_ready(), ends_at_once);
+            }
+            assert_eq!(Arc::strong_count(&held), 2);
+            drop(calls);
+            assert_eq!(Arc::strong_count(&held), 1, "ended at once: {ends_at_once}");
+            new.execute(async {});
+        }
+    }
+
+    struct PanicsWhenDropped;
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+
+    #[test]
+    fn a_call_that_panics_when_it_is_polled_or_dropped_ends_alone() {
         let (_, waker) = task();
         let mut calls = Calls::default();
-        let held = Arc::new(());
-        let of_call = Arc::clone(&held);
-        calls.taken_by().execute(async move {
+        let new = calls.taken_by();
+        let (done, ends) = oneshot::channel();
+        new.execute(async { panic!("on purpose") });
+        new.execute(async { drop(PanicsWhenDropped) });
+        let panics = PanicsWhenDropped;
+        new.execute(async move {
             std::future::pending::<()>().await;
-            drop(of_call);
+            drop(panics);
         });
+        new.execute(async move { done.send(7).unwrap() });
         {
-            let connection = pin!(std::future::pending::<()>());
+            let connection = pin!(ends);
             let run = pin!(calls.run_with(connection));
-            assert_eq!(run.poll(&mut Context::from_waker(&waker)), Poll::Pending);
+            assert_eq!(run.poll(&mut Context::from_waker(&waker)), Poll::Ready(Ok(7)));
         }
-        assert_eq!(Arc::strong_count(&held), 2);
+        assert_eq!(calls.running.len(), 1, "that which waits");
         drop(calls);
-        assert_eq!(Arc::strong_count(&held), 1);
     }
 }

@@ -172,7 +172,12 @@ pub(crate) async fn serve(
         let accepted = tokio::select! {
             biased;
             () = stopped(&mut drain) => break,
-            Some(_ended) = tasks.join_next() => continue,
+            Some(ended) = tasks.join_next() => {
+                if ended.is_err_and(|error| error.is_panic()) {
+                    tracing::error!("a connection panicked; it is closed");
+                }
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {

@@ -2,7 +2,7 @@
 //!
 //! | concern | how |
 //! | --- | --- |
-//! | a panic in a handler | fails that call with INTERNAL; the connection and its other calls go on |
+//! | a panic in a handler | fails that call with INTERNAL, or outside of a handler with a reset: [`super::calls`]; the connection and its other calls go on |
 //! | the bytes of a request | what is beyond [`UNCOUNTED`] is counted as it arrives, and refused when too much is in work; one that comes too slowly is refused: [`super::pace`] |
 //! | the bytes of an answer | a handler leaves a [`Permit`] with its answer, else what is beyond [`UNCOUNTED`] is counted here; it goes out as [`super::outgoing`] says |
 //! | who calls, and where | [`peer`] and [`local`] say it to a handler, without a place in every request |

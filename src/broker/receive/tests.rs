@@ -14,6 +14,7 @@ mod woken;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
+use std::sync::mpsc;
 
 use super::*;
 use crate::broker::state::offsets::{Caller, Expected, Offsets};
@@ -48,6 +49,15 @@ type Seen = (u32, u64, u32, String);
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
+}
+
+/// A clock that is paused stands while the result lives, ten seconds at most. It would go on to the next timer whenever
+/// all wait for the threads of the store.
+fn stop_clock() -> mpsc::Sender<()> {
+    let (stops, goes_on) = mpsc::channel();
+    // It does not go on by itself while such a task runs.
+    tokio::task::spawn_blocking(move || goes_on.recv_timeout(Duration::from_secs(10)));
+    stops
 }
 
 fn tags(text: &str) -> Expression {

@@ -297,11 +297,12 @@ async fn who_may_not_have_old_leases_yet_gets_a_new_message_at_once() {
     let rig = rig.again();
     let filter = all();
     let waiting = ReceiveRequest { wait: Duration::from_secs(5), ..rig.request(&filter, 1) };
-    let start = Instant::now();
+    let (stopped, start) = (stop_clock(), Instant::now());
     let (received, ()) = tokio::join!(rig.broker.receive_messages(waiting), async {
         rig.until_wait(1).await;
         rig.send_to(0, "new").await;
     });
+    drop(stopped);
     let received = received.unwrap().messages;
     assert_eq!(received.iter().map(seen).collect::<Vec<_>>(), [of(0, 1, 1, "new")]);
     assert_eq!(start.elapsed(), Duration::ZERO);
@@ -336,6 +337,7 @@ async fn who_finds_something_and_leaves_more_to_anybody_has_another_look_after_t
             let send = async || {
                 rig.store(Some(QueueId::ZERO), &[("new", Some("a"), None)], None).await;
             };
+            let stopped = stop_clock();
             let found = async {
                 if is_first_look {
                     // Who finds it comes when the other one waits already, and neither knew of what is over.
@@ -347,6 +349,7 @@ async fn who_finds_something_and_leaves_more_to_anybody_has_another_look_after_t
                 assert_eq!(found.iter().map(seen).collect::<Vec<_>>(), [of(0, 1 + turn, 1, "new")]);
                 // From now on as much of it as there is may be had.
                 rig.pass(Duration::from_secs(10));
+                drop(stopped);
             };
             let slept = async {
                 if !is_first_look {

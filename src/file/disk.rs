@@ -83,6 +83,10 @@ pub trait DiskFile: Send + Sync {
     fn write_at(&self, buffers: &[IoSlice<'_>], position: u64) -> Result<usize, FileError>;
     /// One read at a position: returns how many bytes were read, 0 at the end of the file.
     fn read_at(&self, buffer: &mut [u8], position: u64) -> Result<usize, FileError>;
+    /// As [`DiskFile::read_at`], of what was written lately: mostly the device is not asked, for it is in memory.
+    fn read_fresh_at(&self, buffer: &mut [u8], position: u64) -> Result<usize, FileError> {
+        self.read_at(buffer, position)
+    }
     /// Makes all that was written durable. After an error nothing unsynced may be assumed durable, ever.
     fn sync(&self) -> Result<(), FileError>;
     /// Forgets the clean cached pages that lie wholly in `range`, so that the next read comes from the device.
@@ -125,12 +129,30 @@ pub fn write_all_vectored_at(
 /// Fills `buffer` from `position`. `FileError::TooShort` if the file ends before.
 pub fn read_exact_at(
     file: &dyn DiskFile,
+    buffer: &mut [u8],
+    position: u64,
+) -> Result<(), FileError> {
+    fill_at(file, buffer, position, |buffer, position| file.read_at(buffer, position))
+}
+
+/// As [`read_exact_at`], by [`DiskFile::read_fresh_at`].
+pub fn read_fresh_exact_at(
+    file: &dyn DiskFile,
+    buffer: &mut [u8],
+    position: u64,
+) -> Result<(), FileError> {
+    fill_at(file, buffer, position, |buffer, position| file.read_fresh_at(buffer, position))
+}
+
+fn fill_at(
+    file: &dyn DiskFile,
     mut buffer: &mut [u8],
     mut position: u64,
+    read: impl Fn(&mut [u8], u64) -> Result<usize, FileError>,
 ) -> Result<(), FileError> {
     let end = position.saturating_add(buffer.len() as u64);
     while !buffer.is_empty() {
-        let read = file.read_at(buffer, position)?;
+        let read = read(buffer, position)?;
         if read == 0 {
             return Err(FileError::TooShort { path: file.path().to_path_buf(), end });
         }

@@ -254,10 +254,28 @@ impl Segment {
     /// # Errors
     /// `TooShort` if the range is not wholly in the file, or starts before it.
     pub fn read_exact(&self, at: PhysicalOffset, buffer: &mut [u8]) -> Result<(), FileError> {
+        self.read_by(disk::read_exact_at, at, buffer)
+    }
+
+    /// As [`Segment::read_exact`], of what was written lately and is in memory still. For a few bytes here and there: a
+    /// copy of them costs less than a page of the mapping, which the kernel has to fill in and to take away again.
+    ///
+    /// # Errors
+    /// As [`Segment::read_exact`].
+    pub fn read_fresh(&self, at: PhysicalOffset, buffer: &mut [u8]) -> Result<(), FileError> {
+        self.read_by(disk::read_fresh_exact_at, at, buffer)
+    }
+
+    fn read_by(
+        &self,
+        read: impl Fn(&dyn DiskFile, &mut [u8], u64) -> Result<(), FileError>,
+        at: PhysicalOffset,
+        buffer: &mut [u8],
+    ) -> Result<(), FileError> {
         let Some(position) = at.get().checked_sub(self.base.get()) else {
             return Err(FileError::TooShort { path: self.file.path().to_path_buf(), end: 0 });
         };
-        let read = disk::read_exact_at(&*self.file, buffer, position);
+        let read = read(&*self.file, buffer, position);
         if read.is_err() {
             self.was_refused.store(true, Ordering::Relaxed);
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::{Buf as _, Bytes};
 
-use super::window::Window;
+use super::window::{self, Window};
 use crate::file::FileError;
 use crate::file::segment::Segment;
 use crate::format::identity::Identity;
@@ -226,7 +226,12 @@ impl CommitLog {
     }
 }
 
-/// A segment whose published bytes are walked in place: what is the same for all its records is looked up once.
+/// The first bytes of a record that are read together: its header, and mostly all that says something about its
+/// messages.
+const BEGIN: u64 = 2 << 10;
+
+/// A segment whose published bytes are walked: what is the same for all its records is looked up once. It reads
+/// copies of the first bytes of records: a page of the mapping for each would cost more than all else in the walk.
 pub(crate) struct FreshSegment {
     segment: Arc<Segment>,
     salt: u32,
@@ -243,11 +248,42 @@ impl FreshSegment {
         self.segment.end()
     }
 
-    /// The header at `at`, checksum verified. `None`: no sound header was published there.
-    pub(crate) fn header(&self, at: PhysicalOffset) -> Option<RecordHeader> {
-        let bytes = self.segment.slice(at, HEADER_LEN)?;
-        let header = RecordHeader::decode(bytes, at, self.salt).ok()?;
-        (header.end() <= self.end()).then_some(header)
+    /// The header at `at`, checksum verified. `None`: no sound header was published there. Reads by way of `window`,
+    /// one [of fresh bytes](Window::of_fresh), which the caller keeps for the reads that follow.
+    ///
+    /// # Errors
+    /// It is not in memory any more, and the disk does not give it.
+    pub(crate) fn header(
+        &self,
+        at: PhysicalOffset,
+        window: &mut Window,
+    ) -> Result<Option<RecordHeader>, FileError> {
+        let left = self.segment.published().get().saturating_sub(at.get());
+        let bytes = window.get(&self.segment, at, left.min(BEGIN) as usize)?.unwrap_or_default();
+        let header = RecordHeader::decode(bytes, at, self.salt).ok();
+        Ok(header.filter(|header| header.end() <= self.end()))
+    }
+
+    /// What `read` makes of the first bytes of the payload of a record in it, which are not verified: of those that
+    /// were read with its header, else of more. `None` if that is what it says of both.
+    ///
+    /// # Errors
+    /// As [`FreshSegment::header`].
+    pub(crate) fn read_payload_begin<T>(
+        &self,
+        header: &RecordHeader,
+        window: &mut Window,
+        mut read: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, FileError> {
+        let before = HEADER_LEN as u64 + u64::from(header.attributes_len);
+        let (start, all) = (header.physical_offset.plus(before), header.payload_len as usize);
+        for most in [BEGIN.saturating_sub(before) as usize, window::LONGEST] {
+            let begin = window.get(&self.segment, start, all.min(most))?;
+            if let Some(made) = read(begin.unwrap_or_default()) {
+                return Ok(Some(made));
+            }
+        }
+        Ok(None)
     }
 
     /// The payload of a record in it, not verified.

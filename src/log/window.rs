@@ -12,23 +12,30 @@ const LEAST: usize = 16 << 10;
 /// Read at once, at most.
 const MOST: usize = 64 << 10;
 /// The longest range that is read by way of a window: what is longer is worth a call.
-const LONGEST: usize = 16 << 10;
+pub(crate) const LONGEST: usize = 16 << 10;
 /// Bytes between two ranges that still are neighbours.
 const NEAR: u64 = 4 << 10;
 
 /// Bytes of the log as they were when they were read. For the time of a few reads: it does not see what becomes of them
 /// meanwhile.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Window {
+    /// It is of what was written lately.
+    is_fresh: bool,
     at: PhysicalOffset,
     bytes: Vec<u8>,
-    /// Behind what was asked for last.
-    last: Option<PhysicalOffset>,
+    /// What was asked for last: its begin, and what is behind it.
+    last: Option<(PhysicalOffset, PhysicalOffset)>,
     /// The disk has refused something before it: there nothing is read along.
     refused: PhysicalOffset,
 }
 
 impl Window {
+    /// For what was written lately and is in memory still: see [`Segment::read_fresh`].
+    pub(crate) fn of_fresh() -> Self {
+        Self { is_fresh: true, ..Self::default() }
+    }
+
     /// The `len` bytes at `at` of `segment`, which has them; those behind them are read along if it looks as if they
     /// will be asked for. `None`: too many for a window.
     ///
@@ -40,11 +47,11 @@ impl Window {
         at: PhysicalOffset,
         len: usize,
     ) -> Result<Option<&[u8]>, FileError> {
-        let last = self.last.replace(at.plus(len as u64));
+        let last = self.last.replace((at, at.plus(len as u64)));
         if len > LONGEST {
             return Ok(None);
         }
-        let is_next = last.is_some_and(|last| at >= last && at.since(last) <= NEAR);
+        let is_next = last.is_some_and(|(start, end)| at > start && at <= end.plus(NEAR));
         if !self.holds(at, len) {
             let along = if is_next { self.along(segment, at) } else { 0 };
             if along <= len || !self.read_along(segment, at, along) {
@@ -82,7 +89,10 @@ impl Window {
     fn fill(&mut self, segment: &Segment, at: PhysicalOffset, len: usize) -> Result<(), FileError> {
         self.at = at;
         self.bytes.resize(len, 0);
-        let read = segment.read_exact(at, &mut self.bytes);
+        let read = match self.is_fresh {
+            true => segment.read_fresh(at, &mut self.bytes),
+            false => segment.read_exact(at, &mut self.bytes),
+        };
         if read.is_err() {
             self.bytes.clear();
         }
@@ -144,6 +154,16 @@ mod tests {
             assert!(reads(&mut window, &segment, 5_000 + n * 12_000, 1_100), "{n}");
         }
         assert_eq!(calls() - before, 20, "too far apart");
+        let (mut window, before) = (Window::default(), calls());
+        for n in 0..200 {
+            assert!(reads(&mut window, &segment, 5_000 + n * 1_200, 2_048), "{n}");
+        }
+        assert_eq!(calls() - before, 7, "those that overlap are neighbours");
+        let (mut window, before) = (Window::of_fresh(), calls());
+        for n in 0..20 {
+            assert!(reads(&mut window, &segment, 5_000 + n * 12_000, 1_100), "{n}");
+        }
+        assert_eq!(calls() - before, 0, "what is fresh is no call of the disk");
     }
 
     #[test]

@@ -3,20 +3,21 @@
 //! A walk over record headers from `dispatched` to `appended`; there is no other way by which an entry gets into a
 //! queue or the index of fresh bytes. A step covers at most [`STEP_BYTES`] or one larger record and runs under the
 //! dispatcher's mutex, by its thread or by a reader that must wait. It never waits for a disk: fresh bytes are in the
-//! mapping, entries in memory.
+//! page cache, entries in memory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::Shared;
 use super::signal::Progress;
-use crate::format::batch::{Batch, BatchError, tag_mask_bit};
+use crate::format::batch::{Batch, BatchError, MetaView, tag_mask_bit};
 use crate::format::consume_queue::{EntryFlags, QueueEntry};
 use crate::format::index::{IndexKind, KeyHasher};
 use crate::format::record::{HEADER_LEN, RecordFlags, RecordHeader, RecordKind, verify_body};
 use crate::format::segment_header::PAGE_LEN;
 use crate::log::commit_log::FreshSegment;
 use crate::log::consume_queue::Lookup;
+use crate::log::window::Window;
 use crate::message::{PhysicalOffset, QueueKey, QueueOffset, TopicId};
 use crate::sync::{Arc, Ordering, fence, lock};
 
@@ -26,11 +27,29 @@ const STEP_BYTES: u64 = 1 << 20;
 const LOOK: Duration = Duration::from_millis(10);
 
 /// The state behind the dispatcher's mutex.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Dispatcher {
     hashes: Vec<u64>,
+    window: Window,
     /// The step under way has entered a segment.
     has_entered: bool,
+    /// What the step under way put into queues.
+    put: Vec<Put>,
+}
+
+impl Default for Dispatcher {
+    fn default() -> Self {
+        Self { hashes: Vec::new(), window: Window::of_fresh(), has_entered: false, put: Vec::new() }
+    }
+}
+
+/// A record that was put into its queue, for who waits for it.
+#[derive(Debug)]
+struct Put {
+    key: QueueKey,
+    /// Behind the record.
+    end: PhysicalOffset,
+    tags: u64,
 }
 
 /// The dispatch thread's handle on its work.
@@ -100,10 +119,18 @@ pub(super) fn index_hashes(
     batch: &[u8],
     hashes: &mut Vec<u64>,
 ) -> Result<(), BatchError> {
+    hashes_of(seed, header.topic, Batch::parse(batch)?.distinct_metas(), hashes)
+}
+
+fn hashes_of<'a>(
+    seed: u64,
+    topic: TopicId,
+    metas: impl Iterator<Item = Result<MetaView<'a>, BatchError>>,
+    hashes: &mut Vec<u64>,
+) -> Result<(), BatchError> {
     hashes.clear();
-    let [keys, ids] =
-        [IndexKind::Key, IndexKind::Id].map(|kind| KeyHasher::new(seed, kind, header.topic));
-    for meta in Batch::parse(batch)?.distinct_metas() {
+    let [keys, ids] = [IndexKind::Key, IndexKind::Id].map(|kind| KeyHasher::new(seed, kind, topic));
+    for meta in metas {
         let meta = meta?;
         hashes.extend(meta.keys().map(|key| keys.hash(key.as_bytes())));
         hashes.extend(meta.id().map(|id| ids.hash(id.as_bytes())));
@@ -123,6 +150,7 @@ impl Shared {
             return false;
         }
         let mut at = start;
+        dispatcher.put.clear();
         'walk: while at < appended && at.since(start) < STEP_BYTES {
             let Some(segment) = self.log.fresh(at) else { break };
             while at < appended.min(segment.end()) && at.since(start) < STEP_BYTES {
@@ -145,7 +173,7 @@ impl Shared {
         fence(Ordering::SeqCst);
         self.dispatch_waiters.release(at);
         if self.arrivals.len() > 0 || self.is_watched.load(Ordering::SeqCst) {
-            self.wake_arrived(start, at);
+            self.wake_arrived(&dispatcher.put);
         }
         self.space.notify_waiters();
         true
@@ -166,25 +194,53 @@ impl Shared {
         if segment.end().since(at) < HEADER_LEN as u64 {
             return Some(self.begin_part(dispatcher, segment.end()));
         }
-        let Some(header) = segment.header(at) else {
-            self.poison(&format!("fresh bytes at {at} do not hold a record"));
-            return None;
+        let header = match segment.header(at, &mut dispatcher.window) {
+            Ok(Some(header)) => header,
+            Ok(None) => {
+                self.poison(&format!("fresh bytes at {at} do not hold a record"));
+                return None;
+            }
+            Err(error) => {
+                self.poison(&format!("fresh bytes at {at} cannot be read: {error}"));
+                return None;
+            }
         };
         if header.kind == RecordKind::Filler {
             return Some(self.begin_part(dispatcher, segment.end()));
         }
         if let Some(key) = queue_key(&header) {
-            let batch = segment.payload(&header)?;
-            // The batch was checked before it was appended.
-            let hashes = &mut dispatcher.hashes;
-            if let Err(error) = index_hashes(self.index_seed, &header, batch, hashes) {
-                self.poison(&format!("fresh batch at {at} cannot be walked: {error}"));
+            if let Err(reason) = self.fresh_hashes(dispatcher, segment, &header) {
+                self.poison(&format!("fresh batch at {at} cannot be walked: {reason}"));
                 return None;
             }
-            self.indexes.put_all(hashes, at);
+            self.indexes.put_all(&dispatcher.hashes, at);
             self.queues.put(key, &queue_entry(&header));
+            dispatcher.put.push(Put { key, end: header.end(), tags: tag_mask(&header) });
         }
         Some(header.end())
+    }
+
+    /// As [`index_hashes`], of a record of a segment that is walked.
+    fn fresh_hashes(
+        &self,
+        dispatcher: &mut Dispatcher,
+        segment: &FreshSegment,
+        header: &RecordHeader,
+    ) -> Result<(), String> {
+        let Dispatcher { hashes, window, .. } = dispatcher;
+        let (seed, topic) = (self.index_seed, header.topic);
+        // The batch was checked before it was appended.
+        let read = segment.read_payload_begin(header, window, |begin| {
+            let metas = Batch::distinct_metas_in(begin, header.payload_len as usize)?;
+            Some(hashes_of(seed, topic, metas, hashes))
+        });
+        let done = match (read, segment.payload(header)) {
+            (Err(error), _) => return Err(error.to_string()),
+            (Ok(Some(done)), _) => done,
+            (Ok(None), Some(batch)) => index_hashes(seed, header, batch, hashes),
+            (Ok(None), None) => return Err("it ends behind what was published".to_owned()),
+        };
+        done.map_err(|error| error.to_string())
     }
 
     /// The walk enters the segment at `base`: what it found so far is whole, and can be sealed once it is flushed.
@@ -195,34 +251,17 @@ impl Shared {
         base.plus(PAGE_LEN as u64)
     }
 
-    /// Wakes who waits for the queues of the records in `start..end`, which were just dispatched; for a sync topic
-    /// after its flush. A second look at the headers, only while somebody is parked or watches.
-    fn wake_arrived(&self, start: PhysicalOffset, end: PhysicalOffset) {
-        let mut at = start;
+    /// Wakes who waits for the queues of records that were just dispatched; for a sync topic after its flush.
+    fn wake_arrived(&self, dispatched: &[Put]) {
         // Of the topic that was looked up last: records of a topic often come together.
         let mut known = (TopicId::ZERO, false);
-        while at < end {
-            let Some(segment) = self.log.fresh(at) else { return };
-            let next_base = segment.end().plus(PAGE_LEN as u64);
-            if at == segment.base() {
-                at = at.plus(PAGE_LEN as u64);
+        for Put { key, end, tags } in dispatched {
+            if known.0 != key.topic {
+                let topic = self.topics.get(key.topic);
+                known = (key.topic, topic.is_some_and(|topic| topic.is_watched()));
             }
-            while at < end.min(segment.end()) {
-                if segment.end().since(at) < HEADER_LEN as u64 {
-                    at = next_base;
-                    continue;
-                }
-                let Some(header) = segment.header(at) else { return };
-                if let Some(key) = queue_key(&header) {
-                    if known.0 != key.topic {
-                        let topic = self.topics.get(key.topic);
-                        known = (key.topic, topic.is_some_and(|topic| topic.is_watched()));
-                    }
-                    if known.1 || self.arrivals.has(key) {
-                        self.wake_when_visible(header.end(), key, tag_mask(&header));
-                    }
-                }
-                at = if header.kind == RecordKind::Filler { next_base } else { header.end() };
+            if known.1 || self.arrivals.has(*key) {
+                self.wake_when_visible(*end, *key, *tags);
             }
         }
     }

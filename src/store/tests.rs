@@ -200,6 +200,37 @@ fn what_was_sent_comes_back_in_order_and_by_key() {
 }
 
 #[test]
+fn keys_are_indexed_however_far_they_reach_into_their_batches() {
+    let config = StoreConfig { segment_size: 1 << 20, ..config() };
+    let mut rig = Rig::open_with(SimDisk::new(), config);
+    let topic = rig.topic(1, 1, FlushMode::Async);
+    // Within what is read with the header, within what is read then, beyond that, and small ones close together.
+    let counts = [1, 10, 100, 300, 12, 1, 1, 1, 1, 1, 1, 1, 130, 16, 17, 18, 19, 20];
+    let key = |batch: usize, message: usize| format!("{batch}/{message:0100}");
+    let reads = rig.disk.calls(Operation::Read);
+    for (n, count) in counts.into_iter().enumerate() {
+        let keys: Vec<_> = (0..count).map(|message| key(n, message)).collect();
+        let mut builder = BatchBuilder::new();
+        for key in &keys {
+            builder.push(&NewMeta { keys: vec![key.as_str()], ..NewMeta::default() }, b"12345678");
+        }
+        let batch = builder.finish();
+        let info = check(&batch).unwrap();
+        rig.store.append_one(NewRecord::message(&topic, QueueId::ZERO, batch, &info)).unwrap();
+        if n % 4 == 3 {
+            rig.settle();
+        }
+    }
+    rig.settle();
+    assert_eq!(rig.disk.calls(Operation::Read), reads, "what is dispatched is in memory");
+    for (n, count) in counts.into_iter().enumerate() {
+        for message in [0, count - 1] {
+            assert_eq!(rig.find(&topic, &key(n, message)).len(), 1, "batch {n}, message {message}");
+        }
+    }
+}
+
+#[test]
 fn a_read_goes_on_in_other_queues_as_far_as_its_bytes_go_in_memory_and_off_the_disk() {
     let mut rig = Rig::open(SimDisk::new());
     let topic = rig.topic(1, 8, FlushMode::Async);

@@ -602,6 +602,25 @@ proptest! {
     }
 
     #[test]
+    fn metas_are_found_in_the_begin_of_a_batch_once_all_of_them_are_in_it(
+        messages in prop::collection::vec(made(), 1..8),
+    ) {
+        let batch = build("g", &messages);
+        let raw = |meta: Result<MetaView<'_>, BatchError>| meta.unwrap().raw().to_vec();
+        let parsed = Batch::parse(&batch).unwrap();
+        let all: Vec<_> = parsed.distinct_metas().map(raw).collect();
+        let metas = parsed.metas().map(|meta| meta.unwrap().raw().as_ptr_range().end);
+        let metas_end = metas.last().unwrap() as usize - batch.as_ptr() as usize;
+        for len in 0..=batch.len() {
+            let found = Batch::distinct_metas_in(&batch[..len], batch.len());
+            let found = found.map(|metas| metas.map(raw).collect::<Vec<_>>());
+            // One more byte says that something else follows.
+            let is_whole = len > metas_end || len == batch.len();
+            prop_assert_eq!(found, is_whole.then(|| all.clone()), "{} of {}", len, batch.len());
+        }
+    }
+
+    #[test]
     fn changed_batch_is_refused_or_walks(
         messages in prop::collection::vec(made(), 1..4),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),

@@ -75,19 +75,27 @@ impl<'a> Batch<'a> {
     pub fn distinct_metas(
         &self,
     ) -> impl Iterator<Item = Result<MetaView<'a>, BatchError>> + use<'a> {
-        let mut fields = Fields::of(self.outer.metas);
-        let mut index = 0_u16;
-        iter::from_fn(move || {
+        distinct(self.outer.metas)
+    }
+
+    /// As [`distinct_metas`](Self::distinct_metas), of a batch of `len` bytes of which only the first ones are there,
+    /// in `begin`. The batch was [checked](super::check) before. `None`: not all of its metas are in there.
+    pub fn distinct_metas_in(
+        begin: &'a [u8],
+        len: usize,
+    ) -> Option<impl Iterator<Item = Result<MetaView<'a>, BatchError>> + use<'a>> {
+        let mut fields = Fields::of(begin);
+        loop {
             let before = fields.rest();
-            let meta = next_meta(&mut fields, index).transpose()?;
-            if meta.is_err() {
-                fields = Fields::of(&[]);
-                return Some(meta);
-            }
-            // As many as were counted when the batch was parsed.
-            index = index.wrapping_add(1).wrapping_add(fields.skip_again(before, u16::MAX));
-            Some(meta)
-        })
+            // Nothing else stands before the metas.
+            match fields.next_number() {
+                Ok(Some(BATCH_METAS)) => fields.next().ok()?,
+                Ok(None) if begin.len() < len => return None,
+                Ok(_) => return Some(distinct(begin.get(..begin.len() - before.len())?)),
+                Err(_) => return None,
+            };
+            fields.skip_again(before, u16::MAX);
+        }
     }
 
     /// The messages in order, each with its body. The first malformed one, or a body that is not there, ends the walk.
@@ -127,6 +135,25 @@ impl<'a> Batch<'a> {
             Some(message)
         })
     }
+}
+
+/// Encoded metas, without those that are as the one before. The first malformed one ends the walk.
+fn distinct<'a>(
+    metas: &'a [u8],
+) -> impl Iterator<Item = Result<MetaView<'a>, BatchError>> + use<'a> {
+    let mut fields = Fields::of(metas);
+    let mut index = 0_u16;
+    iter::from_fn(move || {
+        let before = fields.rest();
+        let meta = next_meta(&mut fields, index).transpose()?;
+        if meta.is_err() {
+            fields = Fields::of(&[]);
+            return Some(meta);
+        }
+        // As many as were counted when the batch was checked.
+        index = index.wrapping_add(1).wrapping_add(fields.skip_again(before, u16::MAX));
+        Some(meta)
+    })
 }
 
 fn next_meta<'a>(fields: &mut Fields<'a>, index: u16) -> Result<Option<MetaView<'a>>, BatchError> {

@@ -170,6 +170,14 @@ impl<'a> Fields<'a> {
         again
     }
 
+    /// The number of the next field, which stays the next one. `None` at the end.
+    pub(super) fn next_number(&self) -> Result<Option<u32>, Malformed> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        number_of(self.clone().varint()?).map(Some)
+    }
+
     /// The next field, `None` at the end. After an error there is no next.
     #[inline(always)]
     pub(super) fn next(&mut self) -> Result<Option<Field<'a>>, Malformed> {
@@ -177,11 +185,9 @@ impl<'a> Fields<'a> {
             return Ok(None);
         }
         let key = self.varint()?;
-        // Three bits of wire type, then the number, of at most 29 bits: a key has at most 32.
+        // Three bits of wire type, then the number.
         let wire_type = (key & 7) as u8;
-        let Some(number) = u32::try_from(key).ok().map(|key| key >> 3).filter(|n| *n != 0) else {
-            return Err(Malformed::FieldNumber { field: key >> 3 });
-        };
+        let number = number_of(key)?;
         let value = match wire_type {
             VARINT => Value::Varint(self.varint()?),
             LEN => {
@@ -243,6 +249,13 @@ impl<'a> Fields<'a> {
         }
         Err(Malformed::LongVarint)
     }
+}
+
+/// The number of a field, of at most 29 bits: a key has at most 32.
+#[inline(always)]
+fn number_of(key: u64) -> Result<u32, Malformed> {
+    let number = u32::try_from(key).ok().map(|key| key >> 3).filter(|number| *number != 0);
+    number.ok_or(Malformed::FieldNumber { field: key >> 3 })
 }
 
 /// Bytes of `number` as a varint.

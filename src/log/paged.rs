@@ -552,8 +552,9 @@ pub(crate) enum PageError {
     Damaged { page: u64 },
 }
 
-/// Pages that a reader keeps, at most, and files of which he keeps a note.
-const KEPT: usize = 8;
+/// Pages that a reader keeps, at most, and files of which he keeps a note: two pages of each segment over which queues
+/// with few records in each are read, one after the other.
+const KEPT: usize = 64;
 
 /// The pages that somebody read last, verified: who looks for several things one after the other mostly looks at the
 /// same. For the time of a few reads; it does not see what becomes of the disk meanwhile.

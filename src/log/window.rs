@@ -37,7 +37,8 @@ impl Window {
     }
 
     /// The `len` bytes at `at` of `segment`, which has them; those behind them are read along if it looks as if they
-    /// will be asked for. `None`: too many for a window.
+    /// will be asked for. `None`: the caller does better with a read of his own, for they are too many for a window, or
+    /// stand alone; then they are in it only if it is of fresh bytes.
     ///
     /// # Errors
     /// The disk does not give them.
@@ -53,7 +54,10 @@ impl Window {
         }
         let is_next = last.is_some_and(|(start, end)| at > start && at <= end.plus(NEAR));
         if !self.holds(at, len) {
-            let along = if is_next { self.along(segment, at) } else { 0 };
+            if !is_next && !self.is_fresh {
+                return Ok(None);
+            }
+            let along = if is_next { self.along(segment, at, len) } else { 0 };
             if along <= len || !self.read_along(segment, at, along) {
                 self.fill(segment, at, len)?;
             }
@@ -64,11 +68,11 @@ impl Window {
 
     /// How much to read from `at` on. What this process is writing may be undone yet, and other bytes may come there:
     /// only what is published is read along.
-    fn along(&self, segment: &Segment, at: PhysicalOffset) -> usize {
+    fn along(&self, segment: &Segment, at: PhysicalOffset, len: usize) -> usize {
         let published = segment.published();
         let end = if published > segment.base() { published } else { segment.end() };
         let left = end.get().saturating_sub(at.get());
-        let most = (self.bytes.len() * 2).clamp(LEAST, MOST);
+        let most = (self.bytes.len().max(len) * 2).clamp(LEAST, MOST);
         if at < self.refused { 0 } else { usize::try_from(left).unwrap_or(usize::MAX).min(most) }
     }
 
@@ -127,9 +131,17 @@ mod tests {
         segment
     }
 
-    /// Whether the bytes are those of the segment.
+    /// Whether the bytes are those of the segment. What the window leaves to its caller is read by itself.
     fn reads(window: &mut Window, segment: &Segment, at: u64, len: usize) -> bool {
-        let bytes = window.get(segment, PhysicalOffset::new(at), len).unwrap().unwrap();
+        let start = PhysicalOffset::new(at);
+        let mut alone = vec![0; len];
+        let bytes = match window.get(segment, start, len).unwrap() {
+            Some(bytes) => bytes,
+            None => {
+                segment.read_exact(start, &mut alone).unwrap();
+                &alone
+            }
+        };
         bytes.len() == len && bytes.iter().zip(at..).all(|(byte, at)| *byte == (at / 1_000) as u8)
     }
 

@@ -564,8 +564,9 @@ fn in_memory(
 /// The queue's row in the directory of a file.
 fn find_row(file: &mut Reader<'_>, key: QueueKey) -> Result<Option<DirectoryRow>, PageError> {
     let sections = Sections::of(file.header()).map_err(|_| PageError::Damaged { page: 0 })?;
-    // Who asks for one queue after the other mostly asks in their order.
-    let guess = file.noted().map(|at| at.saturating_add(1));
+    // Who asks for one queue after the other mostly asks in their order; and one that has entries in several segments
+    // mostly has the same row in each of their files.
+    let guess = file.noted().map(|at| at.saturating_add(1)).or_else(|| file.noted_last());
     let found = search(sections.queues, key, guess, |at| {
         let bytes = file.row::<DIRECTORY_ROW_LEN>(sections.directory_row_at(at))?;
         DirectoryRow::decode(&bytes).map_err(|_| PageError::Damaged { page: 0 })

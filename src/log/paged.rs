@@ -563,6 +563,8 @@ pub(crate) struct Pages {
     pages: VecDeque<Page>,
     /// What readers noted of a file, for those who come next.
     notes: VecDeque<(FileName, u64)>,
+    /// What was noted last, of whatever file.
+    noted_last: Option<u64>,
 }
 
 /// Of a file: the segment's base, and which file of that name.
@@ -597,6 +599,7 @@ impl Pages {
     }
 
     fn note(&mut self, file: FileName, note: u64) {
+        self.noted_last = Some(note);
         if let Some((_, known)) = self.notes.iter_mut().find(|(of, _)| *of == file) {
             *known = note;
             return;
@@ -629,6 +632,11 @@ impl<'a> Reader<'a> {
     /// What was noted of this file, as long as the pages are kept.
     pub(crate) fn noted(&self) -> Option<u64> {
         self.pages.noted(self.name())
+    }
+
+    /// What was noted last, of this file or of another one.
+    pub(crate) const fn noted_last(&self) -> Option<u64> {
+        self.pages.noted_last
     }
 
     /// Notes a number for the next reader of this file.

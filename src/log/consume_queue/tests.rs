@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::file::Operation;
 use crate::file::sim::SimDisk;
 use crate::format::consume_queue::EntryFlags;
 use crate::format::consume_queue::TopicRow;
@@ -503,6 +504,35 @@ fn many_segments_are_read_through_few_open_files() {
         assert_eq!(look(&queues, a, from), (Lookup::Found, vec![entry(from * SEGMENT, from, 1)]));
     }
     assert_eq!(queues.files.open_files(), 256);
+}
+
+#[test]
+fn a_queue_that_is_read_through_many_segments_costs_two_pages_of_each_and_its_neighbour_none() {
+    let sim = SimDisk::new();
+    sim.create_dir(Path::new("consumequeue")).unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let segments: Vec<Vec<_>> = (0..16)
+        .map(|segment| {
+            let offset = |queue| segment * SEGMENT + u64::from(queue) * 128;
+            (0..5_000).map(|queue| (key(1, queue), entry(offset(queue), segment, 1))).collect()
+        })
+        .collect();
+    let segments: Vec<_> = segments.iter().map(Vec::as_slice).collect();
+    let queues = sealed(&disk, &segments);
+    // Opens the files.
+    (0..16).for_each(|from| assert_eq!(look(&queues, key(1, 0), from).0, Lookup::Found));
+    let (mut out, mut pages) = (Vec::new(), Pages::default());
+    let mut reads_of = |queue| {
+        let before = sim.calls(Operation::Read);
+        for from in 0..16 {
+            let found = queues.lookup(key(1, queue), at(from), 1, &mut out, &mut pages).unwrap();
+            assert_eq!((found, out[0].queue_offset), (Lookup::Found, at(from)));
+        }
+        sim.calls(Operation::Read) - before
+    };
+    // The first search begins in the middle of a directory; all others know the row.
+    assert_eq!(reads_of(3_333), 1 + 16 * 2);
+    assert_eq!(reads_of(3_334), 0);
 }
 
 /// The row of `key` among those of `keys`, and how many were looked at, `guess` first.

@@ -56,6 +56,8 @@ pub enum Operation {
     Write,
     /// Read bytes.
     Read,
+    /// Read bytes that were written lately, which mostly are in memory.
+    ReadFresh,
     /// Make written bytes durable.
     Sync,
     /// Forget cached pages.
@@ -87,7 +89,7 @@ impl fmt::Display for Operation {
             Self::Len => "tell the length of",
             Self::Allocate => "reserve blocks for",
             Self::Write => "write",
-            Self::Read => "read",
+            Self::Read | Self::ReadFresh => "read",
             Self::Sync => "sync",
             Self::DropCache => "drop the cache of",
             Self::Map => "map",

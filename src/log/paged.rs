@@ -583,7 +583,8 @@ impl Pages {
         name: (FileName, u64),
         read: impl FnOnce(&mut [u8; PAGE_LEN]) -> Result<(), E>,
     ) -> Result<Option<&[u8; PAGE_LEN]>, E> {
-        if let Some(index) = self.pages.iter().position(|page| page.name == name) {
+        // Who reads on reads the page that came last.
+        if let Some(index) = self.pages.iter().rposition(|page| page.name == name) {
             return Ok(self.pages.get(index).map(|page| &*page.bytes));
         }
         let oldest = if self.pages.len() < KEPT { None } else { self.pages.pop_front() };

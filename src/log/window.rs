@@ -171,11 +171,23 @@ mod tests {
             assert!(reads(&mut window, &segment, 5_000 + n * 1_200, 2_048), "{n}");
         }
         assert_eq!(calls() - before, 7, "those that overlap are neighbours");
-        let (mut window, before) = (Window::of_fresh(), calls());
-        for n in 0..20 {
-            assert!(reads(&mut window, &segment, 5_000 + n * 12_000, 1_100), "{n}");
+    }
+
+    #[test]
+    fn what_is_fresh_is_read_by_way_of_the_window_also_where_it_stands_alone() {
+        let disk = SimDisk::new();
+        let segment = segment(&disk);
+        let calls = || [Operation::Read, Operation::ReadFresh].map(|of| disk.calls(of));
+        let mut window = Window::of_fresh();
+        let [before, _] = calls();
+        for (apart, reads_of_it) in [(12_000, 20), (1_200, 3)] {
+            let [_, fresh] = calls();
+            for n in 0..20 {
+                let at = PhysicalOffset::new(5_000 + n * apart);
+                assert_eq!(window.get(&segment, at, 1_100).unwrap().map(<[u8]>::len), Some(1_100));
+            }
+            assert_eq!(calls(), [before, fresh + reads_of_it], "{apart}");
         }
-        assert_eq!(calls() - before, 0, "what is fresh is no call of the disk");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! A walk over record headers from `dispatched` to `appended`; there is no other way by which an entry gets into a
 //! queue or the index of fresh bytes. A step covers at most [`STEP_BYTES`] or one larger record and runs under the
-//! dispatcher's mutex, by its thread or by a reader that must wait. It never waits for a disk: fresh bytes are in the
-//! page cache, entries in memory.
+//! dispatcher's mutex, by its thread or by a reader that must wait. It does not wait for a disk as long as it keeps up:
+//! fresh bytes are in the page cache, entries in memory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;

@@ -60,7 +60,7 @@ fn script() -> Vec<Step> {
     steps
 }
 
-const OPERATIONS: [Operation; 16] = [
+const OPERATIONS: [Operation; 17] = [
     Operation::CreateDir,
     Operation::List,
     Operation::Create,
@@ -69,6 +69,7 @@ const OPERATIONS: [Operation; 16] = [
     Operation::Allocate,
     Operation::Write,
     Operation::Read,
+    Operation::ReadFresh,
     Operation::Sync,
     Operation::DropCache,
     Operation::Map,

@@ -224,8 +224,13 @@ impl DiskFile for SimFile {
         Ok(self.node.lock().content.read(position, buffer))
     }
 
-    /// The page cache is asked, and no device that could fail.
+    /// Memory needs no power of the disk.
     fn read_fresh_at(&self, buffer: &mut [u8], position: u64) -> Result<usize, FileError> {
+        let mut state = self.disk.state();
+        match state.begin(Operation::ReadFresh, &self.path) {
+            Verdict::PowerOff(_) => {}
+            verdict => verdict.whole()?,
+        }
         Ok(self.node.lock().content.read(position, buffer))
     }
 

@@ -449,6 +449,7 @@ fn changes(operation: Operation) -> bool {
         | O::Open
         | O::Len
         | O::Read
+        | O::ReadFresh
         | O::DropCache
         | O::Map
         | O::Random

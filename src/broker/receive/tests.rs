@@ -14,7 +14,6 @@ mod woken;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
-use std::sync::mpsc;
 
 use super::*;
 use crate::broker::state::offsets::{Caller, Expected, Offsets};
@@ -30,7 +29,7 @@ use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
 use crate::message::{FlushMode, GroupSettings, InitialPosition, TopicSettings, TopicType};
 use crate::store::StoreConfig;
 use crate::testing::{
-    CrashChoice, Fault, FaultRule, ManualClock, NameChoice, SimDisk, Times, WriteChoice,
+    CrashChoice, Fault, FaultRule, ManualClock, NameChoice, SimDisk, Times, WriteChoice, stop_clock,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -49,15 +48,6 @@ type Seen = (u32, u64, u32, String);
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
-}
-
-/// A clock that is paused stands while the result lives, ten seconds at most. It would go on to the next timer whenever
-/// all wait for the threads of the store.
-fn stop_clock() -> mpsc::Sender<()> {
-    let (stops, goes_on) = mpsc::channel();
-    // It does not go on by itself while such a task runs.
-    tokio::task::spawn_blocking(move || goes_on.recv_timeout(Duration::from_secs(10)));
-    stops
 }
 
 fn tags(text: &str) -> Expression {
@@ -166,16 +156,20 @@ impl Rig {
             Some(codec) => batch.finish_compressed(&mut Compressor::new(codec).unwrap()),
             None => batch.finish(),
         };
-        let request = SendRequest { topic: "t", queue, batch, session: None, deadline: soon() };
-        self.broker.send(request).await.unwrap();
-        let topic = self.broker.state.topics.get("t").unwrap();
-        self.broker.store.caught_up(topic.handle()).await;
+        self.put(queue, batch).await;
     }
 
     async fn send_batch(&self, batch: Bytes) -> Receipt {
-        let (topic, queue) = ("t", Some(QueueId::ZERO));
-        let request = SendRequest { topic, queue, batch, session: None, deadline: soon() };
-        self.broker.send(request).await.unwrap()
+        self.put(Some(QueueId::ZERO), batch).await
+    }
+
+    async fn put(&self, queue: Option<QueueId>, batch: Bytes) -> Receipt {
+        let request = SendRequest { topic: "t", queue, batch, session: None, deadline: soon() };
+        let receipt = self.broker.send(request).await.unwrap();
+        let topic = self.broker.state.topics.get("t").unwrap();
+        // A receive that waits for that has a deadline, to which a paused clock would jump.
+        self.broker.store.caught_up(topic.handle()).await;
+        receipt
     }
 
     fn request<'a>(&self, filter: &'a Expression, max_messages: u32) -> ReceiveRequest<'a> {

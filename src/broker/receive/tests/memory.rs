@@ -38,14 +38,6 @@ fn bomb_of(lens: &[usize]) -> Bytes {
 }
 
 impl Rig {
-    async fn send_batch_to(&self, queue: u32, batch: Bytes) {
-        let queue = Some(QueueId::new(queue));
-        let request = SendRequest { topic: "t", queue, batch, session: None, deadline: soon() };
-        self.broker.send(request).await.unwrap();
-        let topic = self.broker.state.topics.get("t").unwrap();
-        self.broker.store.caught_up(topic.handle()).await;
-    }
-
     /// Makes the broker forget what it decompressed lately.
     fn forget_unpacked(&self) {
         for other in 0..2 {
@@ -85,7 +77,7 @@ fn places(received: &Received) -> Vec<(u64, u32)> {
 #[tokio::test]
 async fn the_room_for_decompressing_is_counted_with_the_answers_of_receives() {
     let rig = rig(1, GroupSettings::default()).await;
-    rig.send_batch_to(0, bomb()).await;
+    rig.put(Some(QueueId::ZERO), bomb()).await;
     let filter = all();
     let receive = async |attempt: &str, deadline| {
         let request = rig.request(&filter, 9);
@@ -123,7 +115,7 @@ async fn the_room_for_decompressing_is_counted_with_the_answers_of_receives() {
 #[tokio::test]
 async fn the_room_for_decompressing_is_counted_while_a_dead_letter_is_made() {
     let rig = rig(1, GroupSettings::default()).await;
-    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.put(Some(QueueId::ZERO), bomb_with_a_small_one()).await;
     let handle = rig.receive(1).await.remove(0).handle;
     let bury =
         async |deadline| rig.broker.forward_to_dead_letters("g", "t", (&handle, 0), deadline).await;
@@ -141,7 +133,7 @@ async fn a_dead_letter_that_finds_no_room_is_one_as_soon_as_there_is_some_and_le
         ..ordered()
     };
     let rig = rig(1, settings).await;
-    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.put(Some(QueueId::ZERO), bomb_with_a_small_one()).await;
     assert_eq!(rig.seen(1).await, [of(0, 0, 1, "0")]);
     rig.pass(MINUTE);
     rig.forget_unpacked();
@@ -162,7 +154,7 @@ async fn a_dead_letter_that_finds_no_room_is_one_as_soon_as_there_is_some_and_le
 async fn dead_letters_that_find_no_room_keep_those_of_other_groups_waiting_once_and_not_each() {
     const GROUPS: u64 = 5;
     let rig = rig(2, GroupSettings::default()).await;
-    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.put(Some(QueueId::ZERO), bomb_with_a_small_one()).await;
     rig.send_to(1, "needs little").await;
     let once = GroupSettings { max_attempts: Some(1), ..GroupSettings::default() };
     let filter = all();
@@ -192,7 +184,7 @@ async fn dead_letters_that_find_no_room_keep_those_of_other_groups_waiting_once_
 async fn in_an_ordered_group_no_dead_letter_comes_before_one_of_its_message_group_that_finds_no_room()
  {
     let rig = rig(1, GroupSettings { max_attempts: Some(1), ..ordered() }).await;
-    rig.send_batch_to(0, bomb_with_a_small_one()).await;
+    rig.put(Some(QueueId::ZERO), bomb_with_a_small_one()).await;
     rig.store(Some(QueueId::ZERO), &[("behind", Some("small"), None)], None).await;
     let filter = tags("small");
     let got: Vec<_> = rig.receive_all(rig.request(&filter, 2)).await.iter().map(seen).collect();
@@ -215,7 +207,7 @@ async fn however_many_dead_letters_of_a_group_find_no_room_all_are_made_once_the
     const QUEUES: u32 = 20;
     let rig = rig(QUEUES, GroupSettings { max_attempts: Some(1), ..Default::default() }).await;
     for queue in 0..QUEUES {
-        rig.send_batch_to(queue, bomb_with_a_small_one()).await;
+        rig.put(Some(QueueId::new(queue)), bomb_with_a_small_one()).await;
     }
     let filter = tags("small");
     assert_eq!(rig.receive_all(rig.request(&filter, QUEUES)).await.len(), QUEUES as usize);
@@ -256,7 +248,7 @@ async fn a_receive_takes_no_more_of_a_record_than_it_asks_for_but_for_the_last_m
 async fn without_room_to_decompress_the_others_are_given_and_nobody_is_overtaken() {
     for settings in [GroupSettings::default(), GroupSettings { max_attempts: None, ..ordered() }] {
         let rig = rig(3, settings).await;
-        rig.send_batch_to(0, bomb()).await;
+        rig.put(Some(QueueId::ZERO), bomb()).await;
         for (queue, body) in [(0, "behind"), (1, "alone"), (2, "alone")] {
             rig.send_to(queue, body).await;
         }
@@ -330,7 +322,7 @@ async fn who_waits_for_room_to_decompress_and_goes_away_leaves_it_to_the_next() 
     let second = wait();
     parked(2).await;
     let others = rig.broker.replies.try_take(OF_OTHERS).unwrap();
-    rig.send_batch_to(0, bomb()).await;
+    rig.put(Some(QueueId::ZERO), bomb()).await;
     parked(0).await;
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -371,7 +363,7 @@ async fn bombs_in_many_queues_are_decompressed_within_the_bound_and_others_are_s
     rig.until_wait(MESSAGES).await;
     let bomb = bomb_with_a_small_one();
     for queue in 0..QUEUES {
-        rig.send_batch_to(queue, bomb.clone()).await;
+        rig.put(Some(QueueId::new(queue)), bomb.clone()).await;
     }
     let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let (broker, seen) = (Arc::clone(&rig.broker), Arc::clone(&most));

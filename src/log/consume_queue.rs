@@ -125,13 +125,11 @@ impl ConsumeQueues {
         self.has_entry(key, base, entry.queue_end());
     }
 
-    /// The queue offset behind the last entry whose record ends at or below `limit`.
+    /// The queue offset behind the last entry whose record ends at or below `limit`; 0 for a queue never heard of.
     pub(crate) fn readable_next(&self, key: QueueKey, limit: PhysicalOffset) -> QueueOffset {
-        // The position first: an entry that it counts is in a part of the list, or sealed and thus below any limit.
-        let next = self.next_offset(key);
-        let parts = self.parts.list();
+        let Some(view) = self.view(key) else { return QueueOffset::ZERO };
         let mut readable = None;
-        for listed in parts.iter().rev() {
+        for listed in view.parts().iter().rev() {
             match listed.part.readable_next(key, limit) {
                 None => {}
                 Some((next, true)) => return next,
@@ -139,7 +137,8 @@ impl ConsumeQueues {
                 Some((first, false)) => readable = Some(first),
             }
         }
-        readable.unwrap_or(next)
+        // The entries that the position counts are sealed, and thus below any limit.
+        readable.unwrap_or_else(|| view.position.next())
     }
 
     /// How many queues have entries in the newest part, if that is the one at `base`.
@@ -162,11 +161,6 @@ impl ConsumeQueues {
     fn has_entry(&self, key: QueueKey, base: PhysicalOffset, next: QueueOffset) {
         let known = QueuePosition { key, next, first_segment: base, last_segment: base };
         self.positions.advance(&known);
-    }
-
-    /// The offset that the queue's next message gets; 0 for a queue never heard of.
-    pub(crate) fn next_offset(&self, key: QueueKey) -> QueueOffset {
-        self.view(key).map_or(QueueOffset::ZERO, |view| view.next)
     }
 
     /// All queues as they stand now, in no order.
@@ -271,13 +265,14 @@ impl ConsumeQueues {
         out: &mut Vec<QueueEntry>,
     ) -> Lookup {
         out.clear();
-        let view = match self.view(key) {
-            Some(view) if from < view.next => view,
-            view => return Lookup::AtEnd { next: view.map_or(QueueOffset::ZERO, |v| v.next) },
-        };
-        match in_memory(&view.parts, key, from, max, out) {
+        let Some(view) = self.view(key) else { return Lookup::AtEnd { next: QueueOffset::ZERO } };
+        let next = view.next(key);
+        if from >= next {
+            return Lookup::AtEnd { next };
+        }
+        match in_memory(view.parts(), key, from, max, out) {
             InMemory::Found => Lookup::Found,
-            InMemory::Ended => Lookup::AtEnd { next: view.next },
+            InMemory::Ended => Lookup::AtEnd { next },
             InMemory::Begins { first, .. } if view.is_all_in_memory() => {
                 Lookup::BelowFirst { first }
             }
@@ -285,8 +280,8 @@ impl ConsumeQueues {
         }
     }
 
-    /// Like `lookup_hot`, and reads sealed files for what memory does not have, by way of `pages`, which the caller
-    /// keeps for the lookups that follow. May block on I/O.
+    /// Like `lookup_hot`, and reads sealed files for what memory does not have, along the `trail`, which the caller keeps
+    /// for the lookups that follow. May block on I/O.
     ///
     /// # Errors
     /// A file could not be read. If it is damaged or gone the segment is missing from now on: the next lookup that
@@ -297,39 +292,35 @@ impl ConsumeQueues {
         from: QueueOffset,
         max: usize,
         out: &mut Vec<QueueEntry>,
-        pages: &mut Pages,
+        trail: &mut Trail,
     ) -> Result<Lookup, SealedError> {
         out.clear();
-        let view = match self.view(key) {
-            Some(view) if from < view.next => view,
-            view => {
-                let next = view.map_or(QueueOffset::ZERO, |view| view.next);
-                return Ok(Lookup::AtEnd { next });
-            }
+        let Some(view) = self.view(key) else {
+            return Ok(Lookup::AtEnd { next: QueueOffset::ZERO });
         };
-        let memory = in_memory(&view.parts, key, from, max, out);
+        let next = view.next(key);
+        if from >= next {
+            return Ok(Lookup::AtEnd { next });
+        }
+        let memory = in_memory(view.parts(), key, from, max, out);
         match memory {
             InMemory::Found => return Ok(Lookup::Found),
-            InMemory::Ended => return Ok(Lookup::AtEnd { next: view.next }),
+            InMemory::Ended => return Ok(Lookup::AtEnd { next }),
             InMemory::Begins { .. } | InMemory::Nothing => {}
         }
         // Behind the view: of a part that had gone the file is listed.
         let segments = self.files.segments();
-        let (first, last) = (view.position.first_segment(), view.position.last_segment());
-        let start = segments.partition_point(|segment| segment.base < first);
-        let end = segments.partition_point(|segment| {
-            segment.base <= last
-                && view.parts.first().is_none_or(|oldest| segment.base < oldest.base)
-        });
-        let segments = segments.get(start..end).unwrap_or_default();
-        let place = self.find_segment(segments, key, from, pages)?;
+        let place = self.find_segment(view.sealed(&segments), key, from, trail);
+        // A segment that cannot be read is no place to begin the next search at.
+        let place = place.inspect_err(|_| trail.last = None)?;
         if let Some((segment, row)) = place.found {
             if row.first > from && place.missing.is_none() && !place.has_older {
                 return Ok(Lookup::BelowFirst { first: row.first });
             }
             if row.first <= from || place.missing.is_none() {
                 let entries = |file: &mut Reader<'_>| read_entries(file, &row, from, max, out);
-                self.files.read(&segment, pages, entries)?;
+                self.files.read(&segment, &mut trail.pages, entries)?;
+                trail.found(key, &segment, row.next);
                 return Ok(Lookup::Found);
             }
         }
@@ -338,14 +329,14 @@ impl ConsumeQueues {
         }
         Ok(match memory {
             InMemory::Begins { index, first } if place.has_older => {
-                if let Some(listed) = view.parts.get(index) {
+                if let Some(listed) = view.parts().get(index) {
                     listed.part.get(key, first, out, max.max(1));
                 }
                 Lookup::Found
             }
             InMemory::Begins { first, .. } => Lookup::BelowFirst { first },
-            _ if place.has_older => Lookup::AtEnd { next: view.next },
-            _ => Lookup::BelowFirst { first: view.next },
+            _ if place.has_older => Lookup::AtEnd { next },
+            _ => Lookup::BelowFirst { first: next },
         })
     }
 
@@ -357,12 +348,16 @@ impl ConsumeQueues {
     }
 
     fn view(&self, key: QueueKey) -> Option<View> {
-        // First, so that of a part that is not in the list the position knows.
-        let parts = self.parts.list();
-        let position = self.positions.get(key)?;
-        let in_memory = newest_range(&parts, key).map_or(QueueOffset::ZERO, |(_, end)| end);
-        let next = position.next().max(in_memory);
-        Some(View { parts, position, next })
+        loop {
+            // First, so that of a part that is not in the list the position knows.
+            let list = self.parts.list();
+            let position = self.positions.get(key)?;
+            // And so that it counts nothing of a part that came and went between the two.
+            let is_newest = list.last().is_none_or(|newest| position.last_segment() <= newest.base);
+            if is_newest || Arc::ptr_eq(&list, &self.parts.list()) {
+                return Some(View { list, position });
+            }
+        }
     }
 
     fn write(
@@ -423,23 +418,27 @@ impl ConsumeQueues {
 
     /// Finds the first of `segments` with entries of the queue behind `from`: a binary search, in which a segment that
     /// lacks the queue is stepped over. Missing ones are stepped over too, and named if they could hold what is asked.
+    /// It begins where the trail leads.
     fn find_segment(
         &self,
         segments: &[SealedSegment],
         key: QueueKey,
         from: QueueOffset,
-        pages: &mut Pages,
+        trail: &mut Trail,
     ) -> Result<Place, SealedError> {
         let (mut low, mut high) = (0, segments.len());
+        let mut likely = trail.leads_to(segments, key, from);
         let mut place = Place { found: None, missing: None, has_older: false };
         while low < high {
-            let middle = low + (high - low) / 2;
+            let middle = likely.take().unwrap_or(low + (high - low) / 2);
             let mut probe = None;
             for (index, segment) in segments.iter().enumerate().take(high).skip(middle) {
                 if segment.state == FileState::Missing {
                     continue;
                 }
-                if let Some(row) = self.files.read(segment, pages, |file| find_row(file, key))? {
+                if let Some(row) =
+                    self.files.read(segment, &mut trail.pages, |file| find_row(file, key))?
+                {
                     probe = Some((index, *segment, row));
                     break;
                 }
@@ -507,6 +506,51 @@ fn stream<E>(
     part.each_entry(rows, |_, entry| push(&entry.encode()))
 }
 
+/// Where a reader has been, for the lookups that follow: pages of files, and in which segments the entries of the last
+/// queue were. Who reads one queue after the other, in the order in which they got their records, finds most here.
+#[derive(Default)]
+pub(crate) struct Trail {
+    pages: Pages,
+    last: Option<Found>,
+}
+
+/// What the lookups in one queue came to.
+struct Found {
+    key: QueueKey,
+    /// The segment in which the first one found something.
+    first: PhysicalOffset,
+    /// The one in which the last did.
+    last: PhysicalOffset,
+    /// Behind the entries of the queue in the last one.
+    next: QueueOffset,
+}
+
+impl Trail {
+    fn found(&mut self, key: QueueKey, segment: &SealedSegment, next: QueueOffset) {
+        match &mut self.last {
+            Some(found) if found.key == key => (found.last, found.next) = (segment.base, next),
+            last => *last = Some(Found { key, first: segment.base, last: segment.base, next }),
+        }
+    }
+
+    /// Which of `segments` most likely has what is behind `from`: the one that comes next in a queue that is read on;
+    /// in another queue the one in which the last queue began.
+    fn leads_to(
+        &self,
+        segments: &[SealedSegment],
+        key: QueueKey,
+        from: QueueOffset,
+    ) -> Option<usize> {
+        let found = self.last.as_ref()?;
+        let index = match found.key == key {
+            true if from >= found.next => segments.partition_point(|one| one.base <= found.last),
+            true => segments.partition_point(|one| one.base < found.last),
+            false => segments.partition_point(|one| one.base < found.first),
+        };
+        (index < segments.len()).then_some(index)
+    }
+}
+
 /// Where among sealed segments an offset of a queue is.
 struct Place {
     /// The first segment known to have entries behind it.
@@ -519,16 +563,41 @@ struct Place {
 
 /// A queue as one moment saw it.
 struct View {
-    parts: Guard<Arc<Vec<Listed<QueuePart>>>>,
+    list: Guard<Arc<Vec<Listed<QueuePart>>>>,
     position: Position,
-    next: QueueOffset,
 }
 
 impl View {
+    /// The parts in memory that may have entries of the queue: of one that nobody wrote to lately there are none, and
+    /// nothing of it is looked up there.
+    fn parts(&self) -> &[Listed<QueuePart>] {
+        let (first, last) = (self.position.first_segment(), self.position.last_segment());
+        let start = self.list.partition_point(|listed| listed.base < first);
+        let end = self.list.partition_point(|listed| listed.base <= last);
+        self.list.get(start..end).unwrap_or_default()
+    }
+
+    /// The offset behind all entries of the queue.
+    fn next(&self, key: QueueKey) -> QueueOffset {
+        let in_memory = newest_range(self.parts(), key).map_or(QueueOffset::ZERO, |(_, end)| end);
+        self.position.next().max(in_memory)
+    }
+
+    /// Those of `segments` that are older than all parts and may have entries of the queue.
+    fn sealed<'a>(&self, segments: &'a [SealedSegment]) -> &'a [SealedSegment] {
+        let (first, last) = (self.position.first_segment(), self.position.last_segment());
+        let start = segments.partition_point(|segment| segment.base < first);
+        let end = segments.partition_point(|segment| {
+            segment.base <= last
+                && self.list.first().is_none_or(|oldest| segment.base < oldest.base)
+        });
+        segments.get(start..end).unwrap_or_default()
+    }
+
     /// Whether no segment before the parts has entries of the queue.
     fn is_all_in_memory(&self) -> bool {
         let first = self.position.first_segment();
-        self.parts.first().is_some_and(|oldest| oldest.base <= first)
+        self.list.first().is_some_and(|oldest| oldest.base <= first)
     }
 }
 

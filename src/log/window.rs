@@ -66,6 +66,12 @@ impl Window {
         Ok(self.bytes.get(from..).and_then(|bytes| bytes.get(..len)))
     }
 
+    /// Forgets what was read, and keeps the room for it.
+    pub(crate) fn forget(&mut self) {
+        self.bytes.clear();
+        (self.last, self.refused) = (None, PhysicalOffset::ZERO);
+    }
+
     /// How much to read from `at` on. What this process is writing may be undone yet, and other bytes may come there:
     /// only what is published is read along.
     fn along(&self, segment: &Segment, at: PhysicalOffset, len: usize) -> usize {

@@ -78,9 +78,9 @@ use crate::file::disk::Disk;
 use crate::file::segment::Segment;
 use crate::format::identity::Identity;
 use crate::log::commit_log::CommitLog;
-use crate::log::consume_queue::{ConsumeQueues, Lookup};
+use crate::log::consume_queue::{ConsumeQueues, Lookup, Trail};
 use crate::log::index::{Coverage, Indexes};
-use crate::log::paged::{Pages, SealedError};
+use crate::log::paged::SealedError;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
     TopicSettings,
@@ -191,6 +191,8 @@ pub(crate) struct Shared {
     refused: Mutex<HashMap<(PhysicalOffset, read::Extent), u32>>,
     /// Whether there are any: a hint that spares reads the lock.
     any_refused: AtomicBool,
+    /// What reads left to those that follow: for as many as went on at a time. Not held while one does.
+    nearby: Mutex<Vec<read::Nearby>>,
     /// Queues of sync topics that somebody waits for, whose entries are dispatched and not flushed: by the end of the
     /// first.
     unflushed_arrivals: Mutex<dispatch::Unflushed>,
@@ -254,9 +256,9 @@ impl Shared {
         key: QueueKey,
         from: QueueOffset,
         out: &mut Vec<crate::format::consume_queue::QueueEntry>,
-        pages: &mut Pages,
+        trail: &mut Trail,
     ) -> Result<Lookup, ReadError> {
-        match self.queues.lookup(key, from, 64, out, pages) {
+        match self.queues.lookup(key, from, 64, out, trail) {
             Ok(found) => Ok(found),
             // The file was marked missing by the lookup: it is made again.
             Err(SealedError::Damaged { base, .. }) => Ok(Lookup::Rebuilding { base }),

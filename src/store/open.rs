@@ -175,6 +175,7 @@ impl Store {
             given_up: Mutex::new(Vec::new()),
             refused: Mutex::default(),
             any_refused: AtomicBool::new(false),
+            nearby: Mutex::default(),
             unflushed_arrivals: Mutex::default(),
             is_watched: AtomicBool::new(false),
             hurried: AtomicUsize::new(0),

@@ -35,8 +35,7 @@ use crate::format::batch::TagFilter;
 use crate::format::consume_queue::{EntryFlags, QueueEntry};
 use crate::format::record::{HEADER_LEN, RecordHeader};
 use crate::log::commit_log::{ReadRecord, Via};
-use crate::log::consume_queue::Lookup;
-use crate::log::paged::Pages;
+use crate::log::consume_queue::{Lookup, Trail};
 use crate::log::window::Window;
 use crate::message::{
     Epoch, MessageId, PhysicalOffset, QueueId, QueueKey, QueueOffset, Timestamp, TopicId,
@@ -181,7 +180,7 @@ pub(super) enum May {
 #[derive(Default)]
 pub(super) struct Nearby {
     window: Window,
-    pages: Pages,
+    trail: Trail,
 }
 
 /// A record that was let out, or why not.
@@ -351,6 +350,21 @@ impl Shared {
         })
     }
 
+    /// Runs a read with what an earlier one left, if it may look where that is of use.
+    fn with_nearby<T>(&self, may: May, read: impl FnOnce(&mut Nearby) -> T) -> T {
+        match may {
+            May::Memory => read(&mut Nearby::default()),
+            May::Disk => {
+                let mut nearby = lock(&self.nearby).pop().unwrap_or_default();
+                let answer = read(&mut nearby);
+                // What is below it may be found damaged or go meanwhile. Pages have names that are used once.
+                nearby.window.forget();
+                lock(&self.nearby).push(nearby);
+                answer
+            }
+        }
+    }
+
     /// Reads records. `None`: the answer is on the disk, and the caller may not look there.
     fn read(
         &self,
@@ -381,7 +395,15 @@ impl Shared {
         request: &ReadRequest,
         may: May,
     ) -> Result<Option<ReadOutcome>, ReadError> {
-        let nearby = &mut Nearby::default();
+        self.with_nearby(may, |nearby| self.read_kept_with(request, may, nearby))
+    }
+
+    fn read_kept_with(
+        &self,
+        request: &ReadRequest,
+        may: May,
+        nearby: &mut Nearby,
+    ) -> Result<Option<ReadOutcome>, ReadError> {
         let range = match self.read(request, may, nearby)? {
             Some(ReadOutcome::OutOfRange { range }) if request.from < range.min => range,
             outcome => return Ok(outcome),
@@ -410,8 +432,17 @@ impl Shared {
         others: &[(QueueId, QueueOffset)],
         may: May,
     ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
+        self.with_nearby(may, |nearby| self.read_along_with(request, others, may, nearby))
+    }
+
+    fn read_along_with(
+        &self,
+        request: &ReadRequest,
+        others: &[(QueueId, QueueOffset)],
+        may: May,
+        nearby: &mut Nearby,
+    ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
         let begun = Instant::now();
-        let nearby = &mut Nearby::default();
         let Some(first) = self.read(request, may, nearby)? else { return Ok(None) };
         let mut ahead = Vec::new();
         let ReadOutcome::Records { records, .. } = &first else { return Ok(Some((first, ahead))) };
@@ -593,8 +624,8 @@ impl Read<'_> {
             let lookup = match self.may {
                 May::Memory => queues.lookup_hot(key, next, LOOKUP, &mut entries),
                 May::Disk => {
-                    let pages = &mut self.nearby.pages;
-                    self.shared.lookup_on_disk(key, next, &mut entries, pages)?
+                    let trail = &mut self.nearby.trail;
+                    self.shared.lookup_on_disk(key, next, &mut entries, trail)?
                 }
             };
             match lookup {
@@ -748,8 +779,8 @@ impl Read<'_> {
             let lookup = match self.shared.queues.lookup_hot(key, from, 1, &mut entries) {
                 Lookup::NeedsDisk if self.may == May::Memory => return Ok(Err(Around::NeedsDisk)),
                 Lookup::NeedsDisk => {
-                    let pages = &mut Pages::default();
-                    self.shared.lookup_on_disk(key, from, &mut entries, pages)?
+                    let trail = &mut Trail::default();
+                    self.shared.lookup_on_disk(key, from, &mut entries, trail)?
                 }
                 found => found,
             };

@@ -318,6 +318,39 @@ fn queues_that_got_their_records_in_turn_are_read_with_few_reads_of_the_disk() {
 }
 
 #[test]
+fn a_read_finds_the_pages_of_the_queues_files_that_the_one_before_it_left() {
+    let mut rig = Rig::open_with(SimDisk::new(), StoreConfig { hot_bytes: 0, ..config() });
+    let topic = rig.topic(1, 3, FlushMode::Async);
+    for queue in 0..2 {
+        rig.send(&topic, queue, "k", b"x");
+    }
+    rig.fill(&topic, 2, 2);
+    let reads_of = |queue| {
+        let before = rig.disk.calls(Operation::Read);
+        assert!(matches!(rig.read(&topic, queue, 0), ReadOutcome::Records { .. }));
+        rig.disk.calls(Operation::Read) - before
+    };
+    // A page for the queue's row and its entry, and the record.
+    assert_eq!(reads_of(0), 2);
+    assert_eq!(reads_of(1), 1);
+}
+
+#[test]
+fn a_read_does_not_see_what_an_earlier_one_had_of_the_log() {
+    let mut rig = Rig::open_with(SimDisk::new(), StoreConfig { hot_bytes: 0, ..config() });
+    let topic = rig.topic(1, 2, FlushMode::Async);
+    let placed: Vec<_> = numbered(9, 900).iter().map(|b| rig.send(&topic, 0, "k", b)).collect();
+    rig.fill(&topic, 1, 2);
+    assert_eq!(rig.bodies(&topic, 0).len(), 9);
+    let log = Path::new("/data/commitlog/00000000000000000000.log");
+    rig.disk.corrupt(log, placed[8].offset.get() + 500, 0x40).unwrap();
+    match rig.read(&topic, 0, 8) {
+        ReadOutcome::Damaged { at, .. } => assert_eq!(at.get(), 8),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn what_is_written_behind_a_read_is_found_by_the_next_though_it_was_read_along() {
     let mut rig = Rig::open_with(SimDisk::new(), StoreConfig { hot_bytes: 0, ..config() });
     let topic = rig.topic(1, 1, FlushMode::Async);

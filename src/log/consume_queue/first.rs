@@ -3,11 +3,9 @@
 //! A rule is monotone along a queue: once it holds it holds for all later entries. Places, store times and queue
 //! offsets all grow along a queue, so a binary search over segments and then within one of them is exact.
 
-use std::sync::Arc;
-
 use super::super::paged::{FileState, PageError, Pages, Reader, SealedError, SealedSegment};
 use super::super::parts::Listed;
-use super::{ConsumeQueues, QueuePart, View, find_row};
+use super::{ConsumeQueues, QueuePart, find_row};
 use crate::file::FileError;
 use crate::format::consume_queue::{
     DIRECTORY_ROW_LEN, DirectoryRow, ENTRY_LEN, Origin, PackedEntry, QueueEntry, Sections,
@@ -60,13 +58,15 @@ impl ConsumeQueues {
         holds: &mut dyn FnMut(&QueueEntry) -> bool,
     ) -> First {
         let Some(view) = self.view(key) else { return First::None { next: QueueOffset::ZERO } };
-        match in_memory(&view.parts, key, holds) {
+        // First: what comes meanwhile is behind it.
+        let next = view.next(key);
+        match in_memory(view.parts(), key, holds) {
             (Some((entry, true)), _) => First::Entry { entry, is_oldest: false },
             (Some((entry, false)), _) if view.is_all_in_memory() => {
                 First::Entry { entry, is_oldest: true }
             }
-            (None, true) => First::None { next: view.next },
-            (None, false) if view.is_all_in_memory() => First::None { next: view.next },
+            (None, true) => First::None { next },
+            (None, false) if view.is_all_in_memory() => First::None { next },
             _ => First::NeedsDisk,
         }
     }
@@ -84,14 +84,15 @@ impl ConsumeQueues {
         let Some(view) = self.view(key) else {
             return Ok(First::None { next: QueueOffset::ZERO });
         };
-        let memory = match in_memory(&view.parts, key, holds) {
+        let next = view.next(key);
+        let memory = match in_memory(view.parts(), key, holds) {
             (Some((entry, true)), _) => return Ok(First::Entry { entry, is_oldest: false }),
-            (None, true) => return Ok(First::None { next: view.next }),
+            (None, true) => return Ok(First::None { next }),
             (found, _) => found.map(|(entry, _)| entry),
         };
         // Behind the view: of a part that had gone the file is listed.
         let segments = self.files.segments();
-        let segments = sealed_of(&view, &segments);
+        let segments = view.sealed(&segments);
         let place = self.first_sealed(segments, key, holds)?;
         if let Some(base) = place.missing {
             return Ok(First::Rebuilding { base });
@@ -99,7 +100,7 @@ impl ConsumeQueues {
         let is_oldest = !place.has_older;
         Ok(match place.found.or(memory) {
             Some(entry) => First::Entry { entry, is_oldest },
-            None => First::None { next: view.next },
+            None => First::None { next },
         })
     }
 
@@ -246,20 +247,10 @@ struct Place {
     has_older: bool,
 }
 
-/// The sealed segments that may have entries of the queue.
-fn sealed_of<'a>(view: &View, segments: &'a [SealedSegment]) -> &'a [SealedSegment] {
-    let (first, last) = (view.position.first_segment(), view.position.last_segment());
-    let start = segments.partition_point(|segment| segment.base < first);
-    let end = segments.partition_point(|segment| {
-        segment.base <= last && view.parts.first().is_none_or(|oldest| segment.base < oldest.base)
-    });
-    segments.get(start..end).unwrap_or_default()
-}
-
 /// The first entry in memory for which the rule holds, and whether it does not hold for one before it; then whether
 /// memory has any entry for which it does not hold.
 fn in_memory(
-    parts: &Arc<Vec<Listed<QueuePart>>>,
+    parts: &[Listed<QueuePart>],
     key: QueueKey,
     holds: &mut dyn FnMut(&QueueEntry) -> bool,
 ) -> (Option<(QueueEntry, bool)>, bool) {

@@ -9,9 +9,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::file::Operation;
-use crate::file::sim::SimDisk;
+use crate::file::sim::{Fault, FaultRule, SimDisk, Times};
 use crate::format::consume_queue::EntryFlags;
 use crate::format::consume_queue::TopicRow;
+use crate::format::names::FileKind;
 use crate::format::pages::{CONTENT_LEN, PAGE_LEN};
 use crate::message::{QueueId, Timestamp};
 
@@ -40,6 +41,11 @@ fn at(offset: u64) -> QueueOffset {
     QueueOffset::new(offset)
 }
 
+/// Behind all entries of the queue.
+fn next_offset(queues: &ConsumeQueues, key: QueueKey) -> QueueOffset {
+    queues.readable_next(key, PhysicalOffset::new(u64::MAX))
+}
+
 fn entry(offset: u64, queue_offset: u64, messages: u16) -> QueueEntry {
     QueueEntry {
         offset: PhysicalOffset::new(offset),
@@ -63,7 +69,7 @@ fn flip(disk: &dyn Disk, path: &str, position: u64) {
 
 fn look(queues: &ConsumeQueues, key: QueueKey, from: u64) -> (Lookup, Vec<QueueEntry>) {
     let mut out = vec![entry(0, 0, 1)];
-    let found = queues.lookup(key, at(from), 1000, &mut out, &mut Pages::default()).unwrap();
+    let found = queues.lookup(key, at(from), 1000, &mut out, &mut Trail::default()).unwrap();
     (found, out)
 }
 
@@ -117,7 +123,7 @@ struct Model {
     segment: u64,
     sealed: Vec<bool>,
     /// Kept over all lookups, whatever becomes of the files in between.
-    pages: RefCell<Pages>,
+    trail: RefCell<Trail>,
 }
 
 impl Model {
@@ -126,8 +132,8 @@ impl Model {
         let queues = queues(&disk);
         queues.start_part(base(0));
         let (entries, log) = (BTreeMap::new(), Vec::new());
-        let (sealed, pages) = (Vec::new(), RefCell::default());
-        Self { disk, queues, entries, log, end: 0, segment: 0, sealed, pages }
+        let (sealed, trail) = (Vec::new(), RefCell::default());
+        Self { disk, queues, entries, log, end: 0, segment: 0, sealed, trail }
     }
 
     fn put(&mut self, queue: u32, messages: u16, gap: u64) {
@@ -174,7 +180,7 @@ impl Model {
         let positions = self.queues.positions();
         self.queues = queues(&self.disk);
         // Its files are called otherwise.
-        self.pages = RefCell::default();
+        self.trail = RefCell::default();
         for segment in 0..self.segment {
             assert!(self.queues.adopt_sealed(base(segment), base(segment + 1)).unwrap());
         }
@@ -196,10 +202,10 @@ impl Model {
             }
             _ => Lookup::Found,
         };
-        assert_eq!(self.queues.next_offset(key), next);
+        assert_eq!(next_offset(&self.queues, key), next);
         let mut out = Vec::new();
-        let pages = &mut self.pages.borrow_mut();
-        assert_eq!(self.queues.lookup(key, from, max, &mut out, pages).unwrap(), expected);
+        let trail = &mut self.trail.borrow_mut();
+        assert_eq!(self.queues.lookup(key, from, max, &mut out, trail).unwrap(), expected);
         let mut hot = Vec::new();
         match self.queues.lookup_hot(key, from, max, &mut hot) {
             Lookup::NeedsDisk => {
@@ -278,9 +284,9 @@ fn deleted_topics_leave_no_positions_and_their_neighbours_alone() {
     queues.remove_topics(&[]);
     assert_eq!(queues.positions().len(), 300);
     queues.remove_topics(&[TopicId::new(1), TopicId::new(3)]);
-    assert_eq!(queues.next_offset(key(1, 5)), at(0));
-    assert_eq!(queues.next_offset(key(3, 5)), at(0));
-    assert_eq!(queues.next_offset(key(2, 5)), at(1));
+    assert_eq!(next_offset(&queues, key(1, 5)), at(0));
+    assert_eq!(next_offset(&queues, key(3, 5)), at(0));
+    assert_eq!(next_offset(&queues, key(2, 5)), at(1));
     assert_eq!(queues.positions().len(), 100);
 }
 
@@ -433,7 +439,7 @@ fn damaged_page_is_found_by_the_read_that_needs_it_and_the_file_is_rebuilt() {
                 at(0),
                 1000,
                 &mut out,
-                &mut Pages::default(),
+                &mut Trail::default(),
             ) {
                 Ok(Lookup::Rebuilding { base: missing }) => assert_eq!(missing, base(0)),
                 Ok(found) => assert_eq!((found, errors.len()), (Lookup::Found, 0)),
@@ -487,7 +493,7 @@ fn file_that_is_gone_is_damage_then_rebuilding() {
     let queues = sealed(&disk, &[&one_segment()]);
     disk.unlink(Path::new("consumequeue/00000000000000000000.cq")).unwrap();
     let error =
-        queues.lookup(key(2, 77), at(0), 1, &mut Vec::new(), &mut Pages::default()).unwrap_err();
+        queues.lookup(key(2, 77), at(0), 1, &mut Vec::new(), &mut Trail::default()).unwrap_err();
     assert_eq!(error.to_string(), "sealed file of the segment at 0 is damaged in page 0");
     assert_eq!(look(&queues, key(2, 77), 0).0, Lookup::Rebuilding { base: base(0) });
 }
@@ -506,8 +512,8 @@ fn many_segments_are_read_through_few_open_files() {
     assert_eq!(queues.files.open_files(), 256);
 }
 
-#[test]
-fn a_queue_that_is_read_through_many_segments_costs_two_pages_of_each_and_its_neighbour_none() {
+/// Of 5 000 queues, each of which has an entry in each segment. The files are open.
+fn sixteen_segments() -> (SimDisk, ConsumeQueues) {
     let sim = SimDisk::new();
     sim.create_dir(Path::new("consumequeue")).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(sim.clone());
@@ -521,11 +527,17 @@ fn a_queue_that_is_read_through_many_segments_costs_two_pages_of_each_and_its_ne
     let queues = sealed(&disk, &segments);
     // Opens the files.
     (0..16).for_each(|from| assert_eq!(look(&queues, key(1, 0), from).0, Lookup::Found));
-    let (mut out, mut pages) = (Vec::new(), Pages::default());
+    (sim, queues)
+}
+
+#[test]
+fn a_queue_that_is_read_through_many_segments_costs_two_pages_of_each_and_its_neighbour_none() {
+    let (sim, queues) = sixteen_segments();
+    let (mut out, mut trail) = (Vec::new(), Trail::default());
     let mut reads_of = |queue| {
         let before = sim.calls(Operation::Read);
         for from in 0..16 {
-            let found = queues.lookup(key(1, queue), at(from), 1, &mut out, &mut pages).unwrap();
+            let found = queues.lookup(key(1, queue), at(from), 1, &mut out, &mut trail).unwrap();
             assert_eq!((found, out[0].queue_offset), (Lookup::Found, at(from)));
         }
         sim.calls(Operation::Read) - before
@@ -533,6 +545,55 @@ fn a_queue_that_is_read_through_many_segments_costs_two_pages_of_each_and_its_ne
     // The first search begins in the middle of a directory; all others know the row.
     assert_eq!(reads_of(3_333), 1 + 16 * 2);
     assert_eq!(reads_of(3_334), 0);
+}
+
+#[test]
+fn the_search_for_the_segment_of_an_offset_begins_where_the_last_queue_was_found() {
+    let (sim, queues) = sixteen_segments();
+    let (mut out, mut trail) = (Vec::new(), Trail::default());
+    let mut reads_of = |queue, from| {
+        let before = sim.calls(Operation::Read);
+        let found = queues.lookup(key(1, queue), at(from), 1, &mut out, &mut trail).unwrap();
+        assert_eq!((found, out[0].queue_offset), (Lookup::Found, at(from)));
+        sim.calls(Operation::Read) - before
+    };
+    // A row of each segment that halving looks at: of a directory in the middle, then of the queue; and the entry.
+    assert_eq!(reads_of(1_000, 3), 1 + 4 + 1);
+    // What is behind it lies in the next one, which was looked at on the way.
+    assert_eq!(reads_of(1_000, 4), 1);
+    // So it goes on, and other queues begin where this one did. A row may lie on two pages.
+    for (queue, from) in [(1_000, 5), (3_000, 3), (3_000, 4), (4_500, 3), (4_500, 4)] {
+        assert!(reads_of(queue, from) <= 3, "{queue} from {from}");
+    }
+    // Who asks for something else is a look behind halving, at two pages each.
+    for (queue, from) in [(200, 0), (2_000, 15), (300, 15), (2_500, 0), (2_500, 0), (400, 7)] {
+        assert!(reads_of(queue, from) <= 2 * (1 + 4 + 1), "{queue} from {from}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_keeps_no_search_from_others() {
+    let sim = SimDisk::new();
+    sim.create_dir(Path::new("consumequeue")).unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let (a, b) = (key(1, 0), key(1, 1));
+    let segments: Vec<_> =
+        (0..3).map(|n| [(a, entry(n * SEGMENT, n, 1)), (b, entry(n * SEGMENT, n, 1))]).collect();
+    let segments: Vec<_> = segments.iter().map(<[_; 2]>::as_slice).collect();
+    let queues = sealed(&disk, &segments);
+    // Somebody found his begin in the last one, whose file is not open any more.
+    let (mut out, mut trail) = (Vec::new(), Trail::default());
+    trail.found(a, &queues.files.segments()[2], at(3));
+    sim.fail(FaultRule {
+        operation: Operation::Open,
+        path_contains: Some(FileKind::ConsumeQueue.name(base(2))),
+        nth: 1,
+        times: Times::Always,
+        error: Fault::Eio,
+    });
+    let mut look = || queues.lookup(b, at(0), 1, &mut out, &mut trail);
+    assert!(matches!(look(), Err(SealedError::File(_))));
+    assert_eq!(look().unwrap(), Lookup::Found);
 }
 
 /// The row of `key` among those of `keys`, and how many were looked at, `guess` first.
@@ -641,14 +702,14 @@ fn readers_find_every_offset_below_the_next_one_while_parts_come_and_go() {
                 let (mut out, mut turn) = (Vec::new(), reader);
                 while !done.load(Ordering::Relaxed) {
                     for key in keys {
-                        let next = queues.next_offset(*key).get();
+                        let next = next_offset(queues, *key).get();
                         if next == 0 {
                             continue;
                         }
                         turn = turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                         let from = at((turn >> 33) % next);
                         let found =
-                            queues.lookup(*key, from, 10, &mut out, &mut Pages::default()).unwrap();
+                            queues.lookup(*key, from, 10, &mut out, &mut Trail::default()).unwrap();
                         assert_eq!((found, out[0].queue_offset), (Lookup::Found, from));
                     }
                 }

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{self as sys, Advice, AtFlags, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::{Errno, pread, pwrite, pwritev, retry_on_intr};
 
@@ -83,6 +84,15 @@ pub trait DiskFile: Send + Sync {
     fn write_at(&self, buffers: &[IoSlice<'_>], position: u64) -> Result<usize, FileError>;
     /// One read at a position: returns how many bytes were read, 0 at the end of the file.
     fn read_at(&self, buffer: &mut [u8], position: u64) -> Result<usize, FileError>;
+    /// As [`DiskFile::read_at`], into the room that `out` has behind its bytes, which nobody has to fill with zeros
+    /// first; 0 also without room.
+    fn read_into_room_at(&self, out: &mut Vec<u8>, position: u64) -> Result<usize, FileError> {
+        let len = out.len();
+        out.resize(out.capacity(), 0);
+        let read = self.read_at(&mut out[len..], position);
+        out.truncate(len + read.as_ref().map_or(0, |read| *read));
+        read
+    }
     /// As [`DiskFile::read_at`], of what was written lately: mostly the device is not asked, for it is in memory.
     fn read_fresh_at(&self, buffer: &mut [u8], position: u64) -> Result<usize, FileError> {
         self.read_at(buffer, position)
@@ -133,6 +143,21 @@ pub fn read_exact_at(
     position: u64,
 ) -> Result<(), FileError> {
     fill_at(file, buffer, position, |buffer, position| file.read_at(buffer, position))
+}
+
+/// The `len` bytes at `position`. `FileError::TooShort` if the file ends before.
+pub fn read_vec_at(file: &dyn DiskFile, len: usize, position: u64) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = position.saturating_add(bytes.len() as u64);
+        if file.read_into_room_at(&mut bytes, at)? == 0 {
+            let end = position.saturating_add(len as u64);
+            return Err(FileError::TooShort { path: file.path().to_path_buf(), end });
+        }
+    }
+    // There may have been more room.
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// As [`read_exact_at`], by [`DiskFile::read_fresh_at`].
@@ -434,6 +459,14 @@ impl DiskFile for RealFile {
 
     fn read_at(&self, buffer: &mut [u8], position: u64) -> Result<usize, FileError> {
         retry_on_intr(|| pread(&self.fd, &mut *buffer, position))
+            .map_err(|errno| self.refused(Operation::Read, errno))
+    }
+
+    fn read_into_room_at(&self, out: &mut Vec<u8>, position: u64) -> Result<usize, FileError> {
+        if out.len() == out.capacity() {
+            return Ok(0);
+        }
+        retry_on_intr(|| pread(&self.fd, spare_capacity(&mut *out), position))
             .map_err(|errno| self.refused(Operation::Read, errno))
     }
 

@@ -254,7 +254,15 @@ impl Segment {
     /// # Errors
     /// `TooShort` if the range is not wholly in the file, or starts before it.
     pub fn read_exact(&self, at: PhysicalOffset, buffer: &mut [u8]) -> Result<(), FileError> {
-        self.read_by(disk::read_exact_at, at, buffer)
+        self.read_by(at, |file, position| disk::read_exact_at(file, buffer, position))
+    }
+
+    /// The `len` bytes at `at`: as [`Segment::read_exact`], and cheaper where there is no buffer yet.
+    ///
+    /// # Errors
+    /// As [`Segment::read_exact`].
+    pub fn read_vec(&self, at: PhysicalOffset, len: usize) -> Result<Vec<u8>, FileError> {
+        self.read_by(at, |file, position| disk::read_vec_at(file, len, position))
     }
 
     /// As [`Segment::read_exact`], of what was written lately and is in memory still. For a few bytes here and there: a
@@ -263,19 +271,18 @@ impl Segment {
     /// # Errors
     /// As [`Segment::read_exact`].
     pub fn read_fresh(&self, at: PhysicalOffset, buffer: &mut [u8]) -> Result<(), FileError> {
-        self.read_by(disk::read_fresh_exact_at, at, buffer)
+        self.read_by(at, |file, position| disk::read_fresh_exact_at(file, buffer, position))
     }
 
-    fn read_by(
+    fn read_by<T>(
         &self,
-        read: impl Fn(&dyn DiskFile, &mut [u8], u64) -> Result<(), FileError>,
         at: PhysicalOffset,
-        buffer: &mut [u8],
-    ) -> Result<(), FileError> {
+        read: impl FnOnce(&dyn DiskFile, u64) -> Result<T, FileError>,
+    ) -> Result<T, FileError> {
         let Some(position) = at.get().checked_sub(self.base.get()) else {
             return Err(FileError::TooShort { path: self.file.path().to_path_buf(), end: 0 });
         };
-        let read = read(&*self.file, buffer, position);
+        let read = read(&*self.file, position);
         if read.is_err() {
             self.was_refused.store(true, Ordering::Relaxed);
         }

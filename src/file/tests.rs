@@ -76,6 +76,28 @@ fn written_bytes_are_read_back_and_gaps_are_zeros() {
 }
 
 #[test]
+fn bytes_are_read_into_room_that_nobody_filled_and_no_more_than_were_asked_for() {
+    on_both(|disk, dir| {
+        let file = disk.create(&dir.join("file")).unwrap();
+        file.write_at(&[IoSlice::new(b"abcdef")], 0).unwrap();
+        let mut bytes = Vec::with_capacity(4);
+        bytes.push(b'!');
+        let room = bytes.capacity() - 1;
+        assert_eq!(file.read_into_room_at(&mut bytes, 1).unwrap(), room.min(5));
+        assert_eq!(bytes[..4], *b"!bcd");
+        while bytes.len() < bytes.capacity() {
+            bytes.push(0);
+        }
+        assert_eq!(file.read_into_room_at(&mut bytes, 1).unwrap(), 0);
+        assert_eq!(file.read_into_room_at(&mut Vec::with_capacity(9), 6).unwrap(), 0);
+        assert_eq!(read_vec_at(&*file, 3, 2).unwrap(), b"cde");
+        assert_eq!(read_vec_at(&*file, 0, 9).unwrap(), b"");
+        let error = read_vec_at(&*file, 3, 4).unwrap_err();
+        assert!(matches!(error, FileError::TooShort { end: 7, .. }), "{error:?}");
+    });
+}
+
+#[test]
 fn create_empties_what_stands_there() {
     on_both(|disk, dir| {
         let path = dir.join("file");

@@ -170,9 +170,7 @@ impl CommitLog {
             Some(body) => body,
             None => {
                 // The length was checked against the segment's end by `header`.
-                let mut buffer = vec![0; len];
-                segment.read_exact(start, &mut buffer)?;
-                Bytes::from(buffer)
+                Bytes::from(segment.read_vec(start, len)?)
             }
         };
         Ok(match verify_body(&header, &body) {
@@ -198,8 +196,7 @@ impl CommitLog {
         let bytes = match window.get(&segment, at, len)? {
             Some(bytes) => bytes,
             None => {
-                alone.resize(len, 0);
-                segment.read_exact(at, &mut alone)?;
+                alone = segment.read_vec(at, len)?;
                 &alone
             }
         };

@@ -5,9 +5,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 pub use crate::clock::ManualClock;
 pub use crate::file::sim::{
@@ -25,24 +23,6 @@ pub fn now<T>(future: impl Future<Output = T>) -> Option<T> {
         Poll::Ready(answer) => Some(answer),
         Poll::Pending => None,
     }
-}
-
-/// A paused clock of tokio that stands while this lives, ten seconds at most. By itself it goes on to the next timer as
-/// soon as all tasks wait, be it for a thread of the store that is about to answer.
-#[derive(Debug)]
-pub struct StoppedClock {
-    _stops: mpsc::Sender<()>,
-}
-
-/// Stops the paused clock of the runtime that this is called in.
-///
-/// # Panics
-/// Outside of a runtime.
-pub fn stop_clock() -> StoppedClock {
-    let (stops, goes_on) = mpsc::channel();
-    // The clock does not go on by itself while such a task runs.
-    tokio::task::spawn_blocking(move || goes_on.recv_timeout(Duration::from_secs(10)));
-    StoppedClock { _stops: stops }
 }
 
 impl Workers {
@@ -79,7 +59,7 @@ impl Alarm {
 
     /// Sleeps until woken, a day at most.
     pub fn sleep(&self) {
-        self.0.sleep(Duration::from_secs(24 * 3600));
+        self.0.sleep(std::time::Duration::from_secs(24 * 3600));
     }
 }
 

@@ -112,6 +112,8 @@ pub use state::groups::{Group, GroupChange};
 pub use state::offsets::{Caller, ChangeKind, Expected, OffsetChange};
 pub use state::sessions::{SessionFault, SessionState};
 pub use state::topics::{TopicChanges, TopicEntry};
+#[cfg(test)]
+pub(crate) use tests::stopped_clock::stop_clock;
 pub use topics::{
     Purge, QueueDescription, RETENTION_BYTES, RETENTION_MS, TopicDescription, TopicPage,
 };

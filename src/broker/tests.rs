@@ -1,5 +1,6 @@
 //! What a broker refuses before it does any work, and what it does under a shutdown.
 
+pub(crate) mod stopped_clock;
 mod unfinished;
 
 use std::time::Duration;

@@ -280,8 +280,8 @@ impl ConsumeQueues {
         }
     }
 
-    /// Like `lookup_hot`, and reads sealed files for what memory does not have, along the `trail`, which the caller keeps
-    /// for the lookups that follow. May block on I/O.
+    /// Like `lookup_hot`, and reads sealed files for what memory does not have, along the `trail`, which the caller
+    /// keeps for the lookups that follow. May block on I/O.
     ///
     /// # Errors
     /// A file could not be read. If it is damaged or gone the segment is missing from now on: the next lookup that

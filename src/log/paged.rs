@@ -557,8 +557,8 @@ pub(crate) enum PageError {
 const KEPT: usize = 64;
 
 /// The pages that somebody read last, verified: who looks for several things one after the other mostly looks at the
-/// same. Their names are used once, as a file never changes in its place; what becomes of the disk below them is seen by
-/// the scrub, not here.
+/// same. Their names are used once, as a file never changes in its place; what becomes of the disk below them is seen
+/// by the scrub, not here.
 #[derive(Default)]
 pub(crate) struct Pages {
     pages: VecDeque<Page>,

@@ -17,6 +17,7 @@ use std::num::NonZeroU32;
 
 use super::*;
 use crate::broker::state::offsets::{Caller, Expected, Offsets};
+use crate::broker::stop_clock;
 use crate::broker::{
     BrokerConfig, ClientKind, CommitOffset, ExtendEntry, ExtendFault, GroupChange, Hold,
     Introduction, NewMessage, OnlySuch, Position, Receipt, RedriveFault, RedrivePage,
@@ -29,7 +30,7 @@ use crate::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta};
 use crate::message::{FlushMode, GroupSettings, InitialPosition, TopicSettings, TopicType};
 use crate::store::StoreConfig;
 use crate::testing::{
-    CrashChoice, Fault, FaultRule, ManualClock, NameChoice, SimDisk, Times, WriteChoice, stop_clock,
+    CrashChoice, Fault, FaultRule, ManualClock, NameChoice, SimDisk, Times, WriteChoice,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);

@@ -369,6 +369,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::broker::stop_clock;
     use crate::broker::{BrokerConfig, MAX_CLIENTS, SendRequest};
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
@@ -376,7 +377,7 @@ mod tests {
     use crate::message::{FlushMode, Timestamp, TopicSettings, TopicType};
     use crate::proto::rocketmq as v2;
     use crate::store::StoreConfig;
-    use crate::testing::{ManualClock, SimDisk, stop_clock};
+    use crate::testing::{ManualClock, SimDisk};
     use crate::wire::Frames;
 
     /// A request that panics as soon as it is looked at.

@@ -61,6 +61,8 @@ struct SendStream {
     sequence: u64,
     /// Stored, in the order of the stream; the last has the sequence before `sequence`.
     unacknowledged: VecDeque<StoredBatch>,
+    /// The last acknowledgement; its list is used again.
+    told: SendStreamResponse,
     /// Once somebody waits for it: when the oldest of them may be acknowledged.
     oldest: Option<Acknowledgement>,
 }
@@ -145,6 +147,7 @@ where
         sequence: 1,
         // Grows with the first batches: a stream that is only open keeps as little as it can.
         unacknowledged: VecDeque::new(),
+        told: SendStreamResponse::default(),
         oldest: None,
     };
     let mut drained = pin!(broker.drained());
@@ -312,17 +315,17 @@ impl SendStream {
 
     /// Acknowledges all that may be.
     async fn acknowledge(&mut self, out: &Out) {
-        let mut receipts = Vec::new();
+        self.told.receipts.clear();
         while let Some(stored) = self.unacknowledged.front()
             && self.broker.may_acknowledge(stored)
         {
-            receipts.push(wire(self.broker.acknowledged_batch(stored)));
+            self.told.receipts.push(wire(self.broker.acknowledged_batch(stored)));
             self.unacknowledged.pop_front();
             self.oldest = None;
         }
-        if !receipts.is_empty() {
-            let acked_to = self.oldest_sequence().saturating_sub(1);
-            out.put([framed(&SendStreamResponse { acked_to, receipts })], None).await;
+        if !self.told.receipts.is_empty() {
+            self.told.acked_to = self.oldest_sequence().saturating_sub(1);
+            out.put([framed(&self.told)], None).await;
         }
     }
 

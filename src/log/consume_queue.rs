@@ -137,7 +137,7 @@ impl ConsumeQueues {
                 Some((first, false)) => readable = Some(first),
             }
         }
-        // The entries that the position counts are sealed, and thus below any limit.
+        // What the position alone counts is sealed or was there before the start, and thus below any limit.
         readable.unwrap_or_else(|| view.position.next())
     }
 

@@ -32,6 +32,8 @@ static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 /// Of the client's process.
 const CLIENT: &str = "--client";
 const TOPIC: &str = "counted";
+/// The most of a message: they are made for batches and buffers, of a hundred messages and more.
+const MOST: f64 = 0.25;
 const QUEUE: QueueId = QueueId::ZERO;
 
 /// What a client does.
@@ -96,6 +98,7 @@ async fn count(bench: &mut Bench, name: &str, batch: usize, body: usize) {
         let idle = region.change();
         let each = |count: usize| count as f64 / counted as f64;
         let batches = counted.div_ceil(batch);
+        assert!(each(work.allocations) < MOST, "{what}: {work:?} for {counted} messages");
         bench.note(
             &format!("{name}/{what}"),
             &format!(

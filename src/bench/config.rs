@@ -19,6 +19,10 @@ const BATCH_COST: u64 = 200;
 const MESSAGE_COST: u64 = 30;
 /// What a key takes, in the batch and in the index, about.
 const KEY_COST: u64 = 50;
+/// What it takes in the batch alone, at most.
+const KEY_BYTES: u64 = 26;
+/// A search has turns of so many times the time that its answers have: in shorter ones no queue grows.
+const SEARCH_TURN: u32 = 10;
 /// The bytes at the begin of a body that say when it was to be sent.
 pub(super) const STAMP: usize = 8;
 
@@ -176,11 +180,17 @@ pub(crate) enum ConfigError {
         /// In all.
         bytes: u64,
     },
+    /// A rate is out of its range, or no number.
+    #[error("--rate is {found}; it can be 1 to 1000000000 messages a second")]
+    Rate {
+        /// What it says.
+        found: String,
+    },
     /// Readers have no rate: they read what is there.
     #[error("pull has no --rate and no --find-rate: it reads as fast as it can")]
     PullRate,
-    /// It has a rate, and is not searched.
-    #[error("e2e runs at a fixed rate: give --rate")]
+    /// It has a rate, given or looked for.
+    #[error("e2e runs at a rate: give --rate or --find-rate")]
     E2eRate,
 }
 
@@ -192,18 +202,29 @@ impl Config {
 
     /// Bytes of the bodies of a batch.
     pub(super) fn batch_bytes(&self) -> u64 {
-        self.payload as u64 * u64::from(self.batch)
+        (self.payload as u64).saturating_mul(self.batch.into())
+    }
+
+    /// Bytes of a batch whose messages have keys of `key` bytes, about.
+    fn batch_bytes_with(&self, key: u64) -> u64 {
+        let message = MESSAGE_COST + u64::from(self.keys) * key;
+        let messages = u64::from(self.batch).saturating_mul(message);
+        self.batch_bytes().saturating_add(messages).saturating_add(BATCH_COST)
     }
 
     /// Bytes that a batch takes in a store, about; less if it is compressed.
     fn stored_bytes(&self) -> u64 {
-        let message = MESSAGE_COST + u64::from(self.keys) * KEY_COST;
-        self.batch_bytes() + BATCH_COST + u64::from(self.batch) * message
+        self.batch_bytes_with(KEY_COST)
     }
 
-    /// Batches that are stored before pulls and queries: each queue gets one at least.
+    /// Batches that are stored before pulls and queries: each queue gets one at least, and what is spread unevenly is as
+    /// much again at least.
     pub(super) fn filled_batches(&self) -> u64 {
-        (self.fill / self.stored_bytes()).max(self.targets())
+        let least = match self.distribution {
+            Distribution::Uniform => self.targets(),
+            Distribution::Zipf => 2 * self.targets(),
+        };
+        (self.fill / self.stored_bytes()).max(least)
     }
 
     /// Whether the load can be made.
@@ -217,7 +238,6 @@ impl Config {
         for (option, found, min, max) in [
             ("--payload", self.payload as u64, least, 4 << 20),
             ("--batch", self.batch.into(), 1, 10_000),
-            // Less than the limit of a batch: keys and lengths stand beside the bodies.
             ("--payload times --batch", self.batch_bytes(), least, 7 << 20),
             ("--in-flight", self.in_flight.into(), 1, SendStream::IN_FLIGHT as u64),
             ("--topics", self.topics.into(), 1, SendStream::TOPICS as u64),
@@ -225,6 +245,7 @@ impl Config {
             ("--topics times --queues", self.targets(), 1, MAX_TARGETS),
             ("--producers", self.producers.into(), 1, 512),
             ("--keys", self.keys.into(), u64::from(self.what == What::Query), 32),
+            ("a batch with its --keys, in bytes,", self.batch_bytes_with(KEY_BYTES), 1, 8 << 20),
             ("--fill", self.fill, 1, MAX_FILL),
             ("--duration in ms", ms(self.duration), 100, hour),
             ("--warm-up in ms", ms(self.warm_up), 0, hour),
@@ -239,14 +260,18 @@ impl Config {
             return Err(ConfigError::Fill { queues: self.targets(), bytes });
         }
         match (self.what, self.rate) {
-            (_, Rate::Fixed(rate)) if !(1.0..=1e9).contains(&rate) => Err(ConfigError::Range {
-                option: "--rate",
-                found: rate as u64,
-                min: 1,
-                max: 1_000_000_000,
-            }),
             (What::Pull, Rate::Fixed(_) | Rate::Find { .. }) => Err(ConfigError::PullRate),
-            (What::E2e, Rate::Highest | Rate::Find { .. }) => Err(ConfigError::E2eRate),
+            (What::E2e, Rate::Highest) => Err(ConfigError::E2eRate),
+            (_, Rate::Fixed(rate)) if !(1.0..=1e9).contains(&rate) => {
+                Err(ConfigError::Rate { found: rate.to_string() })
+            }
+            (_, Rate::Find { p99 }) => {
+                let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+                let (option, found) = ("--p99 in us, beside this --duration,", us(p99));
+                let max = us(self.duration / SEARCH_TURN);
+                let in_range = (1..=max).contains(&found);
+                in_range.then_some(()).ok_or(ConfigError::Range { option, found, min: 1, max })
+            }
             _ => Ok(()),
         }
     }
@@ -287,6 +312,32 @@ mod tests {
         assert_eq!(Config { payload: 0, ..pull() }.filled_batches(), 41_943);
         assert_eq!(Config { payload: 1, batch: 1, ..pull() }.filled_batches(), 581_029);
         assert_eq!(Config { queues: 5_000, ..pull() }.filled_batches(), 5_000);
+        let uneven = Config { queues: 5_000, distribution: Distribution::Zipf, ..pull() };
+        assert_eq!(uneven.filled_batches(), 10_000, "one for each queue, and as many spread");
+    }
+
+    #[test]
+    fn a_number_that_is_out_of_its_range_is_named_whatever_it_is() {
+        let said = |config: Config| config.check().unwrap_err().to_string();
+        let huge = Config { payload: usize::MAX, ..pull() };
+        assert_eq!(said(huge), "--payload is 18446744073709551615; it can be 0 to 4194304");
+        let most = Config { batch: u32::MAX, keys: u32::MAX, ..pull() };
+        assert_eq!(said(most), "--batch is 4294967295; it can be 1 to 10000");
+        let keyed = Config { payload: 700, batch: 10_000, keys: 32, ..pull() };
+        let text = "a batch with its --keys, in bytes, is 15620200; it can be 1 to 8388608";
+        assert_eq!(said(keyed.clone()), text);
+        assert_eq!(Config { keys: 2, ..keyed }.check(), Ok(()));
+        let send = Config { what: What::Send, ..pull() };
+        for (rate, found) in [(-5.0, "-5"), (0.5, "0.5"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")]
+        {
+            let text = format!("--rate is {found}; it can be 1 to 1000000000 messages a second");
+            assert_eq!(said(Config { rate: Rate::Fixed(rate), ..send.clone() }), text);
+        }
+        let find = |p99| Config { rate: Rate::Find { p99 }, ..send.clone() };
+        let text = "--p99 in us, beside this --duration, is 100001; it can be 1 to 100000";
+        assert_eq!(said(find(Duration::from_micros(100_001))), text);
+        assert_eq!(find(Duration::from_millis(100)).check(), Ok(()));
+        assert!(find(Duration::ZERO).check().is_err());
     }
 
     #[test]

@@ -59,8 +59,6 @@ const KEPT_FOR: u64 = 10_000;
 const TOPICS_AT_ONCE: usize = 32;
 /// How long a process that lets go of its connections may take to be gone.
 const GOING: Duration = Duration::from_millis(200);
-/// A fixed rate holds if so much of it is answered for.
-const HOLDS: f64 = 0.99;
 
 /// Why there are no figures. The servers of the run and its directory are gone.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +138,13 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// By how much the broker's rate differs from that of `other`, in percent; `None`: that one had no answer.
+    pub(crate) fn change_from(&self, other: &Self) -> Option<f64> {
+        let (now, before) = (&self.subject, &other.subject);
+        let change = 100.0 * (now.messages_per_second / before.messages_per_second - 1.0);
+        change.is_finite().then_some(change)
+    }
+
     /// What else was measured, or elsewhere, than in `other`: the names of the fields of configuration and machine.
     pub(crate) fn differs_from(&self, other: &Self) -> Vec<String> {
         let fields = |run: &Self| {
@@ -280,6 +285,15 @@ impl Place {
 impl Bench {
     async fn start(config: Config, dir: &Path, watcher: Watcher) -> Result<Self, BenchError> {
         watcher(News::Phase("starting"));
+        let config = Arc::new(config);
+        let told = {
+            let watcher = Arc::clone(&watcher);
+            Arc::new(move |messages| watcher(News::Messages(messages)))
+        };
+        // Nobody else has topics of this name, also on a broker that is used by others.
+        let unique = dir.file_name().and_then(|name| name.to_str()).unwrap_or("bench").to_owned();
+        // Before any server: a codec that is not built in should not cost their start.
+        let load = Load::new(Arc::clone(&config), &unique, told)?;
         let subject = match &config.server {
             Some(server) => {
                 let (server, authorities) = (server.clone(), config.authorities.clone());
@@ -312,14 +326,6 @@ impl Bench {
                 Some(Place::start("control", &command, dir.join("no-op.log")).await?)
             }
         };
-        let config = Arc::new(config);
-        let told = {
-            let watcher = Arc::clone(&watcher);
-            Arc::new(move |messages| watcher(News::Messages(messages)))
-        };
-        // Nobody else has topics of this name, also on a broker that is used by others.
-        let unique = dir.file_name().and_then(|name| name.to_str()).unwrap_or("bench").to_owned();
-        let load = Load::new(Arc::clone(&config), &unique, told)?;
         Ok(Self { config, watcher, load, unique, subject, control })
     }
 
@@ -376,8 +382,7 @@ impl Bench {
         let ceiling = self.turn_at(place, None).await?.rate;
         let found = search::highest(ceiling, async |rate| {
             let turn = self.turn_at(place, Some(rate)).await?;
-            let took = Duration::from_micros(turn.recorded.latency.value_at_quantile(0.99));
-            Ok::<_, BenchError>((took <= p99 && turn.rate >= rate * HOLDS).then_some(turn))
+            Ok::<_, BenchError>(search::holds(&turn.recorded, rate, p99).then_some(turn))
         });
         let (rate, turn) = found.await?.ok_or(BenchError::NoRate { p99 })?;
         Ok(Turn { rate, ..turn })

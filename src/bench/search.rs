@@ -1,7 +1,21 @@
 //! The highest rate that holds, by halving.
 
+use std::time::Duration;
+
+use super::recorder::Recorded;
+
 /// Tries after the first.
 const STEPS: u32 = 7;
+/// A rate holds if so much of what could be answered for before the end was.
+const ANSWERED: f64 = 0.99;
+
+/// Whether 99 % of the answers of a turn at `rate` messages a second came within `p99`, and none were left behind. What
+/// was due less than `p99` before the end may be answered for after it.
+pub(super) fn holds(recorded: &Recorded, rate: f64, p99: Duration) -> bool {
+    let took = Duration::from_micros(recorded.latency.value_at_quantile(0.99));
+    let due = rate * recorded.length.saturating_sub(p99).as_secs_f64();
+    took <= p99 && recorded.messages as f64 >= due * ANSWERED
+}
 
 /// Looks between nothing and `ceiling` for the highest rate for which `holds` says so, and returns it with what `holds`
 /// returned for it; `None`: not even the lowest that was tried holds.
@@ -33,6 +47,7 @@ pub(super) async fn highest<T, E>(
 mod tests {
     use std::convert::Infallible;
 
+    use super::super::recorder::histogram;
     use super::*;
 
     /// A server that takes `capacity` a second and then has a queue that grows: the p99 of an M/M/1 in seconds.
@@ -59,6 +74,24 @@ mod tests {
             assert!(rate <= exact && rate > exact - ceiling / 100.0, "{rate}, not {exact}");
             assert_eq!(tries, 1 + STEPS);
         }
+    }
+
+    /// A turn of a second at 1 000 messages a second, each answered for after `took`, but for `left`.
+    fn turn(took: Duration, left: u64) -> Recorded {
+        let mut latency = histogram();
+        latency.record_n(took.as_micros() as u64, 1_000).unwrap();
+        let messages = 1_000 - took.as_millis() as u64 - left;
+        let length = Duration::from_secs(1);
+        Recorded { messages, answers: messages, length, latency, points: Vec::new() }
+    }
+
+    #[test]
+    fn a_rate_holds_that_is_answered_for_in_time_though_its_last_answers_come_after_the_end() {
+        let (took, ms) = (Duration::from_millis(50), Duration::from_millis);
+        assert!(holds(&turn(took, 0), 1_000.0, ms(51)));
+        assert!(!holds(&turn(took, 0), 1_000.0, ms(49)), "too slow");
+        assert!(holds(&turn(took, 8), 1_000.0, ms(51)));
+        assert!(!holds(&turn(took, 15), 1_000.0, ms(51)), "some are left behind");
     }
 
     #[tokio::test]

@@ -100,7 +100,8 @@ struct LoadArgs {
 /// At which rate.
 #[derive(Debug, Args)]
 struct RateArgs {
-    /// Messages a second, whatever the answers do; latency counts from when each was to be sent [default: the highest]
+    /// Messages a second, whatever the answers do; latency counts from when each was to be sent [default: the highest;
+    /// 10000 for e2e]
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
     /// Look for the highest rate at which 99 % of the answers come within --p99
@@ -145,7 +146,8 @@ struct SendArgs {
     /// Keys of each message
     #[arg(long, value_name = "N", default_value_t = 0)]
     keys: u32,
-    /// How batches are compressed; with a codec the bodies are text, else random bytes
+    /// How batches are compressed; with a codec the bodies are text, else random bytes. zstd is in builds with that
+    /// feature
     #[arg(long, value_name = "none|lz4|zstd", default_value = "none", value_parser = compression)]
     compression: Compression,
     /// Which queue is next
@@ -163,10 +165,11 @@ struct PullArgs {
     /// Readers, each with its connection and its share of the queues
     #[arg(long, value_name = "N", default_value_t = 1)]
     producers: u32,
-    /// Bytes that are stored first, about; each queue gets one batch at least
+    /// Bytes that are stored first, about; each queue gets one batch at least, two on average with zipf
     #[arg(long, value_name = "SIZE", default_value = "128MiB")]
     fill: ByteSize,
-    /// How batches are compressed; with a codec the bodies are text, else random bytes
+    /// How batches are compressed; with a codec the bodies are text, else random bytes. zstd is in builds with that
+    /// feature
     #[arg(long, value_name = "none|lz4|zstd", default_value = "none", value_parser = compression)]
     compression: Compression,
     /// Which queues the bytes are in, beyond the first batch of each
@@ -201,9 +204,8 @@ struct QueryArgs {
 struct E2eArgs {
     #[command(flatten)]
     load: LoadArgs,
-    /// Messages a second, whatever the answers do
-    #[arg(long, value_name = "N", default_value_t = 10_000.0)]
-    rate: f64,
+    #[command(flatten)]
+    rate: RateArgs,
     /// Messages of a batch
     #[arg(long, value_name = "N", default_value_t = 10)]
     batch: u32,
@@ -319,7 +321,10 @@ impl QueryArgs {
 
 impl E2eArgs {
     fn config(&self) -> Config {
-        let rate = Rate::Fixed(self.rate);
+        let rate = match self.rate.rate() {
+            Rate::Highest => Rate::Fixed(10_000.0),
+            rate => rate,
+        };
         let config = self.load.config(What::E2e, self.batch, self.producers, rate);
         Config { in_flight: self.in_flight, distribution: self.distribution, ..config }
     }
@@ -352,11 +357,7 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
     config.check().map_err(|error| Failure::usage(error.to_string()))?;
     // Before the work: a file that cannot be read should not cost a run.
     let earlier = load.compare.as_deref().map(earlier).transpose()?;
-    if let Some(path) = &load.report {
-        // What is there stays until there is a page.
-        let opened = File::options().append(true).create(true).open(path);
-        opened.with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let report = load.report.as_deref().map(Report::begin).transpose()?;
     let progress = Progress::start("", None);
     let watcher = Arc::new(move |news: News<'_>| match news {
         News::Phase(phase) => progress.says(phase),
@@ -370,14 +371,13 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
     };
     let run = bench::run(config, watcher, stop).await.map_err(explain)?;
     output.one(&run, || text(&run))?;
-    if let Some(path) = &load.report {
-        let page = bench::html(&run, earlier.as_ref());
-        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some(report) = report {
+        report.finish(&bench::html(&run, earlier.as_ref()))?;
     }
     if let Some(earlier) = &earlier {
-        let (now, before) = (&run.subject, &earlier.subject);
-        let change = 100.0 * (now.messages_per_second / before.messages_per_second - 1.0);
-        say(format_args!("messages/s {change:+.1} % from the earlier run"));
+        if let Some(change) = run.change_from(earlier) {
+            say(format_args!("messages/s {change:+.1} % from the earlier run"));
+        }
         let differs = run.differs_from(earlier);
         if !differs.is_empty() {
             let differs = differs.join(", ");
@@ -385,6 +385,38 @@ async fn measure(config: Config, load: &LoadArgs, output: &mut Output) -> anyhow
         }
     }
     Ok(())
+}
+
+/// A page that is to be written once there is something to show.
+struct Report<'a> {
+    path: &'a Path,
+    /// There was no file, and there is no page yet: none is left behind.
+    is_empty: bool,
+}
+
+impl<'a> Report<'a> {
+    /// Sees that it can be written. What is there stays until there is a page.
+    fn begin(path: &'a Path) -> anyhow::Result<Self> {
+        let is_empty = !path.exists();
+        let opened = File::options().append(true).create(true).open(path);
+        opened.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path, is_empty })
+    }
+
+    fn finish(mut self, page: &str) -> anyhow::Result<()> {
+        let written = std::fs::write(self.path, page);
+        written.with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.is_empty = false;
+        Ok(())
+    }
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        if self.is_empty {
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
 }
 
 fn explain(error: BenchError) -> anyhow::Error {

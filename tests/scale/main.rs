@@ -9,7 +9,7 @@
 //! | second | after a clean stop | writes another message into some queues, counts all, reads some | SIGKILL |
 //! | third | after the kill | counts all, reads some, deletes topics | closes |
 //!
-//! It needs 4 GB in `TMPDIR` and most of a minute; the figures are printed. `SCALE_TOPICS=100` where there is no room.
+//! It needs 6 GB in `TMPDIR` and most of a minute; the figures are printed. `SCALE_TOPICS=100` where there is no room.
 //! And the bounds of the state (`bounds.rs`), for which it needs 2 GB of memory.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 

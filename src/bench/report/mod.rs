@@ -120,9 +120,18 @@ impl Sides<'_> {
         let ratio = |run: &Run| run.ratio.map_or_else(none, |ratio| format!("{ratio:.3}"));
         let mut ratios = format!("<p>Ratio ({of}): <strong>{}</strong>", ratio(self.run));
         if let Some(earlier) = self.earlier {
-            let now = self.run.subject.messages_per_second;
-            let change = 100.0 * (now / earlier.subject.messages_per_second - 1.0);
-            let _ = write!(ratios, "; earlier {}; messages/s {change:+.1} %", ratio(earlier));
+            let _ = write!(ratios, "; earlier {}", ratio(earlier));
+            if let Some(change) = self.run.change_from(earlier) {
+                let _ = write!(ratios, "; messages/s {change:+.1} %");
+            }
+            let differs = self.run.differs_from(earlier);
+            if !differs.is_empty() {
+                let differs = escape(&differs.join(", "));
+                let _ = write!(
+                    ratios,
+                    "</p>\n<p class=\"void\">The earlier run was another one; it differs in: {differs}"
+                );
+            }
         }
         format!("{ratios}</p>\n{}", table(rows))
     }

@@ -167,4 +167,19 @@ fn two_runs_say_in_what_they_differ_unless_it_is_their_length() {
     other.config.batch = 10;
     other.machine.cores += 1;
     assert_eq!(run().differs_from(&other), ["batch", "cores"]);
+    let page = html(&run(), Some(&other));
+    assert!(
+        page.contains("The earlier run was another one; it differs in: batch, cores</p>"),
+        "{page}"
+    );
+    assert!(!html(&run(), Some(&run())).contains("another one"));
+}
+
+#[test]
+fn beside_a_run_without_an_answer_there_is_no_change() {
+    let mut other = run();
+    assert_eq!(run().change_from(&other), Some(0.0));
+    other.subject.messages_per_second = 0.0;
+    assert_eq!(run().change_from(&other), None);
+    assert!(!html(&run(), Some(&other)).contains("inf"));
 }

@@ -197,9 +197,9 @@ pub struct InWork {
     pub arriving: u64,
     /// Of batches that have arrived otherwise: at most the other quarter.
     pub sends: u64,
-    /// Of answers until they have left, with 256 bytes for each record, but for small ones of calls that read no
-    /// messages and for what goes out as it lies in the log's mapping; and of what is decompressed, as long as it is
-    /// needed: at most [`BrokerConfig::inflight_reply_bytes`].
+    /// Of answers until they have left, with 256 bytes for each record or acknowledgement, but for small ones of calls
+    /// that read no messages and for what goes out as it lies in the log's mapping; and of what is decompressed, as
+    /// long as it is needed: at most [`BrokerConfig::inflight_reply_bytes`].
     pub replies: u64,
     /// Of what was decompressed lately and is kept for who takes more of it: at most 32 MiB.
     pub unpacked: u64,

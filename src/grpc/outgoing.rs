@@ -43,6 +43,27 @@ impl Held {
     }
 }
 
+/// What an answer counts for, by whoever counted it.
+#[derive(Debug)]
+pub(super) enum Counted {
+    /// A handler.
+    Held(#[expect(dead_code, reason = "held for its drop")] Held),
+    /// The call itself.
+    Own(#[expect(dead_code, reason = "held for its drop")] Permit),
+}
+
+impl From<Held> for Counted {
+    fn from(held: Held) -> Self {
+        Self::Held(held)
+    }
+}
+
+impl From<Permit> for Counted {
+    fn from(permit: Permit) -> Self {
+        Self::Own(permit)
+    }
+}
+
 /// What of the answers of one connection has not left yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Outgoing(Arc<Mutex<Leaving>>);
@@ -141,15 +162,19 @@ pub(super) struct Pieces {
     /// Taken from behind.
     waiting: Vec<Bytes>,
     /// Of the answer that they end with.
-    held: Option<Held>,
+    counted: Option<Counted>,
 }
 
 impl Pieces {
     /// Adds the pieces of an answer where none are left, and what they count for.
-    pub(super) fn add(&mut self, pieces: impl IntoIterator<Item = Bytes>, held: Option<Held>) {
+    pub(super) fn add(
+        &mut self,
+        pieces: impl IntoIterator<Item = Bytes>,
+        counted: Option<Counted>,
+    ) {
         self.waiting.extend(pieces);
         self.waiting.reverse();
-        self.held = held;
+        self.counted = counted;
     }
 
     /// Whether all are taken.
@@ -187,8 +212,8 @@ impl Handing {
             return Some(bytes);
         }
         self.len = 0;
-        let held = if is_last { pieces.held.take() } else { None };
-        Some(Bytes::from_owner(Leaves { bytes, _mark: mark, _held: held }))
+        let counted = if is_last { pieces.counted.take() } else { None };
+        Some(Bytes::from_owner(Leaves { bytes, _mark: mark, _counted: counted }))
     }
 }
 
@@ -196,7 +221,7 @@ impl Handing {
 struct Leaves {
     bytes: Bytes,
     _mark: Mark,
-    _held: Option<Held>,
+    _counted: Option<Counted>,
 }
 
 impl AsRef<[u8]> for Leaves {
@@ -221,7 +246,7 @@ mod tests {
         let (mut pieces, mut handing) = (Pieces::default(), Handing::to(outgoing.clone()));
         let all = Bytes::from((0..3 * PIECE).map(|n| (n / 1_000) as u8).collect::<Vec<_>>());
         let parts = [all.slice(..10), all.slice(10..20), all.slice(20..3 * PIECE)];
-        pieces.add(parts, Some(held));
+        pieces.add(parts, Some(held.into()));
         let mut left = Vec::new();
         while let Some(piece) = handing.next(&mut pieces) {
             left.push(piece);
@@ -245,7 +270,8 @@ mod tests {
         let (outgoing, held) = (Outgoing::new(), Held::new(broker.reply(1).await.unwrap()));
         let is_held = || broker.in_work().replies > 0;
         let (mut pieces, mut handing) = (Pieces::default(), Handing::to(outgoing.clone()));
-        pieces.add([Bytes::from_static(b"a"), Bytes::from_static(b"b")], Some(held));
+        let parts = [Bytes::from_static(b"a"), Bytes::from_static(b"b")];
+        pieces.add(parts, Some(held.into()));
         let first = handing.next(&mut pieces).unwrap();
         drop(first);
         assert!(outgoing.waits_since().is_some(), "what it stands for goes on with the next");

@@ -6,7 +6,8 @@
 //! | there is hardly any room for what arrives | bring [`LEAST`] bytes in each [`LOOK`], so that who brings hardly anything does not keep the room of the others |
 //!
 //! Time in which the broker itself receives nothing of it is no reason to blame who sends: no [`LOOK`] is taken, and
-//! who is not through at the end is told of the overload.
+//! who is not through at the end is told of the overload. So is who is too slow for a broker without room: where there
+//! is some he would have been in time.
 
 use std::time::Duration;
 
@@ -76,18 +77,19 @@ impl Begun {
         now: Instant,
         is_pressed: impl Fn() -> bool,
     ) -> Option<BrokerError> {
-        let unfinished =
-            |limit| BrokerError::BadRequest { fault: RequestFault::Unfinished { limit } };
         if now >= self.due {
             // Who was made to wait for long may not be the one to blame, and may try again.
             let overloaded = BrokerError::Overloaded { what: "bytes to store" };
-            return Some(if self.waited >= LOOK { overloaded } else { unfinished(WHOLE) });
+            let fault = RequestFault::Unfinished { limit: WHOLE };
+            let unfinished = BrokerError::BadRequest { fault };
+            return Some(if self.waited >= LOOK { overloaded } else { unfinished });
         }
         if now < self.since + LOOK {
             return None;
         }
         let is_slow = self.received < LEAST;
         (self.since, self.received) = (now, 0);
-        (is_slow && is_pressed()).then(|| unfinished(LOOK))
+        let overloaded = BrokerError::Overloaded { what: "requests that arrive slowly" };
+        (is_slow && is_pressed()).then_some(overloaded)
     }
 }

@@ -30,7 +30,7 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Response, header};
 use tonic::{Code, Status};
 
 use super::native::status;
-use super::outgoing::{Handing, Held, Outgoing, Pieces};
+use super::outgoing::{Handing, Outgoing, Pieces};
 use super::pace::{Begun, WHOLE};
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
@@ -269,7 +269,7 @@ impl Out {
     /// Hands the pieces of one or more whole messages over, in their order, and waits until they are taken. What they
     /// count for is `held` until they have left.
     pub(super) async fn put(&self, pieces: impl IntoIterator<Item = Bytes>, held: Option<Permit>) {
-        lock(&self.0).add(pieces, held.map(Held::new));
+        lock(&self.0).add(pieces, held.map(Into::into));
         // Whoever takes them asks again: nobody needs to be woken.
         poll_fn(|_| if lock(&self.0).is_empty() { Poll::Ready(()) } else { Poll::Pending }).await;
     }
@@ -526,7 +526,8 @@ mod tests {
             assert!(tokio::time::timeout(twice, whole.as_mut()).await.is_err(), "there is room");
             let _others = broker.receive(ARRIVALS - (60 << 10)).unwrap();
             let refused = whole.await.unwrap_err();
-            assert_eq!(refused.message(), "the request did not arrive whole within 2s");
+            assert_eq!(refused.message(), "too many requests that arrive slowly at once");
+            assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "later there may be room");
         }
         drop(idle);
         assert!(broker.receive(ARRIVALS).is_ok());

@@ -316,7 +316,7 @@ impl Answer {
             let broker = Arc::clone(&self.broker);
             self.waiting = Some((data, Box::pin(async move { broker.reply(len).await })));
         } else {
-            self.pieces.add([data], held);
+            self.pieces.add([data], held.map(Into::into));
         }
     }
 
@@ -325,7 +325,7 @@ impl Answer {
         let Some((_, room)) = &mut self.waiting else { return Poll::Ready(Ok(())) };
         let permit = ready!(room.as_mut().poll(cx));
         let Some((data, _)) = self.waiting.take() else { return Poll::Ready(Ok(())) };
-        Poll::Ready(permit.map(|permit| self.pieces.add([data], Some(Held::new(permit)))))
+        Poll::Ready(permit.map(|permit| self.pieces.add([data], Some(permit.into()))))
     }
 }
 
@@ -528,13 +528,13 @@ mod tests {
             }
         };
         let slow = || Received::new(frames(&[4 << 10, 100 << 10]), Arc::clone(&broker));
-        let unfinished =
-            |secs: u64| (format!("the request did not arrive whole within {secs}s"), secs);
-        assert_eq!(refused(slow()).await, unfinished(30), "there is room");
+        let unfinished = ("the request did not arrive whole within 30s".to_owned(), 30);
+        assert_eq!(refused(slow()).await, unfinished, "there is room");
         let others = broker.receive(600 << 10).unwrap();
-        assert_eq!(refused(slow()).await, unfinished(2));
+        let overloaded = ("too many requests that arrive slowly at once".to_owned(), 2);
+        assert_eq!(refused(slow()).await, overloaded);
         let small = Received::new(frames(&[4 << 10]), Arc::clone(&broker));
-        assert_eq!(refused(small).await, unfinished(30), "it takes no room");
+        assert_eq!(refused(small).await, unfinished, "it takes no room");
         drop(others);
         assert_eq!(broker.in_work().arriving, 0);
         broker.close().unwrap();

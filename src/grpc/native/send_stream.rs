@@ -42,6 +42,8 @@ const FREE_NAMES: u64 = 2 << 10;
 const MORE_NAMES: u64 = 4 << 10;
 /// What a name costs beside its own bytes, about.
 const NAME_COST: u64 = 72;
+/// What an acknowledgement costs beside its own bytes until it has left, about.
+const ACKNOWLEDGEMENT_COST: u64 = 256;
 /// How long a batch may wait for room; the disk has its own time.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -313,7 +315,7 @@ impl SendStream {
         acknowledged
     }
 
-    /// Acknowledges all that may be.
+    /// Acknowledges all that may be, and counts it until it has left: who goes on to send and reads slowly waits.
     async fn acknowledge(&mut self, out: &Out) {
         self.told.receipts.clear();
         while let Some(stored) = self.unacknowledged.front()
@@ -325,7 +327,11 @@ impl SendStream {
         }
         if !self.told.receipts.is_empty() {
             self.told.acked_to = self.oldest_sequence().saturating_sub(1);
-            out.put([framed(&self.told)], None).await;
+            let frame = framed(&self.told);
+            let cost = u64::try_from(frame.len()).unwrap_or(u64::MAX) + ACKNOWLEDGEMENT_COST;
+            // What it tells is stored: if no room comes it goes out without, once in that long time.
+            let permit = self.broker.reply(cost).await.ok();
+            out.put([frame], permit).await;
         }
     }
 

@@ -57,7 +57,8 @@ pub struct ProducerConfig {
     pub linger: Duration,
     /// Batches without an answer, 1 to 64. Default 64: as many as a session remembers.
     pub in_flight: usize,
-    /// Bytes of messages that are accepted and have no outcome, 1 MiB to 4 GiB; who sends more waits. Default 32 MiB.
+    /// Bytes of messages that are accepted and have no outcome, 1 MiB to less than 4 GiB; who sends more waits.
+    /// Default 32 MiB.
     /// What an open batch takes beside its messages, up to 1 KB, is not counted: with a tiny message for each of very
     /// many groups it is ten times as much.
     pub memory: usize,

@@ -220,7 +220,7 @@ impl Sender {
         let (session, epoch) = match self.mark {
             Some(mark) => mark,
             None => {
-                self.check_owner().await?;
+                let seen = self.check_owner().await?;
                 // Until an answer says otherwise: this future may be dropped.
                 self.unanswered += 1;
                 let opened = client.open_session(&self.name).await;
@@ -229,14 +229,16 @@ impl Sender {
                         self.unanswered -= 1;
                     }
                 })?;
-                self.unanswered = 0;
                 let mark = (opened.id(), opened.epoch());
-                if mark.0 != self.last_mark.0 {
-                    // It was closed meanwhile, and has forgotten what it stored.
+                let is_another = mark.0 != self.last_mark.0;
+                let next = opened.next_sequence();
+                // It was closed meanwhile, and has forgotten what it stored; or it was opened between the look and this
+                // opening, and what is stored under these numbers may be another producer's.
+                if is_another || was_opened_between(seen, mark.1) && next > self.first {
                     self.give_up_uncertain();
                 }
+                self.unanswered = 0;
                 (self.mark, self.last_mark) = (Some(mark), mark);
-                let next = opened.next_sequence();
                 // None of the batches under way is stored: they take the numbers that come next. Else some are, under
                 // the numbers that they have.
                 self.first = if self.has_uncertain() { self.first.min(next) } else { next };
@@ -251,10 +253,11 @@ impl Sender {
         self.underway.front().is_some_and(|front| front.is_uncertain)
     }
 
-    /// A session that another producer has opened since is not taken back.
-    async fn check_owner(&mut self) -> Result<(), ClientError> {
+    /// A session that another producer has opened since is not taken back. Returns the epoch it has; `None`: it is closed,
+    /// or of a name that nobody else has.
+    async fn check_owner(&mut self) -> Result<Option<u64>, ClientError> {
         if self.config.session.is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let (id, epoch) = self.last_mark;
         match self.shared.client.describe_session(&self.name).await {
@@ -268,10 +271,10 @@ impl Sender {
                 if found.epoch > epoch && found.last_sequence >= self.first {
                     self.give_up_uncertain();
                 }
-                Ok(())
+                Ok(Some(found.epoch))
             }
             // It was closed: it begins anew.
-            Err(error) if error.reason() == Some(Reason::UnknownSession) => Ok(()),
+            Err(error) if error.reason() == Some(Reason::UnknownSession) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -458,6 +461,12 @@ fn is_of_session(error: &ClientError) -> bool {
     matches!(error.reason(), Some(Reason::Fenced | Reason::UnknownSession))
 }
 
+/// Whether somebody opened a session after it was `seen` with an epoch and before it was `opened` with another: each
+/// opening is the next epoch.
+fn was_opened_between(seen: Option<u64>, opened: u64) -> bool {
+    seen.is_some_and(|seen| opened > seen.saturating_add(1))
+}
+
 /// Waits for receipts of a stream, if there is one.
 async fn acknowledged(
     stream: &mut Option<SendStream>,
@@ -466,5 +475,18 @@ async fn acknowledged(
     match stream {
         Some(stream) => stream.acknowledged(receipts).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_opening_is_the_next_after_the_look_unless_somebody_came_between() {
+        assert!(!was_opened_between(None, 9), "nobody else has the name");
+        assert!(!was_opened_between(Some(4), 5));
+        assert!(was_opened_between(Some(4), 6));
+        assert!(!was_opened_between(Some(4), 1), "it was closed, and begins anew");
     }
 }

@@ -217,8 +217,8 @@ impl Config {
         self.batch_bytes_with(KEY_COST)
     }
 
-    /// Batches that are stored before pulls and queries: each queue gets one at least, and what is spread unevenly is as
-    /// much again at least.
+    /// Batches that are stored before pulls and queries: each queue gets one at least, and what is spread unevenly is
+    /// as much again at least.
     pub(super) fn filled_batches(&self) -> u64 {
         let least = match self.distribution {
             Distribution::Uniform => self.targets(),

@@ -253,8 +253,8 @@ impl Sender {
         self.underway.front().is_some_and(|front| front.is_uncertain)
     }
 
-    /// A session that another producer has opened since is not taken back. Returns the epoch it has; `None`: it is closed,
-    /// or of a name that nobody else has.
+    /// A session that another producer has opened since is not taken back. Returns the epoch it has; `None`: it is
+    /// closed, or of a name that nobody else has.
     async fn check_owner(&mut self) -> Result<Option<u64>, ClientError> {
         if self.config.session.is_none() {
             return Ok(None);

@@ -22,7 +22,7 @@ const BODY: usize = 40_000;
 const BATCHES: usize = 6;
 
 /// Which way the frames go that are counted.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     ToServer,
     ToClient,
@@ -119,57 +119,67 @@ async fn pull(client: &Client, topic: &str, offset: usize, wanted: usize) -> Vec
     bodies
 }
 
+/// A sender of `BATCHES` that is cut off at frame `n`, and sends again what has no answer. Whether there was such a frame,
+/// and how many batches were acknowledged before.
+async fn send(server: &Server, way: Way, n: usize) -> (bool, usize) {
+    let name = format!("{way:?}-{n}");
+    topic(server, &name).await;
+    let direct = Client::connect(&server.at.grpc.to_string()).await.unwrap();
+    let session = direct.open_session(&name).await.unwrap();
+    let mark = |sequence: usize| SessionMark {
+        session: session.id(),
+        epoch: session.epoch(),
+        sequence: sequence as u64,
+    };
+    let (address, passing) = cut_at(server.at.grpc, way, n).await;
+    let mut receipts = Vec::new();
+    let sent = async {
+        let client = Client::connect(&address.to_string()).await?;
+        let mut stream = client.send_stream(Some(mark(1))).await?;
+        for number in 0..BATCHES {
+            stream.send(&name, Some(QUEUE), batch(&[&body(number)]), &mut receipts).await?;
+        }
+        stream.finish(&mut receipts).await
+    };
+    let sent = soon(sent).await;
+    let was_cut = soon(passing).await.unwrap();
+    // The last frames say good-bye to a stream that has ended well.
+    assert!(was_cut || sent.is_ok(), "cut {n}: {sent:?}");
+    let acknowledged = receipts.len();
+    // Whoever does not know sends all again that was not acknowledged, under the same numbers.
+    let mut stream = direct.send_stream(Some(mark(acknowledged + 1))).await.unwrap();
+    for number in acknowledged..BATCHES {
+        let batch = batch(&[&body(number)]);
+        stream.send(&name, Some(QUEUE), batch, &mut receipts).await.unwrap();
+    }
+    soon(stream.finish(&mut receipts)).await.unwrap();
+    let offsets: Vec<_> = receipts.iter().map(|r| r.first_queue_offset.get()).collect();
+    assert_eq!(offsets, (0..BATCHES as u64).collect::<Vec<_>>(), "cut {n}");
+    let expected: Vec<_> = (0..BATCHES).map(|number| Bytes::from(body(number))).collect();
+    assert!(pull(&direct, &name, 0, BATCHES).await == expected, "cut {n}");
+    let described = direct.describe_topic(&name).await.unwrap();
+    assert_eq!(described.queues[0].1.max.get(), BATCHES as u64, "cut {n}");
+    (was_cut, acknowledged)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_that_is_cut_off_at_any_frame_has_a_begin_stored_and_each_batch_once_in_the_end() {
     let server = Server::start().await;
-    let direct = Client::connect(&server.at.grpc.to_string()).await.unwrap();
-    let (mut cuts, mut begins) = (0, [0; BATCHES + 1]);
-    loop {
-        let name = format!("t{cuts}");
-        topic(&server, &name).await;
-        let session = direct.open_session(&name).await.unwrap();
-        let mark = |sequence: usize| SessionMark {
-            session: session.id(),
-            epoch: session.epoch(),
-            sequence: sequence as u64,
-        };
-        let (address, passing) = cut_at(server.at.grpc, Way::ToServer, cuts).await;
-        let mut receipts = Vec::new();
-        let sent = async {
-            let client = Client::connect(&address.to_string()).await?;
-            let mut stream = client.send_stream(Some(mark(1))).await?;
-            for number in 0..BATCHES {
-                stream.send(&name, Some(QUEUE), batch(&[&body(number)]), &mut receipts).await?;
+    // Settings, headers and three frames of each batch at least; settings, headers, acknowledgements and trailers.
+    for (way, least) in [(Way::ToServer, 2 * BATCHES), (Way::ToClient, 3)] {
+        let (mut cuts, mut begins) = (0, [0; BATCHES + 1]);
+        loop {
+            let (was_cut, acknowledged) = send(&server, way, cuts).await;
+            begins[acknowledged] += 1;
+            if !was_cut {
+                break;
             }
-            stream.finish(&mut receipts).await
-        };
-        let sent = soon(sent).await;
-        let was_cut = soon(passing).await.unwrap();
-        // The last frames say good-bye to a stream that has ended well.
-        assert!(was_cut || sent.is_ok(), "cut {cuts}: {sent:?}");
-        let acknowledged = receipts.len();
-        begins[acknowledged] += 1;
-        // Whoever does not know sends all again that was not acknowledged, under the same numbers.
-        let mut stream = direct.send_stream(Some(mark(acknowledged + 1))).await.unwrap();
-        for number in acknowledged..BATCHES {
-            let batch = batch(&[&body(number)]);
-            stream.send(&name, Some(QUEUE), batch, &mut receipts).await.unwrap();
+            cuts += 1;
         }
-        soon(stream.finish(&mut receipts)).await.unwrap();
-        let offsets: Vec<_> = receipts.iter().map(|r| r.first_queue_offset.get()).collect();
-        assert_eq!(offsets, (0..BATCHES as u64).collect::<Vec<_>>(), "cut {cuts}");
-        let expected: Vec<_> = (0..BATCHES).map(|number| Bytes::from(body(number))).collect();
-        assert!(pull(&direct, &name, 0, BATCHES).await == expected, "cut {cuts}");
-        let described = direct.describe_topic(&name).await.unwrap();
-        assert_eq!(described.queues[0].1.max.get(), BATCHES as u64, "cut {cuts}");
-        if !was_cut {
-            break;
-        }
-        cuts += 1;
+        // Cut early nothing is there, cut late much.
+        assert!(cuts > least, "{way:?}: {cuts} cuts");
+        assert!(begins[0] > 0 && begins[BATCHES] > 0, "{way:?}: {begins:?}");
     }
-    // Settings, headers and three frames of each batch at least; cut early nothing is there, cut late much.
-    assert!(cuts > 2 * BATCHES, "{cuts} cuts");
-    assert!(begins[0] > 0 && begins[BATCHES] > 0, "{begins:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,27 +194,29 @@ async fn a_reader_that_is_cut_off_at_any_frame_has_a_begin_and_goes_on_behind_it
     }
     stream.finish(&mut Vec::new()).await.unwrap();
     let expected: Vec<_> = (0..BATCHES).map(|number| Bytes::from(body(number))).collect();
-    let (mut cuts, mut begins) = (0, [0; BATCHES + 1]);
-    loop {
-        let (address, passing) = cut_at(server.at.grpc, Way::ToClient, cuts).await;
-        let mut bodies = match soon(Client::connect(&address.to_string())).await {
-            Ok(client) => pull(&client, "t", 0, BATCHES).await,
-            Err(_) => Vec::new(),
-        };
-        begins[bodies.len()] += 1;
-        let was_cut = bodies.len() < BATCHES;
-        assert!(bodies == expected[..bodies.len()], "cut {cuts}");
-        bodies.extend(pull(&direct, "t", bodies.len(), BATCHES - bodies.len()).await);
-        assert!(bodies == expected, "cut {cuts}");
-        if !was_cut {
-            passing.abort();
-            break;
+    // Settings, headers and the request; the batches.
+    for (way, least) in [(Way::ToServer, 2), (Way::ToClient, BATCHES)] {
+        let (mut cuts, mut begins) = (0, [0; BATCHES + 1]);
+        loop {
+            let (address, passing) = cut_at(server.at.grpc, way, cuts).await;
+            let mut bodies = match soon(Client::connect(&address.to_string())).await {
+                Ok(client) => pull(&client, "t", 0, BATCHES).await,
+                Err(_) => Vec::new(),
+            };
+            begins[bodies.len()] += 1;
+            let was_cut = soon(passing).await.unwrap();
+            assert!(was_cut || bodies.len() == BATCHES, "{way:?}, cut {cuts}");
+            assert!(bodies == expected[..bodies.len()], "{way:?}, cut {cuts}");
+            bodies.extend(pull(&direct, "t", bodies.len(), BATCHES - bodies.len()).await);
+            assert!(bodies == expected, "{way:?}, cut {cuts}");
+            if !was_cut {
+                break;
+            }
+            cuts += 1;
         }
-        assert!(soon(passing).await.unwrap(), "cut {cuts}");
-        cuts += 1;
+        assert!(cuts > least, "{way:?}: {cuts} cuts");
+        assert!(begins[0] > 0 && begins[BATCHES] > 0, "{way:?}: {begins:?}");
     }
-    assert!(cuts > BATCHES, "{cuts} cuts");
-    assert!(begins[0] > 0 && begins[BATCHES - 1] > 0, "{begins:?}");
 }
 
 /// A consumer of `BATCHES` messages that is cut off at frame `n`, and another one that goes on. Whether there was such

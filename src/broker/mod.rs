@@ -366,6 +366,11 @@ impl Broker {
         permit.ok_or(BrokerError::Overloaded { what: "bytes to answer with" })
     }
 
+    /// Counts `bytes` of an answer if there is room for them now.
+    pub(crate) fn try_reply(&self, bytes: u64) -> Option<Permit> {
+        self.replies.try_take(bytes)
+    }
+
     /// Whether there is hardly any room left for what arrives: then who is slow loses his.
     pub(crate) fn is_pressed(&self) -> bool {
         self.arrivals.is_short()

@@ -165,6 +165,20 @@ async fn an_answer_larger_than_asked_for_is_counted_with_its_own_size() {
     broker.close().unwrap();
 }
 
+#[tokio::test]
+async fn what_must_not_wait_behind_the_answers_of_others_is_counted_if_there_is_room() {
+    let config = BrokerConfig { inflight_reply_bytes: 64 << 10, ..BrokerConfig::default() };
+    let (broker, _dir) = broker(config);
+    let others = broker.reply(64 << 10).await.unwrap();
+    assert!(broker.try_reply(300).is_none());
+    drop(others);
+    let counted = broker.try_reply(300);
+    assert_eq!((counted.is_some(), broker.in_work().replies), (true, 1 << 10));
+    drop(counted);
+    assert_eq!(broker.in_work().replies, 0);
+    broker.close().unwrap();
+}
+
 /// Readers that take their time used to keep the others from reading, though what waited for them was no memory.
 #[tokio::test]
 async fn what_goes_out_as_it_lies_in_the_log_is_not_counted() {

@@ -315,7 +315,7 @@ impl SendStream {
         acknowledged
     }
 
-    /// Acknowledges all that may be, and counts it until it has left: who goes on to send and reads slowly waits.
+    /// Acknowledges all that may be, and counts it until it has left.
     async fn acknowledge(&mut self, out: &Out) {
         self.told.receipts.clear();
         while let Some(stored) = self.unacknowledged.front()
@@ -329,9 +329,9 @@ impl SendStream {
             self.told.acked_to = self.oldest_sequence().saturating_sub(1);
             let frame = framed(&self.told);
             let cost = u64::try_from(frame.len()).unwrap_or(u64::MAX) + ACKNOWLEDGEMENT_COST;
-            // What it tells is stored: if no room comes it goes out without, once in that long time.
-            let permit = self.broker.reply(cost).await.ok();
-            out.put([frame], permit).await;
+            // It does not wait behind the answers of those who do not read: without room it goes out uncounted, and who
+            // leaves it unread loses his connection, as there is hardly any room.
+            out.put([frame], self.broker.try_reply(cost)).await;
         }
     }
 

@@ -61,6 +61,9 @@ pub(crate) fn put_prefix(out: &mut BytesMut, len: usize) {
 
 /// Frames below this are put together when they follow each other.
 const SMALL: usize = 1 << 10;
+/// Frames below this go into buffers of their own where the rest of their message is waited for: they are parts of what
+/// the transport read at once, up to a frame of the largest size, which is four times as long.
+const LARGE: usize = 64 << 10;
 /// Places for frames that are kept when none is left.
 const KEPT: usize = 64;
 
@@ -71,14 +74,21 @@ struct Received {
     bytes: Bytes,
     /// How long it was: until nothing is left, all of it is in memory.
     whole: usize,
-    /// Whether it lies in a buffer of its own, which has room for what is [`SMALL`].
-    is_joined: bool,
+    /// Whether it lies in a buffer of its own.
+    is_own: bool,
+}
+
+/// Whether what was received may lie in a buffer of many times its length.
+pub(crate) fn is_part(received: &Bytes) -> bool {
+    received.len() < LARGE
 }
 
 /// What was received and not taken yet, in the frames that it came in.
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
     frames: VecDeque<Received>,
+    /// So many of them, from the first on, are large or lie in buffers of their own.
+    settled: usize,
     /// Bytes left in all of them.
     len: usize,
     /// Bytes of frames of which the last message was the end.
@@ -101,7 +111,7 @@ impl Frames {
         match self.frames.back_mut() {
             Some(last) if last.bytes.len() < SMALL && len < SMALL => {
                 let left = std::mem::take(&mut last.bytes);
-                let joined = if last.is_joined { left.try_into_mut() } else { Err(left) };
+                let joined = if last.is_own { left.try_into_mut() } else { Err(left) };
                 // A frame may be a part of something much larger, which would stay for what is left of it.
                 let mut both = joined.unwrap_or_else(|left| {
                     let mut both = BytesMut::with_capacity(2 * SMALL);
@@ -112,10 +122,10 @@ impl Frames {
                 self.held -= last.whole - both.len();
                 both.extend_from_slice(&frame);
                 let bytes = both.freeze();
-                *last = Received { whole: bytes.len(), bytes, is_joined: true };
+                *last = Received { whole: bytes.len(), bytes, is_own: true };
             }
             _ => {
-                let received = Received { bytes: frame, whole: len, is_joined: false };
+                let received = Received { bytes: frame, whole: len, is_own: false };
                 self.frames.push_back(received);
             }
         }
@@ -132,6 +142,19 @@ impl Frames {
         if self.frames.is_empty() {
             self.frames.shrink_to(KEPT);
         }
+    }
+
+    /// What is left goes into buffers of its own, but for large frames: the rest of the message may be long in coming,
+    /// and whoever sends many small parts between large ones of other calls must not have these kept for them.
+    pub(crate) fn settle(&mut self) {
+        for received in self.frames.iter_mut().skip(self.settled) {
+            if !received.is_own && is_part(&received.bytes) {
+                let own = Bytes::copy_from_slice(&received.bytes);
+                self.held -= received.whole - own.len();
+                *received = Received { whole: own.len(), bytes: own, is_own: true };
+            }
+        }
+        self.settled = self.frames.len();
     }
 
     /// Whether nothing is left of what was received.
@@ -185,6 +208,7 @@ impl Frames {
     fn pass_empty(&mut self) {
         while self.frames.front().is_some_and(|frame| frame.bytes.is_empty()) {
             self.spent += self.frames.pop_front().map_or(0, |frame| frame.whole);
+            self.settled = self.settled.saturating_sub(1);
         }
     }
 }
@@ -343,6 +367,40 @@ mod tests {
         assert_eq!(take(&mut frames).unwrap(), Some(sent));
         frames.done();
         assert_eq!((frames.held(), frames.is_empty()), (0, true));
+    }
+
+    /// A small frame kept all that was read together with it.
+    #[test]
+    fn of_a_message_that_is_waited_for_only_large_frames_stay_where_they_were_received() {
+        let sent = request(&vec![7; 3 * LARGE]);
+        let bytes = framed(&sent);
+        let cuts = [0, 30, 30 + LARGE, 30 + LARGE + 2 * SMALL, 30 + LARGE + 3 * SMALL];
+        let mut frames = Frames::default();
+        let mut parts = Vec::new();
+        for cut in cuts.windows(2) {
+            parts.push(Bytes::copy_from_slice(&bytes[cut[0]..cut[1]]));
+        }
+        for part in &parts {
+            frames.push(part.clone());
+            frames.settle();
+            frames.settle();
+        }
+        let is_kept: Vec<_> = parts.iter().map(|part| !part.is_unique()).collect();
+        assert_eq!(is_kept, [false, true, false, false]);
+        assert_eq!((frames.held(), frames.settled), (cuts[4], 4));
+        frames.push(bytes.slice(cuts[4]..));
+        assert_eq!(frames.message(bytes.len()), Ok(Some(sent)));
+        frames.done();
+        assert_eq!((frames.held(), frames.settled), (0, 0));
+
+        // What was taken of a frame goes with it.
+        let two = framed(&request(b"one"));
+        let two = Bytes::from([&two[..], &two[..4]].concat());
+        frames.push(two.clone());
+        assert!(take(&mut frames).unwrap().is_some());
+        assert!(take(&mut frames).unwrap().is_none());
+        frames.settle();
+        assert!(frames.held() == 4 && two.is_unique());
     }
 
     #[test]

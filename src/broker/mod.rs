@@ -129,6 +129,9 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer waits until it may go out: longer than those hold their room who do not read.
 const REPLY_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Bytes of frames that were received and wait for room among what is arriving: one of each call.
+const AWAITING_ROOM: u64 = 256 << 20;
+
 /// Streams of batches at once: each keeps some KiB as long as it is open.
 const SEND_STREAMS: usize = 16_384;
 
@@ -161,6 +164,8 @@ pub struct Broker {
     draining: watch::Sender<bool>,
     /// Requests that are arriving, and what streams have received and not stored.
     arrivals: Budget,
+    /// Received, and not yet counted there for want of room.
+    awaiting_room: Budget,
     /// Batches of requests that have arrived.
     sends: Budget,
     /// For one at a time who goes on beyond `arrivals`.
@@ -193,8 +198,10 @@ pub struct Broker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InWork {
     /// Of requests that are arriving, and of what streams have received and not stored: at most three quarters of
-    /// [`BrokerConfig::inflight_send_bytes`], one message more, and a frame for each stream that waits for room.
+    /// [`BrokerConfig::inflight_send_bytes`]. One message at a time may go beyond that.
     pub arriving: u64,
+    /// Of frames that were received and wait for room among these, one of each call: at most 256 MiB.
+    pub awaiting_room: u64,
     /// Of batches that have arrived otherwise: at most the other quarter.
     pub sends: u64,
     /// Of answers until they have left, with 256 bytes for each record or acknowledgement, but for small ones of calls
@@ -291,6 +298,7 @@ impl Broker {
             default_flush,
             draining: watch::Sender::new(false),
             arrivals: Budget::new(arrivals),
+            awaiting_room: Budget::new(AWAITING_ROOM),
             sends: Budget::new(config.inflight_send_bytes - arrivals),
             beyond: Arc::new(Semaphore::new(1)),
             send_streams: Arc::new(Semaphore::new(SEND_STREAMS)),
@@ -385,6 +393,7 @@ impl Broker {
     pub fn in_work(&self) -> InWork {
         InWork {
             arriving: self.arrivals.taken(),
+            awaiting_room: self.awaiting_room.taken(),
             sends: self.sends.taken(),
             replies: self.replies.taken(),
             unpacked: self.unpacked.bytes(),
@@ -400,6 +409,15 @@ impl Broker {
     ) -> Result<Permit, BrokerError> {
         let permit = self.arrivals.take(bytes, until).await;
         permit.ok_or(BrokerError::Overloaded { what: "bytes to store" })
+    }
+
+    /// Counts `bytes` that were received and are not [counted as arriving](Self::receive) yet.
+    ///
+    /// # Errors
+    /// So many wait for room already that the request is refused.
+    pub(crate) fn wait_for_room(&self, bytes: u64) -> Result<Permit, BrokerError> {
+        let permit = self.awaiting_room.try_take(bytes);
+        permit.ok_or(BrokerError::Overloaded { what: "bytes that wait for room" })
     }
 
     /// Lets its holder receive the rest of a request beyond the budget. There is one, so that of those who all hold

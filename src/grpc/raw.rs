@@ -10,7 +10,7 @@
 //! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While a piece
 //! waits for a client that does not read, nobody asks, so nothing is done and nothing more is received; the first piece
 //! is asked for before anybody knows whether he reads. What is received and not yet
-//! taken is counted in the broker's budget; where that is full the stream waits.
+//! taken is counted in the broker's budget; where that is full the stream waits, with one frame, which is counted too.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -34,7 +34,7 @@ use super::outgoing::{Handing, Outgoing, Pieces};
 use super::pace::{Begun, WHOLE};
 use crate::broker::{Broker, BrokerError, Permit, RequestFault};
 use crate::sync::{Mutex, lock};
-use crate::wire::{Frames, WireError};
+use crate::wire::{Frames, WireError, is_part};
 
 /// The messages of a request, in their order.
 pub(super) struct Messages<B> {
@@ -49,6 +49,8 @@ pub(super) struct Messages<B> {
     beyond: Option<(OwnedSemaphorePermit, usize)>,
     /// Received, and waiting to be counted.
     uncounted: Bytes,
+    /// For `uncounted` while it waits for room.
+    waits: Option<Permit>,
     /// While a message has begun and is not whole.
     begun: Option<Begun>,
     max: usize,
@@ -62,7 +64,8 @@ where
     /// The messages of `body`, none longer than `max`.
     pub(super) fn new(body: B, broker: Arc<Broker>, max: usize) -> Self {
         let (frames, uncounted) = (Frames::default(), Bytes::new());
-        Self { body, broker, frames, counted: None, beyond: None, uncounted, begun: None, max }
+        let (counted, beyond, waits, begun) = (None, None, None, None);
+        Self { body, broker, frames, counted, beyond, uncounted, waits, begun, max }
     }
 
     /// The next message if all of it was received already. What it counts for stays counted until it is [`Self::done`]
@@ -170,6 +173,7 @@ where
             return Ok(false);
         }
         let len = self.room().await?;
+        self.waits = None;
         let counted = self.uncounted.split_to(len);
         self.frames.push(counted);
         Ok(true)
@@ -178,9 +182,12 @@ where
     /// Receives a frame of data, if none is there that is not counted; `false` at the end. May be dropped.
     async fn frame(&mut self) -> Result<bool, Status> {
         while self.uncounted.is_empty() {
-            let body = &mut self.body;
+            let (body, frames) = (&mut self.body, &mut self.frames);
             let frame = poll_fn(|cx| {
                 let frame = Pin::new(&mut *body).poll_frame(cx);
+                if frame.is_pending() {
+                    frames.settle();
+                }
                 frame.map(|frame| {
                     frame.transpose().map_err(|error| Status::from_error(error.into()))
                 })
@@ -230,6 +237,14 @@ where
             return Ok(len);
         }
         self.pause();
+        self.frames.settle();
+        if self.waits.is_none() {
+            let waits = self.broker.wait_for_room(len as u64);
+            self.waits = Some(waits.map_err(|error| refusal(&self.broker, &error))?);
+            if is_part(&self.uncounted) {
+                self.uncounted = Bytes::copy_from_slice(&self.uncounted);
+            }
+        }
         let until = self.begun.map_or_else(|| Instant::now() + WHOLE, |begun| begun.due());
         // Those who hold the begin of a message may all wait for each other's room.
         let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
@@ -585,6 +600,29 @@ mod tests {
         assert_eq!(next(&mut messages).await.unwrap(), Some(second));
         assert_eq!(next(&mut messages).await.unwrap(), None);
         assert!(broker.receive(ARRIVALS).is_ok());
+        broker.close().unwrap();
+    }
+
+    /// It was counted nowhere: a client could let a frame of each of its streams wait.
+    #[tokio::test]
+    async fn what_waits_for_room_is_counted_and_has_an_end_of_its_own() {
+        let (broker, _dir) = broker();
+        let all = broker.receive(ARRIVALS).unwrap();
+        let bytes = framed(&request(&[1; 40 << 10]));
+        let mut messages = messages(&broker, &[&bytes], true);
+        for _ in 0..2 {
+            assert!(poll_once(next(&mut messages)).is_pending());
+            assert_eq!(broker.in_work().awaiting_room, 41 << 10);
+        }
+        let others = broker.wait_for_room((256 << 20) - (41 << 10)).unwrap();
+        let mut another = self::messages(&broker, &[&bytes], true);
+        let refused = next(&mut another).await.unwrap_err();
+        assert_eq!(refused.message(), "too many bytes that wait for room at once");
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        drop((all, others));
+        assert!(next(&mut messages).await.unwrap().is_some());
+        assert_eq!((broker.in_work().awaiting_room, broker.in_work().arriving), (0, 41 << 10));
+        drop(messages);
         broker.close().unwrap();
     }
 

@@ -138,6 +138,7 @@ impl Collector for Numbers {
                 certified.is_stale().into(),
             ),
             ("arriving", "Of requests that are arriving", bytes, in_work.arriving),
+            ("awaiting_room", "Of requests that wait to arrive", bytes, in_work.awaiting_room),
             ("storing", "Of batches that have arrived", bytes, in_work.sends),
             (
                 "replying",

@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstem::client::{self, AnswerError, Client, ClientError, Message, Pull};
+use mainstem::client::{
+    self, AnswerError, Client, ClientError, Filter, GroupSettings, Message, ProducerConfig, Pull,
+    PullerConfig, Receive, TopicSettings,
+};
 use mainstem::format::batch::{Batch, BatchBuilder, Codec, Compressor, NewMeta, TagFilter};
 use mainstem::message::{QueueId, QueueOffset};
 use mainstem::proto::query_messages_request::{ByOffset, ByProducerId, Order, Selector};
 use mainstem::proto::{self, PurgeTopicRequest, QueryMessagesRequest};
 use tonic::Code;
 
-use crate::support::{Server, batch, bodies, from, honest, key_query, refusal, refused, to, wire};
+use crate::support::{
+    Server, batch, bodies, from, honest, key_query, refusal, refused, soon, to, wire,
+};
 
 fn built() -> Vec<Codec> {
     let compresses = |codec: &Codec| Compressor::new(*codec).is_ok();
@@ -216,7 +221,25 @@ async fn a_batch_that_decompresses_to_something_else_is_named_and_costs_nobody_e
     let found = server.query(key_query("t", "k")).await.unwrap();
     assert_eq!(bodies(&found.messages), [body(1), body(0), body(1), body(0)]);
     assert!(!found.complete);
-    assert_eq!(found.incomplete_reason, format!("message {id} is left out: {why}"));
+    let left_out = format!("message {id} is left out: {why}");
+    assert_eq!(found.incomplete_reason, left_out);
+
+    let client = client_of(&server).await;
+    let mut found = client.query_all(client::Query {
+        selector: client::Selector::Key { topic: "t", key: "k" },
+        begin: None,
+        end: None,
+        order: client::Order::OldestFirst,
+        limit: 1,
+        page: String::new(),
+    });
+    let mut seen = Vec::new();
+    while let Some(message) = found.next().await {
+        seen.push((message.unwrap().queue_offset.get(), found.incomplete().is_some()));
+    }
+    // What was left out is known from its page on.
+    assert_eq!(seen, [(0, false), (1, false), (3, true), (4, true)]);
+    assert_eq!(found.incomplete(), Some(&*left_out));
 
     for request in [select(Selector::MessageId(id)), place(2)] {
         let status = server.query(request).await.unwrap_err();
@@ -225,7 +248,6 @@ async fn a_batch_that_decompresses_to_something_else_is_named_and_costs_nobody_e
         assert_eq!(refusal::<()>(Err(status)), refused);
     }
 
-    let client = client_of(&server).await;
     let (messages, next) = client_pull(&client, 0, "*").await.unwrap();
     assert_eq!((messages.len(), next), (2, 2), "what is before it is handed out");
     match client_pull(&client, next, "*").await {
@@ -238,6 +260,55 @@ async fn a_batch_that_decompresses_to_something_else_is_named_and_costs_nobody_e
         other => panic!("{other:?}"),
     }
     assert_eq!(client_pull(&client, 3, "*").await.unwrap().0.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_producer_compresses_its_readers_decompress_and_the_broker_only_for_one_message() {
+    const COUNT: usize = 100;
+    for codec in built() {
+        let server = Server::start().await;
+        let client = client_of(&server).await;
+        let one_queue = TopicSettings { queues: Some(1), ..TopicSettings::default() };
+        client.create_topic("t", one_queue).await.unwrap();
+        let config =
+            ProducerConfig { compression: codec, batch_messages: 10, ..ProducerConfig::default() };
+        let producer = client.producer(config).await.unwrap();
+        for n in 0..COUNT {
+            producer.send("t", &NewMeta::default(), body(n).as_bytes()).await.unwrap();
+        }
+        producer.close().await.unwrap();
+
+        let expected: Vec<_> = (0..COUNT).map(|n| Bytes::from(body(n))).collect();
+        let begin = [(QueueId::ZERO, QueueOffset::ZERO)];
+        let mut puller = client.puller("t", &begin, PullerConfig::default()).await.unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < COUNT {
+            let part = soon(puller.next()).await.unwrap();
+            for (_, batch) in part.batches() {
+                assert_eq!(Batch::parse(batch).unwrap().codec(), codec.number());
+            }
+            part.for_each(|message| seen.push(Bytes::copy_from_slice(&message.body))).unwrap();
+        }
+        assert_eq!(seen, expected, "{codec}");
+        let (messages, next) = client_pull(&client, 0, "*").await.unwrap();
+        let seen: Vec<_> = messages.into_iter().map(|message| message.body).collect();
+        assert_eq!((seen, next), (expected, COUNT as u64), "{codec}");
+        assert_eq!(server.metric("mainstem_unpacked_total").await, Some(0));
+
+        client.create_group("g", &GroupSettings::default()).await.unwrap();
+        let receive = Receive {
+            group: "g",
+            topic: "t",
+            filter: Filter::All,
+            max_messages: 10,
+            invisible: Duration::from_secs(60),
+            wait: Duration::from_secs(20),
+            attempt: "",
+        };
+        let leased = client.receive(&receive).await.unwrap();
+        assert_eq!(leased[0].message.body, body(0));
+        assert_eq!(server.metric("mainstem_unpacked_total").await, Some(1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -227,6 +227,43 @@ async fn other_tags_and_what_was_not_asked_for_are_dropped_also_within_a_batch()
     assert!(matches!(error, ClientError::BadTags { .. }), "{error:?}");
 }
 
+/// Of one that is not read the broker sends as much ahead as it was told, and what a stream has waiting beside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_puller_fetches_ahead_what_it_was_told_and_no_more() {
+    const MIB: u64 = 1 << 20;
+    let server = Server::start().await;
+    let flush = FlushMode::Async.into();
+    server.create("t", TopicConfig { queues: 1, flush, ..TopicConfig::default() }).await;
+    let body = "x".repeat(1 << 20);
+    for _ in 0..48 {
+        server.send(to("t", Some(0), batch(&[body.as_str()]))).await.unwrap();
+    }
+    let client = client(&server).await;
+    let begin = [(QueueId::ZERO, QueueOffset::ZERO)];
+    let pulled = async || server.metric("mainstem_pulled_bytes_total").await.unwrap();
+    for prefetch in [MIB, 16 * MIB] {
+        let before = pulled().await;
+        let prefetch_bytes = u32::try_from(prefetch).unwrap();
+        let config = PullerConfig { prefetch_bytes, ..PullerConfig::default() };
+        let mut puller = client.puller("t", &begin, config).await.unwrap();
+        let first = next(&mut puller).await.unwrap();
+        assert_eq!(first.batches().count(), 1);
+        let (mut ahead, mut now) = (0, pulled().await - before);
+        // Enough, and no more for a while.
+        while now < prefetch || now != ahead {
+            ahead = now;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            now = pulled().await - before;
+        }
+        // The first, one that has begun to leave, and 1 MiB that waits in the broker with the part that it ends within.
+        assert!(ahead <= prefetch + 5 * MIB, "{ahead} for {prefetch}");
+        let mut seen = 1;
+        while seen < 48 {
+            seen += next(&mut puller).await.unwrap().batches().count();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_slower_than_the_senders_of_single_small_messages_keeps_its_connection() {
     const MESSAGES: u64 = 1_000;

@@ -1,11 +1,15 @@
 //! Queries by key, id and place; pages.
 
+use mainstem::client::{self, Client, Query, Retry};
 use mainstem::format::batch::{BatchBuilder, NewMeta};
 use mainstem::proto::query_messages_request::{ByOffset, ByProducerId, Order, Selector};
 use mainstem::proto::{OffsetRange, QueryMessagesRequest, TopicConfig};
 use tonic::Code;
 
-use crate::support::{Server, batch, batch_with, bodies, detail, key_query, refusal, refused, to};
+use crate::proxy::Proxy;
+use crate::support::{
+    Server, batch, batch_with, bodies, detail, key_query, refusal, refused, soon, to,
+};
 
 fn keyed<'a>(key: &'a str) -> NewMeta<'a> {
     NewMeta { keys: vec![key], ..NewMeta::default() }
@@ -75,6 +79,42 @@ async fn pages_follow_each_other_in_both_orders() {
         assert_eq!(found, wanted, "{order:?}");
         assert_eq!(sizes, [3, 3, 3, 1], "{order:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_as_a_stream_gives_each_message_once_though_a_page_fails() {
+    let server = with_ten().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = Client::connect(&proxy.address().to_string()).await.unwrap();
+    let mut found = client.query_all(Query {
+        selector: client::Selector::Key { topic: "t", key: "k" },
+        begin: None,
+        end: None,
+        order: client::Order::OldestFirst,
+        limit: 3,
+        page: String::new(),
+    });
+    let (mut bodies, mut failures) = (Vec::new(), 0);
+    while let Some(message) = soon(found.next()).await {
+        match message {
+            Ok(message) => bodies.push(String::from_utf8(message.body.to_vec()).unwrap()),
+            Err(error) => {
+                assert!(!matches!(error.retry(), Retry::Never), "{error:?}");
+                failures += 1;
+                if failures == 2 {
+                    proxy.lead_to(server.at.grpc);
+                }
+            }
+        }
+        // What is left of a page needs nobody.
+        if bodies.len() == 4 && failures == 0 {
+            proxy.refuse();
+        }
+    }
+    assert_eq!(failures, 2);
+    let expected: Vec<_> = (0..10).map(|n| n.to_string()).collect();
+    assert_eq!((bodies, found.incomplete()), (expected, None));
+    assert!(found.next().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

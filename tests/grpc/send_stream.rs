@@ -264,6 +264,34 @@ async fn a_session_goes_on_over_another_stream_and_stores_nothing_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_that_a_stream_may_have_in_flight_is_known_again_on_the_next_one() {
+    const IN_FLIGHT: u64 = 64;
+    let server = Server::start().await;
+    server.create("t", queues(1, FlushMode::Async)).await;
+    let request = OpenSessionRequest { name: "p".to_owned() };
+    let session = server.broker.clone().open_session(request).await.unwrap().into_inner();
+    let mark = SessionMark { id: session.id, epoch: session.epoch, sequence: 1 };
+    let mut before = Vec::new();
+    for is_repeated in [false, true] {
+        let mut stream = Stream::open(&server).await;
+        stream.send(SendStreamRequest { session: Some(mark), ..open(&["t"]) }).await;
+        for n in 0..IN_FLIGHT {
+            stream.send(to(0, 0, batch(&[&format!("{n:02}")]))).await;
+        }
+        let receipts = stream.acked(IN_FLIGHT as usize).await.to_vec();
+        assert!(receipts.iter().all(|receipt| receipt.duplicate == is_repeated));
+        let places: Vec<_> =
+            receipts.iter().map(|at| (at.first_queue_offset, at.physical_offset)).collect();
+        if is_repeated {
+            assert_eq!(places, before);
+        }
+        before = places;
+    }
+    let expected: String = (0..IN_FLIGHT).map(|n| format!("{n:02}")).collect();
+    assert_eq!(bodies(&server, "t", 0).await, expected.as_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_ends_streams_after_their_last_acknowledgement() {
     let server = Server::start().await;
     server.create("t", queues(1, FlushMode::Sync)).await;

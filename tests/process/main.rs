@@ -6,6 +6,7 @@
 //! | `load.rs` | who sends, reads and purges meanwhile |
 //! | `history.rs`, `gone.rs` | the checker of what they saw, and its own tests; what may be gone |
 //! | `sessions.rs` | the same under producers with sessions: what is sent again is stored once |
+//! | `produced.rs` | the same under producers of the client library, which find the broker again by themselves |
 //! | `offsets.rs` | SIGKILL while groups commit |
 //! | `leases.rs` | SIGKILL while consumers of a group receive and acknowledge |
 //! | `stop.rs` | SIGTERM under load, health while it drains |
@@ -34,6 +35,7 @@ mod leases;
 mod load;
 mod offsets;
 mod ports;
+mod produced;
 mod sessions;
 mod start;
 mod stop;

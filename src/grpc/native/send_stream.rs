@@ -378,8 +378,12 @@ mod tests {
     use crate::broker::BrokerConfig;
     use crate::clock::SystemClock;
     use crate::file::disk::RealDisk;
+    use crate::format::batch::{BatchBuilder, NewMeta};
+    use crate::grpc::outgoing::Outgoing;
+    use crate::grpc::raw::answer;
     use crate::proto::send_stream_request::Open;
     use crate::store::StoreConfig;
+    use crate::wire::Frames;
 
     /// One frame, if there is one, and then nothing more for ever.
     struct Silent(Option<Bytes>);
@@ -396,14 +400,17 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_that_sends_nothing_gives_its_place_back_and_one_that_has_sent_keeps_it() {
+    fn broker(config: BrokerConfig) -> (Arc<Broker>, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let store =
             StoreConfig { segment_size: 4 << 20, ..StoreConfig::new(dir.path().join("data")) };
         let clock = Arc::new(SystemClock::new());
-        let config = BrokerConfig::default();
-        let broker = Broker::open(Arc::new(RealDisk), clock, store, config).unwrap().0;
+        (Broker::open(Arc::new(RealDisk), clock, store, config).unwrap().0, dir)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_sends_nothing_gives_its_place_back_and_one_that_has_sent_keeps_it() {
+        let (broker, _dir) = broker(BrokerConfig::default());
         let stream = |frame: Option<Bytes>| {
             let messages = Messages::new(Silent(frame), Arc::clone(&broker), 64 << 10);
             run(Arc::clone(&broker), messages, Out::default())
@@ -424,6 +431,41 @@ mod tests {
         broker.drain();
         let ended = idle.await.unwrap_err();
         assert_eq!((ended.code(), broker.send_streams()), (tonic::Code::Unavailable, 0));
+        broker.close().unwrap();
+    }
+
+    /// Those who do not read their answers held up all who send.
+    #[tokio::test]
+    async fn a_stream_is_acknowledged_while_others_have_all_the_room_of_answers() {
+        const REPLIES: u64 = 1 << 20;
+        let replies = BrokerConfig { inflight_reply_bytes: REPLIES, ..BrokerConfig::default() };
+        let (broker, _dir) = broker(replies);
+        let mut batch = BatchBuilder::new();
+        batch.push(&NewMeta::default(), b"one book");
+        let sent = SendStreamRequest {
+            open: vec![Open { number: 0, topic: "t".to_owned() }],
+            queue: Some(0),
+            batch: batch.finish(),
+            ..SendStreamRequest::default()
+        };
+        let acknowledged = async |others: Option<Permit>| {
+            let body = Silent(Some(framed(&sent)));
+            let messages = Messages::new(body, Arc::clone(&broker), 64 << 10);
+            let answer = answer(Outgoing::new(), |out| run(Arc::clone(&broker), messages, out));
+            let mut body = answer.into_body();
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+            let mut frames = Frames::default();
+            frames.push(frame.unwrap().unwrap().into_data().unwrap());
+            let taken = broker.in_work().replies;
+            drop(others);
+            let told = frames.message::<SendStreamResponse>(1 << 10).unwrap().unwrap();
+            (told.acked_to, told.receipts[0].first_queue_offset, taken)
+        };
+        assert_eq!(acknowledged(None).await, (1, 0, 1 << 10));
+        assert_eq!(broker.in_work().replies, 0, "its stream has ended");
+        let others = broker.try_reply(REPLIES);
+        assert_eq!(acknowledged(others).await, (1, 1, REPLIES));
+        assert_eq!(broker.in_work().replies, 0);
         broker.close().unwrap();
     }
 

@@ -111,7 +111,8 @@ impl Frames {
         match self.frames.back_mut() {
             Some(last) if last.bytes.len() < SMALL && len < SMALL => {
                 let left = std::mem::take(&mut last.bytes);
-                let joined = if last.is_own { left.try_into_mut() } else { Err(left) };
+                let is_small = last.is_own && last.whole <= 2 * SMALL;
+                let joined = if is_small { left.try_into_mut() } else { Err(left) };
                 // A frame may be a part of something much larger, which would stay for what is left of it.
                 let mut both = joined.unwrap_or_else(|left| {
                     let mut both = BytesMut::with_capacity(2 * SMALL);
@@ -145,7 +146,8 @@ impl Frames {
     }
 
     /// What is left goes into buffers of its own, but for large frames: the rest of the message may be long in coming,
-    /// and whoever sends many small parts between large ones of other calls must not have these kept for them.
+    /// and whoever sends many small parts between large ones of other calls must not have these kept for them. For
+    /// frames of which the end of a message is waited for; whole messages are taken from where they lie.
     pub(crate) fn settle(&mut self) {
         for received in self.frames.iter_mut().skip(self.settled) {
             if !received.is_own && is_part(&received.bytes) {

@@ -198,7 +198,7 @@ pub struct Broker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InWork {
     /// Of requests that are arriving, and of what streams have received and not stored: at most three quarters of
-    /// [`BrokerConfig::inflight_send_bytes`]. One message at a time may go beyond that.
+    /// [`BrokerConfig::inflight_send_bytes`]. One message at a time, which is not in this number, may go beyond that.
     pub arriving: u64,
     /// Of frames that were received and wait for room among these, one of each call: at most 256 MiB.
     pub awaiting_room: u64,

@@ -4,7 +4,7 @@
 //! | way | copies |
 //! | --- | --- |
 //! | a batch that lies in one DATA frame | none: it is a slice of what was received |
-//! | a batch in several frames | one, into a buffer of its length |
+//! | a batch in several frames | one, into a buffer of its length; of frames below 64 KiB one more if the rest is waited for |
 //! | out | none: each piece becomes a DATA frame |
 //!
 //! A call is one future, run by whoever asks the answer's body for its next frame: no task, no channel. While a piece
@@ -93,10 +93,10 @@ where
     /// The last message is done with: what it counted for is free, before the next one is asked for.
     pub(super) fn done(&mut self) {
         self.frames.done();
-        let held = u64::try_from(self.frames.held()).unwrap_or(u64::MAX);
+        recount(&self.frames, &mut self.counted);
         // What was received beyond the budget ends with its message: nothing is held once that is done with.
-        self.beyond.take_if(|(_, left)| *left == 0 && held == 0);
-        self.counted = self.counted.take().filter(|_| held > 0).map(|all| all.shrunk_to(held));
+        let is_held = self.frames.held() > 0;
+        self.beyond.take_if(|(_, left)| *left == 0 && !is_held);
     }
 
     /// The next message; `None` at the end of the request. May be dropped and called again.
@@ -173,8 +173,10 @@ where
             return Ok(false);
         }
         let len = self.room().await?;
-        self.waits = None;
         let counted = self.uncounted.split_to(len);
+        // What is behind a message that went beyond the room still waits.
+        let left = u64::try_from(self.uncounted.len()).unwrap_or(u64::MAX);
+        self.waits = self.waits.take().filter(|_| left > 0).map(|waits| waits.shrunk_to(left));
         self.frames.push(counted);
         Ok(true)
     }
@@ -182,11 +184,13 @@ where
     /// Receives a frame of data, if none is there that is not counted; `false` at the end. May be dropped.
     async fn frame(&mut self) -> Result<bool, Status> {
         while self.uncounted.is_empty() {
-            let (body, frames) = (&mut self.body, &mut self.frames);
+            let Self { body, frames, counted, .. } = self;
             let frame = poll_fn(|cx| {
                 let frame = Pin::new(&mut *body).poll_frame(cx);
                 if frame.is_pending() {
+                    // The rest may be long in coming.
                     frames.settle();
+                    recount(frames, counted);
                 }
                 frame.map(|frame| {
                     frame.transpose().map_err(|error| Status::from_error(error.into()))
@@ -227,8 +231,7 @@ where
             *left -= len;
             return Ok(len);
         }
-        let held = u64::try_from(self.frames.held() + len).unwrap_or(u64::MAX);
-        let more = Permit::missing(self.counted.as_ref(), held);
+        let mut more = self.missing(len);
         if more == 0 {
             return Ok(len);
         }
@@ -237,7 +240,12 @@ where
             return Ok(len);
         }
         self.pause();
+        // What that saves may be enough.
         self.frames.settle();
+        more = more.min(self.missing(len));
+        if more == 0 {
+            return Ok(len);
+        }
         if self.waits.is_none() {
             let waits = self.broker.wait_for_room(len as u64);
             self.waits = Some(waits.map_err(|error| refusal(&self.broker, &error))?);
@@ -264,9 +272,21 @@ where
         }
     }
 
+    /// How much more is to be counted before `len` bytes are taken.
+    fn missing(&self, len: usize) -> u64 {
+        let held = u64::try_from(self.frames.held() + len).unwrap_or(u64::MAX);
+        Permit::missing(self.counted.as_ref(), held)
+    }
+
     fn refuse(&self, fault: RequestFault) -> Status {
         refusal(&self.broker, &BrokerError::BadRequest { fault })
     }
+}
+
+/// Gives back what is counted for more than the frames hold.
+fn recount(frames: &Frames, counted: &mut Option<Permit>) {
+    let held = u64::try_from(frames.held()).unwrap_or(u64::MAX);
+    *counted = counted.take().filter(|_| held > 0).map(|all| all.shrunk_to(held));
 }
 
 /// Counts a refusal and words it for the wire.
@@ -622,6 +642,53 @@ mod tests {
         drop((all, others));
         assert!(next(&mut messages).await.unwrap().is_some());
         assert_eq!((broker.in_work().awaiting_room, broker.in_work().arriving), (0, 41 << 10));
+        drop(messages);
+        broker.close().unwrap();
+    }
+
+    /// What lay behind the end of a message that went beyond the room was counted nowhere any more.
+    #[tokio::test]
+    async fn what_is_behind_a_message_that_went_beyond_the_room_still_waits() {
+        let (broker, _dir) = broker();
+        let (first, second) = (request(&[1; 60 << 10]), request(&[2; 50 << 10]));
+        let bytes = framed(&first);
+        let (begin, end) = bytes.split_at(40 << 10);
+        let end = [end, &framed(&second)].concat();
+        let mut messages = messages(&broker, &[begin], false);
+        assert!(poll_once(next(&mut messages)).is_pending());
+        messages.body = Parts([end.into()].into(), true);
+        let all_else = broker.receive(ARRIVALS - (40 << 10)).unwrap();
+        assert_eq!(next(&mut messages).await.unwrap(), Some(first));
+        let waits = framed(&second).len() as u64;
+        assert_eq!(broker.in_work().awaiting_room, waits.div_ceil(1 << 10) << 10);
+        drop(all_else);
+        assert_eq!(next(&mut messages).await.unwrap(), Some(second));
+        assert_eq!(broker.in_work().awaiting_room, 0);
+        drop(messages);
+        broker.close().unwrap();
+    }
+
+    /// The begin of a message counted for all of the frame that it came in, as long as its rest was waited for.
+    #[tokio::test]
+    async fn the_begin_of_a_message_counts_for_itself_and_not_for_the_message_before_it() {
+        let (broker, _dir) = broker();
+        let whole = framed(&request(&[1; 60 << 10]));
+        let (begin, rest) = whole.split_at(10);
+        let mut messages = messages(&broker, &[&[&whole[..], begin].concat()], false);
+        assert!(next(&mut messages).await.unwrap().is_some());
+        assert_eq!(broker.in_work().arriving, 61 << 10);
+        assert!(poll_once(next(&mut messages)).is_pending());
+        assert_eq!(broker.in_work().arriving, 1 << 10);
+        messages.body = Parts([Bytes::copy_from_slice(rest)].into(), true);
+        let all_else = broker.receive(ARRIVALS - (61 << 10)).unwrap();
+        assert!(next(&mut messages).await.unwrap().is_some());
+        drop((messages, all_else));
+
+        // The same where the rest is there at once, and all room is taken.
+        let mut messages = self::messages(&broker, &[&[&whole[..], begin].concat(), rest], true);
+        assert!(next(&mut messages).await.unwrap().is_some());
+        let _all_else = broker.receive(ARRIVALS - (61 << 10)).unwrap();
+        assert!(matches!(poll_once(next(&mut messages)), Poll::Ready(Ok(Some(_)))));
         drop(messages);
         broker.close().unwrap();
     }

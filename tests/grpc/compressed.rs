@@ -270,8 +270,12 @@ async fn what_a_producer_compresses_its_readers_decompress_and_the_broker_only_f
         let client = client_of(&server).await;
         let one_queue = TopicSettings { queues: Some(1), ..TopicSettings::default() };
         client.create_topic("t", one_queue).await.unwrap();
-        let config =
-            ProducerConfig { compression: codec, batch_messages: 10, ..ProducerConfig::default() };
+        let config = ProducerConfig {
+            compression: codec,
+            batch_messages: 10,
+            linger: Duration::from_secs(60),
+            ..ProducerConfig::default()
+        };
         let producer = client.producer(config).await.unwrap();
         for n in 0..COUNT {
             producer.send("t", &NewMeta::default(), body(n).as_bytes()).await.unwrap();

@@ -444,6 +444,60 @@ async fn what_has_no_answer_in_time_fails_as_unsettled_and_the_next_messages_are
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batches_without_an_answer_are_as_many_as_was_said() {
+    const IN_FLIGHT: usize = 3;
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.at.grpc).await;
+    let client = connect(proxy.address()).await;
+    let direct = connect(server.at.grpc).await;
+    topic(&client, "t", 1, FlushMode::Sync).await;
+    let config = ProducerConfig {
+        batch_messages: 1,
+        in_flight: IN_FLIGHT,
+        back_off: Duration::from_millis(1),
+        patience: MINUTE,
+        ..ProducerConfig::default()
+    };
+    let producer = client.producer(config).await.unwrap();
+    soon(send(&producer, "t", "0").await.unwrap().stored()).await.unwrap();
+    // None of the next ones has an answer, and nobody can be reached.
+    proxy.swallow();
+    for n in 1..=10 {
+        send(&producer, "t", &n.to_string()).await.unwrap();
+    }
+    until(|| proxy.cuts() == 1).await;
+    let stored = bodies(&direct, "t").await.len();
+    assert!((1..=1 + IN_FLIGHT).contains(&stored), "{stored}");
+    proxy.lead_to(server.at.grpc);
+    soon(producer.close()).await.unwrap();
+    let expected: Vec<_> = (0..=10).map(|n| n.to_string()).collect();
+    assert_eq!(bodies(&direct, "t").await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_without_a_key_go_to_the_queues_of_their_topic_in_turn() {
+    const QUEUES: u32 = 4;
+    let server = Server::start().await;
+    let client = connect(server.at.grpc).await;
+    topic(&client, "t", QUEUES, FlushMode::Async).await;
+    let config = ProducerConfig { batch_messages: 5, ..ProducerConfig::default() };
+    let producer = client.producer(config).await.unwrap();
+    for n in 0..100 {
+        send(&producer, "t", &n.to_string()).await.unwrap();
+    }
+    soon(producer.close()).await.unwrap();
+    for number in 0..QUEUES {
+        let bodies = queue(&client, "t", number).await;
+        let numbers: Vec<usize> = bodies.iter().map(|(_, body)| body.parse().unwrap()).collect();
+        // Five batches of five, a round of all queues from one to the next.
+        assert_eq!(numbers.len(), 25, "queue {number}");
+        for batches in numbers.chunks(5).collect::<Vec<_>>().windows(2) {
+            assert_eq!(batches[1][0], batches[0][0] + 5 * QUEUES as usize, "queue {number}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_keyed_message_needs_its_topic_and_a_grouped_one_goes_where_the_broker_sends_its_group() {
     let server = Server::start().await;
     let client = connect(server.at.grpc).await;

@@ -248,13 +248,17 @@ async fn a_puller_fetches_ahead_what_it_was_told_and_no_more() {
         let mut puller = client.puller("t", &begin, config).await.unwrap();
         let first = next(&mut puller).await.unwrap();
         assert_eq!(first.batches().count(), 1);
-        let (mut ahead, mut now) = (0, pulled().await - before);
         // Enough, and no more for a while.
-        while now < prefetch || now != ahead {
-            ahead = now;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            now = pulled().await - before;
-        }
+        let settled = async {
+            let (mut ahead, mut now) = (0, pulled().await - before);
+            while now < prefetch || now != ahead {
+                ahead = now;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                now = pulled().await - before;
+            }
+            ahead
+        };
+        let ahead = soon(settled).await;
         // The first, one that has begun to leave, and 1 MiB that waits in the broker with the part that it ends within.
         assert!(ahead <= prefetch + 5 * MIB, "{ahead} for {prefetch}");
         let mut seen = 1;

@@ -249,7 +249,9 @@ async fn batches_of_the_largest_size_on_many_streams_are_each_stored_once_while_
         windows = windows.max(gauge(&process, "mainstem_windows_bytes").await);
         served(&client, 1).await;
         let arriving = gauge(&process, "mainstem_arriving_bytes").await;
-        assert!(arriving <= 48 * MIB + LARGEST as u64 + u64::from(STREAMS) * (256 << 10));
+        assert!(arriving <= 48 * MIB, "{arriving}");
+        let waiting = gauge(&process, "mainstem_awaiting_room_bytes").await;
+        assert!(waiting <= u64::from(STREAMS) * (256 << 10), "{waiting}");
         let memory = process.anonymous_memory().saturating_sub(before);
         assert!(memory <= windows + 96 * MIB, "{memory}, windows {windows}");
         let tenth = Duration::from_millis(100);

@@ -258,7 +258,7 @@ pub(crate) async fn pull(
     client.pull(&pull).await
 }
 
-/// A queue from its first message to the end it has now.
+/// A queue from its first message to the end it has now, with all that was acknowledged before.
 pub(crate) async fn read_all(client: &Client, topic: &str, queue: u32) -> Vec<Message> {
     read_from(client, topic, queue, 0).await
 }
@@ -273,9 +273,11 @@ pub(crate) async fn read_from(
     let mut messages = Vec::new();
     loop {
         let pulled = pull(client, topic, queue, offset, Duration::ZERO).await.unwrap();
+        let is_empty = pulled.messages.is_empty();
         messages.extend(pulled.messages);
         offset = pulled.next_offset.get();
-        if offset >= pulled.range.max.get() {
+        // One that finds nothing has waited for what is not dispatched yet.
+        if is_empty && offset >= pulled.range.max.get() {
             return messages;
         }
     }

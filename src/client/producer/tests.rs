@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::accepted::{Accepted, Batch, Limits, Place, cost};
-use super::{FlushError, Outcome, ProducerConfig, ProducerError, check_config, check_message};
+use super::{
+    FlushError, Outcome, ProducerConfig, ProducerError, check_config, check_message, longer,
+};
 use crate::client::{ClientError, Retry, Stored};
 use crate::format::batch::{BatchError, NewMeta};
 
@@ -246,4 +248,13 @@ async fn an_outcome_is_heard_by_all_who_wait() {
     let ((first, second), ()) = tokio::join!(waiting, settle);
     let said = [first, second].map(|error| error.unwrap_err().to_string());
     assert_eq!(said, ["the producer is closed"; 2]);
+}
+
+#[test]
+fn a_pause_doubles_up_to_two_seconds_and_one_that_is_longer_stays() {
+    let ms = Duration::from_millis;
+    let pauses = std::iter::successors(Some(ms(100)), |pause| Some(longer(*pause)));
+    let pauses: Vec<_> = pauses.take(7).collect();
+    assert_eq!(pauses, [100, 200, 400, 800, 1_600, 2_000, 2_000].map(ms));
+    assert_eq!(longer(ms(5_000)), ms(5_000));
 }

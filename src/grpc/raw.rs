@@ -174,10 +174,12 @@ where
         }
         let len = self.room().await?;
         let counted = self.uncounted.split_to(len);
-        // What is behind a message that went beyond the room still waits.
-        let left = u64::try_from(self.uncounted.len()).unwrap_or(u64::MAX);
-        self.waits = self.waits.take().filter(|_| left > 0).map(|waits| waits.shrunk_to(left));
         self.frames.push(counted);
+        let waits = self.waits.take();
+        if !self.uncounted.is_empty() {
+            // What is behind a message that went beyond the room still waits.
+            self.wait(waits)?;
+        }
         Ok(true)
     }
 
@@ -231,28 +233,20 @@ where
             *left -= len;
             return Ok(len);
         }
-        let mut more = self.missing(len);
-        if more == 0 {
-            return Ok(len);
-        }
-        if let Ok(permit) = self.broker.receive(more) {
-            Permit::add(&mut self.counted, permit);
+        if self.takes(len) {
             return Ok(len);
         }
         self.pause();
-        // What that saves may be enough.
+        // What that saves may be enough; else nobody is to wait for it.
         self.frames.settle();
-        more = more.min(self.missing(len));
-        if more == 0 {
+        if self.takes(len) {
             return Ok(len);
         }
+        recount(&self.frames, &mut self.counted);
         if self.waits.is_none() {
-            let waits = self.broker.wait_for_room(len as u64);
-            self.waits = Some(waits.map_err(|error| refusal(&self.broker, &error))?);
-            if is_part(&self.uncounted) {
-                self.uncounted = Bytes::copy_from_slice(&self.uncounted);
-            }
+            self.wait(None)?;
         }
+        let more = self.missing(len);
         let until = self.begun.map_or_else(|| Instant::now() + WHOLE, |begun| begun.due());
         // Those who hold the begin of a message may all wait for each other's room.
         let missing = self.frames.missing(self.max).filter(|_| !self.frames.is_empty());
@@ -270,6 +264,33 @@ where
                 Ok(len)
             }
         }
+    }
+
+    /// Counts what was received and has no room yet, with what was counted for it `before`.
+    fn wait(&mut self, before: Option<Permit>) -> Result<(), Status> {
+        let len = u64::try_from(self.uncounted.len()).unwrap_or(u64::MAX);
+        let waits = match before {
+            Some(waits) => waits.shrunk_to(len),
+            None => {
+                let waits = self.broker.wait_for_room(len);
+                waits.map_err(|error| refusal(&self.broker, &error))?
+            }
+        };
+        self.waits = Some(waits);
+        if is_part(&self.uncounted) {
+            self.uncounted = Bytes::copy_from_slice(&self.uncounted);
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for `len` bytes more now; then they are counted.
+    fn takes(&mut self, len: usize) -> bool {
+        let more = self.missing(len);
+        if more == 0 {
+            return true;
+        }
+        let permit = self.broker.receive(more).ok();
+        permit.map(|permit| Permit::add(&mut self.counted, permit)).is_some()
     }
 
     /// How much more is to be counted before `len` bytes are taken.
@@ -652,19 +673,25 @@ mod tests {
         let (broker, _dir) = broker();
         let (first, second) = (request(&[1; 60 << 10]), request(&[2; 50 << 10]));
         let bytes = framed(&first);
-        let (begin, end) = bytes.split_at(40 << 10);
-        let end = [end, &framed(&second)].concat();
-        let mut messages = messages(&broker, &[begin], false);
-        assert!(poll_once(next(&mut messages)).is_pending());
-        messages.body = Parts([end.into()].into(), true);
-        let all_else = broker.receive(ARRIVALS - (40 << 10)).unwrap();
-        assert_eq!(next(&mut messages).await.unwrap(), Some(first));
-        let waits = framed(&second).len() as u64;
-        assert_eq!(broker.in_work().awaiting_room, waits.div_ceil(1 << 10) << 10);
-        drop(all_else);
-        assert_eq!(next(&mut messages).await.unwrap(), Some(second));
-        assert_eq!(broker.in_work().awaiting_room, 0);
-        drop(messages);
+        let (begin, rest) = bytes.split_at(40 << 10);
+        // Its end comes in the frame that waits, or in one after that.
+        for cut in [0, 10 << 10] {
+            let end = Bytes::from([&rest[cut..], &framed(&second)].concat());
+            let middle = Bytes::copy_from_slice(&rest[..cut]);
+            let mut messages = messages(&broker, &[begin], false);
+            assert!(poll_once(next(&mut messages)).is_pending());
+            let parts = [middle, end.clone()].into_iter().filter(|part| !part.is_empty());
+            messages.body = Parts(parts.collect(), true);
+            let all_else = broker.receive(ARRIVALS - (40 << 10)).unwrap();
+            assert_eq!(next(&mut messages).await.unwrap().as_ref(), Some(&first));
+            let waits = framed(&second).len() as u64;
+            assert_eq!(broker.in_work().awaiting_room, waits.div_ceil(1 << 10) << 10);
+            messages.done();
+            assert!(end.is_unique(), "what waits does not keep what it came with");
+            drop(all_else);
+            assert_eq!(next(&mut messages).await.unwrap().as_ref(), Some(&second));
+            assert_eq!(broker.in_work().awaiting_room, 0);
+        }
         broker.close().unwrap();
     }
 

@@ -96,7 +96,7 @@ async fn nothing_is_left_of(server: &Server) {
         ("waiters", 0),
         ("connections", 1),
     ] {
-        server.until_metric(&format!("mainstem_{name}"), left).await;
+        soon(server.until_metric(&format!("mainstem_{name}"), left)).await;
     }
 }
 

@@ -25,6 +25,8 @@ struct Shared {
     left_to_server: AtomicU64,
     /// What the client hears before its connection breaks at a byte of the server.
     last_words: Mutex<&'static [u8]>,
+    /// Whether what the server says is held back.
+    is_held: watch::Sender<bool>,
     /// Connections that lead anywhere, ever.
     connections: AtomicU64,
     /// Raised to break what there is.
@@ -40,6 +42,7 @@ impl Proxy {
             left: AtomicU64::new(u64::MAX),
             left_to_server: AtomicU64::new(u64::MAX),
             last_words: Mutex::new(&[]),
+            is_held: watch::Sender::new(false),
             connections: AtomicU64::new(0),
             broken: watch::Sender::new(0),
         });
@@ -94,6 +97,11 @@ impl Proxy {
         self.cut_after(0);
     }
 
+    /// Holds back what the server says from now on, or passes it on again.
+    pub(crate) fn hold(&self, is_held: bool) {
+        self.shared.is_held.send_replace(is_held);
+    }
+
     /// How many connections were ever made.
     pub(crate) fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
@@ -132,6 +140,7 @@ impl Shared {
         mut to: impl AsyncWrite + Unpin,
         left: &AtomicU64,
         last_words: &Mutex<&'static [u8]>,
+        is_held: Option<&watch::Sender<bool>>,
     ) {
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -139,6 +148,9 @@ impl Shared {
                 Ok(0) | Err(_) => return,
                 Ok(len) => len,
             };
+            if let Some(is_held) = is_held {
+                let _ = is_held.subscribe().wait_for(|is_held| !is_held).await;
+            }
             let take = |left: u64| {
                 Some(if left == u64::MAX { left } else { left.saturating_sub(len as u64) })
             };
@@ -164,8 +176,14 @@ async fn pass(client: TcpStream, to: SocketAddr, shared: Arc<Shared>) {
     let (from_server, to_server) = server.into_split();
     let no_words = Mutex::default();
     tokio::select! {
-        () = shared.pass(from_client, to_server, &shared.left_to_server, &no_words) => {}
-        () = shared.pass(from_server, to_client, &shared.left, &shared.last_words) => {}
+        () = shared.pass(from_client, to_server, &shared.left_to_server, &no_words, None) => {}
+        () = shared.pass(
+            from_server,
+            to_client,
+            &shared.left,
+            &shared.last_words,
+            Some(&shared.is_held),
+        ) => {}
         _ = broken.changed() => {}
     }
 }

@@ -96,7 +96,7 @@ async fn killed_again_and_again_a_broker_stores_each_message_of_a_producer_once_
     let heard = Heard::default();
     // How much more in each life, the last one's aside.
     let mut grown = Vec::new();
-    let (mut round, mut kills) = (0, 0);
+    let (mut round, mut kills, mut before) = (0, 0, 0);
     let mut lives = Lives::new();
     while round < rounds {
         assert!(kills < rounds * 5 + 5, "the broker hardly ever serves");
@@ -110,6 +110,7 @@ async fn killed_again_and_again_a_broker_stores_each_message_of_a_producer_once_
         }
         let end = begin + lives.of_ms(life);
         if round < 2 || timeout_at(end, process.ready()).await.is_ok() {
+            before = heard.load(Ordering::SeqCst);
             broker.send_replace(Some(process.grpc.clone()));
             if round == 0 {
                 let client = soon("connecting", Client::connect(&door)).await.unwrap();
@@ -145,7 +146,6 @@ async fn killed_again_and_again_a_broker_stores_each_message_of_a_producer_once_
         process.kill().await;
         broker.send_replace(None);
         kills += 1;
-        let before: usize = grown.iter().sum();
         grown.push(heard.load(Ordering::SeqCst) - before);
     }
 

@@ -8,7 +8,8 @@
 //! | `QueryOffsets` | as a relay, the ends of the queues |
 //! | all else | UNIMPLEMENTED |
 //!
-//! HTTP/2 and runtime are set up as the broker's are: a connection and its calls are one task. They end with the process.
+//! HTTP/2 and runtime are set up as the broker's are: a connection and its calls are one task. They end with the
+//! process.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

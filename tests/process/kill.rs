@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use mainstem::client::{Client, Order, Purge, Query, Selector, Status};
 use mainstem::message::{FlushMode, PhysicalOffset, Retention};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use crate::history::{History, Place, Read};
 use crate::load::{
     Load, QUEUES, Subject, TOPICS, acknowledged, assert_honest, create_topics, look_at_ranges,
     read_last,
 };
-use crate::support::{Dice, Home, Lives, Process, until};
+use crate::support::{Dice, Home, Lives, Process, rolls, until};
 
 const ROUNDS: u64 = 8;
 /// A broker is killed after 100 ms and something below this.
@@ -27,20 +27,9 @@ const LIFE_MS: u64 = 1_400;
 /// Keys looked for when all is over.
 const KEYS: usize = 300;
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// How many rounds, and the seed of their rolls.
-fn rolls() -> (u64, u64) {
-    let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
-    let seed = setting("KILL_SEED").unwrap_or(since_1970.subsec_nanos().into());
-    (setting("KILL_ROUNDS").unwrap_or(ROUNDS), seed)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_again_and_again_a_broker_loses_nothing_and_changes_nothing() {
-    let (rounds, seed) = rolls();
+    let (rounds, seed) = rolls(ROUNDS);
     println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
     let home = Home::new();
     let mut history = History::default();
@@ -86,7 +75,7 @@ const PASSING: [Subject; 6] = {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_again_and_again_a_broker_takes_only_what_is_over_or_purged_and_for_ever() {
-    let (rounds, seed) = rolls();
+    let (rounds, seed) = rolls(ROUNDS);
     println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
     let home = Home::new();
     let mut history = History::default();
@@ -170,17 +159,9 @@ async fn play(
     let mut is_enough = false;
     while round < rounds || !is_enough && round < 4 * rounds {
         assert!(kills < rounds * 20 + 5, "the broker hardly ever serves");
-        let begin = Instant::now();
         let life = 100 + dice.below(LIFE_MS);
-        let mut process = Process::spawn(home, &[]);
-        // The first start makes the store and the topics, and the second finds what a kill left: that tells how long
-        // one takes here. Later ones may be killed before they serve.
-        if round < 2 {
-            process.ready().await;
-            lives.start_took(begin.elapsed());
-        }
-        let end = begin + lives.of_ms(life);
-        if round < 2 || timeout_at(end, process.ready()).await.is_ok() {
+        let (process, end) = lives.start(home, round, life).await;
+        if let Some(end) = end {
             let client = process.client().await;
             let status = look(&client, subjects, round, epoch).await;
             (epoch, is_enough) = (status.epoch.get(), has_done_enough(&status));

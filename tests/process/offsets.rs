@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use mainstem::client::{Client, Expected, GroupSettings, NewCommit, TopicSettings};
+use mainstem::client::{Client, Expected, GroupSettings, NewCommit};
 use mainstem::message::{FlushMode, QueueId, QueueOffset};
 use tokio::sync::mpsc;
 
-use crate::support::{Home, Process, one};
+use crate::support::{Home, Process, create_topics, one};
 
 const TOPICS: [(&str, FlushMode); 2] = [("sync", FlushMode::Sync), ("async", FlushMode::Async)];
 const GROUP: &str = "billing";
@@ -34,14 +34,7 @@ async fn acknowledged_commits_outlive_a_kill() {
         let process = Process::start(&home, &[]).await;
         let client = process.client().await;
         if round == 0 {
-            for (topic, flush) in TOPICS {
-                let settings = TopicSettings {
-                    queues: Some(QUEUES),
-                    flush: Some(flush),
-                    ..TopicSettings::default()
-                };
-                client.create_topic(topic, settings).await.unwrap();
-            }
+            create_topics(&client, &TOPICS, QUEUES).await;
             client.create_group(GROUP, &GroupSettings::default()).await.unwrap();
         }
         let (acknowledged, mut acknowledgements) = mpsc::channel(1_000);

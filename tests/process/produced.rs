@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mainstem::client::{Client, Partition, Producer, ProducerConfig, TopicSettings};
+use mainstem::client::{Client, Partition, Producer, ProducerConfig};
 use mainstem::format::batch::NewMeta;
 use mainstem::message::FlushMode;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
-use crate::support::{Dice, Home, Lives, Process, read_all, soon};
+use crate::support::{Dice, Home, Lives, Process, create_topics, read_all, rolls, soon};
 
 const TOPICS: [(&str, FlushMode); 2] = [("sync", FlushMode::Sync), ("async", FlushMode::Async)];
 const QUEUES: u32 = 3;
@@ -27,10 +27,6 @@ const KEYS: usize = 5;
 const ROUNDS: u64 = 5;
 /// A broker is killed after 200 ms and something below this.
 const LIFE_MS: u64 = 800;
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// An address whose connections lead to the broker of the moment, if there is one.
 async fn door(broker: watch::Receiver<Option<String>>) -> SocketAddr {
@@ -82,9 +78,7 @@ async fn produce(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_again_and_again_a_broker_stores_each_message_of_a_producer_once_and_in_order() {
-    let rounds = setting("KILL_ROUNDS").unwrap_or(ROUNDS);
-    let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
-    let seed = setting("KILL_SEED").unwrap_or(since_1970.subsec_nanos().into());
+    let (rounds, seed) = rolls(ROUNDS);
     println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
 
     let home = Home::new();
@@ -100,27 +94,15 @@ async fn killed_again_and_again_a_broker_stores_each_message_of_a_producer_once_
     let mut lives = Lives::new();
     while round < rounds {
         assert!(kills < rounds * 5 + 5, "the broker hardly ever serves");
-        let begin = Instant::now();
         let life = 200 + dice.below(LIFE_MS);
-        let mut process = Process::spawn(&home, &[]);
-        // The second finds what a kill left.
-        if round < 2 {
-            process.ready().await;
-            lives.start_took(begin.elapsed());
-        }
-        let end = begin + lives.of_ms(life);
-        if round < 2 || timeout_at(end, process.ready()).await.is_ok() {
+        let (process, end) = lives.start(&home, round, life).await;
+        if let Some(end) = end {
             before = heard.load(Ordering::SeqCst);
             broker.send_replace(Some(process.grpc.clone()));
             if round == 0 {
                 let client = soon("connecting", Client::connect(&door)).await.unwrap();
-                for (topic, flush) in TOPICS {
-                    let settings = TopicSettings {
-                        queues: Some(QUEUES),
-                        flush: Some(flush),
-                        ..TopicSettings::default()
-                    };
-                    client.create_topic(topic, settings).await.unwrap();
+                create_topics(&client, &TOPICS, QUEUES).await;
+                for (topic, _) in TOPICS {
                     let config = ProducerConfig {
                         batch_messages: 20,
                         back_off: Duration::from_millis(10),

@@ -7,13 +7,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstem::client::{Client, Session, TopicSettings};
+use mainstem::client::{Client, Session};
 use mainstem::message::{FlushMode, QueueId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
-use crate::support::{Dice, Home, Lives, Process, one, read_all, soon};
+use crate::support::{Dice, Home, Lives, Process, create_topics, one, read_all, rolls, soon};
 
 const TOPICS: [(&str, FlushMode); 2] = [("sync", FlushMode::Sync), ("async", FlushMode::Async)];
 const PRODUCERS: u32 = 4;
@@ -58,15 +58,9 @@ fn batch(producer: u32, sequence: u64) -> Bytes {
     one(&body(producer, sequence))
 }
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_again_and_again_a_broker_stores_every_batch_of_a_session_once() {
-    let rounds = setting("KILL_ROUNDS").unwrap_or(ROUNDS);
-    let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
-    let seed = setting("KILL_SEED").unwrap_or(since_1970.subsec_nanos().into());
+    let (rounds, seed) = rolls(ROUNDS);
     println!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
 
     let home = Home::new();
@@ -81,19 +75,12 @@ async fn killed_again_and_again_a_broker_stores_every_batch_of_a_session_once() 
     let mut lives = Lives::new();
     while round < rounds {
         assert!(kills < rounds * 5 + 5, "the broker hardly ever serves");
-        let begin = Instant::now();
         let life = 200 + dice.below(LIFE_MS);
-        let mut process = Process::spawn(&home, &[]);
-        // The second finds what a kill left.
-        if round < 2 {
-            process.ready().await;
-            lives.start_took(begin.elapsed());
-        }
-        let end = begin + lives.of_ms(life);
-        if round < 2 || timeout_at(end, process.ready()).await.is_ok() {
+        let (process, end) = lives.start(&home, round, life).await;
+        if let Some(end) = end {
             let client = process.client().await;
             if round == 0 {
-                create_topics(&client).await;
+                create_topics(&client, &TOPICS, 2).await;
             }
             scene.send_replace(Scene::Up { round, client: Box::new(client) });
             round += 1;
@@ -128,14 +115,6 @@ async fn killed_again_and_again_a_broker_stores_every_batch_of_a_session_once() 
     println!("{kills} kills, {all} batches, {ledgers:?}");
     assert!(all > 50, "too little was sent to say anything");
     process.stop().await;
-}
-
-async fn create_topics(client: &Client) {
-    for (topic, flush) in TOPICS {
-        let settings =
-            TopicSettings { queues: Some(2), flush: Some(flush), ..TopicSettings::default() };
-        client.create_topic(topic, settings).await.unwrap();
-    }
 }
 
 /// Waits for a broker of a later round than the last one. `None`: it is over.

@@ -7,15 +7,15 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mainstem::client::{Client, ClientError, Message, Pull};
+use mainstem::client::{Client, ClientError, Message, Pull, TopicSettings};
 use mainstem::format::batch::{BatchBuilder, NewMeta, TagFilter};
-use mainstem::message::{QueueId, QueueOffset};
+use mainstem::message::{FlushMode, QueueId, QueueOffset};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_mainstem");
 
@@ -56,13 +56,42 @@ impl Lives {
         Self { slowness: 1.0 }
     }
 
-    /// A start took so long.
-    pub(crate) fn start_took(&mut self, time: Duration) {
-        self.slowness = self.slowness.max(time.div_duration_f64(Self::USUAL_START));
+    /// Starts the broker of a round, from 0, and says when its life of `ms` ends; `None`: it does not serve by then.
+    pub(crate) async fn start(
+        &mut self,
+        home: &Home,
+        round: u64,
+        ms: u64,
+    ) -> (Process, Option<tokio::time::Instant>) {
+        let begin = tokio::time::Instant::now();
+        let mut process = Process::spawn(home, &[]);
+        // The first start makes the store, and the second finds what a kill left: that tells how long one takes here.
+        // Later ones may be killed before they serve.
+        if round < 2 {
+            process.ready().await;
+            let took = begin.elapsed().div_duration_f64(Self::USUAL_START);
+            self.slowness = self.slowness.max(took);
+        }
+        let end = begin + Duration::from_millis(ms).mul_f64(self.slowness);
+        let serves = round < 2 || timeout_at(end, process.ready()).await.is_ok();
+        (process, serves.then_some(end))
     }
+}
 
-    pub(crate) fn of_ms(&self, ms: u64) -> Duration {
-        Duration::from_millis(ms).mul_f64(self.slowness)
+/// How many rounds of kills, and the seed of their rolls: what `KILL_ROUNDS` and `KILL_SEED` say.
+pub(crate) fn rolls(rounds: u64) -> (u64, u64) {
+    let setting = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let seed = setting("KILL_SEED").unwrap_or(since_1970.subsec_nanos().into());
+    (setting("KILL_ROUNDS").unwrap_or(rounds), seed)
+}
+
+/// Makes topics of so many queues.
+pub(crate) async fn create_topics(client: &Client, topics: &[(&str, FlushMode)], queues: u32) {
+    for (topic, flush) in topics {
+        let settings =
+            TopicSettings { queues: Some(queues), flush: Some(*flush), ..TopicSettings::default() };
+        client.create_topic(topic, settings).await.unwrap();
     }
 }
 

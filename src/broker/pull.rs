@@ -211,7 +211,7 @@ impl Broker {
         let mut has_caught_up = false;
         loop {
             let place = (request.queue, from);
-            let look = self.look(reader, place, before(request.deadline), &[]).await?;
+            let look = self.look(reader, place, before(request.deadline), None).await?;
             let at_end = match look {
                 Look::Found(Read { records, next, range, permit, .. }) => {
                     return Ok(self.pulled(records, next, range, Some(permit)));
@@ -243,14 +243,14 @@ impl Broker {
         }
     }
 
-    /// Reads from an offset on, without waiting for anything but the disk and room for the answer; then in `others`
-    /// too, in their order, as far as that room and little time go.
+    /// Reads from an offset on, without waiting for anything but the disk and room for the answer; with `others` for
+    /// little time, and then in them too, in their order, as far as that time and the room go.
     pub(super) async fn look(
         &self,
         reader: &Reader,
         (queue, from): (QueueId, QueueOffset),
         deadline: Instant,
-        others: &[(QueueId, QueueOffset)],
+        others: Option<&[(QueueId, QueueOffset)]>,
     ) -> Result<Look, BrokerError> {
         let topic = &reader.topic;
         let max_bytes = reader.max_bytes.min(self.part_bytes());
@@ -275,7 +275,10 @@ impl Broker {
                 max_bytes: max_bytes as usize,
                 filter: Arc::clone(&reader.filter),
             };
-            let (outcome, mut along) = self.store.read_ahead(request, others).await?;
+            let (outcome, mut along) = match others {
+                Some(others) => self.store.read_ahead(request, others).await?,
+                None => (self.store.read(request).await?, Vec::new()),
+            };
             self.still_there(topic, deadline).await?;
             // After the read, and again after each wait: a change meanwhile is in force.
             self.check_readable(topic)?;

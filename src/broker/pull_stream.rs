@@ -2,7 +2,7 @@
 //!
 //! | of a queue | the stream |
 //! | --- | --- |
-//! | has something | hands it out, one part, then it is the next queue's turn |
+//! | has something | hands out what is found in little time, one part, then it is the next queue's turn |
 //! | has its turn soon, and has something | is read along, as far as the room of one answer goes, and goes out with it |
 //! | is read to its end | parks it; whoever appends wakes the stream |
 //! | cannot be read on | ends, with the queue and where to go on, in that queue's turn |
@@ -196,7 +196,8 @@ impl PullStream {
             };
             let of_queue = |error| PullStreamError { queue: Some(queue), error };
             let until = Instant::now() + PATIENCE;
-            let look = self.broker.look(&self.reader, (queue, from), until, &self.others).await;
+            let others = Some(&*self.others);
+            let look = self.broker.look(&self.reader, (queue, from), until, others).await;
             match look.map_err(of_queue)? {
                 Look::Found(read) => return Ok(self.found(at, queue, read)),
                 Look::Rebuilding => {

@@ -582,13 +582,30 @@ impl Store {
         &self,
         request: ReadRequest,
     ) -> impl Future<Output = Result<ReadOutcome, ReadError>> + Send + use<> {
-        let read = self.read_ahead(request, &[]);
-        async { Ok(read.await?.0) }
+        self.read_by(request, Shared::read)
     }
 
-    /// As [`Store::read`]; and then it reads on in the `others` of the topic, in their order, as long as each has
-    /// records to give, bytes are left of the request and little time has gone: in memory, or on the disk if it had to
-    /// go there for the first. Of the first that has nothing to give there, and those behind it, nothing is told.
+    /// Reads here if memory has all that it takes, else where it may wait for the disk.
+    fn read_by(
+        &self,
+        request: ReadRequest,
+        read: fn(&Shared, &ReadRequest, May) -> Result<Option<ReadOutcome>, ReadError>,
+    ) -> impl Future<Output = Result<ReadOutcome, ReadError>> + Send + use<> {
+        let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
+        async move {
+            if let Some(outcome) = read(&shared, &request, May::Memory)? {
+                return Ok(outcome);
+            }
+            let read = move || read(&shared, &request, May::Disk);
+            // With the disk allowed there always is an answer.
+            Ok(pool.run(read).await?.unwrap_or(ReadOutcome::Rebuilding))
+        }
+    }
+
+    /// As [`Store::read`], for who asks for what is next again and again: once it has something, for little time. Then
+    /// it reads on in the `others` of the topic, in their order, as long as each has records to give, and bytes of the
+    /// request and time are left: in memory, or on the disk if it had to go there for the first. Of the first that has
+    /// nothing to give there, and those behind it, nothing is told.
     ///
     /// # Errors
     /// As [`Store::read`], of the queue of the request alone.
@@ -619,15 +636,7 @@ impl Store {
         &self,
         request: ReadRequest,
     ) -> impl Future<Output = Result<ReadOutcome, ReadError>> + Send + use<> {
-        let (shared, pool) = (Arc::clone(&self.shared), Arc::clone(&self.pool));
-        async move {
-            if let Some(outcome) = shared.read_kept(&request, May::Memory)? {
-                return Ok(outcome);
-            }
-            let read = move || shared.read_kept(&request, May::Disk);
-            // With the disk allowed there always is an answer.
-            Ok(pool.run(read).await?.unwrap_or(ReadOutcome::Rebuilding))
-        }
+        self.read_by(request, Shared::read_kept)
     }
 
     /// Resolves when the queue may have something at or behind `from`, or when there is a reason to look again.

@@ -47,9 +47,10 @@ const LOOKUP: usize = 64;
 /// Entries that a filter may pass over in one call: bounds the time of a call that finds nothing.
 const SCAN_BUDGET: usize = 20_000;
 
-/// How long a read goes on in other queues once it has what it was asked for: hops between threads and answers of their
-/// own are saved, and nobody waits for long for what was ready.
-const READ_AHEAD: Duration = Duration::from_millis(1);
+/// How long a read of a stream goes on once it has something, in its queue and in those behind it. Records that lie all
+/// over the log take microseconds each: who has got some of them can send those while the next are read. What lies
+/// together, and other queues that have little, go out with fewer hops between threads and fewer answers.
+const READ_FOR: Duration = Duration::from_micros(500);
 
 /// So many reads of a place must the disk refuse before it counts as damaged.
 const REFUSALS: u32 = 8;
@@ -365,10 +366,11 @@ impl Shared {
         }
     }
 
-    /// Reads records. `None`: the answer is on the disk, and the caller may not look there.
-    fn read(
+    /// As [`Shared::read`], with what an earlier read left; once there is something, `until` then.
+    pub(super) fn read_with(
         &self,
         request: &ReadRequest,
+        until: Option<Instant>,
         may: May,
         nearby: &mut Nearby,
     ) -> Result<Option<ReadOutcome>, ReadError> {
@@ -384,7 +386,8 @@ impl Shared {
             return Ok(Some(ReadOutcome::OutOfRange { range }));
         }
         let (found, messages, bytes) = (Vec::new(), 0, 0);
-        let mut read = Read { shared: self, request, may, nearby, range, found, messages, bytes };
+        let mut read =
+            Read { shared: self, request, until, may, nearby, range, found, messages, bytes };
         let stop = read.run()?;
         read.answer(stop)
     }
@@ -404,7 +407,7 @@ impl Shared {
         may: May,
         nearby: &mut Nearby,
     ) -> Result<Option<ReadOutcome>, ReadError> {
-        let range = match self.read(request, may, nearby)? {
+        let range = match self.read_with(request, None, may, nearby)? {
             Some(ReadOutcome::OutOfRange { range }) if request.from < range.min => range,
             outcome => return Ok(outcome),
         };
@@ -414,9 +417,10 @@ impl Shared {
             return gone;
         }
         let of_kept = QueueRange { min: request.from, ..range };
-        let (found, messages, bytes) = (Vec::new(), 0, 0);
+        let (until, found, messages, bytes) = (None, Vec::new(), 0, 0);
+        let range = of_kept;
         let mut read =
-            Read { shared: self, request, may, nearby, range: of_kept, found, messages, bytes };
+            Read { shared: self, request, until, may, nearby, range, found, messages, bytes };
         let stop = read.run()?;
         if read.found.iter().any(|record| record.offset < topic.purged_below()) {
             return gone;
@@ -424,26 +428,47 @@ impl Shared {
         read.answer(stop)
     }
 
-    /// Reads as [`Shared::read`]; then in others, as far as [`READ_AHEAD`] and the bytes go, and up to the first that
-    /// has no records to give there: what there is to say of it meets who asks for it.
+    /// Reads records. `None`: the answer is on the disk, and the caller may not look there.
+    pub(super) fn read(
+        &self,
+        request: &ReadRequest,
+        may: May,
+    ) -> Result<Option<ReadOutcome>, ReadError> {
+        self.with_nearby(may, |nearby| self.read_with(request, None, may, nearby))
+    }
+
+    /// Reads for [`READ_FOR`] once there is something; then in others, as far as that time and the bytes go, and up to
+    /// the first that has no records to give there: what there is to say of it meets who asks for it.
     pub(super) fn read_along(
         &self,
         request: &ReadRequest,
         others: &[(QueueId, QueueOffset)],
         may: May,
     ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
-        self.with_nearby(may, |nearby| self.read_along_with(request, others, may, nearby))
+        self.read_along_until(request, others, Instant::now() + READ_FOR, may)
+    }
+
+    /// As [`Shared::read_along`], for another time.
+    pub(super) fn read_along_until(
+        &self,
+        request: &ReadRequest,
+        others: &[(QueueId, QueueOffset)],
+        until: Instant,
+        may: May,
+    ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
+        self.with_nearby(may, |nearby| self.read_along_with(request, others, until, may, nearby))
     }
 
     fn read_along_with(
         &self,
         request: &ReadRequest,
         others: &[(QueueId, QueueOffset)],
+        until: Instant,
         may: May,
         nearby: &mut Nearby,
     ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
-        let begun = Instant::now();
-        let Some(first) = self.read(request, may, nearby)? else { return Ok(None) };
+        let first = self.read_with(request, Some(until), may, nearby)?;
+        let Some(first) = first else { return Ok(None) };
         let mut ahead = Vec::new();
         let ReadOutcome::Records { records, .. } = &first else { return Ok(Some((first, ahead))) };
         let mut left = request.max_bytes.saturating_sub(bytes_of(records));
@@ -451,11 +476,11 @@ impl Shared {
         let mut largest = records.iter().map(len_of).max().unwrap_or(0);
         let mut request = request.clone();
         for &(queue, from) in others {
-            if left < largest || begun.elapsed() > READ_AHEAD {
+            if left < largest || Instant::now() > until {
                 break;
             }
             (request.queue, request.from, request.max_bytes) = (queue, from, left);
-            let read = self.read(&request, may, nearby);
+            let read = self.read_with(&request, Some(until), may, nearby);
             let Ok(Some(ReadOutcome::Records { records, next, range })) = read else { break };
             let Some(rest) = left.checked_sub(bytes_of(&records)) else { break };
             left = rest;
@@ -580,6 +605,8 @@ enum Around {
 struct Read<'a> {
     shared: &'a Shared,
     request: &'a ReadRequest,
+    /// When to stop, once there is something.
+    until: Option<Instant>,
     may: May,
     nearby: &'a mut Nearby,
     range: QueueRange,
@@ -619,7 +646,7 @@ impl Read<'_> {
         let mut entries = Vec::with_capacity(LOOKUP);
         let mut next = self.request.from;
         let mut scanned = 0;
-        while next < self.range.max && scanned < SCAN_BUDGET {
+        while next < self.range.max && scanned < SCAN_BUDGET && !self.has_read_for_long() {
             entries.clear();
             let lookup = match self.may {
                 May::Memory => queues.lookup_hot(key, next, LOOKUP, &mut entries),
@@ -660,6 +687,11 @@ impl Read<'_> {
             }
         }
         Ok(Stop::At(next))
+    }
+
+    fn has_read_for_long(&self) -> bool {
+        let has_something = !self.found.is_empty();
+        has_something && self.until.is_some_and(|until| Instant::now() > until)
     }
 
     /// Takes one entry into the answer or passes over it. `Some`: the read ends before it.

@@ -28,6 +28,8 @@ pub(crate) struct Window {
     last: Option<(PhysicalOffset, PhysicalOffset)>,
     /// The disk has refused something before it: there nothing is read along.
     refused: PhysicalOffset,
+    /// How often it was left to the caller to read.
+    alone: u32,
 }
 
 impl Window {
@@ -50,11 +52,13 @@ impl Window {
     ) -> Result<Option<&[u8]>, FileError> {
         let last = self.last.replace((at, at.plus(len as u64)));
         if len > LONGEST {
+            self.alone += 1;
             return Ok(None);
         }
         let is_next = last.is_some_and(|(start, end)| at > start && at <= end.plus(NEAR));
         if !self.holds(at, len) {
             if !is_next && !self.is_fresh {
+                self.alone += 1;
                 return Ok(None);
             }
             let along = if is_next { self.along(segment, at, len) } else { 0 };
@@ -66,10 +70,15 @@ impl Window {
         Ok(self.bytes.get(from..).and_then(|bytes| bytes.get(..len)))
     }
 
+    /// How many ranges were left to the caller to read, since it last forgot.
+    pub(crate) fn alone(&self) -> u32 {
+        self.alone
+    }
+
     /// Forgets what was read, and keeps the room for it.
     pub(crate) fn forget(&mut self) {
         self.bytes.clear();
-        (self.last, self.refused) = (None, PhysicalOffset::ZERO);
+        (self.last, self.refused, self.alone) = (None, PhysicalOffset::ZERO, 0);
     }
 
     /// How much to read from `at` on. What this process is writing may be undone yet, and other bytes may come there:
@@ -162,6 +171,7 @@ mod tests {
         }
         // 240 KB: one alone, then 16, 32, and 64 KiB at a time, up to the segment's end.
         assert_eq!(calls() - before, 6);
+        assert_eq!(window.alone(), 1);
         let (mut window, before) = (Window::default(), calls());
         for n in (0..50).rev() {
             assert!(reads(&mut window, &segment, 5_000 + n * 1_200, 1_100), "{n}");
@@ -172,6 +182,9 @@ mod tests {
             assert!(reads(&mut window, &segment, 5_000 + n * 12_000, 1_100), "{n}");
         }
         assert_eq!(calls() - before, 20, "too far apart");
+        assert_eq!(window.alone(), 20);
+        window.forget();
+        assert_eq!(window.alone(), 0);
         let (mut window, before) = (Window::default(), calls());
         for n in 0..200 {
             assert!(reads(&mut window, &segment, 5_000 + n * 1_200, 2_048), "{n}");

@@ -47,10 +47,14 @@ const LOOKUP: usize = 64;
 /// Entries that a filter may pass over in one call: bounds the time of a call that finds nothing.
 const SCAN_BUDGET: usize = 20_000;
 
-/// How long a read of a stream goes on once it has something, in its queue and in those behind it. Records that lie all
-/// over the log take microseconds each: who has got some of them can send those while the next are read. What lies
-/// together, and other queues that have little, go out with fewer hops between threads and fewer answers.
+/// How long a look of a stream lasts, counted from its begin, once it has read [`MANY_ALONE`]; no other queue is begun
+/// later. Records that lie all over the log take microseconds each: who has got some of them can send those while the
+/// next are read. What lies together, and other queues that have little, go out with fewer hops between threads and
+/// fewer answers.
 const READ_FOR: Duration = Duration::from_micros(500);
+/// Records with a read of the disk each: so many, and a look is taken for one of records that lie all over the log. One
+/// that began with such a read, as each does, and goes on with neighbours is not: to begin again would cost it more.
+const MANY_ALONE: u32 = 16;
 
 /// So many reads of a place must the disk refuse before it counts as damaged.
 const REFUSALS: u32 = 8;
@@ -197,6 +201,17 @@ pub(super) enum Loaded {
     NeedsDisk,
     /// The disk does not give it now.
     Refused(FileError),
+}
+
+/// How far a read goes, at most to the end of what was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pace {
+    /// To its end.
+    Whole,
+    /// Of a stream: see [`READ_FOR`].
+    Until(Instant),
+    /// The same in another queue, when there is something already that waits for it.
+    Along(Instant),
 }
 
 /// How much of a record was asked for.
@@ -366,11 +381,11 @@ impl Shared {
         }
     }
 
-    /// As [`Shared::read`], with what an earlier read left; once there is something, `until` then.
+    /// As [`Shared::read`], with what an earlier read left.
     pub(super) fn read_with(
         &self,
         request: &ReadRequest,
-        until: Option<Instant>,
+        pace: Pace,
         may: May,
         nearby: &mut Nearby,
     ) -> Result<Option<ReadOutcome>, ReadError> {
@@ -387,7 +402,7 @@ impl Shared {
         }
         let (found, messages, bytes) = (Vec::new(), 0, 0);
         let mut read =
-            Read { shared: self, request, until, may, nearby, range, found, messages, bytes };
+            Read { shared: self, request, pace, may, nearby, range, found, messages, bytes };
         let stop = read.run()?;
         read.answer(stop)
     }
@@ -407,7 +422,7 @@ impl Shared {
         may: May,
         nearby: &mut Nearby,
     ) -> Result<Option<ReadOutcome>, ReadError> {
-        let range = match self.read_with(request, None, may, nearby)? {
+        let range = match self.read_with(request, Pace::Whole, may, nearby)? {
             Some(ReadOutcome::OutOfRange { range }) if request.from < range.min => range,
             outcome => return Ok(outcome),
         };
@@ -417,10 +432,10 @@ impl Shared {
             return gone;
         }
         let of_kept = QueueRange { min: request.from, ..range };
-        let (until, found, messages, bytes) = (None, Vec::new(), 0, 0);
+        let (pace, found, messages, bytes) = (Pace::Whole, Vec::new(), 0, 0);
         let range = of_kept;
         let mut read =
-            Read { shared: self, request, until, may, nearby, range, found, messages, bytes };
+            Read { shared: self, request, pace, may, nearby, range, found, messages, bytes };
         let stop = read.run()?;
         if read.found.iter().any(|record| record.offset < topic.purged_below()) {
             return gone;
@@ -434,11 +449,11 @@ impl Shared {
         request: &ReadRequest,
         may: May,
     ) -> Result<Option<ReadOutcome>, ReadError> {
-        self.with_nearby(may, |nearby| self.read_with(request, None, may, nearby))
+        self.with_nearby(may, |nearby| self.read_with(request, Pace::Whole, may, nearby))
     }
 
-    /// Reads for [`READ_FOR`] once there is something; then in others, as far as that time and the bytes go, and up to
-    /// the first that has no records to give there: what there is to say of it meets who asks for it.
+    /// Reads, not for long; then in others, as far as [`READ_FOR`] and the bytes go, and up to the first that has no
+    /// records to give there: what there is to say of it meets who asks for it.
     pub(super) fn read_along(
         &self,
         request: &ReadRequest,
@@ -467,7 +482,7 @@ impl Shared {
         may: May,
         nearby: &mut Nearby,
     ) -> Result<Option<(ReadOutcome, Vec<Ahead>)>, ReadError> {
-        let first = self.read_with(request, Some(until), may, nearby)?;
+        let first = self.read_with(request, Pace::Until(until), may, nearby)?;
         let Some(first) = first else { return Ok(None) };
         let mut ahead = Vec::new();
         let ReadOutcome::Records { records, .. } = &first else { return Ok(Some((first, ahead))) };
@@ -480,7 +495,7 @@ impl Shared {
                 break;
             }
             (request.queue, request.from, request.max_bytes) = (queue, from, left);
-            let read = self.read_with(&request, Some(until), may, nearby);
+            let read = self.read_with(&request, Pace::Along(until), may, nearby);
             let Ok(Some(ReadOutcome::Records { records, next, range })) = read else { break };
             let Some(rest) = left.checked_sub(bytes_of(&records)) else { break };
             left = rest;
@@ -605,8 +620,7 @@ enum Around {
 struct Read<'a> {
     shared: &'a Shared,
     request: &'a ReadRequest,
-    /// When to stop, once there is something.
-    until: Option<Instant>,
+    pace: Pace,
     may: May,
     nearby: &'a mut Nearby,
     range: QueueRange,
@@ -646,7 +660,7 @@ impl Read<'_> {
         let mut entries = Vec::with_capacity(LOOKUP);
         let mut next = self.request.from;
         let mut scanned = 0;
-        while next < self.range.max && scanned < SCAN_BUDGET && !self.has_read_for_long() {
+        while next < self.range.max && scanned < self.scan_budget() {
             entries.clear();
             let lookup = match self.may {
                 May::Memory => queues.lookup_hot(key, next, LOOKUP, &mut entries),
@@ -689,9 +703,20 @@ impl Read<'_> {
         Ok(Stop::At(next))
     }
 
-    fn has_read_for_long(&self) -> bool {
-        let has_something = !self.found.is_empty();
-        has_something && self.until.is_some_and(|until| Instant::now() > until)
+    /// What was found already does not wait while all of another queue is passed over: that queue's turn comes.
+    fn scan_budget(&self) -> usize {
+        let has_nothing = self.found.is_empty();
+        if has_nothing && matches!(self.pace, Pace::Along(_)) { LOOKUP } else { SCAN_BUDGET }
+    }
+
+    /// Whether what was found is to go out before there is more of it.
+    fn is_late(&self) -> bool {
+        match self.pace {
+            Pace::Whole => false,
+            Pace::Until(until) | Pace::Along(until) => {
+                self.nearby.window.alone() >= MANY_ALONE && Instant::now() > until
+            }
+        }
     }
 
     /// Takes one entry into the answer or passes over it. `Some`: the read ends before it.
@@ -712,7 +737,7 @@ impl Read<'_> {
         }
         let full = self.messages + usize::from(entry.messages) > self.request.max_messages
             || self.bytes + entry.len as usize > self.request.max_bytes;
-        if full && !self.found.is_empty() {
+        if !self.found.is_empty() && (full || self.is_late()) {
             return Ok(Some(Stop::At(next)));
         }
         let topic = &self.request.topic;

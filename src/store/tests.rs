@@ -102,15 +102,7 @@ impl Rig {
     }
 
     fn read(&self, topic: &Arc<TopicHandle>, queue: u32, from: u64) -> ReadOutcome {
-        let request = ReadRequest {
-            topic: Arc::clone(topic),
-            queue: QueueId::new(queue),
-            from: QueueOffset::new(from),
-            max_messages: 1_000,
-            max_bytes: 1 << 20,
-            filter: Arc::new(TagFilter::All),
-        };
-        now(self.store.read(request)).unwrap().unwrap()
+        now(self.store.read(whole(topic, queue, from))).unwrap().unwrap()
     }
 
     /// All bodies of a queue, read to its end.
@@ -194,6 +186,18 @@ fn batch(key: &str, body: &[u8]) -> Bytes {
 
 fn body(batch: &[u8]) -> Vec<u8> {
     crate::format::batch::Batch::parse(batch).unwrap().bodies().to_vec()
+}
+
+/// A request for all of a queue from `from` on.
+fn whole(topic: &Arc<TopicHandle>, queue: u32, from: u64) -> ReadRequest {
+    ReadRequest {
+        topic: Arc::clone(topic),
+        queue: QueueId::new(queue),
+        from: QueueOffset::new(from),
+        max_messages: 1_000,
+        max_bytes: 1 << 20,
+        filter: Arc::new(TagFilter::All),
+    }
 }
 
 fn numbered(count: usize, len: usize) -> Vec<Vec<u8>> {

@@ -1,5 +1,7 @@
 //! Reads: how far one goes, and what it leaves to the next.
 
+use std::time::Instant;
+
 use super::*;
 
 /// Reads in other queues along, as streams do, and takes its time.
@@ -8,7 +10,7 @@ fn read_ahead(
     request: &ReadRequest,
     others: &[(QueueId, QueueOffset)],
 ) -> (ReadOutcome, Vec<Ahead>) {
-    let until = std::time::Instant::now() + Duration::from_secs(3_600);
+    let until = Instant::now() + Duration::from_secs(3_600);
     let read = |may| rig.store.shared.read_along_until(request, others, until, may).unwrap();
     read(May::Memory).or_else(|| read(May::Disk)).unwrap()
 }
@@ -23,14 +25,7 @@ fn a_read_goes_on_in_other_queues_as_far_as_its_bytes_go_in_memory_and_off_the_d
     rig.settle();
     let others = [1, 2, 3, 4, 5, 6].map(|queue| (QueueId::new(queue), QueueOffset::ZERO));
     let read = |rig: &Rig, topic: &Arc<TopicHandle>, max_bytes| {
-        let request = ReadRequest {
-            topic: Arc::clone(topic),
-            queue: QueueId::ZERO,
-            from: QueueOffset::ZERO,
-            max_messages: 10,
-            max_bytes,
-            filter: Arc::new(TagFilter::All),
-        };
+        let request = ReadRequest { max_bytes, ..whole(topic, 0, 0) };
         let (first, ahead) = read_ahead(rig, &request, &others);
         assert!(matches!(first, ReadOutcome::Records { next, .. } if next.get() == 1));
         let each = ahead.into_iter().map(|ahead| {
@@ -65,14 +60,7 @@ fn queues_that_got_their_records_in_turn_are_read_with_few_reads_of_the_disk() {
     let rig = rig.close_and_reopen();
     let topic = rig.store.topics().get(TopicId::new(1)).unwrap();
     let others: Vec<_> = (1..40).map(|n| (QueueId::new(n), QueueOffset::ZERO)).collect();
-    let request = ReadRequest {
-        topic,
-        queue: QueueId::ZERO,
-        from: QueueOffset::ZERO,
-        max_messages: 10,
-        max_bytes: 1 << 20,
-        filter: Arc::new(TagFilter::All),
-    };
+    let request = whole(&topic, 0, 0);
     let before = rig.disk.calls(Operation::Read);
     let (_, ahead) = read_ahead(&rig, &request, &others);
     let reads = rig.disk.calls(Operation::Read) - before;
@@ -136,42 +124,91 @@ fn what_is_written_behind_a_read_is_found_by_the_next_though_it_was_read_along()
 }
 
 #[test]
-fn a_read_that_has_taken_its_time_ends_with_what_it_has_and_the_next_goes_on_there() {
+fn a_look_at_records_all_over_the_log_ends_in_time_and_the_next_goes_on_where_it_ended() {
     let mut rig = Rig::open_with(SimDisk::new(), StoreConfig { hot_bytes: 0, ..config() });
-    let topic = rig.topic(1, 1, FlushMode::Async);
-    let bodies = numbered(200, 10);
+    let topic = rig.topic(1, 3, FlushMode::Async);
+    let bodies = numbered(50, 10);
     for body in &bodies {
         rig.send(&topic, 0, "k", body);
+        // They do not lie beside each other.
+        rig.send(&topic, 1, "k", &[0; 6_000]);
+        rig.settle();
     }
+    rig.send(&topic, 2, "k", b"little");
     rig.settle();
-    let read = |from, until| {
-        let request = ReadRequest {
-            topic: Arc::clone(&topic),
-            queue: QueueId::ZERO,
-            from: QueueOffset::new(from),
-            max_messages: 1_000,
-            max_bytes: 1 << 20,
-            filter: Arc::new(TagFilter::All),
-        };
-        let nearby = &mut Nearby::default();
-        match rig.store.shared.read_with(&request, until, May::Disk, nearby).unwrap() {
-            Some(ReadOutcome::Records { records, next, range }) => {
-                assert_eq!(range.max.get(), 200);
-                (records.iter().map(|record| body(&record.batch)).collect::<Vec<_>>(), next.get())
-            }
-            other => panic!("{other:?}"),
-        }
+    let others = [(QueueId::new(2), QueueOffset::ZERO)];
+    let (over, far) = (Instant::now(), Instant::now() + Duration::from_secs(3_600));
+    let look = |from, until| {
+        let request = whole(&topic, 0, from);
+        let look = rig.store.shared.read_along_until(&request, &others, until, May::Disk);
+        let (first, ahead) = look.unwrap().unwrap();
+        let ReadOutcome::Records { records, next, range } = first else { panic!("{first:?}") };
+        assert_eq!(range.max.get(), 50);
+        let found: Vec<_> = records.iter().map(|record| body(&record.batch)).collect();
+        (found, next.get(), ahead.len())
     };
-    assert_eq!(read(0, None), (bodies.clone(), 200));
-    let (over, mut found) = (Some(std::time::Instant::now()), Vec::new());
-    let mut ends = Vec::new();
+    assert_eq!(look(0, far), (bodies.clone(), 50, 1));
+    let (mut found, mut ends) = (Vec::new(), Vec::new());
     while found.len() < bodies.len() {
-        let (more, next) = read(found.len() as u64, over);
+        let (more, next, along) = look(found.len() as u64, over);
         found.extend(more);
-        assert_eq!(found.len() as u64, next);
+        assert_eq!((found.len() as u64, along), (next, 0));
         ends.push(next);
     }
-    // It looks at the clock each time it looks up entries, once it has something.
-    assert_eq!(ends, [64, 128, 192, 200]);
+    // Some in any case: a slow disk would be asked for one at a time, a busy machine would take a hop for each.
+    assert_eq!(ends, [16, 32, 48, 50]);
     assert_eq!(found, bodies);
+    // A pull by itself waits for what it asked for.
+    match rig.store.shared.read(&whole(&topic, 0, 0), May::Disk).unwrap().unwrap() {
+        ReadOutcome::Records { records, .. } => assert_eq!(records.len(), 50),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_look_at_neighbours_does_not_end_before_it_has_what_was_asked_for() {
+    let mut rig = Rig::open_with(SimDisk::new(), StoreConfig { hot_bytes: 0, ..config() });
+    let topic = rig.topic(1, 2, FlushMode::Async);
+    for body in &numbered(200, 900) {
+        rig.send(&topic, 0, "k", body);
+        rig.settle();
+    }
+    let (request, over) = (whole(&topic, 0, 0), Instant::now());
+    let look = rig.store.shared.read_along_until(&request, &[], over, May::Disk);
+    match look.unwrap().unwrap().0 {
+        ReadOutcome::Records { records, next, .. } => {
+            assert_eq!((records.len(), next.get()), (200, 200));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_queue_in_which_nothing_matches_is_not_passed_over_while_what_others_have_waits() {
+    let mut rig = Rig::open(SimDisk::new());
+    let topic = rig.topic(1, 3, FlushMode::Async);
+    let send = |queue, tag, count| {
+        for _ in 0..count {
+            let mut builder = BatchBuilder::new();
+            builder.push(&NewMeta { tag: Some(tag), ..NewMeta::default() }, b"x");
+            let batch = builder.finish();
+            let info = check(&batch).unwrap();
+            let record = NewRecord::message(&topic, QueueId::new(queue), batch, &info);
+            rig.store.append_one(record).unwrap();
+        }
+    };
+    for (queue, others) in [(0, 0), (1, 10), (2, 100)] {
+        send(queue, "other", others);
+        send(queue, "wanted", 1);
+    }
+    rig.settle();
+    let filter = Arc::new(TagFilter::parse("wanted").unwrap());
+    let request = |queue| ReadRequest { filter: Arc::clone(&filter), ..whole(&topic, queue, 0) };
+    let others = [1, 2].map(|queue| (QueueId::new(queue), QueueOffset::ZERO));
+    let (_, ahead) = read_ahead(&rig, &request(0), &others);
+    let ahead: Vec<_> = ahead.iter().map(|a| (a.queue.get(), a.next.get())).collect();
+    assert_eq!(ahead, [(1, 11)]);
+    // In its own turn it is.
+    let (first, _) = read_ahead(&rig, &request(2), &[]);
+    assert!(matches!(first, ReadOutcome::Records { next, .. } if next.get() == 101), "{first:?}");
 }

@@ -52,13 +52,13 @@ impl Window {
     ) -> Result<Option<&[u8]>, FileError> {
         let last = self.last.replace((at, at.plus(len as u64)));
         if len > LONGEST {
-            self.alone += 1;
+            self.alone = self.alone.saturating_add(1);
             return Ok(None);
         }
         let is_next = last.is_some_and(|(start, end)| at > start && at <= end.plus(NEAR));
         if !self.holds(at, len) {
             if !is_next && !self.is_fresh {
-                self.alone += 1;
+                self.alone = self.alone.saturating_add(1);
                 return Ok(None);
             }
             let along = if is_next { self.along(segment, at, len) } else { 0 };
@@ -216,7 +216,9 @@ mod tests {
         let mut window = Window::default();
         assert!(reads(&mut window, &segment, 5_000, LONGEST));
         let at = PhysicalOffset::new(30_000);
+        let alone = window.alone();
         assert!(window.get(&segment, at, LONGEST + 1).unwrap().is_none());
+        assert_eq!(window.alone(), alone + 1);
         assert!(reads(&mut window, &segment, LEN - 2_000, 1_000));
         assert!(reads(&mut window, &segment, LEN - 1_000, 1_000));
     }

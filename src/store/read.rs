@@ -205,7 +205,7 @@ pub(super) enum Loaded {
 
 /// How far a read goes, at most to the end of what was asked for.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Pace {
+enum Pace {
     /// To its end.
     Whole,
     /// Of a stream: see [`READ_FOR`].
@@ -382,7 +382,7 @@ impl Shared {
     }
 
     /// As [`Shared::read`], with what an earlier read left.
-    pub(super) fn read_with(
+    fn read_with(
         &self,
         request: &ReadRequest,
         pace: Pace,

@@ -304,14 +304,19 @@ impl Game {
                 self.change(places, *after, *leased, *same);
             }
             Step::Reset(queue, to) => {
-                let before = self.model.ends.contains_key(queue);
+                let appended = self.rig.store.watermarks().appended;
                 let done = self.rig.reset(&[(*queue, *to)], OffsetCause::Reset);
                 let Commit::Done { end, .. } = done else { panic!("{done:?}") };
+                let is_said = self.rig.store.watermarks().appended > appended;
                 // Where it is already, with nothing open: nothing is said, and receipts are worth what they were.
                 let mut of_queue =
                     self.model.messages.iter().filter(|(place, _)| place.0 == *queue);
                 let is_open = of_queue.any(|(_, truth)| matches!(truth, Truth::Open { .. }));
-                if !is_open && self.model.end(*queue) == *to && before {
+                let is_there = !is_open && self.model.end(*queue) == *to;
+                // At its begin it may never have been committed, which is something else: the model does not tell these
+                // apart, least of all after a power cut.
+                assert!(is_said != is_there || is_there && *to == 0, "{queue} to {to}");
+                if !is_said {
                     return self.check();
                 }
                 let number = end.get();
@@ -702,6 +707,28 @@ fn who_keeps_a_message_on_that_another_is_about_to_get_keeps_those_behind_it_bac
     let keeps_on = Meanwhile::Change(vec![1], 50, true);
     let steps = [receive(0, 6, Meanwhile::Nothing), Step::Wait(20), receive(4, 0, keeps_on)];
     run(&steps, true);
+}
+
+#[test]
+fn a_reset_to_the_begin_of_a_queue_that_a_power_cut_took_revokes_what_was_leased_before() {
+    let receive = |due, queue, fresh, unwanted, lasts, client| {
+        let meanwhile = Meanwhile::Nothing;
+        Step::Receive { due, queue, fresh, unwanted, lasts, client, meanwhile }
+    };
+    let steps = [
+        receive(0, 1, 3, 777_208_490_842_587_592, 1, 0),
+        receive(0, 0, 1, 11_102_940_621_406_081_958, 1, 0),
+        receive(0, 0, 3, 18_119_949_194_560_223_712, 1, 0),
+        receive(0, 0, 5, 169_464_468_626_616_848, 1, 0),
+        receive(0, 0, 0, 3_242_186, 28, 0),
+        receive(0, 0, 2, 9_015_413_473_342_409_732, 45, 1),
+        Step::PowerCut(9_448_304_841_469_344_349),
+        Step::Reset(1, 0),
+        Step::Ack(vec![52, 0]),
+        receive(1, 1, 0, 1_722_391_415_857_706_487, 45, 1),
+        Step::Ack(vec![45, 11, 52]),
+    ];
+    run(&steps, false);
 }
 
 #[test]
